@@ -1,0 +1,1 @@
+//! Prepares storage for migrations.

@@ -1,0 +1,7 @@
+//! The bytes on disk: every structure of QCOW2 versions 2 and 3, read and written.
+//!
+//! Pure: slices in, values out, and back. No I/O, no allocation beyond what a structure holds.
+
+mod geometry;
+
+pub use geometry::*;

@@ -1,0 +1,8 @@
+//! A native QCOW2 engine: no QEMU process, no QEMU code.
+
+#[allow(clippy::module_inception)]
+pub mod format;
+
+mod error;
+
+pub use error::{Error, ErrorKind, Place, Printable, Result};

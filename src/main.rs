@@ -1,0 +1,2 @@
+//! The `qcowtool` command line.
+fn main() {}
