@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use fixtures::{Scratch, args, crc32_hex, qemu};
+use fixtures::{Patch, Scratch, args, crc32_hex, qemu};
 use serde_json::Value;
 
 /// The binary under test; `QCOWTOOL_BIN` names another build of it.
@@ -214,5 +214,55 @@ pub(crate) fn info_like_qemu(image: impl AsRef<OsStr>, options: &[&str]) {
         Err(_) => {
             ours.refused_json();
         }
+    }
+}
+
+/// A qcow2 image of 64 KiB in clusters of 4 KiB (unless `options` say otherwise) whose first half is
+/// full of noise, ready to be patched.
+pub(crate) fn small(scratch: &Scratch, options: &str) -> Patch {
+    let image = scratch.path("small.qcow2");
+    let noise = scratch.file("noise", &fixtures::pattern::noise(0x5a11, 32 << 10));
+    let options = if options.contains("cluster_size") {
+        options.to_owned()
+    } else {
+        format!("cluster_size=4k,{options}").trim_end_matches(',').to_owned()
+    };
+    qemu::create(&image, &options, "64k");
+    qemu::qemu_io("qcow2", &image, &[format!("write -s {} 0 32k", noise.display())]);
+    Patch::open(&image)
+}
+
+/// An empty overlay on `base.raw`, which holds 64 KiB of noise, in clusters of 4 KiB; ready to be
+/// patched.
+pub(crate) fn small_overlay(scratch: &Scratch, options: &str) -> Patch {
+    let image = scratch.path("overlay.qcow2");
+    scratch.file("base.raw", &fixtures::pattern::noise(0xba5e, 64 << 10));
+    let options = format!("cluster_size=4k,{options}");
+    qemu::overlay(&image, "base.raw", "raw", options.trim_end_matches(','), "");
+    Patch::open(&image)
+}
+
+/// Saves a patched image and asserts that both read it, and the same; returns the bytes.
+#[track_caller]
+pub(crate) fn reads(patch: &Patch) -> Vec<u8> {
+    patch.save();
+    reads_like_qemu(&patch.path)
+}
+
+/// Saves a patched image and asserts that both refuse it; returns our complaint.
+#[track_caller]
+pub(crate) fn refuses(patch: &Patch) -> String {
+    patch.save();
+    refused_like_qemu(&patch.path)
+}
+
+/// Saves a patched image and asserts that we do what qemu-img does with it, be it reading or refusing.
+/// For images whose fate the format leaves open; where it does not, say which.
+#[track_caller]
+pub(crate) fn like_qemu(patch: &Patch) {
+    patch.save();
+    match qemu::try_raw_of("qcow2", &patch.path, None) {
+        Ok(_) => drop(reads_like_qemu(&patch.path)),
+        Err(_) => drop(refused_like_qemu(&patch.path)),
     }
 }
