@@ -1,12 +1,16 @@
 //! The first cluster as a whole: header, extensions and the backing file's name.
 
 use super::bytes::{Reader, len_u32, until_nul};
+use super::extension::BITMAPS;
 use super::preamble::{Preamble, STRUCTURE, at, corrupt};
 use super::{
-    Autoclear, BitmapsExtension, CryptMethod, Extensions, FeatureKind, Header, Incompatible,
-    MAX_BACKING_NAME,
+    Autoclear, BitmapsExtension, CryptMethod, Extension, Extensions, FeatureKind, Geometry, Header,
+    HostOffset, Incompatible, MAX_BACKING_NAME,
 };
 use crate::{Error, Printable, Result};
+
+/// An extension of type 0 and length 0.
+const END_MARKER: [u8; 8] = [0; 8];
 
 /// Header, extensions and backing file name: all that the first cluster holds.
 ///
@@ -60,8 +64,18 @@ impl HeaderArea {
     }
 
     fn check_extensions(&self) -> Result<()> {
-        if let Some(bitmaps) = self.bitmaps() {
-            bitmaps.check(self.header.geometry())?;
+        let geometry = self.header.geometry();
+        let luks = self.header.crypt_method == CryptMethod::Luks;
+        for extension in &self.extensions.0 {
+            match extension {
+                Extension::Bitmaps(bitmaps) if self.has_bitmaps() => bitmaps.check(geometry)?,
+                Extension::Unknown { magic: BITMAPS, .. } if self.has_bitmaps() => {
+                    return Err(Error::corrupt("reserved bytes are set, expected zeros")
+                        .structure("bitmaps extension"));
+                }
+                Extension::CryptoHeader { offset, .. } => check_crypto(luks, *offset, geometry)?,
+                _ => {}
+            }
         }
         let raw = self.header.autoclear.contains(Autoclear::DATA_FILE_RAW);
         if raw && !self.header.incompatible.contains(Incompatible::DATA_FILE) {
@@ -70,28 +84,13 @@ impl HeaderArea {
                 "the raw external data bit is set, but there is no external data file".into(),
             ));
         }
-        self.check_encryption()
-    }
-
-    fn check_encryption(&self) -> Result<()> {
-        let luks = self.header.crypt_method == CryptMethod::Luks;
-        match self.extensions.crypto_header() {
-            None if luks => {
-                Err(corrupt(32, "the image uses LUKS, but no extension names its header".into()))
-            }
-            Some(_) if !luks => Err(corrupt(
+        if luks && self.extensions.crypto_header().is_none() {
+            return Err(corrupt(
                 32,
-                "an extension names a LUKS header, but the image does not use LUKS".into(),
-            )),
-            Some((offset, _)) if !self.header.geometry().is_aligned(offset.0) => {
-                Err(Error::corrupt(format!(
-                    "the LUKS header is at {offset}, expected a multiple of the cluster size of {}",
-                    self.header.geometry().cluster_size()
-                ))
-                .structure("encryption header extension"))
-            }
-            _ => Ok(()),
+                "the image uses LUKS, but no extension names its header".into(),
+            ));
         }
+        Ok(())
     }
 
     fn parse_backing_name(&self, first_cluster: &[u8]) -> Result<Option<Vec<u8>>> {
@@ -167,11 +166,28 @@ impl HeaderArea {
 
     /// Where the bitmap directory lies, if the autoclear bit says that it counts.
     pub fn bitmaps(&self) -> Option<&BitmapsExtension> {
-        self.extensions.bitmaps().filter(|_| self.header.autoclear.contains(Autoclear::BITMAPS))
+        self.extensions.bitmaps().filter(|_| self.has_bitmaps())
+    }
+
+    fn has_bitmaps(&self) -> bool {
+        self.header.autoclear.contains(Autoclear::BITMAPS)
     }
 }
 
-const END_MARKER: [u8; 8] = [0; 8];
+fn check_crypto(luks: bool, offset: HostOffset, geometry: Geometry) -> Result<()> {
+    let structure = "encryption header extension";
+    if !luks {
+        return Err(Error::corrupt("found in an image that does not use LUKS").structure(structure));
+    }
+    if !geometry.is_aligned(offset.0) {
+        return Err(Error::corrupt(format!(
+            "the LUKS header is at {offset}, expected a multiple of the cluster size of {}",
+            geometry.cluster_size()
+        ))
+        .structure(structure));
+    }
+    Ok(())
+}
 
 fn no_space(cluster_size: u64) -> Error {
     Error::limit(format!(

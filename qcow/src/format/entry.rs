@@ -17,7 +17,7 @@ const STRUCTURE: &str = "L2 table";
 pub struct L1Entry(pub u64);
 
 impl L1Entry {
-    /// An entry for the L2 table at `offset`. `copied` says that its refcount is exactly one.
+    /// An entry for the L2 table at `offset`, of which bits 9 to 55 count. `copied` says that its refcount is exactly one.
     pub fn new(offset: HostOffset, copied: bool) -> Self {
         Self((offset.0 & OFFSET_MASK) | if copied { COPIED } else { 0 })
     }
@@ -183,8 +183,9 @@ impl L2Entry {
     /// variant does not carry it; use [`with_copied`](Self::with_copied) where its refcount is one.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) for what the image cannot express,
-    /// [`Limit`](crate::ErrorKind::Limit) for offsets out of range.
+    /// As [`decode`](Self::decode) for what the image cannot express,
+    /// [`Usage`](crate::ErrorKind::Usage) for host offset 0 or subclusters in an image that has
+    /// none, [`Limit`](crate::ErrorKind::Limit) for offsets out of range.
     pub fn encode(&self, rules: &EntryRules) -> Result<(u64, u64)> {
         let extended = rules.geometry.extended_l2();
         match *self {
@@ -245,7 +246,7 @@ fn standard(host: HostOffset, copied: bool, rules: &EntryRules) -> Result<u64> {
         return Err(Error::limit(format!("host offset {host} is beyond 2^56")).structure(STRUCTURE));
     }
     if host.0 == 0 && !(rules.data_file && copied) {
-        return Err(Error::usage("host offset 0 is the header").structure(STRUCTURE));
+        return Err(Error::usage("host offset 0 cannot hold a cluster").structure(STRUCTURE));
     }
     Ok(host.0 | if copied { COPIED } else { 0 })
 }

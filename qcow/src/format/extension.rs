@@ -3,21 +3,18 @@
 use std::ops::Range;
 
 use super::bytes::{Put, Reader, len_u32, until_nul};
-use super::{Geometry, HostOffset, MAX_BACKING_FORMAT, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS};
+use super::{
+    FeatureName, Geometry, HostOffset, MAX_BACKING_FORMAT, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS,
+};
 use crate::{Error, Result};
 
 const STRUCTURE: &str = "header extension";
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO_HEADER: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
-/// Type, bit and name of one feature.
-const FEATURE_BYTES: usize = 48;
-/// Longest feature name.
-const FEATURE_NAME_BYTES: usize = 46;
-
 /// One header extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Extension {
@@ -36,7 +33,9 @@ pub enum Extension {
     },
     /// Name of the external data file.
     DataFile(Vec<u8>),
-    /// An extension that this crate does not know, kept for the next writer (trap 8).
+    /// An extension that this crate does not know, kept for the next writer (trap 8). Also a
+    /// bitmaps extension with reserved bytes set, which counts for nothing unless the autoclear
+    /// bit says that it does, and then the image is refused.
     Unknown {
         /// Its type.
         magic: u32,
@@ -54,30 +53,6 @@ pub struct BitmapsExtension {
     pub directory_size: u64,
     /// Where the directory lies.
     pub directory_offset: HostOffset,
-}
-
-/// Which of the three feature fields a [`FeatureName`] belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FeatureKind {
-    /// An incompatible feature.
-    Incompatible,
-    /// A compatible feature.
-    Compatible,
-    /// An autoclear feature.
-    Autoclear,
-    /// A kind that this crate does not know.
-    Unknown(u8),
-}
-
-/// The name of one feature bit. It is whatever the image says: escape it before showing it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FeatureName {
-    /// The field.
-    pub kind: FeatureKind,
-    /// The bit, counted from the least significant.
-    pub bit: u8,
-    /// The name, at most 46 bytes, without NULs at its end.
-    pub name: Vec<u8>,
 }
 
 /// All extensions, in the order of the file. Where one repeats, the last counts (trap 9).
@@ -157,23 +132,7 @@ impl Extensions {
     /// The table of names that new version 3 images get if their clusters are larger than 4 KiB
     /// (trap 12).
     pub fn standard_feature_names() -> Extension {
-        use FeatureKind::{Autoclear, Compatible, Incompatible};
-        let names: [(FeatureKind, u8, &str); 8] = [
-            (Incompatible, 0, "dirty bit"),
-            (Incompatible, 1, "corrupt bit"),
-            (Incompatible, 2, "external data file"),
-            (Incompatible, 3, "compression type"),
-            (Incompatible, 4, "extended L2 entries"),
-            (Compatible, 0, "lazy refcounts"),
-            (Autoclear, 0, "bitmaps"),
-            (Autoclear, 1, "raw external data"),
-        ];
-        Extension::FeatureNames(
-            names
-                .into_iter()
-                .map(|(kind, bit, name)| FeatureName { kind, bit, name: name.into() })
-                .collect(),
-        )
+        Extension::FeatureNames(FeatureName::standard())
     }
 }
 
@@ -199,7 +158,9 @@ impl Extension {
             BITMAPS => {
                 exactly(24, "bitmaps")?;
                 let count = fields.u32()?;
-                let _reserved = fields.u32()?;
+                if fields.u32()? != 0 {
+                    return Ok(Self::Unknown { magic, data: data.to_vec() });
+                }
                 Self::Bitmaps(BitmapsExtension {
                     count,
                     directory_size: fields.u64()?,
@@ -281,57 +242,6 @@ impl BitmapsExtension {
             ));
         }
         Ok(())
-    }
-}
-
-impl FeatureName {
-    /// A trailing part that is shorter than an entry is ignored.
-    fn parse_table(data: &[u8]) -> Vec<Self> {
-        data.chunks_exact(FEATURE_BYTES)
-            .filter_map(|entry| match entry {
-                [kind, bit, name @ ..] => Some(Self {
-                    kind: FeatureKind::parse(*kind),
-                    bit: *bit,
-                    name: until_nul(name).to_vec(),
-                }),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn write(&self, out: &mut Vec<u8>) -> Result<()> {
-        if self.name.len() > FEATURE_NAME_BYTES {
-            return Err(Error::usage(format!(
-                "a feature name has {} bytes, expected at most {FEATURE_NAME_BYTES}",
-                self.name.len()
-            ))
-            .structure(STRUCTURE));
-        }
-        out.extend_from_slice(&[self.kind.number(), self.bit]);
-        out.extend_from_slice(&self.name);
-        let padding = FEATURE_NAME_BYTES.saturating_sub(self.name.len());
-        out.extend(std::iter::repeat_n(0, padding));
-        Ok(())
-    }
-}
-
-impl FeatureKind {
-    fn parse(number: u8) -> Self {
-        match number {
-            0 => Self::Incompatible,
-            1 => Self::Compatible,
-            2 => Self::Autoclear,
-            other => Self::Unknown(other),
-        }
-    }
-
-    fn number(self) -> u8 {
-        match self {
-            Self::Incompatible => 0,
-            Self::Compatible => 1,
-            Self::Autoclear => 2,
-            Self::Unknown(other) => other,
-        }
     }
 }
 

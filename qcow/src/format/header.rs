@@ -6,8 +6,8 @@ use super::preamble::{
     parse_version,
 };
 use super::{
-    Autoclear, Compatible, Geometry, HostOffset, Incompatible, MAX_FILE_BYTES, MAX_L1_BYTES,
-    MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, RefcountWidth,
+    Autoclear, Compatible, CompressionType, CryptMethod, Geometry, HostOffset, Incompatible,
+    MAX_FILE_BYTES, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, RefcountWidth, Version,
 };
 use crate::{Error, Result};
 
@@ -15,86 +15,6 @@ use crate::{Error, Result};
 const V3_LENGTH: u32 = 112;
 /// Smallest snapshot table entry: its fixed fields.
 const SNAPSHOT_FIXED_BYTES: u64 = 40;
-
-/// Version of the format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Version {
-    /// Version 2, which QEMU calls `compat=0.10`.
-    V2,
-    /// Version 3, which QEMU calls `compat=1.1`.
-    V3,
-}
-
-impl Version {
-    /// The number in the header: 2 or 3.
-    pub fn number(self) -> u32 {
-        match self {
-            Self::V2 => 2,
-            Self::V3 => 3,
-        }
-    }
-}
-
-/// How guest data is encrypted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CryptMethod {
-    /// Not encrypted.
-    None,
-    /// The old AES-CBC scheme.
-    Aes,
-    /// LUKS, with its header in clusters that an extension names.
-    Luks,
-}
-
-impl CryptMethod {
-    fn parse(number: u32) -> Result<Self> {
-        match number {
-            0 => Ok(Self::None),
-            1 => Ok(Self::Aes),
-            2 => Ok(Self::Luks),
-            other => Err(at(
-                32,
-                Error::unsupported(format!(
-                    "encryption method is {other}, expected 0 (none), 1 (AES) or 2 (LUKS)"
-                )),
-            )),
-        }
-    }
-
-    fn number(self) -> u32 {
-        match self {
-            Self::None => 0,
-            Self::Aes => 1,
-            Self::Luks => 2,
-        }
-    }
-}
-
-/// How compressed clusters are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CompressionType {
-    /// Raw deflate, without a zlib header (trap 46).
-    Zlib,
-    /// Zstandard frames.
-    Zstd,
-}
-
-impl CompressionType {
-    /// `"zlib"` or `"zstd"`, as in `qemu-img info`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Zlib => "zlib",
-            Self::Zstd => "zstd",
-        }
-    }
-
-    fn number(self) -> u8 {
-        match self {
-            Self::Zlib => 0,
-            Self::Zstd => 1,
-        }
-    }
-}
 
 /// The header's fields, checked one by one and against each other.
 ///
@@ -221,7 +141,7 @@ impl Header {
         let backing_name_len = fields.u32()?;
         fields.take(4)?;
         let size = fields.u64()?;
-        let crypt_method = CryptMethod::parse(fields.u32()?)?;
+        let crypt_method = CryptMethod::parse(fields.u32()?).map_err(|error| at(32, error))?;
         let header = Self {
             version: preamble.version,
             backing_name_offset: preamble.backing_name_offset,
@@ -255,7 +175,7 @@ impl Header {
                 56,
                 "the refcount table has 0 clusters, expected at least 1".into(),
             )
-            .hint("repair the image with `qemu-img check -r all`"));
+            .hint("rebuild the refcounts with a repair tool before opening the image"));
         }
         self.check_table(&Table {
             name: "refcount table",

@@ -104,17 +104,7 @@ impl Preamble {
         } else {
             0
         };
-        self.compression_type = match number {
-            0 => CompressionType::Zlib,
-            1 => CompressionType::Zstd,
-            other => {
-                return Err(Error::unsupported(format!(
-                    "compression type is {other}, expected 0 (zlib) or 1 (zstd)"
-                ))
-                .structure(STRUCTURE)
-                .host_offset(104u64));
-            }
-        };
+        self.compression_type = CompressionType::parse(number).map_err(|error| at(104, error))?;
         let bit = self.incompatible.contains(Incompatible::COMPRESSION_TYPE);
         if bit != (self.compression_type != CompressionType::Zlib) {
             return Err(corrupt(
@@ -161,15 +151,7 @@ pub(super) fn parse_version(prefix: &[u8]) -> Result<(Version, u32)> {
             format!("not a QCOW2 image: found magic {magic:#010x}, expected {MAGIC:#010x}"),
         ));
     }
-    let version = match fields.u32()? {
-        2 => Version::V2,
-        3 => Version::V3,
-        other => {
-            return Err(Error::unsupported(format!("version is {other}, expected 2 or 3"))
-                .structure(STRUCTURE)
-                .host_offset(4u64));
-        }
-    };
+    let version = Version::parse(fields.u32()?).map_err(|error| at(4, error))?;
     fields.take(12)?;
     let cluster_bits = fields.u32()?;
     Geometry::new(cluster_bits, false).map_err(|error| at(20, error))?;
