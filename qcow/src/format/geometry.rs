@@ -156,9 +156,14 @@ impl Geometry {
         let cluster = offset.0 >> self.cluster_bits;
         Position {
             l1_index: cluster >> self.l2_bits(),
-            l2_index: cluster & self.l2_entries().wrapping_sub(1),
+            l2_index: self.l2_index_of_cluster(cluster),
             in_cluster: self.offset_in_cluster(offset.0),
         }
+    }
+
+    /// The entry of its L2 table that maps guest cluster number `cluster`.
+    pub fn l2_index_of_cluster(self, cluster: u64) -> u64 {
+        cluster & self.l2_entries().wrapping_sub(1)
     }
 
     /// The part of `offset` below the cluster size.
