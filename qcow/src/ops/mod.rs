@@ -1,0 +1,9 @@
+//! One module per operation, each with its own `Options` and `Outcome`.
+
+pub mod checksum;
+pub mod create;
+pub mod flatten;
+pub mod info;
+mod target;
+
+pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
