@@ -7,11 +7,17 @@ mod geometry;
 pub use geometry::*;
 /// Version of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version { /// 2
- V2, /// 3
- V3 }
+pub enum Version {
+    /// 2
+    V2,
+    /// 3
+    V3,
+}
 /// Compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CompressionType { /// zlib
- Zlib, /// zstd
- Zstd }
+pub enum CompressionType {
+    /// zlib
+    Zlib,
+    /// zstd
+    Zstd,
+}
