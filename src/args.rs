@@ -58,6 +58,10 @@ pub(crate) struct SourceArgs {
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
+    /// Format to assume for a backing file whose format is not recorded
+    #[arg(long, value_name = "FMT", value_parser = format_parser(), help_heading = CHAIN)]
+    pub(crate) backing_format: Option<Format>,
+
     /// The files below it.
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
@@ -68,31 +72,31 @@ impl SourceArgs {
     pub(crate) fn open_options(&self, snapshot: Option<&str>) -> OpenOptions {
         OpenOptions {
             format: self.format,
+            backing_format: self.backing_format,
             snapshot: snapshot.map(str::to_owned),
             ..self.chain.open_options()
         }
     }
 }
 
+/// The help's heading of what is said about backing files.
+const CHAIN: &str = "Backing chain";
+
 /// Which files an image may pull in.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Backing chain")]
 pub(crate) struct ChainArgs {
-    /// Format to assume for a backing file whose format is not recorded
-    #[arg(long, value_name = "FMT", value_parser = format_parser())]
-    pub(crate) backing_format: Option<Format>,
-
     /// Open backing and data files only below this directory (may be repeated)
-    #[arg(long = "allow-dir", value_name = "DIR")]
+    #[arg(long = "allow-dir", value_name = "DIR", help_heading = CHAIN)]
     pub(crate) allow_dirs: Vec<PathBuf>,
 
     /// Refuse a chain of more images than this [default: 200]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=200))]
+    #[arg(long, value_name = "N", help_heading = CHAIN,
+          value_parser = clap::value_parser!(u64).range(1..=200))]
     pub(crate) max_depth: Option<u64>,
 }
 
 impl ChainArgs {
-    /// The engine's options for an image whose own format is not pinned.
+    /// The engine's options for an image of which nothing else is known.
     pub(crate) fn open_options(&self) -> OpenOptions {
         let files = if self.allow_dirs.is_empty() {
             FilePolicy::AnyLocal
@@ -104,7 +108,6 @@ impl ChainArgs {
             limits.max_depth = depth;
         }
         OpenOptions {
-            backing_format: self.backing_format,
             policy: Policy { backing: files.clone(), data_file: files },
             limits,
             ..OpenOptions::default()
@@ -120,7 +123,7 @@ pub(crate) struct WorkArgs {
           value_parser = clap::value_parser!(u64).range(0..=256))]
     pub(crate) threads: u64,
 
-    /// Show progress on standard error; auto means if it is a terminal
+    /// Show progress on standard error: as a bar on a terminal, else as lines if 'always'
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     pub(crate) progress: When,
 
@@ -162,7 +165,7 @@ mod tests {
 
     fn chain(allow_dirs: &[&str], max_depth: Option<u64>) -> OpenOptions {
         let allow_dirs = allow_dirs.iter().map(PathBuf::from).collect();
-        ChainArgs { backing_format: None, allow_dirs, max_depth }.open_options()
+        ChainArgs { allow_dirs, max_depth }.open_options()
     }
 
     #[test]

@@ -7,7 +7,6 @@ use crate::failure::Failure;
 use crate::output::OutputFormat;
 
 /// The exit codes, as every command's help shows them.
-
 macro_rules! exit_codes {
     () => {
         "Exit codes:
@@ -24,7 +23,6 @@ pub(crate) use exit_codes;
 #[command(
     name = "qcowtool",
     version,
-    about,
     propagate_version = true,
     arg_required_else_help = true,
     after_help = exit_codes!()

@@ -12,13 +12,11 @@ use serde_json::ser::Formatter;
 
 use crate::failure::Failure;
 
-/// How outcomes and errors are printed.
+/// How outcomes and errors are printed: as text for people, or as JSON for programs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// Text for people
     #[default]
     Human,
-    /// JSON for programs
     Json,
 }
 

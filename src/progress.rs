@@ -10,14 +10,11 @@ use qcow::Observer;
 
 use crate::output::say;
 
-/// When to show progress.
+/// When to show progress; [`Auto`](Self::Auto) means if standard error is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum When {
-    /// If standard error is a terminal
     Auto,
-    /// Always; without a terminal as lines
     Always,
-    /// Never
     Never,
 }
 

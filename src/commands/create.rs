@@ -47,15 +47,16 @@ pub(crate) struct Create {
     backing: Option<PathBuf>,
 
     /// Format of the backing file; always given with it
-    #[arg(short = 'F', long = "backing-fmt", value_name = "FMT", value_parser = format_parser())]
+    #[arg(short = 'F', long = "backing-format", value_name = "FMT",
+          value_parser = format_parser())]
     backing_fmt: Option<Format>,
 
     /// Do not open the backing file, so it need not exist; SIZE must be given
-    #[arg(short, long = "unsafe")]
+    #[arg(short, long = "backing-unsafe")]
     unchecked: bool,
 
     /// Options of the new image, key=value,...; 'help' lists them
-    #[arg(short, value_name = "OPTIONS")]
+    #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<OsString>,
 
     /// Take format, size and geometry from this image, without its chain or content

@@ -50,7 +50,7 @@ pub(crate) struct Flatten {
     compress: bool,
 
     /// Options of the new image, key=value,...; 'help' lists them
-    #[arg(short, value_name = "OPTIONS")]
+    #[arg(short, long = "target-options", value_name = "OPTIONS")]
     options: Vec<OsString>,
 
     /// Print the CRC-32 of the content too, computed on the way

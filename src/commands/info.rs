@@ -29,7 +29,7 @@ pub(crate) struct Info {
     voice: Voice,
 
     /// Show every image of the backing chain, active layer first
-    #[arg(long)]
+    #[arg(short = 'b', long)]
     backing_chain: bool,
 
     /// Insist on this internal snapshot (id, else name) and show only it
