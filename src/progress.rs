@@ -62,7 +62,9 @@ impl Observer for Progress {
         match self {
             Self::Hidden => {}
             Self::Bar(bar) => {
-                bar.set_length(total);
+                if bar.length() != Some(total) {
+                    bar.set_length(total);
+                }
                 bar.set_position(done);
             }
             // Another worker is at it: its line will do.
