@@ -49,7 +49,7 @@ impl Progress {
     /// Ends the display: complete if the operation `succeeded`, else taken away.
     pub(crate) fn finish(&self, succeeded: bool) {
         match self {
-            Self::Bar(bar) if succeeded => bar.abandon(),
+            Self::Bar(bar) if succeeded => bar.finish(),
             Self::Bar(bar) => bar.finish_and_clear(),
             Self::Lines(_) if succeeded => say("100.00%"),
             Self::Hidden | Self::Lines(_) => {}
