@@ -25,7 +25,7 @@ lint: ## Formatting, clippy, docs, licences and advisories
 	@scripts/setup lint
 	@scripts/lint
 
-man: release ## Write man pages and shell completions under $(TARGET)
+man: release ## Write man pages and shell completions under target/
 	$(BINARY) generate man $(TARGET)/man
 	$(BINARY) generate completions $(TARGET)/completions
 
