@@ -1,5 +1,7 @@
 //! A native QCOW2 engine: no QEMU process, no QEMU code.
 
+pub mod codec;
+
 #[allow(clippy::module_inception)]
 pub mod format;
 

@@ -103,6 +103,13 @@ impl Geometry {
         Ok(Self { cluster_bits, extended_l2 })
     }
 
+    /// The nearest valid geometry, for values that were checked before.
+    pub(super) fn nearest(cluster_bits: u32, extended_l2: bool) -> Self {
+        let cluster_bits = cluster_bits.clamp(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS);
+        let extended_l2 = extended_l2 && cluster_bits >= MIN_EXTENDED_L2_CLUSTER_BITS;
+        Self { cluster_bits, extended_l2 }
+    }
+
     /// Binary logarithm of the cluster size, 9 to 21.
     pub fn cluster_bits(self) -> u32 {
         self.cluster_bits
