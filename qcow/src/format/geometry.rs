@@ -103,6 +103,13 @@ impl Geometry {
         Ok(Self { cluster_bits, extended_l2 })
     }
 
+    /// The nearest valid geometry, for values that were checked before.
+    pub(super) fn nearest(cluster_bits: u32, extended_l2: bool) -> Self {
+        let cluster_bits = cluster_bits.clamp(MIN_CLUSTER_BITS, MAX_CLUSTER_BITS);
+        let extended_l2 = extended_l2 && cluster_bits >= MIN_EXTENDED_L2_CLUSTER_BITS;
+        Self { cluster_bits, extended_l2 }
+    }
+
     /// Binary logarithm of the cluster size, 9 to 21.
     pub fn cluster_bits(self) -> u32 {
         self.cluster_bits
@@ -149,9 +156,14 @@ impl Geometry {
         let cluster = offset.0 >> self.cluster_bits;
         Position {
             l1_index: cluster >> self.l2_bits(),
-            l2_index: cluster & self.l2_entries().wrapping_sub(1),
+            l2_index: self.l2_index_of_cluster(cluster),
             in_cluster: self.offset_in_cluster(offset.0),
         }
+    }
+
+    /// The entry of its L2 table that maps guest cluster number `cluster`.
+    pub fn l2_index_of_cluster(self, cluster: u64) -> u64 {
+        cluster & self.l2_entries().wrapping_sub(1)
     }
 
     /// The part of `offset` below the cluster size.

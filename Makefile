@@ -1,0 +1,37 @@
+# Every target does its own set-up: a Debian or Ubuntu machine with a Rust toolchain is enough.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET)/release/qcowtool
+
+.PHONY: help demo test bench lint man release clean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: release ## Show the main job: an orphaned chain becomes one proven image
+	@scripts/setup demo
+	@QCOWTOOL=$(BINARY) demo/run
+
+test: ## Build and run every test of the workspace
+	@scripts/setup test
+	@scripts/test
+
+bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see benches/README.md)
+	@scripts/setup bench
+	cargo build --release --locked -p benches
+	$(TARGET)/release/suite --qcowtool $(BINARY) $(BENCH)
+
+lint: ## Formatting, clippy, docs, licences and advisories
+	@scripts/setup lint
+	@scripts/lint
+
+man: release ## Write man pages and shell completions under target/
+	$(BINARY) generate man $(TARGET)/man
+	$(BINARY) generate completions $(TARGET)/completions
+
+release: ## Build the binary
+	@scripts/setup build
+	cargo build --release --locked -p qcowtool
+
+clean: ## Remove what was built
+	cargo clean

@@ -1,0 +1,193 @@
+//! One image of a chain: its file, its format, and how ranges are looked up in it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Format;
+use super::name::ImageName;
+use super::policy::Policy;
+use crate::format::CryptMethod;
+use crate::image::{Image, Run, RunKind, TableWindow, push_run};
+use crate::io::{FileStorage, Storage};
+use crate::{Error, Result};
+
+/// One image of a chain, open and read-only.
+#[derive(Debug)]
+pub struct Layer {
+    path: PathBuf,
+    file: Arc<FileStorage>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Raw,
+    Qcow2 { image: Box<Image>, data: Option<Arc<FileStorage>> },
+}
+
+impl Layer {
+    /// Opens the image in `file`; a data file is not opened.
+    pub(super) fn new(path: PathBuf, file: FileStorage, format: Format) -> Result<Self> {
+        let file = Arc::new(file);
+        let content = match format {
+            Format::Raw => Content::Raw,
+            Format::Qcow2 => {
+                let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
+                let image = Image::open(storage).map_err(|error| error.file(&path))?;
+                Content::Qcow2 { image: Box::new(image), data: None }
+            }
+        };
+        Ok(Self { path, file, content })
+    }
+
+    /// Makes the guest's data readable: refuses encryption, opens the data file.
+    pub(super) fn ready_for_data(mut self, policy: &Policy) -> Result<Self> {
+        let Content::Qcow2 { image, data } = &mut self.content else { return Ok(self) };
+        refuse_encryption(image).map_err(|error| error.file(&self.path))?;
+        if image.has_data_file() {
+            let name = image.area().data_file_name().ok_or_else(|| {
+                Error::corrupt("the image has an external data file but does not name it")
+                    .file(&self.path)
+            })?;
+            // Never a protocol, whatever it looks like (trap 113).
+            let name = ImageName::data_file(name).relative_to(&self.path);
+            *data = Some(Arc::new(policy.data_file.open(&name)?));
+        }
+        Ok(self)
+    }
+
+    /// Switches to the view of an internal snapshot.
+    pub(super) fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
+        self.content = match self.content {
+            Content::Qcow2 { image, data } => {
+                let image =
+                    image.at_snapshot(id_or_name).map_err(|error| error.file(&self.path))?;
+                Content::Qcow2 { image: Box::new(image), data }
+            }
+            Content::Raw => {
+                return Err(Error::usage("a raw image has no internal snapshots").file(&self.path));
+            }
+        };
+        Ok(self)
+    }
+
+    /// The name under which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that holds it.
+    pub fn file(&self) -> &FileStorage {
+        &self.file
+    }
+
+    /// Its format.
+    pub fn format(&self) -> Format {
+        match self.content {
+            Content::Raw => Format::Raw,
+            Content::Qcow2 { .. } => Format::Qcow2,
+        }
+    }
+
+    /// The QCOW2 image; `None` for raw layers.
+    pub fn image(&self) -> Option<&Image> {
+        match &self.content {
+            Content::Raw => None,
+            Content::Qcow2 { image, .. } => Some(image),
+        }
+    }
+
+    /// Size of the layer's disk in bytes, a multiple of 512. The last sector of a raw file may
+    /// be cut off; it reads as if padded with zeros (traps 106, 131).
+    pub fn virtual_size(&self) -> u64 {
+        match &self.content {
+            Content::Raw => self.file.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Content::Qcow2 { image, .. } => image.virtual_size(),
+        }
+    }
+
+    /// Where uncompressed guest data lives.
+    pub(crate) fn data(&self) -> &FileStorage {
+        match &self.content {
+            Content::Qcow2 { data: Some(data), .. } => data,
+            _ => &self.file,
+        }
+    }
+
+    /// The smallest piece that can be mapped on its own, in bytes.
+    pub(crate) fn granularity(&self) -> u64 {
+        match &self.content {
+            // File systems have holes of at least a block.
+            Content::Raw => 4096,
+            Content::Qcow2 { image, .. } => image.geometry().subcluster_size(),
+        }
+    }
+
+    /// The first offset at or after `from` where the layer may have something; `None` if nowhere.
+    pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
+        match &self.content {
+            Content::Raw => self.file.next_data(from).map_err(hole_error),
+            Content::Qcow2 { image, .. } => image.next_mapped(from),
+        }
+        .map_err(|error| error.file(&self.path))
+    }
+
+    /// Prepares to look up ranges of `start..end`, which lies within the virtual size.
+    pub(crate) fn window(&self, start: u64, end: u64) -> Result<LayerWindow<'_>> {
+        match &self.content {
+            Content::Raw => Ok(LayerWindow::Raw(&self.file)),
+            Content::Qcow2 { image, .. } => {
+                TableWindow::load(image, start, end).map(LayerWindow::Qcow2)
+            }
+        }
+        .map_err(|error| error.file(&self.path))
+    }
+}
+
+/// Looks up ranges of one layer.
+pub(crate) enum LayerWindow<'a> {
+    Raw(&'a FileStorage),
+    Qcow2(TableWindow<'a>),
+}
+
+impl LayerWindow<'_> {
+    /// Appends the runs of `start..end`.
+    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+        match self {
+            Self::Raw(file) => raw_runs(file, start, end, runs).map_err(hole_error),
+            Self::Qcow2(window) => window.runs(start, end, runs),
+        }
+    }
+}
+
+fn raw_runs(file: &FileStorage, start: u64, end: u64, runs: &mut Vec<Run>) -> std::io::Result<()> {
+    let mut at = start;
+    while at < end {
+        let data = file.next_data(at)?.unwrap_or(end).clamp(at, end);
+        let len = data.saturating_sub(at);
+        push_run(runs, Run { guest: at, len, kind: RunKind::Zero(None) });
+        if data >= end {
+            break;
+        }
+        // At least one byte further, or a file system with odd answers would hold us forever.
+        let hole = file.next_hole(data)?.clamp(data.saturating_add(1), end);
+        let kind = RunKind::Data(crate::format::HostOffset(data));
+        push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
+        at = hole;
+    }
+    Ok(())
+}
+
+fn hole_error(error: std::io::Error) -> Error {
+    Error::io("could not look for holes", error)
+}
+
+fn refuse_encryption(image: &Image) -> Result<()> {
+    let how = match image.header().crypt_method {
+        CryptMethod::None => return Ok(()),
+        CryptMethod::Aes => "AES",
+        CryptMethod::Luks => "LUKS",
+    };
+    Err(Error::unsupported(format!("the image is encrypted ({how}), and qcowtool has no keys"))
+        .hint("decrypt it with `qemu-img convert --object secret,...`; `qcowtool info` shows what it is"))
+}

@@ -1,0 +1,214 @@
+//! Backing chains: names, policy, resolution, loops.
+//!
+//! A chain is opened once, from the active layer (depth 0) down to the last base, and stays
+//! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
+
+mod format;
+mod layer;
+mod name;
+mod policy;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::io::{FileStorage, Identity};
+use crate::{Error, Printable, Result};
+
+pub use format::Format;
+pub use layer::Layer;
+use name::ImageName;
+pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
+
+/// How to open an image and what it stands on.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Format of the active layer; `None` looks at its first bytes ([`Format::probe`]).
+    pub format: Option<Format>,
+    /// Format to assume for a backing file whose format is not recorded; `None` refuses it.
+    pub backing_format: Option<Format>,
+    /// Internal snapshot (id, then name) whose view to read instead of the current state.
+    pub snapshot: Option<String>,
+    /// What may be opened.
+    pub policy: Policy,
+    /// How much may be demanded.
+    pub limits: Limits,
+}
+
+/// An image and everything it stands on, opened once and read-only; depth 0 is the active layer.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use qcow::chain::{Chain, OpenOptions};
+///
+/// let chain = Chain::open(Path::new("overlay.qcow2"), &OpenOptions::default())?;
+/// for (depth, layer) in chain.layers().iter().enumerate() {
+///     println!("{depth}: {} ({})", layer.path().display(), layer.format());
+/// }
+/// # Ok::<(), qcow::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Chain {
+    layers: Vec<Layer>,
+    virtual_size: u64,
+}
+
+impl Chain {
+    /// Opens the image at `path` and its whole backing chain, ready to read the guest's data.
+    ///
+    /// `path` may also be a `file:` or `json:` name of a local file. Loops end in an error.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io), [`Corrupt`](crate::ErrorKind::Corrupt),
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), [`Denied`](crate::ErrorKind::Denied),
+    /// [`Limit`](crate::ErrorKind::Limit) or [`Usage`](crate::ErrorKind::Usage), each naming the
+    /// file and the structure.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let mut layers = Vec::new();
+        let mut walk = Walk::start(path, options)?;
+        while let Some(layer) = walk.next_layer()? {
+            layers.push(layer.ready_for_data(&options.policy)?);
+        }
+        if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
+            let top = layers.remove(0).at_snapshot(snapshot)?;
+            layers.insert(0, top);
+        }
+        let virtual_size = layers.first().map_or(0, Layer::virtual_size);
+        if virtual_size > options.limits.max_virtual_size {
+            return Err(Error::limit(format!(
+                "the virtual size is {virtual_size} bytes, allowed are {}",
+                options.limits.max_virtual_size
+            ))
+            .file(path));
+        }
+        Ok(Self { layers, virtual_size })
+    }
+
+    /// The layers; the active one first, never empty.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Size of the guest's disk in bytes, a multiple of 512.
+    pub fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// Whether `path` is, under whatever name, one of the files that the chain is read from.
+    pub(crate) fn contains_file(&self, path: &Path) -> bool {
+        FileStorage::open(path).is_ok_and(|file| {
+            let identity = file.identity();
+            self.layers.iter().any(|layer| {
+                layer.file().identity() == identity || layer.data().identity() == identity
+            })
+        })
+    }
+}
+
+/// The file that `name`, as it stands in the header of the image at `holder`, means.
+pub(crate) fn resolve_name(name: &Path, holder: &Path) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = ImageName::from_header(name.as_os_str().as_bytes())?;
+    Ok(name.relative_to(holder))
+}
+
+/// Goes down a chain layer by layer, opening images but no data files.
+pub(crate) struct Walk<'a> {
+    options: &'a OpenOptions,
+    /// An error here waits until somebody really asks for that layer.
+    next: Option<Result<Next>>,
+    seen: HashSet<Identity>,
+}
+
+struct Next {
+    path: PathBuf,
+    format: Wanted,
+}
+
+/// How the format of the next layer is known.
+enum Wanted {
+    Known(Format),
+    Probe,
+}
+
+impl<'a> Walk<'a> {
+    pub(crate) fn start(path: &Path, options: &'a OpenOptions) -> Result<Self> {
+        let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
+        let format = match (options.format, &name.driver) {
+            (Some(format), _) => Wanted::Known(format),
+            (None, Some(driver)) => {
+                Wanted::Known(driver.parse().map_err(|error: Error| error.file(path))?)
+            }
+            (None, None) => Wanted::Probe,
+        };
+        let next = Some(Ok(Next { path: name.path, format }));
+        Ok(Self { options, next, seen: HashSet::new() })
+    }
+
+    /// Opens the next layer; `None` below the last.
+    pub(crate) fn next_layer(&mut self) -> Result<Option<Layer>> {
+        let Some(next) = self.next.take() else { return Ok(None) };
+        let Next { path, format } = next?;
+        let depth = self.seen.len();
+        let most = self.options.limits.max_depth.clamp(1, MAX_DEPTH);
+        if depth >= most {
+            return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
+                .file(path)
+                .hint("flatten a lower part of the chain first"));
+        }
+        let policy = if depth == 0 { &FilePolicy::AnyLocal } else { &self.options.policy.backing };
+        let file = policy.open(&path).map_err(|error| missing_base(error, depth))?;
+        if !self.seen.insert(file.identity()) {
+            return Err(Error::corrupt("the backing chain comes back to this file").file(path));
+        }
+        let format = match format {
+            Wanted::Known(format) => format,
+            Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
+        };
+        let layer = Layer::new(path, file, format)?;
+        self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
+        Ok(Some(layer))
+    }
+
+    /// What `layer` stands on.
+    fn below(&self, layer: &Layer) -> Result<Option<Next>> {
+        let Some(area) = layer.image().map(crate::image::Image::area) else { return Ok(None) };
+        let Some(name) = area.backing_name.as_deref() else { return Ok(None) };
+        let name =
+            ImageName::from_header(name).map_err(|error| error.structure("backing file name"))?;
+        let recorded = area
+            .backing_format()
+            .map(|format| String::from_utf8_lossy(format).into_owned())
+            .or_else(|| name.driver.clone());
+        let format = match (recorded, self.options.backing_format) {
+            (Some(format), _) => {
+                format.parse().map_err(|error: Error| error.structure("backing format"))?
+            }
+            (None, Some(format)) => format,
+            (None, None) => return Err(unrecorded(&name)),
+        };
+        let path = name.relative_to(layer.path());
+        Ok(Some(Next { path, format: Wanted::Known(format) }))
+    }
+}
+
+/// Guessing would let a guest choose what the host opens (trap 101).
+fn unrecorded(name: &ImageName) -> Error {
+    Error::denied(format!(
+        "the format of the backing file '{}' is not recorded, and it is never guessed",
+        Printable(&name.path.to_string_lossy())
+    ))
+    .structure("backing format")
+    .hint("state it with --backing-format qcow2 or --backing-format raw")
+}
+
+fn missing_base(error: Error, depth: usize) -> Error {
+    let missing =
+        error.io_source().is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
+    if missing && depth > 0 {
+        error
+            .structure("backing file")
+            .hint("the image cannot be read without it: bring the file back under this name")
+    } else {
+        error
+    }
+}

@@ -1,0 +1,120 @@
+//! Compressed clusters: zlib and zstd, with contexts that are reused, and zero detection.
+//!
+//! Each worker keeps its own [`Decompressor`] and [`Compressor`]. Input is hostile: output is
+//! bounded by one cluster, and so is the work.
+
+mod zero;
+mod zlib;
+mod zstd;
+
+pub use zero::is_zero;
+
+/// The codec of compressed clusters, by the name the header has for it.
+pub use crate::format::CompressionType as Codec;
+use crate::{Error, Result};
+
+const STRUCTURE: &str = "compressed cluster";
+
+/// Decompresses clusters, one after the other.
+///
+/// ```
+/// use qcow::codec::{Codec, Compressor, Decompressor};
+/// let cluster = vec![7; 65536];
+/// let mut compressed = Vec::new();
+/// assert!(Compressor::new(Codec::Zstd, None)?.compress(&cluster, &mut compressed)?);
+/// let mut output = vec![0; 65536];
+/// Decompressor::new(Codec::Zstd)?.decompress(&compressed, &mut output)?;
+/// assert_eq!(output, cluster);
+/// # Ok::<(), qcow::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Decompressor(Decode);
+
+#[derive(Debug)]
+enum Decode {
+    Zlib(zlib::Decode),
+    Zstd(zstd::Decode),
+}
+
+impl Decompressor {
+    /// A decompressor for images with this compression type.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if the codec gets no memory.
+    pub fn new(codec: Codec) -> Result<Self> {
+        Ok(Self(match codec {
+            Codec::Zlib => Decode::Zlib(zlib::Decode::new()),
+            Codec::Zstd => Decode::Zstd(zstd::Decode::new()?),
+        }))
+    }
+
+    /// Decompresses one cluster from the start of `input` and fills `output` with it, which must
+    /// be exactly one cluster long. What follows in `input` is ignored (trap 48).
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if the data is damaged or does not decompress to
+    /// exactly one cluster; the contents of `output` are then unspecified.
+    pub fn decompress(&mut self, input: &[u8], output: &mut [u8]) -> Result<()> {
+        match &mut self.0 {
+            Decode::Zlib(decode) => decode.run(input, output),
+            Decode::Zstd(decode) => decode.run(input, output),
+        }
+    }
+}
+
+/// Compresses clusters, one after the other.
+#[derive(Debug)]
+pub struct Compressor(Encode);
+
+#[derive(Debug)]
+enum Encode {
+    Zlib(zlib::Encode),
+    Zstd(zstd::Encode),
+}
+
+impl Compressor {
+    /// A compressor for images with this compression type. `level` is 0 to 9 for zlib (6 if left
+    /// out) and up to 22 for zstd (3 if left out); these defaults are QEMU's levels.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if the codec has no such level,
+    /// [`Io`](crate::ErrorKind::Io) if it gets no memory.
+    pub fn new(codec: Codec, level: Option<i32>) -> Result<Self> {
+        Ok(Self(match codec {
+            Codec::Zlib => Encode::Zlib(zlib::Encode::new(level)?),
+            Codec::Zstd => Encode::Zstd(zstd::Encode::new(level)?),
+        }))
+    }
+
+    /// Compresses `input`, one cluster, into `output`, whose old contents are dropped.
+    ///
+    /// Returns whether this saved at least one byte. If not, `output` means nothing, and the
+    /// cluster is to be stored as it is (trap 56).
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if the codec fails.
+    pub fn compress(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool> {
+        match &mut self.0 {
+            Encode::Zlib(encode) => encode.run(input, output),
+            Encode::Zstd(encode) => encode.run(input, output),
+        }
+    }
+}
+
+fn corrupt(message: impl Into<String>) -> Error {
+    Error::corrupt(message).structure(STRUCTURE)
+}
+
+fn check_level(level: i32, levels: std::ops::RangeInclusive<i32>) -> Result<i32> {
+    if !levels.contains(&level) {
+        return Err(Error::usage(format!(
+            "compression level is {level}, expected {} to {}",
+            levels.start(),
+            levels.end()
+        )));
+    }
+    Ok(level)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What every guest range is, seen through the whole chain: data, zeros, compressed or nowhere
+//! allocated, and which layer holds it.
+
+mod reader;
+mod resolve;
+
+use std::collections::VecDeque;
+use std::iter::FusedIterator;
+
+use crate::chain::Chain;
+use crate::format::{CompressedSpan, GuestOffset, HostOffset};
+use crate::{Error, Result};
+
+pub use reader::Reader;
+
+/// A range of the guest's disk that comes from one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it starts on the guest's disk.
+    pub guest: GuestOffset,
+    /// Its length in bytes, never 0.
+    pub len: u64,
+    /// The layer that decides, 0 being the active one; for [`ExtentKind::Unallocated`] the last
+    /// one asked.
+    pub depth: usize,
+    /// What it is.
+    pub kind: ExtentKind,
+}
+
+impl Extent {
+    /// The first guest offset past the extent.
+    pub fn end(&self) -> u64 {
+        self.guest.0.saturating_add(self.len)
+    }
+
+    /// Whether it reads as zeros without looking at any byte.
+    pub fn is_zero(&self) -> bool {
+        matches!(self.kind, ExtentKind::Zero { .. } | ExtentKind::Unallocated)
+    }
+
+    /// The part from `start` to `end`, both on the guest's disk and within the extent.
+    pub(crate) fn slice(&self, start: u64, end: u64) -> Self {
+        let skipped = start.saturating_sub(self.guest.0);
+        let moved = |host: HostOffset| HostOffset(host.0.saturating_add(skipped));
+        let kind = match self.kind {
+            ExtentKind::Data { host } => ExtentKind::Data { host: moved(host) },
+            ExtentKind::Zero { host } => ExtentKind::Zero { host: host.map(moved) },
+            other => other,
+        };
+        Self { guest: GuestOffset(start), len: end.saturating_sub(start), kind, ..*self }
+    }
+}
+
+/// What a range is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Bytes that lie at `host` in the layer's data file, or else in the layer's own file.
+    Data {
+        /// Where the range's first byte lies.
+        host: HostOffset,
+    },
+    /// The layer says that it reads as zeros, allocated at `host` or not at all.
+    Zero {
+        /// Where space is kept for it.
+        host: Option<HostOffset>,
+    },
+    /// (A part of) one compressed cluster of the layer.
+    Compressed {
+        /// Where the compressed bytes lie.
+        span: CompressedSpan,
+    },
+    /// No layer has it: it reads as zeros.
+    Unallocated,
+}
+
+/// The extents of a range in ascending order, without gaps; neighbours that can be one are one
+/// (within bounded windows). Memory does not grow with the disk.
+#[derive(Debug)]
+pub struct Extents<'a> {
+    chain: &'a Chain,
+    at: u64,
+    end: u64,
+    /// Where each layer next has something mapped; recomputed when `at` has passed it.
+    next_mapped: Vec<Option<u64>>,
+    ready: VecDeque<Extent>,
+    failed: bool,
+}
+
+impl Chain {
+    /// The extents of the whole disk.
+    ///
+    /// ```no_run
+    /// # use std::path::Path;
+    /// # use qcow::chain::{Chain, OpenOptions};
+    /// let chain = Chain::open(Path::new("overlay.qcow2"), &OpenOptions::default())?;
+    /// let mut data = 0;
+    /// for extent in chain.extents() {
+    ///     let extent = extent?;
+    ///     if !extent.is_zero() {
+    ///         data += extent.len;
+    ///     }
+    /// }
+    /// println!("{data} of {} bytes hold data", chain.virtual_size());
+    /// # Ok::<(), qcow::Error>(())
+    /// ```
+    pub fn extents(&self) -> Extents<'_> {
+        self.extents_in(GuestOffset(0), self.virtual_size())
+    }
+
+    /// The extents from `start` on, `len` bytes, cut at the end of the disk.
+    pub fn extents_in(&self, start: GuestOffset, len: u64) -> Extents<'_> {
+        let end = start.0.saturating_add(len).min(self.virtual_size());
+        Extents {
+            chain: self,
+            at: start.0,
+            end,
+            next_mapped: vec![Some(0); self.layers().len()],
+            ready: VecDeque::new(),
+            failed: false,
+        }
+    }
+}
+
+impl Iterator for Extents<'_> {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        if self.ready.is_empty()
+            && self.at < self.end
+            && let Err(error) = self.fill()
+        {
+            self.failed = true;
+            return Some(Err(error));
+        }
+        self.ready.pop_front().map(Ok)
+    }
+}
+
+impl FusedIterator for Extents<'_> {}
+
+impl Extents<'_> {
+    /// Resolves the next window, or skips to where something is mapped.
+    fn fill(&mut self) -> Result<()> {
+        let mapped = self.first_mapped()?.unwrap_or(self.end).min(self.end);
+        if mapped > self.at {
+            self.ready.push_back(Extent {
+                guest: GuestOffset(self.at),
+                len: mapped.saturating_sub(self.at),
+                depth: self.chain.layers().len().saturating_sub(1),
+                kind: ExtentKind::Unallocated,
+            });
+            self.at = mapped;
+            return Ok(());
+        }
+        let end = self.at.saturating_add(resolve::window_len(self.chain)).min(self.end);
+        let extents = resolve::resolve(self.chain, self.at, end)?;
+        self.ready.extend(extents);
+        if self.ready.is_empty() {
+            return Err(Error::corrupt("a window of the disk has no extents"));
+        }
+        self.at = end;
+        Ok(())
+    }
+
+    /// The first offset at or after `at` where any layer may have something.
+    fn first_mapped(&mut self) -> Result<Option<u64>> {
+        let mut first: Option<u64> = None;
+        for (layer, next) in self.chain.layers().iter().zip(&mut self.next_mapped) {
+            if next.is_some_and(|next| next < self.at) || self.at == 0 {
+                *next = layer.next_mapped(self.at)?;
+            }
+            if let Some(next) = *next {
+                first = Some(first.map_or(next, |first| first.min(next)));
+            }
+        }
+        Ok(first)
+    }
+}

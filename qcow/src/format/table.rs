@@ -1,0 +1,56 @@
+//! Tables of 64-bit entries: L1, L2, refcount and bitmap tables.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::Geometry;
+
+/// The entries of a table, in order. Bytes after the last whole entry are ignored.
+///
+/// ```
+/// use qcow::format::{decode_table, encode_table};
+/// let entries = [1, 0x8000_0000_0005_0000];
+/// assert_eq!(decode_table(&encode_table(&entries)), entries);
+/// ```
+pub fn decode_table(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(BigEndian::read_u64).collect()
+}
+
+/// The bytes of a table.
+pub fn encode_table(entries: &[u64]) -> Vec<u8> {
+    let mut bytes = vec![0; entries.len().saturating_mul(8)];
+    for (field, entry) in bytes.chunks_exact_mut(8).zip(entries) {
+        BigEndian::write_u64(field, *entry);
+    }
+    bytes
+}
+
+/// The L2 entry at `index` of an L2 table's bytes, with its subcluster bitmap (0 if the image has
+/// none). An entry beyond the end of `bytes` is `(0, 0)`, because images may be cut short inside
+/// an L2 table and read as zeros from there (trap 36).
+pub fn raw_l2_entry(bytes: &[u8], index: u64, geometry: Geometry) -> (u64, u64) {
+    let at = usize::try_from(index.saturating_mul(geometry.l2_entry_size())).unwrap_or(usize::MAX);
+    let word = |at: usize| {
+        bytes.get(at..at.saturating_add(8)).map(BigEndian::read_u64).unwrap_or_default()
+    };
+    let bitmap = if geometry.extended_l2() { word(at.saturating_add(8)) } else { 0 };
+    (word(at), bitmap)
+}
+
+/// Writes the L2 entry at `index` of an L2 table's bytes; does nothing beyond their end.
+pub fn set_raw_l2_entry(
+    bytes: &mut [u8],
+    index: u64,
+    (entry, bitmap): (u64, u64),
+    geometry: Geometry,
+) {
+    let at = usize::try_from(index.saturating_mul(geometry.l2_entry_size())).unwrap_or(usize::MAX);
+    if let Some(field) = bytes.get_mut(at..at.saturating_add(8)) {
+        BigEndian::write_u64(field, entry);
+    }
+    let at = at.saturating_add(8);
+    if geometry.extended_l2()
+        && let Some(field) = bytes.get_mut(at..at.saturating_add(8))
+    {
+        BigEndian::write_u64(field, bitmap);
+    }
+}

@@ -1,0 +1,163 @@
+//! One open QCOW2 image: its header, its snapshots, and where each guest range lives.
+
+mod bitmaps;
+mod snapshots;
+mod tables;
+
+use std::sync::Arc;
+
+use crate::format::{
+    CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible, Snapshot,
+};
+use crate::io::{Storage, read_padded};
+use crate::{Error, Result};
+
+pub use bitmaps::BitmapInfo;
+pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
+
+/// Bytes that [`Header::peek`] needs.
+const PEEK: usize = 24;
+
+/// An L1 table: that of the active image or of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct L1Table {
+    pub(crate) offset: HostOffset,
+    pub(crate) entries: u64,
+}
+
+/// An open QCOW2 image. Opening reads the header, the snapshot table and the bitmap directory;
+/// the mapping tables are read when they are needed, in slices, so that memory does not grow
+/// with the disk.
+#[derive(Debug)]
+pub struct Image {
+    storage: Arc<dyn Storage>,
+    area: HeaderArea,
+    snapshots: Vec<Snapshot>,
+    bitmaps: Vec<BitmapInfo>,
+    l1: L1Table,
+}
+
+impl Image {
+    /// Opens the image in `storage`, accepting what QEMU accepts for reading.
+    ///
+    /// Nothing else is opened: neither backing nor data file.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported),
+    /// naming the structure and the offset.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use qcow::{image::Image, io::MemoryStorage};
+    /// let error = Image::open(Arc::new(MemoryStorage::new(vec![0; 512]))).unwrap_err();
+    /// assert_eq!(error.kind(), qcow::ErrorKind::Corrupt);
+    /// ```
+    pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
+        let mut prefix = [0; PEEK];
+        read_padded(&*storage, &mut prefix, 0)?;
+        let (_, cluster_bits) = Header::peek(&prefix)?;
+        let geometry = Geometry::new(cluster_bits, false)?;
+        let mut cluster = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or(PEEK)];
+        read_padded(&*storage, &mut cluster, 0)?;
+        let area = HeaderArea::parse(&cluster)?;
+        let header = &area.header;
+        let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
+        let snapshots = snapshots::read(&*storage, header)?;
+        let bitmaps = bitmaps::read(&*storage, &area)?;
+        Ok(Self { storage, area, snapshots, bitmaps, l1 })
+    }
+
+    /// The same image, seen as the internal snapshot with this id, or else this name, left it.
+    /// The virtual size stays the current one, as in QEMU (traps 84, 87).
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if there is no such snapshot.
+    pub fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
+        let snapshot = self.find_snapshot(id_or_name)?;
+        self.l1 =
+            L1Table { offset: snapshot.l1_table_offset, entries: u64::from(snapshot.l1_entries) };
+        if !self.geometry().is_aligned(self.l1.offset.0) {
+            return Err(Error::corrupt(format!(
+                "the snapshot's L1 table offset {} is not aligned to the cluster size",
+                self.l1.offset
+            ))
+            .structure("snapshot table"));
+        }
+        Ok(self)
+    }
+
+    /// The internal snapshot with this id, or else this name.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if there is none.
+    pub fn find_snapshot(&self, id_or_name: &str) -> Result<&Snapshot> {
+        let wanted = id_or_name.as_bytes();
+        let by_id = self.snapshots.iter().find(|snapshot| snapshot.id == wanted);
+        by_id.or_else(|| self.snapshots.iter().find(|snapshot| snapshot.name == wanted)).ok_or_else(
+            || {
+                Error::usage(format!(
+                    "no internal snapshot has the id or name '{}'",
+                    crate::Printable(id_or_name)
+                ))
+                .hint("`qcowtool info` lists the snapshots")
+            },
+        )
+    }
+
+    /// Header, extensions and backing name, as they are in the first cluster.
+    pub fn area(&self) -> &HeaderArea {
+        &self.area
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.area.header
+    }
+
+    /// Cluster size and entry width.
+    pub fn geometry(&self) -> Geometry {
+        self.area.header.geometry()
+    }
+
+    /// Size of the guest's disk in bytes, a multiple of 512.
+    pub fn virtual_size(&self) -> u64 {
+        self.area.header.virtual_size()
+    }
+
+    /// The internal snapshots, in the table's order.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    /// The persistent bitmaps, in the directory's order.
+    pub fn bitmaps(&self) -> &[BitmapInfo] {
+        &self.bitmaps
+    }
+
+    /// Whether guest data lives in an external data file.
+    pub fn has_data_file(&self) -> bool {
+        self.area.header.incompatible.contains(Incompatible::DATA_FILE)
+    }
+
+    /// Whether guest data is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.area.header.crypt_method != CryptMethod::None
+    }
+
+    /// Where the image's own bytes live.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    pub(crate) fn l1(&self) -> L1Table {
+        self.l1
+    }
+
+    pub(crate) fn rules(&self) -> EntryRules {
+        EntryRules {
+            geometry: self.geometry(),
+            version: self.area.header.version,
+            data_file: self.has_data_file(),
+        }
+    }
+}

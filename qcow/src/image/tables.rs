@@ -1,0 +1,289 @@
+//! Walks L1 and L2 tables in slices and turns entries into runs.
+//!
+//! Nothing is kept between windows: a window costs one read of L1 and one read per L2 table it
+//! touches, and its memory is bounded by the window. Entries that nobody asks for are not
+//! looked at, so a damaged entry hurts only those who need it, as in QEMU.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::Image;
+use crate::format::{
+    CompressedSpan, EntryRules, Geometry, GuestOffset, HostOffset, L1Entry, L2Entry,
+};
+use crate::io::read_padded;
+use crate::{Error, Result};
+
+/// L1 entries are scanned in pieces of this many bytes when looking for the next mapped range.
+const L1_SCAN_BYTES: usize = 64 << 10;
+const L1_ENTRY_LEN: u64 = 8;
+
+/// A range of the guest's disk in one image, all of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) guest: u64,
+    pub(crate) len: u64,
+    pub(crate) kind: RunKind,
+}
+
+/// What an image says about a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunKind {
+    /// Ask the backing file.
+    Unallocated,
+    /// Reads as zeros; may keep an allocation.
+    Zero(Option<HostOffset>),
+    /// Bytes at this offset, in the data file if there is one.
+    Data(HostOffset),
+    /// (A part of) one compressed cluster.
+    Compressed(CompressedSpan),
+}
+
+impl RunKind {
+    /// Whether `next`, `distance` guest bytes further on, continues this run.
+    fn continues(self, next: Self, distance: u64) -> bool {
+        let follows = |a: HostOffset, b: HostOffset| a.0.checked_add(distance) == Some(b.0);
+        match (self, next) {
+            (Self::Unallocated, Self::Unallocated) | (Self::Zero(None), Self::Zero(None)) => true,
+            (Self::Data(a), Self::Data(b)) | (Self::Zero(Some(a)), Self::Zero(Some(b))) => {
+                follows(a, b)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Adds a run, merging it with the last one if they are one.
+pub(crate) fn push_run(runs: &mut Vec<Run>, run: Run) {
+    if run.len == 0 {
+        return;
+    }
+    if let Some(last) = runs.last_mut() {
+        let adjacent = last.guest.checked_add(last.len) == Some(run.guest);
+        if adjacent && last.kind.continues(run.kind, last.len) {
+            last.len = last.len.saturating_add(run.len);
+            return;
+        }
+    }
+    runs.push(run);
+}
+
+/// The tables of one image over `start..end` of the guest's disk, read as they are needed.
+pub(crate) struct TableWindow<'a> {
+    image: &'a Image,
+    geometry: Geometry,
+    end: u64,
+    first_l1: u64,
+    l1: Vec<u8>,
+    l2: L2Slice,
+}
+
+/// Consecutive entries of one L2 table.
+#[derive(Default)]
+struct L2Slice {
+    l1_index: Option<u64>,
+    table: HostOffset,
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> TableWindow<'a> {
+    /// Reads the L1 entries for `start..end`; the caller keeps windows small.
+    pub(crate) fn load(image: &'a Image, start: u64, end: u64) -> Result<Self> {
+        let geometry = image.geometry();
+        let table = image.l1();
+        let first_l1 = geometry.position(GuestOffset(start)).l1_index.min(table.entries);
+        let past_l1 = geometry.l1_entries_for(end).clamp(first_l1, table.entries);
+        let mut l1 = vec![0; byte_len(past_l1.saturating_sub(first_l1), L1_ENTRY_LEN)?];
+        read_l1(image, first_l1, &mut l1)?;
+        Ok(Self { image, geometry, end, first_l1, l1, l2: L2Slice::default() })
+    }
+
+    /// Appends the runs of `start..end`, which must lie in the window.
+    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let position = self.geometry.position(GuestOffset(at));
+            let table_end = position
+                .l1_index
+                .saturating_add(1)
+                .saturating_mul(self.geometry.l2_coverage())
+                .min(end);
+            let entry = self.l1_entry(position.l1_index);
+            if entry.is_empty() {
+                let kind = RunKind::Unallocated;
+                push_run(runs, Run { guest: at, len: table_end.saturating_sub(at), kind });
+            } else {
+                self.load_l2(position.l1_index, position.l2_index, entry)
+                    .map_err(|error| error.guest_offset(at))?;
+                self.decode(position.l2_index, at, table_end, runs)?;
+            }
+            at = table_end;
+        }
+        Ok(())
+    }
+
+    /// Entries past the table, as a snapshot of a smaller disk has them, map nothing.
+    fn l1_entry(&self, index: u64) -> L1Entry {
+        let at = index.saturating_sub(self.first_l1).saturating_mul(L1_ENTRY_LEN);
+        let bytes = usize::try_from(at).ok().and_then(|at| self.l1.get(at..at.saturating_add(8)));
+        L1Entry(bytes.map_or(0, BigEndian::read_u64))
+    }
+
+    /// Makes sure that the entries from `l2_index` to the end of table or window are in memory.
+    fn load_l2(&mut self, l1_index: u64, l2_index: u64, entry: L1Entry) -> Result<()> {
+        let slice = &mut self.l2;
+        if slice.l1_index == Some(l1_index) && slice.first <= l2_index {
+            return Ok(());
+        }
+        let table = entry.offset();
+        if !self.geometry.is_aligned(table.0) {
+            return Err(Error::corrupt(format!(
+                "L2 table offset {table} is not aligned to the cluster size of {}",
+                self.geometry.cluster_size()
+            ))
+            .structure("L1 table")
+            .index(l1_index));
+        }
+        let table_start = l1_index.saturating_mul(self.geometry.l2_coverage());
+        let window = self.end.saturating_sub(table_start).min(self.geometry.l2_coverage());
+        let past = self.geometry.clusters_for(window);
+        let width = self.geometry.l2_entry_size();
+        slice.l1_index = None;
+        slice.bytes.resize(byte_len(past.saturating_sub(l2_index), width)?, 0);
+        let from = table.checked_add(l2_index.saturating_mul(width))?;
+        read_padded(&**self.image.storage(), &mut slice.bytes, from.0)
+            .map_err(|error| error.structure("L2 table"))?;
+        (slice.l1_index, slice.first, slice.table) = (Some(l1_index), l2_index, table);
+        Ok(())
+    }
+
+    /// Decodes the loaded entries for `start..end`, all in the loaded table.
+    fn decode(&self, l2_index: u64, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+        let rules = self.image.rules();
+        let width = byte_len(1, self.geometry.l2_entry_size())?;
+        let skip = byte_len(l2_index.saturating_sub(self.l2.first), self.geometry.l2_entry_size())?;
+        let entries = self.l2.bytes.get(skip..).unwrap_or_default().chunks_exact(width);
+        let mut at = start;
+        for (index, bytes) in entries.enumerate() {
+            if at >= end {
+                break;
+            }
+            let in_cluster = self.geometry.offset_in_cluster(at);
+            let len =
+                self.geometry.cluster_size().saturating_sub(in_cluster).min(end.saturating_sub(at));
+            let (word, bitmap) = split_entry(bytes);
+            let entry = L2Entry::decode(word, bitmap, &rules).map_err(|error| {
+                let index = l2_index.saturating_add(index as u64);
+                let width = self.geometry.l2_entry_size();
+                error
+                    .structure("L2 table")
+                    .index(index)
+                    .host_offset(self.l2.table.0.saturating_add(index.saturating_mul(width)))
+                    .guest_offset(at)
+            })?;
+            push_entry(entry, &rules, at, len, runs)?;
+            at = at.saturating_add(len);
+        }
+        Ok(())
+    }
+}
+
+impl Image {
+    /// The first guest offset at or after `from` that an L1 entry maps, rounded down to what the
+    /// entry covers but not below `from`; `None` if nothing further on is mapped.
+    pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
+        let geometry = self.geometry();
+        let table = self.l1();
+        let mut index = geometry.position(GuestOffset(from)).l1_index;
+        let entries = table.entries.min(geometry.l1_entries_for(self.virtual_size()));
+        let mut buffer = Vec::new();
+        while index < entries {
+            let count = entries.saturating_sub(index).min(L1_SCAN_BYTES as u64 / L1_ENTRY_LEN);
+            buffer.resize(byte_len(count, L1_ENTRY_LEN)?, 0);
+            read_l1(self, index, &mut buffer)?;
+            let found = buffer
+                .chunks_exact(8)
+                .position(|bytes| !L1Entry(BigEndian::read_u64(bytes)).is_empty());
+            if let Some(found) = found {
+                let start =
+                    index.saturating_add(found as u64).saturating_mul(geometry.l2_coverage());
+                return Ok(Some(start.max(from)));
+            }
+            index = index.saturating_add(count);
+        }
+        Ok(None)
+    }
+}
+
+fn read_l1(image: &Image, first: u64, buffer: &mut [u8]) -> Result<()> {
+    let offset = image.l1().offset.checked_add(first.saturating_mul(L1_ENTRY_LEN))?;
+    read_padded(&**image.storage(), buffer, offset.0).map_err(|error| error.structure("L1 table"))
+}
+
+fn split_entry(bytes: &[u8]) -> (u64, u64) {
+    match bytes.split_at_checked(8) {
+        Some((word, bitmap)) if bitmap.len() == 8 => {
+            (BigEndian::read_u64(word), BigEndian::read_u64(bitmap))
+        }
+        Some((word, _)) => (BigEndian::read_u64(word), 0),
+        None => (0, 0),
+    }
+}
+
+/// Turns one entry, of whose cluster `at..at + len` is wanted, into runs.
+fn push_entry(
+    entry: L2Entry,
+    rules: &EntryRules,
+    at: u64,
+    len: u64,
+    runs: &mut Vec<Run>,
+) -> Result<()> {
+    let in_cluster = rules.geometry.offset_in_cluster(at);
+    let here = |host: HostOffset| host.checked_add(in_cluster);
+    let kind = match entry {
+        L2Entry::Unallocated => RunKind::Unallocated,
+        L2Entry::Zero { host } => RunKind::Zero(host.map(here).transpose()?),
+        L2Entry::Data { host, .. } => RunKind::Data(here(host)?),
+        L2Entry::Compressed(span) => RunKind::Compressed(span),
+        L2Entry::Subclusters { host, allocated, zero, .. } => {
+            return push_subclusters((host, allocated, zero), rules, at, len, runs);
+        }
+    };
+    push_run(runs, Run { guest: at, len, kind });
+    Ok(())
+}
+
+fn push_subclusters(
+    (host, allocated, zero): (Option<HostOffset>, u32, u32),
+    rules: &EntryRules,
+    start: u64,
+    len: u64,
+    runs: &mut Vec<Run>,
+) -> Result<()> {
+    let size = rules.geometry.subcluster_size();
+    let in_subcluster = size.wrapping_sub(1);
+    let end = start.saturating_add(len);
+    let mut at = start;
+    while at < end {
+        let in_cluster = rules.geometry.offset_in_cluster(at);
+        let subcluster = in_cluster.checked_div(size).unwrap_or_default();
+        let next = (at | in_subcluster).saturating_add(1).min(end);
+        let bit = 1u32.checked_shl(u32::try_from(subcluster).unwrap_or(u32::MAX)).unwrap_or(0);
+        let place = host.map(|host| host.checked_add(in_cluster)).transpose()?;
+        let kind = match place {
+            _ if zero & bit != 0 => RunKind::Zero(place),
+            Some(host) if allocated & bit != 0 => RunKind::Data(host),
+            _ => RunKind::Unallocated,
+        };
+        push_run(runs, Run { guest: at, len: next.saturating_sub(at), kind });
+        at = next;
+    }
+    Ok(())
+}
+
+fn byte_len(count: u64, width: u64) -> Result<usize> {
+    count
+        .checked_mul(width)
+        .and_then(|bytes| usize::try_from(bytes).ok())
+        .ok_or_else(|| Error::limit(format!("a table of {count} entries does not fit in memory")))
+}

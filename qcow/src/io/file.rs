@@ -1,0 +1,134 @@
+//! Regular files and block devices, opened read-only and pinned by their descriptor.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::Storage;
+use crate::{Error, Result};
+
+/// What kind of thing a [`FileStorage`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenedAs {
+    /// A regular file.
+    File,
+    /// A block device.
+    BlockDevice,
+}
+
+/// Which object a file is, whatever its name: device and inode, or the block device's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// A regular file or block device. Its length is pinned when it is opened.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    kind: OpenedAs,
+    identity: Identity,
+    len: u64,
+    allocated: u64,
+}
+
+impl FileStorage {
+    /// Opens `path` for reading. Fifos, sockets, directories and character devices are refused
+    /// without waiting for anybody.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if it cannot be opened, [`Denied`](crate::ErrorKind::Denied)
+    /// if it is neither a regular file nor a block device.
+    pub fn open(path: &Path) -> Result<Self> {
+        // O_NONBLOCK: opening a fifo must not hang. It has no effect on files and block devices.
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(i32::try_from(flags).unwrap_or_default())
+            .open(path)
+            .map_err(|error| Error::io("could not open", error).file(path))?;
+        Self::from_file(file).map_err(|error| error.file(path))
+    }
+
+    /// Takes an open descriptor, for example one that was passed by another process.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_file(file: File) -> Result<Self> {
+        let status = file
+            .metadata()
+            .map_err(|error| Error::io("could not read the file's status", error))?;
+        let (kind, identity, len) = if status.is_file() {
+            let identity = Identity { device: status.dev(), inode: status.ino() };
+            (OpenedAs::File, identity, status.len())
+        } else if status.file_type().is_block_device() {
+            let len = rustix::fs::seek(&file, SeekFrom::End(0))
+                .map_err(|error| Error::io("could not find the device's size", error.into()))?;
+            // Two device nodes with one number are one device, wherever the nodes live.
+            (OpenedAs::BlockDevice, Identity { device: u64::MAX, inode: status.rdev() }, len)
+        } else {
+            return Err(Error::denied("neither a regular file nor a block device"));
+        };
+        let allocated = status.blocks().saturating_mul(512);
+        Ok(Self { file, kind, identity, len, allocated })
+    }
+
+    /// Regular file or block device.
+    pub fn kind(&self) -> OpenedAs {
+        self.kind
+    }
+
+    /// Which object it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Bytes that the file system has allocated for it.
+    pub fn allocated(&self) -> u64 {
+        self.allocated
+    }
+
+    /// The open descriptor's own idea of where it lives, free of symbolic links and races.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if `/proc` is not there.
+    pub fn resolved_path(&self) -> Result<PathBuf> {
+        use std::os::fd::AsRawFd;
+        std::fs::read_link(format!("/proc/self/fd/{}", self.file.as_fd().as_raw_fd()))
+            .map_err(|error| Error::io("could not resolve the opened file's path", error))
+    }
+}
+
+impl Storage for FileStorage {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> std::io::Result<Option<u64>> {
+        // Moving the shared file position is harmless: all reads are positioned.
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(found) => Ok(Some(found)),
+            Err(Errno::NXIO) => Ok(None),
+            // Devices and some file systems do not know holes: everything is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((offset < self.len).then_some(offset)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn next_hole(&self, offset: u64) -> std::io::Result<u64> {
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(found) => Ok(found),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.len.max(offset)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Where everything in a new image goes.
+//!
+//! Space is handed out strictly in ascending order and never taken back, so a new image needs no
+//! allocator and its metadata is generated exactly once:
+//!
+//! ```text
+//! header | L1 table | data and L2 tables in guest order ... | refcount blocks | refcount table
+//! ```
+//!
+//! An L2 table follows the data it maps; a refcount block follows the stretch of the file that
+//! it counts, once that stretch is complete. What is placed where depends only on the order of
+//! the calls, never on time or threads. Memory is one L2 table, the L1 table and the refcount
+//! blocks still open.
+
+mod placer;
+mod refcounts;
+
+pub(crate) use placer::{Finished, Placer, Sink};

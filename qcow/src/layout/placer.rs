@@ -1,0 +1,281 @@
+//! Places guest clusters in ascending order and builds the L1 and L2 tables on the way.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::refcounts::Refcounts;
+use crate::format::{
+    CompressedSpan, EntryRules, HostOffset, L1Entry, L2Entry, MAX_L1_BYTES, RefcountWidth,
+};
+use crate::{Error, Result};
+
+/// The L1 table is written in pieces of this many entries.
+const L1_PIECE: usize = 8192;
+
+/// Takes what the placer decides.
+pub(crate) trait Sink {
+    /// A finished piece of metadata, to be written at `offset`.
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()>;
+
+    /// `clusters` guest clusters from `first` on lie in a row from `host` on.
+    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()>;
+}
+
+/// Builds the mapping of a new image; see the [module](super) for the order of things.
+#[derive(Debug)]
+pub(crate) struct Placer {
+    rules: EntryRules,
+    refcounts: Refcounts,
+    l1_offset: HostOffset,
+    l1: Vec<u64>,
+    /// Number and bytes of the L2 table being filled.
+    l2: Option<(u64, Vec<u8>)>,
+    /// Where the next compressed cluster may start, inside a cluster that is partly filled.
+    packing: Option<u64>,
+}
+
+/// What the header must say about a finished image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Finished {
+    pub(crate) l1_offset: HostOffset,
+    pub(crate) l1_entries: u32,
+    pub(crate) refcount_table_offset: HostOffset,
+    pub(crate) refcount_table_clusters: u32,
+    /// Length of the file in bytes.
+    pub(crate) file_length: u64,
+}
+
+impl Placer {
+    /// Starts an image of `virtual_size` bytes: places the header and the L1 table.
+    ///
+    /// # Errors
+    /// [`Limit`](crate::ErrorKind::Limit) if the L1 table would be longer than QEMU reads.
+    pub(crate) fn new(rules: EntryRules, width: RefcountWidth, virtual_size: u64) -> Result<Self> {
+        let geometry = rules.geometry;
+        let l1_entries = geometry.l1_entries_for(virtual_size);
+        let l1_bytes = l1_entries.checked_mul(8).filter(|&bytes| bytes <= MAX_L1_BYTES);
+        let Some(l1_bytes) = l1_bytes else {
+            let most = geometry.l2_coverage().saturating_mul(MAX_L1_BYTES >> 3);
+            return Err(Error::limit(format!(
+                "{virtual_size} bytes are too many for clusters of {} bytes, which allow {most}",
+                geometry.cluster_size()
+            ))
+            .hint("use a larger cluster_size"));
+        };
+        let mut refcounts = Refcounts::new(geometry, width);
+        refcounts.allocate(1)?;
+        // QEMU does not like an L1 table at offset 0, even one without entries.
+        let first = refcounts.allocate(geometry.clusters_for(l1_bytes).max(1))?;
+        let l1_offset = refcounts.offset_of(first)?;
+        let l1 = vec![0; usize::try_from(l1_entries).unwrap_or_default()];
+        Ok(Self { rules, refcounts, l1_offset, l1, l2: None, packing: None })
+    }
+
+    /// Places `count` guest clusters from `first` on as data.
+    pub(crate) fn place_run(&mut self, first: u64, count: u64, sink: &mut impl Sink) -> Result<()> {
+        self.place(first, count, u32::MAX, sink)
+    }
+
+    /// Places `count` guest clusters from `first` on without giving them content: in an image
+    /// with subclusters none is marked as allocated, so that they read from the backing file.
+    pub(crate) fn reserve_run(
+        &mut self,
+        first: u64,
+        count: u64,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        self.place(first, count, 0, sink)
+    }
+
+    fn place(
+        &mut self,
+        first: u64,
+        count: u64,
+        allocated: u32,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        let geometry = self.rules.geometry;
+        let (mut at, past) = (first, first.saturating_add(count));
+        while at < past {
+            let in_table = geometry.l2_index_of_cluster(at);
+            let here = geometry.l2_entries().saturating_sub(in_table).min(past.saturating_sub(at));
+            self.open_l2(at, sink)?;
+            let host = self.allocate_data(at, here)?;
+            self.map_run(in_table, here, host, allocated)?;
+            sink.data(at, here, host)?;
+            self.settle(sink)?;
+            at = at.saturating_add(here);
+        }
+        Ok(())
+    }
+
+    /// Places one guest cluster of which only the subclusters in `allocated` hold data.
+    pub(crate) fn place_partial(
+        &mut self,
+        cluster: u64,
+        allocated: u32,
+        sink: &mut impl Sink,
+    ) -> Result<HostOffset> {
+        self.open_l2(cluster, sink)?;
+        let host = self.allocate_data(cluster, 1)?;
+        let entry = L2Entry::Subclusters { host: Some(host), allocated, zero: 0, copied: true };
+        self.map(cluster, &entry)?;
+        self.settle(sink)?;
+        Ok(host)
+    }
+
+    /// Places one compressed guest cluster of `len` bytes, packed behind the last one if it fits.
+    pub(crate) fn place_compressed(
+        &mut self,
+        cluster: u64,
+        len: u64,
+        sink: &mut impl Sink,
+    ) -> Result<HostOffset> {
+        self.open_l2(cluster, sink)?;
+        let host = self.pack(len)?;
+        self.map(cluster, &L2Entry::Compressed(CompressedSpan { host, len }))?;
+        self.settle(sink)?;
+        Ok(host)
+    }
+
+    /// Writes out everything that is still open.
+    pub(crate) fn finish(mut self, sink: &mut impl Sink) -> Result<Finished> {
+        self.flush_l2(sink)?;
+        self.packing = None;
+        self.settle(sink)?;
+        let mut offset = self.l1_offset;
+        for piece in self.l1.chunks(L1_PIECE) {
+            let bytes: Vec<u8> = piece.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            if piece.iter().any(|&entry| entry != 0) {
+                sink.metadata(offset, &bytes)?;
+            }
+            offset = offset.checked_add(bytes.len() as u64)?;
+        }
+        let too_long = |_| Error::limit("a table of the new image has too many entries");
+        let l1_entries = u32::try_from(self.l1.len()).map_err(too_long)?;
+        let cluster_size = self.rules.geometry.cluster_size();
+        let (table, table_clusters, clusters) =
+            self.refcounts.finish(|offset, bytes| sink.metadata(offset, bytes))?;
+        Ok(Finished {
+            l1_offset: self.l1_offset,
+            l1_entries,
+            refcount_table_offset: table,
+            refcount_table_clusters: u32::try_from(table_clusters).map_err(too_long)?,
+            file_length: clusters.saturating_mul(cluster_size),
+        })
+    }
+
+    /// Data clusters go to the end of the file, or to their own offset in a data file.
+    fn allocate_data(&mut self, first: u64, count: u64) -> Result<HostOffset> {
+        if self.rules.data_file {
+            return Ok(HostOffset(first.saturating_mul(self.rules.geometry.cluster_size())));
+        }
+        let index = self.refcounts.allocate(count)?;
+        // A half-filled cluster far behind would keep refcount blocks open: give it up.
+        let bits = self.rules.geometry.cluster_bits();
+        let reach = self.refcounts.clusters_per_block().saturating_mul(2);
+        self.packing = self
+            .packing
+            .filter(|at| (at >> bits).saturating_add(reach) > self.refcounts.clusters());
+        self.refcounts.offset_of(index)
+    }
+
+    /// Finds `len` bytes for a compressed cluster and counts the references to their clusters.
+    fn pack(&mut self, len: u64) -> Result<HostOffset> {
+        let geometry = self.rules.geometry;
+        let mut start = None;
+        if let Some(at) = self.packing {
+            let cluster = at >> geometry.cluster_bits();
+            let room = geometry.cluster_size().saturating_sub(geometry.offset_in_cluster(at));
+            let last = cluster.saturating_add(1) == self.refcounts.clusters();
+            if (len <= room || last) && self.refcounts.add_reference(cluster)? {
+                if len > room {
+                    self.refcounts.allocate(geometry.clusters_for(len.saturating_sub(room)))?;
+                }
+                start = Some(at);
+            }
+        }
+        let start = match start {
+            Some(start) => start,
+            None => {
+                let index = self.refcounts.allocate(geometry.clusters_for(len))?;
+                self.refcounts.offset_of(index)?.0
+            }
+        };
+        let end = start.saturating_add(len);
+        // A cursor at the very end of a cluster is in no cluster at all (trap 60).
+        self.packing = (!geometry.is_aligned(end)).then_some(end);
+        Ok(HostOffset(start))
+    }
+
+    fn open_l2(&mut self, cluster: u64, sink: &mut impl Sink) -> Result<()> {
+        let index = cluster >> self.rules.geometry.l2_bits();
+        if self.l2.as_ref().is_some_and(|(open, _)| *open == index) {
+            return Ok(());
+        }
+        self.flush_l2(sink)?;
+        let size = usize::try_from(self.rules.geometry.cluster_size()).unwrap_or_default();
+        self.l2 = Some((index, vec![0; size]));
+        Ok(())
+    }
+
+    fn flush_l2(&mut self, sink: &mut impl Sink) -> Result<()> {
+        let Some((index, bytes)) = self.l2.take() else { return Ok(()) };
+        let place = self.refcounts.allocate(1)?;
+        let offset = self.refcounts.offset_of(place)?;
+        sink.metadata(offset, &bytes)?;
+        let slot = usize::try_from(index).ok().and_then(|index| self.l1.get_mut(index));
+        *slot.ok_or_else(past_the_disk)? = L1Entry::new(offset, true).0;
+        self.settle(sink)
+    }
+
+    /// Maps `count` clusters from entry `in_table` on to `host` and what follows it.
+    fn map_run(
+        &mut self,
+        in_table: u64,
+        count: u64,
+        host: HostOffset,
+        allocated: u32,
+    ) -> Result<()> {
+        let (mut host, step) = (host, self.rules.geometry.cluster_size());
+        for index in in_table..in_table.saturating_add(count) {
+            let entry = if self.rules.geometry.extended_l2() {
+                L2Entry::Subclusters { host: Some(host), allocated, zero: 0, copied: true }
+            } else {
+                L2Entry::Data { host, copied: true }
+            };
+            self.put(index, &entry)?;
+            host = host.checked_add(step)?;
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, cluster: u64, entry: &L2Entry) -> Result<()> {
+        self.put(self.rules.geometry.l2_index_of_cluster(cluster), entry)
+    }
+
+    fn put(&mut self, index: u64, entry: &L2Entry) -> Result<()> {
+        let (word, bitmap) = entry.encode(&self.rules)?;
+        let width = self.rules.geometry.l2_entry_size();
+        let from = usize::try_from(index.saturating_mul(width)).unwrap_or(usize::MAX);
+        let to = from.saturating_add(usize::try_from(width).unwrap_or_default());
+        let (_, table) = self.l2.as_mut().ok_or_else(past_the_disk)?;
+        let bytes = table.get_mut(from..to).ok_or_else(past_the_disk)?;
+        let (first, second) = bytes.split_at_mut(8);
+        BigEndian::write_u64(first, word);
+        if !second.is_empty() {
+            BigEndian::write_u64(second, bitmap);
+        }
+        Ok(())
+    }
+
+    /// Writes refcount blocks that nothing can change any more.
+    fn settle(&mut self, sink: &mut impl Sink) -> Result<()> {
+        let bits = self.rules.geometry.cluster_bits();
+        let settled = self.packing.map_or(self.refcounts.clusters(), |at| at >> bits);
+        self.refcounts.finish_blocks(settled, |offset, bytes| sink.metadata(offset, bytes))
+    }
+}
+
+fn past_the_disk() -> Error {
+    Error::usage("a cluster past the end of the disk cannot be placed")
+}

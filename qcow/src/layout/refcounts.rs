@@ -1,0 +1,155 @@
+//! Counts references to clusters handed out in ascending order, one refcount block at a time.
+
+use std::collections::VecDeque;
+
+use crate::format::{Geometry, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth};
+use crate::{Error, Result};
+
+/// Refcounts of a file that only grows at its end.
+#[derive(Debug)]
+pub(super) struct Refcounts {
+    geometry: Geometry,
+    width: RefcountWidth,
+    /// Clusters that one block counts, a power of two.
+    per_block: u64,
+    /// Clusters handed out so far; also the index of the next one.
+    next: u64,
+    /// Blocks that are still being filled; the first one is number `table.len()`.
+    open: VecDeque<Vec<u8>>,
+    /// Where the finished blocks lie.
+    table: Vec<HostOffset>,
+}
+
+impl Refcounts {
+    pub(super) fn new(geometry: Geometry, width: RefcountWidth) -> Self {
+        let per_block = width.entries_per_block(geometry).max(1);
+        Self { geometry, width, per_block, next: 0, open: VecDeque::new(), table: Vec::new() }
+    }
+
+    /// Clusters handed out so far.
+    pub(super) fn clusters(&self) -> u64 {
+        self.next
+    }
+
+    /// Clusters that one refcount block counts.
+    pub(super) fn clusters_per_block(&self) -> u64 {
+        self.per_block
+    }
+
+    /// The offset of cluster `index`.
+    pub(super) fn offset_of(&self, index: u64) -> Result<HostOffset> {
+        let offset = index.checked_shl(self.geometry.cluster_bits()).map(HostOffset);
+        offset
+            .filter(|offset| offset.0 >> self.geometry.cluster_bits() == index)
+            .ok_or_else(|| Error::limit("the new image would be longer than 2^64 bytes"))
+    }
+
+    /// Hands out `count` clusters in a row, each with one reference.
+    pub(super) fn allocate(&mut self, count: u64) -> Result<u64> {
+        let first = self.next;
+        let past = first
+            .checked_add(count)
+            .ok_or_else(|| Error::limit("the new image would have too many clusters"))?;
+        let table_bytes = past.div_ceil(self.per_block).saturating_mul(8);
+        if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::limit(format!(
+                "the new image needs a refcount table of more than {MAX_REFCOUNT_TABLE_BYTES} bytes"
+            ))
+            .hint("use a larger cluster_size or smaller refcount_bits"));
+        }
+        self.next = past;
+        let mut at = first;
+        while at < past {
+            let in_block = at & self.per_block.wrapping_sub(1);
+            let here = self.per_block.saturating_sub(in_block).min(past.saturating_sub(at));
+            let width = self.width;
+            let block = self.block_of(at)?;
+            for index in in_block..in_block.saturating_add(here) {
+                width.set(block, index, 1)?;
+            }
+            at = at.saturating_add(here);
+        }
+        Ok(first)
+    }
+
+    /// One more reference to cluster `index`; false if its refcount is at its maximum already.
+    pub(super) fn add_reference(&mut self, index: u64) -> Result<bool> {
+        let in_block = index & self.per_block.wrapping_sub(1);
+        let width = self.width;
+        let block = self.block_of(index)?;
+        let count = width.get(block, in_block)?;
+        if count >= width.max() {
+            return Ok(false);
+        }
+        width.set(block, in_block, count.saturating_add(1))?;
+        Ok(true)
+    }
+
+    /// Gives out each block that counts only clusters below `settled`: its place and its bytes.
+    pub(super) fn finish_blocks(
+        &mut self,
+        settled: u64,
+        mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let done = (self.table.len() as u64).saturating_add(1).saturating_mul(self.per_block);
+            if done > settled {
+                return Ok(());
+            }
+            // The block's own cluster lies in a later stretch, never in the one it counts.
+            let place = self.allocate(1)?;
+            let offset = self.offset_of(place)?;
+            let Some(block) = self.open.pop_front() else {
+                return Err(Error::corrupt("a refcount block was lost"));
+            };
+            write(offset, &block)?;
+            self.table.push(offset);
+        }
+    }
+
+    /// Places the remaining blocks and the table at the end of the file. Returns the table's
+    /// offset and its length in clusters.
+    pub(super) fn finish(
+        mut self,
+        mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
+    ) -> Result<(HostOffset, u64, u64)> {
+        let finished = self.table.len() as u64;
+        let (mut blocks, mut table) = (0, 1);
+        // Blocks and table count themselves; each round can only grow, and soon stops.
+        loop {
+            let total = self.next.saturating_add(blocks).saturating_add(table);
+            let needed = total.div_ceil(self.per_block.max(1));
+            let table_needed = self.geometry.clusters_for(needed.saturating_mul(8));
+            let blocks_needed = needed.saturating_sub(finished);
+            if (blocks_needed, table_needed) == (blocks, table) {
+                break;
+            }
+            (blocks, table) = (blocks_needed.max(blocks), table_needed.max(table));
+        }
+        let first_block = self.allocate(blocks)?;
+        let table_at = self.allocate(table)?;
+        let table_offset = self.offset_of(table_at)?;
+        for (index, block) in (first_block..).zip(std::mem::take(&mut self.open)) {
+            let offset = self.offset_of(index)?;
+            write(offset, &block)?;
+            self.table.push(offset);
+        }
+        let bytes: Vec<u8> = self.table.iter().flat_map(|offset| offset.0.to_be_bytes()).collect();
+        write(table_offset, &bytes)?;
+        Ok((table_offset, table, self.next))
+    }
+
+    /// The open block that counts cluster `index`.
+    fn block_of(&mut self, index: u64) -> Result<&mut Vec<u8>> {
+        let number = index.checked_div(self.per_block).unwrap_or_default();
+        let slot = number
+            .checked_sub(self.table.len() as u64)
+            .and_then(|slot| usize::try_from(slot).ok())
+            .ok_or_else(|| Error::corrupt("a finished refcount block would change"))?;
+        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or_default();
+        while self.open.len() <= slot {
+            self.open.push_back(vec![0; size]);
+        }
+        self.open.get_mut(slot).ok_or_else(|| Error::corrupt("a refcount block was lost"))
+    }
+}

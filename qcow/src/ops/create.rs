@@ -1,0 +1,250 @@
+//! Makes an empty image of exactly the right size.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
+use crate::format::{Compatible, HostOffset};
+use crate::io::OutputFile;
+use crate::layout::{Placer, Sink};
+use crate::{Error, Result};
+
+/// Zeros are written in pieces of this many bytes.
+const ZEROS: usize = 2 << 20;
+
+/// What to create.
+#[derive(Debug, Clone, Default)]
+pub struct CreateOptions {
+    /// Virtual size in bytes, rounded up to 512; taken from the backing file when `None`.
+    pub size: Option<u64>,
+    /// Format of the new image and its options.
+    pub target: TargetOptions,
+    /// The image that the new one stands on.
+    pub backing: Option<Backing>,
+    /// Replace an existing file, atomically.
+    pub replace: bool,
+}
+
+/// The backing file of a new image.
+#[derive(Debug, Clone)]
+pub struct Backing {
+    /// The name as it will stand in the header; relative to the new image's directory.
+    pub name: PathBuf,
+    /// Its format, always recorded.
+    pub format: Format,
+    /// Do not open the backing file at all (`qemu-img create -u`).
+    pub unchecked: bool,
+    /// How to open it, if it is opened; the format in here is not used.
+    pub open: OpenOptions,
+}
+
+/// What was created.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct CreateOutcome {
+    /// The new image.
+    pub filename: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Its virtual size in bytes.
+    pub virtual_size: u64,
+    /// Length of the file in bytes.
+    pub file_length: u64,
+}
+
+/// Creates an empty image at `path`. It appears there complete or not at all.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("disk.qcow2");
+/// use qcow::ops::create::{CreateOptions, create};
+/// let outcome = create(&path, &CreateOptions { size: Some(10 << 30), ..Default::default() })?;
+/// assert_eq!(outcome.virtual_size, 10 << 30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Usage`](crate::ErrorKind::Usage) for options that do not go together or if the file exists,
+/// [`Limit`](crate::ErrorKind::Limit) for a size that the format cannot hold,
+/// [`Io`](crate::ErrorKind::Io), and what opening the backing file raises.
+pub fn create(path: &Path, options: &CreateOptions) -> Result<CreateOutcome> {
+    let size = virtual_size(path, options)?;
+    match &options.target {
+        TargetOptions::Raw(raw) => create_raw(path, raw, size, options),
+        TargetOptions::Qcow2(qcow2) => create_qcow2(path, qcow2, size, options),
+    }
+    .map_err(|error| error.file(path))
+}
+
+/// The options for an empty image of the same virtual size and geometry as the image at `path`,
+/// without its chain: the target that an orphaned overlay needs.
+///
+/// # Errors
+/// As [`Chain::open`], but backing and data files are not opened.
+pub fn like(path: &Path, open: &OpenOptions) -> Result<CreateOptions> {
+    let layer =
+        Walk::start(path, open)?.next_layer()?.ok_or_else(|| Error::usage("no image given"))?;
+    let size = Some(layer.virtual_size());
+    Ok(CreateOptions { size, target: target_like(&layer), ..Default::default() })
+}
+
+fn target_like(layer: &Layer) -> TargetOptions {
+    let Some(image) = layer.image() else { return TargetOptions::Raw(RawOptions::default()) };
+    let header = image.header();
+    TargetOptions::Qcow2(Qcow2Options {
+        cluster_size: image.geometry().cluster_size(),
+        version: header.version,
+        refcount_bits: header.refcounts().bits(),
+        extended_l2: image.geometry().extended_l2(),
+        lazy_refcounts: header.compatible.contains(Compatible::LAZY_REFCOUNTS),
+        compression_type: header.compression_type,
+        ..Default::default()
+    })
+}
+
+/// The size asked for or the backing file's, in whole sectors.
+fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
+    let backing_size = match &options.backing {
+        Some(backing) if !backing.unchecked => Some(open_backing(path, backing)?.virtual_size()),
+        _ => None,
+    };
+    let size = options.size.or(backing_size).ok_or_else(|| {
+        Error::usage("a new image needs a size").hint("give SIZE, or a backing file that exists")
+    })?;
+    size.checked_next_multiple_of(512)
+        .filter(|&size| i64::try_from(size).is_ok())
+        .ok_or_else(|| Error::limit(format!("{size} bytes are more than any image can hold")))
+}
+
+/// Opens the whole chain that the new image will stand on, so that it is known to be usable.
+fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
+    let name = resolve_name(&backing.name, path)?;
+    let open = OpenOptions { format: Some(backing.format), ..backing.open.clone() };
+    let chain = Chain::open(&name, &open)?;
+    if chain.contains_file(path) {
+        return Err(Error::usage("the new image would replace a file that it stands on").file(path));
+    }
+    Ok(chain)
+}
+
+fn create_raw(
+    path: &Path,
+    raw: &RawOptions,
+    size: u64,
+    options: &CreateOptions,
+) -> Result<CreateOutcome> {
+    if options.backing.is_some() {
+        return Err(Error::usage("raw images cannot have a backing file").hint("use -f qcow2"));
+    }
+    let output = OutputFile::create(path, options.replace)?;
+    preallocate_raw(&output, size, raw.preallocation)?;
+    output.publish()?;
+    Ok(outcome(path, Format::Raw, size, size))
+}
+
+/// Gives a raw image its length and, if wanted, its space.
+pub(super) fn preallocate_raw(output: &OutputFile, size: u64, how: Preallocation) -> Result<()> {
+    if how == Preallocation::Metadata {
+        return Err(Error::usage("raw images have no metadata to preallocate")
+            .hint("use preallocation=off, falloc or full"));
+    }
+    output.set_len(size)?;
+    match how {
+        Preallocation::Falloc => output.reserve(0, size),
+        Preallocation::Full => write_zeros(output, 0, size),
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+    }
+}
+
+fn create_qcow2(
+    path: &Path,
+    qcow2: &Qcow2Options,
+    size: u64,
+    options: &CreateOptions,
+) -> Result<CreateOutcome> {
+    let qcow2 = qcow2.checked(options.backing.is_some())?;
+    let mut placer = Placer::new(qcow2.rules()?, qcow2.refcount_width()?, size)?;
+    let output = OutputFile::create(path, options.replace)?;
+    let data_file = qcow2
+        .data_file
+        .as_ref()
+        .map(|name| create_data_file(path, name, size, options.replace, qcow2.preallocation))
+        .transpose()?;
+    let full = qcow2.preallocation == Preallocation::Full && data_file.is_none();
+    let mut sink = ReserveSink { output: &output, cluster_size: qcow2.cluster_size, full };
+    if qcow2.preallocation != Preallocation::Off {
+        placer.reserve_run(0, qcow2.geometry()?.clusters_for(size), &mut sink)?;
+    }
+    let finished = placer.finish(&mut sink)?;
+    output.set_len(finished.file_length)?;
+    if qcow2.preallocation == Preallocation::Falloc {
+        output.reserve(0, finished.file_length)?;
+    }
+    let backing = options.backing.as_ref();
+    let backing =
+        backing.map(|backing| (backing.name.as_os_str().as_bytes(), backing.format.as_str()));
+    let header = qcow2.header_area(size, &finished, backing)?.to_bytes()?;
+    output.write_at(&header, 0)?;
+    super::target::publish(output, data_file)?;
+    Ok(outcome(path, Format::Qcow2, size, finished.file_length))
+}
+
+/// The data file of a new image; its name is relative to the image's directory.
+pub(super) fn create_data_file(
+    image: &Path,
+    name: &Path,
+    size: u64,
+    replace: bool,
+    preallocation: Preallocation,
+) -> Result<OutputFile> {
+    let path = image.parent().map_or_else(|| name.to_path_buf(), |parent| parent.join(name));
+    if path == image {
+        return Err(Error::usage("an image cannot be its own data file").file(image));
+    }
+    let output = OutputFile::create(&path, replace)?;
+    let how = match preallocation {
+        Preallocation::Metadata => Preallocation::Off,
+        other => other,
+    };
+    preallocate_raw(&output, size, how)?;
+    Ok(output)
+}
+
+/// Writes metadata as it is placed, and zeros for reserved clusters if wanted.
+pub(super) struct ReserveSink<'a> {
+    pub(super) output: &'a OutputFile,
+    pub(super) cluster_size: u64,
+    pub(super) full: bool,
+}
+
+impl Sink for ReserveSink<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.output.write_at(bytes, offset.0)
+    }
+
+    fn data(&mut self, _first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+        if self.full {
+            write_zeros(self.output, host.0, clusters.saturating_mul(self.cluster_size))?;
+        }
+        Ok(())
+    }
+}
+
+fn write_zeros(output: &OutputFile, offset: u64, len: u64) -> Result<()> {
+    let zeros = vec![0; ZEROS];
+    let (mut at, end) = (offset, offset.saturating_add(len));
+    while at < end {
+        let piece = usize::try_from(end.saturating_sub(at)).unwrap_or(ZEROS).min(ZEROS);
+        output.write_at(zeros.get(..piece).unwrap_or(&zeros), at)?;
+        at = at.saturating_add(piece as u64);
+    }
+    Ok(())
+}
+
+fn outcome(path: &Path, format: Format, virtual_size: u64, file_length: u64) -> CreateOutcome {
+    CreateOutcome { filename: path.to_path_buf(), format, virtual_size, file_length }
+}

@@ -1,0 +1,364 @@
+//! Flattens to a QCOW2 image: zero clusters are left out, data clusters are placed in guest
+//! order, compressed or not.
+
+use std::path::Path;
+
+use crc32fast::Hasher;
+
+use super::{Done, FlattenOptions, runs_of};
+use crate::chain::Chain;
+use crate::codec::{Compressor, is_zero};
+use crate::format::{CompressionType, HostOffset};
+use crate::io::OutputFile;
+use crate::layout::{Placer, Sink};
+use crate::ops::checksum::{Crc, hash};
+use crate::ops::create::{ReserveSink, create_data_file};
+use crate::ops::pipeline::{self, Job};
+use crate::ops::{Preallocation, Qcow2Options, target};
+use crate::{CancelToken, Error, Observer, Result};
+
+pub(super) fn flatten(
+    chain: &Chain,
+    path: &Path,
+    target: &Qcow2Options,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Done> {
+    let target = target.checked(false)?;
+    if options.compress {
+        refuse_compression(&target)?;
+    }
+    let size = chain.virtual_size();
+    let geometry = target.geometry()?;
+    let placer = Placer::new(target.rules()?, target.refcount_width()?, size)
+        .map_err(|error| error.file(path))?;
+    let output = OutputFile::create(path, options.replace)?;
+    let data_file = target
+        .data_file
+        .as_ref()
+        .map(|name| create_data_file(path, name, size, options.replace, target.preallocation))
+        .transpose()?;
+    if let Some(data_file) = &data_file
+        && chain.contains_file(data_file.target())
+    {
+        return Err(
+            Error::usage("the data file is one of the images being read").file(data_file.target())
+        );
+    }
+    let job = Qcow2Job {
+        output: &output,
+        data: data_file.as_ref().unwrap_or(&output),
+        cluster_size: usize::try_from(geometry.cluster_size()).unwrap_or_default(),
+        subclusters: geometry.extended_l2(),
+        compress: options.compress.then_some(target.compression_type),
+        digest: options.digest,
+        preallocation: target.preallocation,
+    };
+    let state = State { placer, data_bytes: 0, crc: options.digest.then(Crc::new) };
+    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
+    let finished = state.placer.finish(&mut MetadataOnly(&output))?;
+    output.set_len(finished.file_length)?;
+    if target.preallocation == Preallocation::Falloc {
+        output.reserve(0, finished.file_length)?;
+    }
+    let header = target.header_area(size, &finished, None)?.to_bytes()?;
+    output.write_at(&header, 0)?;
+    cancel.check()?;
+    target::publish(output, data_file)?;
+    Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
+}
+
+fn refuse_compression(target: &Qcow2Options) -> Result<()> {
+    if target.data_file.is_some() {
+        return Err(Error::usage("compressed clusters cannot live in an external data file"));
+    }
+    if target.preallocation != Preallocation::Off {
+        return Err(Error::usage("compression and preallocation exclude each other"));
+    }
+    Ok(())
+}
+
+struct Qcow2Job<'a> {
+    output: &'a OutputFile,
+    /// Where uncompressed clusters go.
+    data: &'a OutputFile,
+    cluster_size: usize,
+    subclusters: bool,
+    compress: Option<CompressionType>,
+    digest: bool,
+    preallocation: Preallocation,
+}
+
+struct State {
+    placer: Placer,
+    data_bytes: u64,
+    crc: Option<Crc>,
+}
+
+/// What a worker keeps between items.
+struct Worker {
+    compressor: Option<Compressor>,
+    /// The cluster just compressed.
+    compressed: Vec<u8>,
+    /// The compressed clusters of the item, one behind the other.
+    packed: Vec<u8>,
+}
+
+/// An item after the parallel part.
+struct Ready {
+    first_cluster: u64,
+    clusters: Vec<Cluster>,
+    data_bytes: u64,
+    hash: Option<Hasher>,
+}
+
+/// What becomes of one cluster of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cluster {
+    Zero,
+    Data,
+    /// Only these subclusters hold data.
+    Partial(u32),
+    /// `len` bytes from `from` on in the worker's packed bytes.
+    Compressed {
+        from: usize,
+        len: usize,
+    },
+}
+
+/// Where one piece of an item is to be written.
+enum Write {
+    /// Item bytes `from..to` (padded to whole clusters) to this offset in the data file.
+    Data { from: usize, to: usize, host: HostOffset },
+    /// The subclusters in the mask, of the cluster whose bytes start at `from`.
+    Partial { from: usize, mask: u32, host: HostOffset },
+    /// Packed bytes `from..to`.
+    Packed { from: usize, to: usize, host: HostOffset },
+}
+
+impl Job for Qcow2Job<'_> {
+    type Worker = Worker;
+    type Ready = Ready;
+    type Ordered = State;
+    type Placed = Vec<Write>;
+
+    fn worker(&self) -> Result<Worker> {
+        let compressor = self.compress.map(|kind| Compressor::new(kind, None)).transpose()?;
+        Ok(Worker { compressor, compressed: Vec::new(), packed: Vec::new() })
+    }
+
+    fn prepare(&self, worker: &mut Worker, guest: u64, bytes: &[u8]) -> Result<Ready> {
+        worker.packed.clear();
+        let mut clusters = Vec::with_capacity(bytes.len().div_ceil(self.cluster_size.max(1)));
+        for cluster in bytes.chunks(self.cluster_size.max(1)) {
+            clusters.push(self.classify(worker, cluster)?);
+        }
+        let data = bytes
+            .chunks(self.cluster_size.max(1))
+            .zip(&clusters)
+            .filter(|(_, cluster)| **cluster != Cluster::Zero)
+            .map(|(bytes, _)| bytes.len() as u64);
+        Ok(Ready {
+            first_cluster: guest.checked_div(self.cluster_size as u64).unwrap_or_default(),
+            data_bytes: data.sum(),
+            clusters,
+            hash: self.digest.then(|| hash(bytes)),
+        })
+    }
+
+    fn place(&self, state: &mut State, ready: &Ready) -> Result<Vec<Write>> {
+        state.data_bytes = state.data_bytes.saturating_add(ready.data_bytes);
+        if let (Some(crc), Some(hash)) = (&mut state.crc, &ready.hash) {
+            crc.append(hash);
+        }
+        self.place_clusters(&mut state.placer, ready)
+    }
+
+    fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
+        if let Some(crc) = &mut state.crc {
+            crc.append_zeros(len);
+        }
+        if self.preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let size = self.cluster_size as u64;
+        let first = guest.checked_div(size).unwrap_or_default();
+        let full = self.preallocation == Preallocation::Full && !self.has_data_file();
+        let mut sink = ReserveSink { output: self.output, cluster_size: size, full };
+        state.placer.reserve_run(first, len.div_ceil(size.max(1)), &mut sink)
+    }
+
+    fn write(
+        &self,
+        worker: &mut Worker,
+        bytes: &[u8],
+        _ready: Ready,
+        placed: Vec<Write>,
+    ) -> Result<()> {
+        for write in placed {
+            match write {
+                Write::Data { from, to, host } => self.write_data(bytes, from, to, host)?,
+                Write::Partial { from, mask, host } => {
+                    self.write_partial(bytes, from, mask, host)?;
+                }
+                Write::Packed { from, to, host } => {
+                    let packed = worker.packed.get(from..to).unwrap_or_default();
+                    self.output.write_at(packed, host.0)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Qcow2Job<'_> {
+    fn has_data_file(&self) -> bool {
+        !std::ptr::eq(self.data, self.output)
+    }
+
+    fn classify(&self, worker: &mut Worker, cluster: &[u8]) -> Result<Cluster> {
+        let keep_zeros = self.preallocation != Preallocation::Off;
+        if is_zero(cluster) && !keep_zeros {
+            return Ok(Cluster::Zero);
+        }
+        if let Some(compressor) = &mut worker.compressor {
+            let padded = padded(cluster, self.cluster_size);
+            let input = padded.as_deref().unwrap_or(cluster);
+            if !compressor.compress(input, &mut worker.compressed)? {
+                return Ok(Cluster::Data);
+            }
+            let from = worker.packed.len();
+            worker.packed.extend_from_slice(&worker.compressed);
+            return Ok(Cluster::Compressed { from, len: worker.compressed.len() });
+        }
+        if self.subclusters && !keep_zeros {
+            let mask = data_mask(cluster, self.cluster_size >> 5);
+            return Ok(if mask == u32::MAX { Cluster::Data } else { Cluster::Partial(mask) });
+        }
+        Ok(Cluster::Data)
+    }
+
+    fn place_clusters(&self, placer: &mut Placer, ready: &Ready) -> Result<Vec<Write>> {
+        let mut sink = Collect {
+            metadata: MetadataOnly(self.output),
+            first_cluster: ready.first_cluster,
+            cluster_size: self.cluster_size,
+            writes: Vec::new(),
+        };
+        let mut clusters = (ready.first_cluster..).zip(&ready.clusters).peekable();
+        while let Some((index, cluster)) = clusters.next() {
+            match *cluster {
+                Cluster::Zero => {}
+                Cluster::Data => {
+                    let mut count = 1u64;
+                    while clusters.next_if(|(_, next)| **next == Cluster::Data).is_some() {
+                        count = count.saturating_add(1);
+                    }
+                    placer.place_run(index, count, &mut sink)?;
+                }
+                Cluster::Partial(mask) => {
+                    let host = placer.place_partial(index, mask, &mut sink)?;
+                    let from = sink.byte_of(index);
+                    sink.writes.push(Write::Partial { from, mask, host });
+                }
+                Cluster::Compressed { from, len } => {
+                    let host = placer.place_compressed(index, len as u64, &mut sink)?;
+                    push_packed(&mut sink.writes, from, len, host);
+                }
+            }
+        }
+        Ok(sink.writes)
+    }
+
+    /// Writes whole clusters; what the item does not have (at the end of the disk) is a hole and
+    /// reads as zeros.
+    fn write_data(&self, bytes: &[u8], from: usize, to: usize, host: HostOffset) -> Result<()> {
+        let run = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
+        self.data.write_at(run, host.0)
+    }
+
+    fn write_partial(&self, bytes: &[u8], from: usize, mask: u32, host: HostOffset) -> Result<()> {
+        let end = from.saturating_add(self.cluster_size).min(bytes.len());
+        let cluster = bytes.get(from..end).unwrap_or_default();
+        let size = self.cluster_size >> 5;
+        for (start, end) in runs_of(cluster, size, |piece| !is_zero(piece)) {
+            debug_assert!(mask != 0);
+            let run = cluster.get(start..end).unwrap_or_default();
+            self.data.write_at(run, host.0.saturating_add(start as u64))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bit n is set if subcluster n holds anything but zeros.
+fn data_mask(cluster: &[u8], subcluster: usize) -> u32 {
+    cluster
+        .chunks(subcluster.max(1))
+        .zip(0u32..32)
+        .filter(|(piece, _)| !is_zero(piece))
+        .fold(0, |mask, (_, bit)| mask | 1u32.checked_shl(bit).unwrap_or(0))
+}
+
+/// The last cluster of a disk may be short: it is compressed as a whole one (trap 57).
+fn padded(cluster: &[u8], size: usize) -> Option<Vec<u8>> {
+    (cluster.len() < size).then(|| {
+        let mut whole = cluster.to_vec();
+        whole.resize(size, 0);
+        whole
+    })
+}
+
+/// Adds a compressed cluster, joined to the one before it if they lie side by side.
+fn push_packed(writes: &mut Vec<Write>, from: usize, len: usize, host: HostOffset) {
+    let end = from.saturating_add(len);
+    if let Some(Write::Packed { from: start, to, host: first }) = writes.last_mut() {
+        let next = first.0.saturating_add(to.saturating_sub(*start) as u64);
+        if *to == from && next == host.0 {
+            *to = end;
+            return;
+        }
+    }
+    writes.push(Write::Packed { from, to: end, host });
+}
+
+/// Writes metadata, and has no data to place.
+struct MetadataOnly<'a>(&'a OutputFile);
+
+impl Sink for MetadataOnly<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.0.write_at(bytes, offset.0)
+    }
+
+    fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes metadata and notes where the item's data goes.
+struct Collect<'a> {
+    metadata: MetadataOnly<'a>,
+    first_cluster: u64,
+    cluster_size: usize,
+    writes: Vec<Write>,
+}
+
+impl Collect<'_> {
+    /// Where the cluster's bytes start in the item.
+    fn byte_of(&self, cluster: u64) -> usize {
+        let index = cluster.saturating_sub(self.first_cluster);
+        usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(self.cluster_size)
+    }
+}
+
+impl Sink for Collect<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.metadata.metadata(offset, bytes)
+    }
+
+    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+        let (from, to) = (self.byte_of(first), self.byte_of(first.saturating_add(clusters)));
+        self.writes.push(Write::Data { from, to, host });
+        Ok(())
+    }
+}

@@ -1,0 +1,331 @@
+//! What an image says about itself, with the keys and values of `qemu-img info`.
+//!
+//! Only the header, the snapshot table and the bitmap directory are read. Data files are never
+//! opened (trap 114), backing files only when the whole chain is asked for.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use crate::chain::{Layer, OpenOptions, Walk, resolve_name};
+use crate::format::{
+    Autoclear, Compatible, CryptMethod, Incompatible, Snapshot as TableEntry, Version,
+};
+use crate::image::Image;
+use crate::io::{OpenedAs, Storage};
+use crate::{Error, Result};
+
+/// What to look at.
+#[derive(Debug, Clone, Default)]
+pub struct InfoOptions {
+    /// How to open. Its `snapshot` narrows the report to that one.
+    pub open: OpenOptions,
+    /// Walk the whole chain; otherwise no backing or data file is opened.
+    pub backing_chain: bool,
+}
+
+/// One image of the chain. Serialises to the object that `qemu-img info --output json` prints.
+/// Sizes are in bytes.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// The file below the format.
+    pub children: Vec<Child>,
+    /// Format of the backing file, if the header records it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_filename_format: Option<String>,
+    /// Internal snapshots.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Size of the guest's disk.
+    pub virtual_size: u64,
+    /// The name under which the image was opened.
+    #[serde(serialize_with = "path_text")]
+    pub filename: PathBuf,
+    /// Cluster size; absent for raw images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_size: Option<u64>,
+    /// `qcow2`, `raw`, or for children `file` or `host_device`.
+    pub format: String,
+    /// Bytes that the file system has allocated.
+    pub actual_size: u64,
+    /// True for encrypted images, absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
+    /// What only this format has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format_specific: Option<FormatSpecific>,
+    /// The backing file's name, resolved.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_path_text")]
+    pub full_backing_filename: Option<PathBuf>,
+    /// The backing file's name as it stands in the header.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_path_text")]
+    pub backing_filename: Option<PathBuf>,
+    /// Refcounts may be stale: the image was not closed.
+    pub dirty_flag: bool,
+}
+
+/// A node below an image.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Child {
+    /// Always `file`.
+    pub name: String,
+    /// What it is.
+    pub info: ImageInfo,
+}
+
+/// An internal snapshot as `qemu-img info` shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct SnapshotInfo {
+    /// Instructions executed, where record and replay was on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icount: Option<u64>,
+    /// Guest clock, the part below a second, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Name, which need not be unique.
+    pub name: String,
+    /// Wall clock, seconds since 1970.
+    pub date_sec: u64,
+    /// Wall clock, the part below a second, in nanoseconds.
+    pub date_nsec: u64,
+    /// Guest clock in seconds.
+    pub vm_clock_sec: u64,
+    /// Identifier, unique in the image.
+    pub id: String,
+    /// Size of the saved machine state.
+    pub vm_state_size: u64,
+}
+
+/// What only one format has: `{"type": ..., "data": {...}}`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", content = "data", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FormatSpecific {
+    /// A QCOW2 image.
+    Qcow2(Box<Qcow2Info>),
+    /// A regular file.
+    File {},
+}
+
+/// What only QCOW2 images have.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Qcow2Info {
+    /// `0.10` or `1.1`.
+    pub compat: String,
+    /// `zlib` or `zstd`.
+    pub compression_type: String,
+    /// Whether refcount updates may be postponed (version 3 only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lazy_refcounts: Option<bool>,
+    /// Persistent bitmaps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapSummary>,
+    /// How the guest's data is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypt: Option<EncryptionInfo>,
+    /// Width of a refcount.
+    pub refcount_bits: u32,
+    /// Name of the external data file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<String>,
+    /// Whether the data file alone is a valid raw image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file_raw: Option<bool>,
+    /// Whether the image is marked as corrupt (version 3 only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corrupt: Option<bool>,
+    /// Whether it has 16-byte L2 entries (version 3 only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extended_l2: Option<bool>,
+}
+
+/// A persistent bitmap as `qemu-img info` shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct BitmapSummary {
+    /// `in-use` and `auto`, as they apply.
+    pub flags: Vec<String>,
+    /// Its name.
+    pub name: String,
+    /// Guest bytes per bit.
+    pub granularity: u64,
+}
+
+/// How an image is encrypted.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct EncryptionInfo {
+    /// `aes` or `luks`.
+    pub format: String,
+}
+
+/// Facts about the image at `path`, and about its chain if asked: active layer first.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use qcow::ops::info::{InfoOptions, info};
+/// let options = InfoOptions { backing_chain: true, ..Default::default() };
+/// for image in info(Path::new("overlay.qcow2"), &options)? {
+///     println!("{}: {} bytes", image.filename.display(), image.virtual_size);
+/// }
+/// # Ok::<(), qcow::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`Chain::open`](crate::chain::Chain::open); but encrypted images are reported, not refused.
+pub fn info(path: &Path, options: &InfoOptions) -> Result<Vec<ImageInfo>> {
+    let mut images = Vec::new();
+    let mut walk = Walk::start(path, &options.open)?;
+    while let Some(layer) = walk.next_layer()? {
+        let snapshot = options.open.snapshot.as_deref().filter(|_| images.is_empty());
+        images.push(image_info(&layer, snapshot).map_err(|error| error.file(layer.path()))?);
+        if !options.backing_chain {
+            break;
+        }
+    }
+    Ok(images)
+}
+
+fn image_info(layer: &Layer, snapshot: Option<&str>) -> Result<ImageInfo> {
+    let file = layer.file();
+    let child = ImageInfo {
+        virtual_size: file.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+        format_specific: (file.kind() == OpenedAs::File).then_some(FormatSpecific::File {}),
+        format: match file.kind() {
+            OpenedAs::File => "file".into(),
+            OpenedAs::BlockDevice => "host_device".into(),
+        },
+        ..bare(layer)
+    };
+    let mut info = ImageInfo {
+        children: vec![Child { name: "file".into(), info: child }],
+        virtual_size: layer.virtual_size(),
+        format: layer.format().to_string(),
+        ..bare(layer)
+    };
+    match (layer.image(), snapshot) {
+        (Some(image), snapshot) => describe(&mut info, image, snapshot)?,
+        (None, Some(_)) => return Err(Error::usage("a raw image has no internal snapshots")),
+        (None, None) => {}
+    }
+    Ok(info)
+}
+
+/// What every node has.
+fn bare(layer: &Layer) -> ImageInfo {
+    ImageInfo {
+        children: Vec::new(),
+        backing_filename_format: None,
+        snapshots: Vec::new(),
+        virtual_size: 0,
+        filename: layer.path().to_path_buf(),
+        cluster_size: None,
+        format: String::new(),
+        actual_size: layer.file().allocated(),
+        encrypted: None,
+        format_specific: None,
+        full_backing_filename: None,
+        backing_filename: None,
+        dirty_flag: false,
+    }
+}
+
+fn describe(info: &mut ImageInfo, image: &Image, snapshot: Option<&str>) -> Result<()> {
+    let area = image.area();
+    info.snapshots = match snapshot {
+        Some(wanted) => vec![snapshot_info(image.find_snapshot(wanted)?)],
+        None => image.snapshots().iter().map(snapshot_info).collect(),
+    };
+    info.cluster_size = Some(image.geometry().cluster_size());
+    info.encrypted = image.is_encrypted().then_some(true);
+    info.dirty_flag = image.header().incompatible.contains(Incompatible::DIRTY);
+    info.format_specific = Some(FormatSpecific::Qcow2(Box::new(qcow2_info(image))));
+    if let Some(name) = &area.backing_name {
+        let name = PathBuf::from(OsStr::from_bytes(name));
+        // A name that cannot be resolved (a network protocol) is shown as it is.
+        let full = resolve_name(&name, &info.filename).unwrap_or_else(|_| name.clone());
+        info.full_backing_filename = Some(full);
+        info.backing_filename = Some(name);
+        info.backing_filename_format = area.backing_format().map(text);
+    }
+    Ok(())
+}
+
+fn qcow2_info(image: &Image) -> Qcow2Info {
+    let header = image.header();
+    let modern = header.version == Version::V3;
+    Qcow2Info {
+        compat: if modern { "1.1" } else { "0.10" }.into(),
+        compression_type: header.compression_type.as_str().into(),
+        lazy_refcounts: modern.then(|| header.compatible.contains(Compatible::LAZY_REFCOUNTS)),
+        bitmaps: image
+            .bitmaps()
+            .iter()
+            .map(|bitmap| BitmapSummary {
+                flags: [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")]
+                    .iter()
+                    .filter(|(set, _)| *set)
+                    .map(|(_, name)| (*name).to_owned())
+                    .collect(),
+                name: text(&bitmap.name),
+                granularity: bitmap.granularity,
+            })
+            .collect(),
+        encrypt: match header.crypt_method {
+            CryptMethod::None => None,
+            CryptMethod::Aes => Some(EncryptionInfo { format: "aes".into() }),
+            CryptMethod::Luks => Some(EncryptionInfo { format: "luks".into() }),
+        },
+        refcount_bits: header.refcounts().bits(),
+        data_file: image.area().data_file_name().map(text),
+        data_file_raw: image
+            .has_data_file()
+            .then(|| header.autoclear.contains(Autoclear::DATA_FILE_RAW)),
+        corrupt: modern.then(|| header.incompatible.contains(Incompatible::CORRUPT)),
+        extended_l2: modern.then(|| image.geometry().extended_l2()),
+    }
+}
+
+fn snapshot_info(snapshot: &TableEntry) -> SnapshotInfo {
+    const SECOND: u64 = 1_000_000_000;
+    let clock = snapshot.vm_clock_nsec;
+    SnapshotInfo {
+        icount: snapshot.icount,
+        vm_clock_nsec: clock.checked_rem(SECOND).unwrap_or_default(),
+        name: text(&snapshot.name),
+        date_sec: u64::from(snapshot.date_sec),
+        date_nsec: u64::from(snapshot.date_nsec),
+        vm_clock_sec: clock.checked_div(SECOND).unwrap_or_default(),
+        id: text(&snapshot.id),
+        vm_state_size: snapshot.vm_state_size,
+    }
+}
+
+/// Names in images need not be UTF-8; JSON must be.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn optional_path_text<S: Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => path_text(path, serializer),
+        None => serializer.serialize_none(),
+    }
+}

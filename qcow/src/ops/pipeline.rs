@@ -1,0 +1,283 @@
+//! The engine behind flatten and checksum: extents are cut into work items, workers handle the
+//! items in parallel, and each item takes its turn in disk order for the one step that must be
+//! ordered (its place in the output, its part of the digest).
+//!
+//! A worker that is ready waits only for items before its own, all of which are held by other
+//! workers, so there is always one that can go on. Memory is one item per worker.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::chain::Chain;
+use crate::extent::{Extent, Extents, Reader};
+use crate::{CancelToken, Error, Observer, Result};
+
+/// Items start and end at multiples of this many bytes, unless they are all zeros. Clusters of
+/// any size fit in without being cut.
+pub(super) const ITEM: u64 = 2 << 20;
+const IN_ITEM: u64 = ITEM - 1;
+
+/// What happens to the items.
+pub(super) trait Job: Sync {
+    /// What each worker keeps to itself: buffers, codec contexts.
+    type Worker;
+    /// What the worker knows about an item after the parallel part.
+    type Ready;
+    /// What only the item whose turn it is may touch.
+    type Ordered: Send;
+    /// Where the item went.
+    type Placed;
+
+    /// Sets up a worker.
+    fn worker(&self) -> Result<Self::Worker>;
+    /// In parallel: looks at the item's bytes.
+    fn prepare(&self, worker: &mut Self::Worker, guest: u64, bytes: &[u8]) -> Result<Self::Ready>;
+    /// In disk order: gives the item its place. Must be quick.
+    fn place(&self, ordered: &mut Self::Ordered, ready: &Self::Ready) -> Result<Self::Placed>;
+    /// In disk order: `len` bytes from `guest` on are zeros.
+    fn place_zeros(&self, ordered: &mut Self::Ordered, guest: u64, len: u64) -> Result<()>;
+    /// In parallel: writes the item out.
+    fn write(
+        &self,
+        worker: &mut Self::Worker,
+        bytes: &[u8],
+        ready: Self::Ready,
+        placed: Self::Placed,
+    ) -> Result<()>;
+}
+
+/// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core) and gives
+/// back the ordered state.
+pub(super) fn run<J: Job>(
+    chain: &Chain,
+    job: &J,
+    ordered: J::Ordered,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<J::Ordered> {
+    let line = Line {
+        items: Mutex::new(Items::new(chain)),
+        turn: Mutex::new(Turn { next: 0, done: 0, ordered: Some(ordered), failure: None }),
+        advanced: Condvar::new(),
+        total: chain.virtual_size(),
+        observer,
+        cancel,
+    };
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    };
+    if threads == 1 {
+        line.work(chain, job);
+    } else {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("worker-{index}"))
+            .build()
+            .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
+        pool.broadcast(|_| line.work(chain, job));
+    }
+    let mut turn = line.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match (turn.failure.take(), turn.ordered.take()) {
+        (Some(failure), _) => Err(failure),
+        (None, Some(ordered)) => Ok(ordered),
+        (None, None) => Err(Error::io("a worker died", std::io::Error::other("panic"))),
+    }
+}
+
+/// What the workers share.
+struct Line<'a, O> {
+    items: Mutex<Items<'a>>,
+    turn: Mutex<Turn<O>>,
+    advanced: Condvar,
+    total: u64,
+    observer: &'a dyn Observer,
+    cancel: &'a CancelToken,
+}
+
+struct Turn<O> {
+    /// Number of the item whose turn it is.
+    next: u64,
+    /// Guest bytes before that item.
+    done: u64,
+    /// `None` only while somebody holds it, so a worker that dies leaves no half-made state.
+    ordered: Option<O>,
+    failure: Option<Error>,
+}
+
+impl<O> Line<'_, O> {
+    fn work<J: Job<Ordered = O>>(&self, chain: &Chain, job: &J) {
+        let _watch = Watch(self);
+        let result = job.worker().and_then(|worker| self.work_through(chain, job, worker));
+        if let Err(error) = result {
+            self.fail(error);
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        lock(&self.turn).failure.get_or_insert(error);
+        self.advanced.notify_all();
+    }
+
+    fn work_through<J: Job<Ordered = O>>(
+        &self,
+        chain: &Chain,
+        job: &J,
+        mut worker: J::Worker,
+    ) -> Result<()> {
+        let mut reader = chain.reader();
+        let mut buffer = Vec::new();
+        loop {
+            self.cancel.check()?;
+            let next = lock(&self.items).next_item();
+            let Some((number, item)) = next.transpose()? else { return Ok(()) };
+            let Item::Data { guest, len, extents } = item else {
+                let Item::Zeros { guest, len } = item else { continue };
+                if self
+                    .in_turn(number, len, |ordered| job.place_zeros(ordered, guest, len))?
+                    .is_none()
+                {
+                    return Ok(());
+                }
+                continue;
+            };
+            let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
+            let ready = job.prepare(&mut worker, guest, bytes)?;
+            let placed = self.in_turn(number, len, |ordered| job.place(ordered, &ready))?;
+            let Some(placed) = placed else { return Ok(()) };
+            job.write(&mut worker, bytes, ready, placed)?;
+        }
+    }
+
+    /// Waits for the item's turn and runs `step` in it; `None` if another worker has failed.
+    fn in_turn<T>(
+        &self,
+        number: u64,
+        len: u64,
+        step: impl FnOnce(&mut O) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let mut turn = lock(&self.turn);
+        while turn.next != number && turn.failure.is_none() {
+            turn = self.advanced.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        if turn.failure.is_some() {
+            return Ok(None);
+        }
+        let Some(mut ordered) = turn.ordered.take() else { return Ok(None) };
+        let result = step(&mut ordered)?;
+        turn.ordered = Some(ordered);
+        turn.next = turn.next.saturating_add(1);
+        turn.done = turn.done.saturating_add(len);
+        self.observer.progress(turn.done, self.total);
+        drop(turn);
+        self.advanced.notify_all();
+        Ok(Some(result))
+    }
+}
+
+/// Lets the others go home if a worker panics, instead of waiting for its turn for ever.
+struct Watch<'l, 'a, O>(&'l Line<'a, O>);
+
+impl<O> Drop for Watch<'_, '_, O> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::io("a worker died", std::io::Error::other("panic")));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // The state behind these locks is only ever replaced whole, so a panic elsewhere spoils nothing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads the item's bytes into `buffer`.
+fn read_item<'b>(
+    reader: &mut Reader<'_>,
+    buffer: &'b mut Vec<u8>,
+    guest: u64,
+    len: u64,
+    extents: &[Extent],
+) -> Result<&'b [u8]> {
+    let len = usize::try_from(len).map_err(|_| Error::limit("a work item is too long"))?;
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let bytes = buffer.get_mut(..len).unwrap_or_default();
+    for extent in extents {
+        let from = usize::try_from(extent.guest.0.saturating_sub(guest)).unwrap_or(usize::MAX);
+        let to = from.saturating_add(usize::try_from(extent.len).unwrap_or(usize::MAX));
+        let part = bytes
+            .get_mut(from..to)
+            .ok_or_else(|| Error::usage("an extent reaches out of its work item"))?;
+        reader.read_extent(extent, part)?;
+    }
+    Ok(bytes)
+}
+
+/// One unit of work.
+enum Item {
+    /// `len` bytes that read as zeros by what the tables say.
+    Zeros { guest: u64, len: u64 },
+    /// `len` bytes, at most [`ITEM`], and where they come from.
+    Data { guest: u64, len: u64, extents: Vec<Extent> },
+}
+
+/// Cuts the extents of a chain into numbered items. The cut depends on nothing but the chain.
+struct Items<'a> {
+    extents: Extents<'a>,
+    /// An extent of which a part is left.
+    left: Option<Extent>,
+    number: u64,
+}
+
+impl<'a> Items<'a> {
+    fn new(chain: &'a Chain) -> Self {
+        Self { extents: chain.extents(), left: None, number: 0 }
+    }
+
+    fn next_item(&mut self) -> Option<Result<(u64, Item)>> {
+        let item = self.cut().transpose()?;
+        let number = self.number;
+        self.number = number.saturating_add(1);
+        Some(item.map(|item| (number, item)))
+    }
+
+    fn cut(&mut self) -> Result<Option<Item>> {
+        let Some(first) = self.take()? else { return Ok(None) };
+        let guest = first.guest.0;
+        // Zeros go in one piece up to the last item boundary they reach.
+        let whole = first.end() & !IN_ITEM;
+        if first.is_zero() && guest & IN_ITEM == 0 && whole > guest {
+            self.give_back(first, whole);
+            return Ok(Some(Item::Zeros { guest, len: whole.saturating_sub(guest) }));
+        }
+        let boundary = (guest | IN_ITEM).saturating_add(1);
+        let (mut extents, mut at) = (Vec::new(), guest);
+        let mut next = Some(first);
+        while let Some(extent) = next {
+            let cut = extent.end().min(boundary);
+            extents.push(extent.slice(extent.guest.0, cut));
+            at = cut;
+            self.give_back(extent, cut);
+            next = if at < boundary { self.take()? } else { None };
+        }
+        let len = at.saturating_sub(guest);
+        if extents.iter().all(Extent::is_zero) {
+            return Ok(Some(Item::Zeros { guest, len }));
+        }
+        Ok(Some(Item::Data { guest, len, extents }))
+    }
+
+    fn take(&mut self) -> Result<Option<Extent>> {
+        match self.left.take() {
+            Some(extent) => Ok(Some(extent)),
+            None => self.extents.next().transpose(),
+        }
+    }
+
+    /// Keeps what `extent` has from `from` on for the next item.
+    fn give_back(&mut self, extent: Extent, from: u64) {
+        self.left = (from < extent.end()).then(|| extent.slice(from, extent.end()));
+    }
+}

@@ -1,0 +1,226 @@
+//! What a new image is to look like: shared by `create` and `flatten`.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::format::{
+    Autoclear, Compatible, CompressionType, EntryRules, Extension, Extensions, Geometry, Header,
+    HeaderArea, Incompatible, RefcountWidth, Version,
+};
+use crate::io::OutputFile;
+use crate::layout::Finished;
+use crate::{Error, Result};
+
+/// How much of a new image gets its space at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preallocation {
+    /// Nothing beyond what the format needs.
+    #[default]
+    Off,
+    /// All L2 tables, pointing at clusters that are holes in the file (qcow2 only).
+    Metadata,
+    /// Space reserved in the file system, not written.
+    Falloc,
+    /// Zeros written everywhere.
+    Full,
+}
+
+/// The format of a new image and its options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TargetOptions {
+    /// A QCOW2 image.
+    Qcow2(Qcow2Options),
+    /// A raw image.
+    Raw(RawOptions),
+}
+
+impl Default for TargetOptions {
+    fn default() -> Self {
+        Self::Qcow2(Qcow2Options::default())
+    }
+}
+
+/// Options of a new raw image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RawOptions {
+    /// [`Preallocation::Metadata`] is refused.
+    pub preallocation: Preallocation,
+}
+
+/// Options of a new QCOW2 image; the defaults are QEMU's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// Cluster size in bytes: a power of two, 512 to 2 MiB.
+    pub cluster_size: u64,
+    /// Version 2 (`compat=0.10`) or 3 (`compat=1.1`).
+    pub version: Version,
+    /// Width of a refcount: 1, 2, 4, 8, 16, 32 or 64 bits.
+    pub refcount_bits: u32,
+    /// 16-byte L2 entries with 32 subclusters per cluster.
+    pub extended_l2: bool,
+    /// Sets the lazy-refcounts compatible bit.
+    pub lazy_refcounts: bool,
+    /// How much gets its space at once.
+    pub preallocation: Preallocation,
+    /// How compressed clusters are (or would be) compressed.
+    pub compression_type: CompressionType,
+    /// Name of an external data file, as it will stand in the header.
+    pub data_file: Option<PathBuf>,
+    /// The data file alone is to be a valid raw image of the disk.
+    pub data_file_raw: bool,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self {
+            cluster_size: 65536,
+            version: Version::V3,
+            refcount_bits: 16,
+            extended_l2: false,
+            lazy_refcounts: false,
+            preallocation: Preallocation::Off,
+            compression_type: CompressionType::Zlib,
+            data_file: None,
+            data_file_raw: false,
+        }
+    }
+}
+
+impl Qcow2Options {
+    /// Checks that the options go together, as QEMU would, and fills in what follows from others
+    /// (a raw data file needs all its metadata).
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage), naming the options.
+    pub(crate) fn checked(&self, has_backing: bool) -> Result<Self> {
+        let mut options = self.clone();
+        let size = self.cluster_size;
+        if !size.is_power_of_two() || !(512..=2 << 20).contains(&size) {
+            return refused(format!(
+                "cluster_size is {size}, expected a power of two from 512 to 2M"
+            ));
+        }
+        if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
+            return refused(format!(
+                "refcount_bits is {}, expected 1, 2, 4, 8, 16, 32 or 64",
+                self.refcount_bits
+            ));
+        }
+        if self.version == Version::V2 {
+            self.fits_version_2()?;
+        }
+        if self.extended_l2 && size < 16384 {
+            return refused("extended_l2 needs a cluster_size of at least 16k");
+        }
+        if has_backing && self.preallocation != Preallocation::Off && !self.extended_l2 {
+            return refused("preallocation over a backing file needs extended_l2=on");
+        }
+        if self.data_file_raw {
+            if self.data_file.is_none() {
+                return refused("data_file_raw needs data_file");
+            }
+            if has_backing {
+                return refused("data_file_raw and a backing file exclude each other");
+            }
+            if options.preallocation == Preallocation::Off {
+                options.preallocation = Preallocation::Metadata;
+            }
+        }
+        Ok(options)
+    }
+
+    fn fits_version_2(&self) -> Result<()> {
+        let too_new = [
+            (self.refcount_bits != 16, "refcount_bits other than 16"),
+            (self.lazy_refcounts, "lazy_refcounts"),
+            (self.extended_l2, "extended_l2"),
+            (self.compression_type != CompressionType::Zlib, "compression_type other than zlib"),
+            (self.data_file.is_some(), "data_file"),
+        ];
+        match too_new.iter().find(|(used, _)| *used) {
+            Some((_, what)) => refused(format!("{what} needs compat=1.1")),
+            None => Ok(()),
+        }
+    }
+
+    /// Geometry, after [`checked`](Self::checked).
+    pub(crate) fn geometry(&self) -> Result<Geometry> {
+        Geometry::new(self.cluster_size.trailing_zeros(), self.extended_l2)
+    }
+
+    /// Refcount width, after [`checked`](Self::checked).
+    pub(crate) fn refcount_width(&self) -> Result<RefcountWidth> {
+        RefcountWidth::new(self.refcount_bits.trailing_zeros())
+    }
+
+    /// How entries of the new image are to be written.
+    pub(crate) fn rules(&self) -> Result<EntryRules> {
+        Ok(EntryRules {
+            geometry: self.geometry()?,
+            version: self.version,
+            data_file: self.data_file.is_some(),
+        })
+    }
+
+    /// Header and extensions of an image that was laid out as `finished` says.
+    pub(crate) fn header_area(
+        &self,
+        virtual_size: u64,
+        finished: &Finished,
+        backing: Option<(&[u8], &str)>,
+    ) -> Result<HeaderArea> {
+        let geometry = self.geometry()?;
+        let mut header = Header::new(self.version, geometry, virtual_size);
+        header.l1_entries = finished.l1_entries;
+        header.l1_table_offset = finished.l1_offset;
+        header.refcount_table_offset = finished.refcount_table_offset;
+        header.refcount_table_clusters = finished.refcount_table_clusters;
+        header.refcount_order = self.refcount_bits.trailing_zeros();
+        header.compression_type = self.compression_type;
+        let incompatible = &mut header.incompatible;
+        incompatible.set(Incompatible::EXTENDED_L2, self.extended_l2);
+        incompatible.set(Incompatible::DATA_FILE, self.data_file.is_some());
+        incompatible
+            .set(Incompatible::COMPRESSION_TYPE, self.compression_type != CompressionType::Zlib);
+        header.compatible.set(Compatible::LAZY_REFCOUNTS, self.lazy_refcounts);
+        header.autoclear.set(Autoclear::DATA_FILE_RAW, self.data_file_raw);
+        let mut extensions = Vec::new();
+        if let Some((_, format)) = backing {
+            extensions.push(Extension::BackingFormat(format.as_bytes().to_vec()));
+        }
+        if let Some(data_file) = &self.data_file {
+            extensions.push(Extension::DataFile(data_file.as_os_str().as_bytes().to_vec()));
+        }
+        // Small clusters have no room for both the table and a backing name (trap 12).
+        if self.version == Version::V3 && self.cluster_size > 4096 {
+            extensions.push(Extensions::standard_feature_names());
+        }
+        Ok(HeaderArea {
+            header,
+            extensions: Extensions(extensions),
+            backing_name: backing.map(|(name, _)| name.to_vec()),
+        })
+    }
+}
+
+/// Gives a finished image its name, after the data file that it cannot be without.
+pub(crate) fn publish(image: OutputFile, data_file: Option<OutputFile>) -> Result<()> {
+    let Some(data_file) = data_file else { return image.publish() };
+    let path = data_file.target().to_path_buf();
+    let replaced = path.exists();
+    data_file.publish()?;
+    image.publish().inspect_err(|_| {
+        if !replaced {
+            // Best effort: the error that matters is the one being reported.
+            let _ = std::fs::remove_file(&path);
+        }
+    })
+}
+
+fn refused<T>(message: impl Into<String>) -> Result<T> {
+    Err(Error::usage(message))
+}

@@ -1,0 +1,197 @@
+//! Arguments that several commands share, and what they mean to the engine.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use qcow::chain::{Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
+use qcow::{Error, Result};
+
+use crate::output::{OutputFormat, say, shown};
+use crate::progress::When;
+
+/// How outcomes and errors are printed.
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Print the outcome, or the error, as text or as JSON
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "human")]
+    pub(crate) output: OutputFormat,
+}
+
+/// How much is said on the way.
+#[derive(Debug, Args)]
+pub(crate) struct Voice {
+    /// Print only what was asked for and errors: no summary, no progress
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    /// Say on standard error what is opened and decided
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+impl Voice {
+    /// Says which image is about to be opened, and how its format is found.
+    pub(crate) fn opening(&self, path: &Path, format: Option<Format>) {
+        if self.verbose {
+            let how = format.map_or("by its first bytes", Format::as_str);
+            say(format_args!("opening '{}', format: {how}", shown(path)));
+        }
+    }
+
+    /// Says which images a chain consists of.
+    pub(crate) fn opened(&self, chain: &Chain) {
+        if self.verbose {
+            for (depth, layer) in chain.layers().iter().enumerate() {
+                let path = shown(layer.path());
+                say(format_args!("layer {depth}: '{path}', {}", layer.format()));
+            }
+        }
+    }
+}
+
+/// How an image that is read is opened.
+#[derive(Debug, Args)]
+pub(crate) struct SourceArgs {
+    /// Format of the image; left out, its first bytes tell
+    #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
+    pub(crate) format: Option<Format>,
+
+    /// Accepted for qemu-img's sake: reading never waits for a writer's lock
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+
+    /// Format to assume for a backing file whose format is not recorded
+    #[arg(long, value_name = "FMT", value_parser = format_parser(), help_heading = CHAIN)]
+    pub(crate) backing_format: Option<Format>,
+
+    /// The files below it.
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+impl SourceArgs {
+    /// The engine's options; `snapshot` is the view to read instead of the current state.
+    pub(crate) fn open_options(&self, snapshot: Option<&str>) -> OpenOptions {
+        OpenOptions {
+            format: self.format,
+            backing_format: self.backing_format,
+            snapshot: snapshot.map(str::to_owned),
+            ..self.chain.open_options()
+        }
+    }
+}
+
+/// The help's heading of what is said about backing files.
+const CHAIN: &str = "Backing chain";
+
+/// Which files an image may pull in.
+#[derive(Debug, Args)]
+pub(crate) struct ChainArgs {
+    /// Open backing and data files only below this directory (may be repeated)
+    #[arg(long = "allow-dir", value_name = "DIR", help_heading = CHAIN)]
+    pub(crate) allow_dirs: Vec<PathBuf>,
+
+    /// Refuse a chain of more images than this [default: 200]
+    #[arg(long, value_name = "N", help_heading = CHAIN,
+          value_parser = clap::value_parser!(u64).range(1..=200))]
+    pub(crate) max_depth: Option<u64>,
+}
+
+impl ChainArgs {
+    /// The engine's options for an image of which nothing else is known.
+    pub(crate) fn open_options(&self) -> OpenOptions {
+        let files = if self.allow_dirs.is_empty() {
+            FilePolicy::AnyLocal
+        } else {
+            FilePolicy::Within(self.allow_dirs.clone())
+        };
+        let mut limits = Limits::default();
+        if let Some(depth) = self.max_depth.and_then(|depth| usize::try_from(depth).ok()) {
+            limits.max_depth = depth;
+        }
+        OpenOptions {
+            policy: Policy { backing: files.clone(), data_file: files },
+            limits,
+            ..OpenOptions::default()
+        }
+    }
+}
+
+/// How a long operation runs.
+#[derive(Debug, Args)]
+pub(crate) struct WorkArgs {
+    /// Worker threads; 0 means one per core. The result does not depend on it
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(0..=256))]
+    pub(crate) threads: u64,
+
+    /// Show progress on standard error: as a bar on a terminal, else as lines if 'always'
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub(crate) progress: When,
+
+    /// Short for --progress always
+    #[arg(short = 'p', conflicts_with = "progress")]
+    pub(crate) always_progress: bool,
+}
+
+impl WorkArgs {
+    /// Worker threads as the engine counts them.
+    pub(crate) fn threads(&self) -> usize {
+        usize::try_from(self.threads).unwrap_or(0)
+    }
+
+    /// When to show progress; `quiet` overrules.
+    pub(crate) fn progress(&self, voice: &Voice) -> When {
+        match (voice.quiet, self.always_progress) {
+            (true, _) => When::Never,
+            (false, true) => When::Always,
+            (false, false) => self.progress,
+        }
+    }
+}
+
+/// Reads a format's name and offers the known ones in help and completions.
+pub(crate) fn format_parser() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new([Format::Qcow2.as_str(), Format::Raw.as_str()])
+        .try_map(|name| name.parse::<Format>())
+}
+
+/// A positional argument that only `-o help` may leave out.
+pub(crate) fn required(path: Option<PathBuf>, name: &str) -> Result<PathBuf> {
+    path.ok_or_else(|| Error::usage(format!("{name} is missing")).hint("see --help"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(allow_dirs: &[&str], max_depth: Option<u64>) -> OpenOptions {
+        let allow_dirs = allow_dirs.iter().map(PathBuf::from).collect();
+        ChainArgs { allow_dirs, max_depth }.open_options()
+    }
+
+    #[test]
+    fn allowed_directories_bind_backing_and_data_files() {
+        let options = chain(&["/a", "/b"], None);
+        let within = FilePolicy::Within(vec!["/a".into(), "/b".into()]);
+        assert_eq!(options.policy, Policy { backing: within.clone(), data_file: within });
+    }
+
+    #[test]
+    fn without_allowed_directories_local_files_may_be_opened() {
+        assert_eq!(chain(&[], None).policy, Policy::default());
+    }
+
+    #[test]
+    fn max_depth_replaces_only_the_depth_limit() {
+        assert_eq!(chain(&[], Some(3)).limits, Limits { max_depth: 3, ..Limits::default() });
+    }
+
+    #[test]
+    fn quiet_wins_over_asked_for_progress() {
+        let work = WorkArgs { threads: 0, progress: When::Always, always_progress: true };
+        assert_eq!(work.progress(&Voice { quiet: true, verbose: false }), When::Never);
+        assert_eq!(work.progress(&Voice { quiet: false, verbose: false }), When::Always);
+    }
+}

@@ -1,0 +1,183 @@
+//! `qcowtool create`: makes an empty image.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qcow::chain::{Format, OpenOptions};
+use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, like};
+use qcow::{Error, Result};
+
+use crate::args::{ChainArgs, OutputArgs, Voice, format_parser, required};
+use crate::cli::exit_codes;
+use crate::failure::Failure;
+use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
+use crate::output::{OutputFormat, print, print_json};
+use crate::size;
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "qcowtool create [OPTIONS] <PATH> [SIZE]\n       \
+                      qcowtool create --like <IMAGE> [--force] <PATH>",
+    after_help = concat!(
+    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). Left out, it is that of
+the backing file.
+
+Examples:
+  qcowtool create -f qcow2 vm.qcow2 20G
+  qcowtool create -f qcow2 -b template.qcow2 -F qcow2 overlay.qcow2
+  qcowtool create -f qcow2 -o cluster_size=2M,preallocation=metadata vm.qcow2 1T
+  qcowtool create --like orphan.qcow2 target.qcow2
+  qcowtool create -f qcow2 -o help
+
+", exit_codes!()))]
+pub(crate) struct Create {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    voice: Voice,
+
+    /// Format of the new image
+    #[arg(short, long, value_name = "FMT", default_value = "raw", value_parser = format_parser())]
+    format: Format,
+
+    /// The image that the new one stands on, relative to the new one's directory
+    #[arg(short, long, value_name = "BACKING")]
+    backing: Option<PathBuf>,
+
+    /// Format of the backing file; always given with it
+    #[arg(short = 'F', long = "backing-format", value_name = "FMT",
+          value_parser = format_parser())]
+    backing_fmt: Option<Format>,
+
+    /// Do not open the backing file, so it need not exist; SIZE must be given
+    #[arg(short, long = "backing-unsafe")]
+    unchecked: bool,
+
+    /// Options of the new image, key=value,...; 'help' lists them
+    #[arg(short, long, value_name = "OPTIONS")]
+    options: Vec<OsString>,
+
+    /// Take format, size and geometry from this image, without its chain or content
+    #[arg(long, value_name = "IMAGE", conflicts_with_all =
+          ["format", "backing", "backing_fmt", "unchecked", "options", "size"])]
+    like: Option<PathBuf>,
+
+    /// Replace PATH if it exists, atomically
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    chain: ChainArgs,
+
+    /// The image to make
+    #[arg(value_name = "PATH", required_unless_present = "options")]
+    path: Option<PathBuf>,
+
+    /// Virtual size
+    #[arg(value_name = "SIZE")]
+    size: Option<String>,
+}
+
+impl Create {
+    /// Makes the image, or lists the options that it can have.
+    pub(crate) fn run(mut self) -> Result<(), Failure> {
+        let items = match request(&self.options)? {
+            Request::Help => return print(help(self.format, Purpose::Create)),
+            Request::Options(items) => items,
+        };
+        let path = required(self.path.take(), "PATH")?;
+        let (options, given) = self.options(&items)?;
+        let outcome = create(&path, &options)?;
+        self.print(&path, &options, given, &outcome)
+    }
+
+    /// What to create, and the options that were given in words.
+    fn options(&self, items: &[Item]) -> Result<(CreateOptions, ImageOptions)> {
+        let mut given = ImageOptions::parse(self.format, Purpose::Create, items)?;
+        if let Some(image) = &self.like {
+            self.voice.opening(image, None);
+            let options = like(image, &self.chain.open_options())?;
+            return Ok((CreateOptions { replace: self.force, ..options }, given));
+        }
+        self.set_size(&mut given)?;
+        self.set_backing(&mut given)?;
+        let options = CreateOptions {
+            size: given.size(),
+            target: given.target()?,
+            backing: self.backing(&given)?,
+            replace: self.force,
+        };
+        Ok((options, given))
+    }
+
+    fn set_size(&self, given: &mut ImageOptions) -> Result<()> {
+        if let Some(text) = &self.size {
+            if given.size().is_some() {
+                return Err(Error::usage("the size is given twice: as SIZE and in -o size"));
+            }
+            given.set(Key::Size, Value::Number(size::parse_disk(text)?));
+        }
+        Ok(())
+    }
+
+    fn set_backing(&self, given: &mut ImageOptions) -> Result<()> {
+        let name = self.backing.as_ref().map(|name| name.as_os_str());
+        let format = self.backing_fmt.map(|format| OsStr::new(format.as_str()));
+        for (key, option, other, value) in [
+            (Key::BackingFile, "-b", "backing_file", name),
+            (Key::BackingFormat, "-F", "backing_fmt", format),
+        ] {
+            let Some(value) = value else { continue };
+            if given.text(key).is_some_and(|other| other != value) {
+                return Err(Error::usage(format!("{option} and -o {other} differ")));
+            }
+            given.set(key, Value::Text(value.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn backing(&self, given: &ImageOptions) -> Result<Option<Backing>> {
+        let (name, format) = match (given.text(Key::BackingFile), given.text(Key::BackingFormat)) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => {
+                return Err(Error::usage("a backing format is given, but no backing file")
+                    .hint("name it with -b"));
+            }
+            (Some(_), None) => {
+                return Err(Error::usage("a backing file is given, but not its format")
+                    .hint("state it with -F qcow2 or -F raw"));
+            }
+            (Some(name), Some(format)) => (name, format.to_string_lossy().parse::<Format>()?),
+        };
+        if name.is_empty() {
+            return Err(Error::usage("the name of the backing file is empty"));
+        }
+        if self.format == Format::Raw {
+            return Err(Error::usage("raw images cannot stand on a backing file")
+                .hint("make a qcow2 image with -f qcow2"));
+        }
+        let open = OpenOptions { format: Some(format), ..self.chain.open_options() };
+        Ok(Some(Backing { name: name.into(), format, unchecked: self.unchecked, open }))
+    }
+
+    fn print(
+        &self,
+        path: &Path,
+        options: &CreateOptions,
+        given: ImageOptions,
+        outcome: &CreateOutcome,
+    ) -> Result<(), Failure> {
+        match self.output.output {
+            OutputFormat::Json => print_json(outcome),
+            OutputFormat::Human if self.voice.quiet => Ok(()),
+            OutputFormat::Human => {
+                let mut all = ImageOptions::of(&options.target);
+                all.set(Key::Size, Value::Number(outcome.virtual_size));
+                all.overlay(given);
+                print(format_args!("{}\n", all.formatting_line(path)))
+            }
+        }
+    }
+}

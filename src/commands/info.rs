@@ -1,0 +1,70 @@
+//! `qcowtool info`: shows what an image says about itself.
+
+mod text;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use qcow::ops::info::{ImageInfo, InfoOptions, info};
+
+use crate::args::{OutputArgs, SourceArgs, Voice};
+use crate::cli::exit_codes;
+use crate::failure::Failure;
+use crate::output::{OutputFormat, print, print_json};
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "The JSON keys and values are those of `qemu-img info --output json`. No backing or data
+file is opened unless --backing-chain asks for it.
+
+Examples:
+  qcowtool info vm.qcow2
+  qcowtool info --backing-chain --output json vm.qcow2
+  qcowtool info --snapshot before-upgrade vm.qcow2
+
+", exit_codes!()))]
+pub(crate) struct Info {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    voice: Voice,
+
+    /// Show every image of the backing chain, active layer first
+    #[arg(short = 'b', long)]
+    backing_chain: bool,
+
+    /// Insist on this internal snapshot (id, else name) and show only it
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// The image
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+}
+
+impl Info {
+    /// Looks and prints.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let options = InfoOptions {
+            open: self.source.open_options(self.snapshot.as_deref()),
+            backing_chain: self.backing_chain,
+        };
+        self.voice.opening(&self.path, options.open.format);
+        let images = info(&self.path, &options)?;
+        match (self.output.output, images.as_slice()) {
+            (OutputFormat::Json, [image]) if !self.backing_chain => print_json(image),
+            (OutputFormat::Json, images) => print_json(&images),
+            (OutputFormat::Human, images) => print(human(images)),
+        }
+    }
+}
+
+/// The images as text, with an empty line between them.
+fn human(images: &[ImageInfo]) -> String {
+    let texts: Vec<_> = images.iter().map(text::text).collect();
+    texts.join("\n")
+}

@@ -1,0 +1,169 @@
+//! How a command ends when it does not end well: the line on standard error, and the exit code.
+
+use std::io;
+use std::process::ExitCode;
+
+use qcow::Error;
+use serde::Serialize;
+
+use crate::output::{OutputFormat, say, to_json};
+
+/// Refused or failed.
+const FAILED: u8 = 1;
+
+/// Why a command did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The engine, or the command line, refused or failed.
+    Error(Error),
+    /// A signal asked to stop, and the operation did.
+    Stopped {
+        /// The signal's number.
+        signal: i32,
+        /// What the operation said.
+        error: Error,
+    },
+    /// The reader of standard output went away; there is nobody to tell.
+    OutputClosed,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Failure {
+    /// What a failed write to standard output means.
+    pub(crate) fn from_output(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::Error(Error::io("could not write to standard output", error)),
+        }
+    }
+
+    /// 1, or 128 and the signal's number.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Error(_) | Self::OutputClosed => FAILED,
+            Self::Stopped { signal, .. } => {
+                signal.checked_add(128).and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
+            }
+        }
+    }
+
+    /// Says on standard error what happened: one line, or one JSON object.
+    pub(crate) fn report(&self, format: OutputFormat) {
+        let error = match self {
+            Self::Error(error) | Self::Stopped { error, .. } => error,
+            Self::OutputClosed => return,
+        };
+        match (format, to_json(&Report { error: ErrorObject::from(error) })) {
+            (OutputFormat::Json, Ok(json)) => eprint_quietly(&json),
+            _ => say(format_args!("qcowtool: {error}")),
+        }
+    }
+}
+
+/// Prints what the argument parser has to say: help and version end with 0, all else with 1.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+}
+
+fn eprint_quietly(text: &str) {
+    use io::Write;
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    error: ErrorObject,
+}
+
+/// An error's parts; those that are not known are left out. Offsets are in bytes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ErrorObject {
+    kind: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    structure: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl From<&Error> for ErrorObject {
+    fn from(error: &Error) -> Self {
+        let place = error.place();
+        let message = match error.io_source() {
+            Some(source) => format!("{}: {source}", error.message()),
+            None => error.message().to_owned(),
+        };
+        Self {
+            kind: error.kind().as_str(),
+            message,
+            file: place.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
+            structure: place.structure,
+            index: place.index,
+            host_offset: place.host_offset,
+            guest_offset: place.guest_offset,
+            hint: error.what_next().map(str::to_owned),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_ends_with_1_and_a_signal_with_128_and_its_number() {
+        let stopped = |signal| Failure::Stopped { signal, error: Error::interrupted() };
+        assert_eq!(Failure::from(Error::corrupt("x")).code(), 1);
+        assert_eq!(stopped(signal_hook::consts::SIGINT).code(), 130);
+        assert_eq!(stopped(signal_hook::consts::SIGTERM).code(), 143);
+        assert_eq!(Failure::OutputClosed.code(), 1);
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_not_an_error_to_report() {
+        let gone = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(matches!(Failure::from_output(gone), Failure::OutputClosed));
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert!(matches!(Failure::from_output(full), Failure::Error(_)));
+    }
+
+    #[test]
+    fn json_errors_have_all_known_parts_and_no_others() {
+        let error = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
+        let report = Report { error: ErrorObject::from(&error.hint("look elsewhere")) };
+        let expected = serde_json::json!({"error": {
+            "kind": "corrupt", "message": "found 5", "structure": "L1 table", "index": 3,
+            "host-offset": 64, "hint": "look elsewhere"
+        }});
+        assert_eq!(serde_json::to_value(report).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_errors_survive_a_file_name_that_is_not_utf_8() {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"a\xff");
+        let error = Error::io("could not open", io::Error::from_raw_os_error(2)).file(name);
+        let json = serde_json::to_value(ErrorObject::from(&error)).unwrap();
+        assert_eq!(json["file"], "a\u{fffd}");
+        assert_eq!(json["message"], "could not open: No such file or directory (os error 2)");
+    }
+}

@@ -1,0 +1,85 @@
+//! SIGINT and SIGTERM ask a long operation to stop; a second signal does not ask.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
+
+use qcow::{CancelToken, Error, ErrorKind, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level;
+
+use crate::failure::Failure;
+
+/// A thread that waits for signals, and what it heard. Started by long operations only, so that
+/// short commands start without it.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    cancel: CancelToken,
+    caught: Arc<AtomicI32>,
+}
+
+impl Watch {
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// `Io` if the handlers or the thread cannot be set up.
+    pub(crate) fn start() -> Result<Self> {
+        let failed = |error| Error::io("could not watch for signals", error);
+        let watch = Self { cancel: CancelToken::new(), caught: Arc::default() };
+        let (cancel, caught) = (watch.cancel.clone(), Arc::clone(&watch.caught));
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let listen = move || {
+            for signal in signals.forever() {
+                if caught.swap(signal, Ordering::SeqCst) != 0 {
+                    low_level::exit(signal.saturating_add(128));
+                }
+                cancel.cancel();
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
+        Ok(watch)
+    }
+
+    /// The token that the first signal sets.
+    pub(crate) fn token(&self) -> &CancelToken {
+        &self.cancel
+    }
+
+    /// Tells an operation that stopped because of a signal from one that failed. One that was
+    /// done before it saw the signal stays done.
+    pub(crate) fn settle<T>(&self, result: Result<T>) -> Result<T, Failure> {
+        result.map_err(|error| match self.caught.load(Ordering::SeqCst) {
+            signal if signal != 0 && error.kind() == ErrorKind::Interrupted => {
+                Failure::Stopped { signal, error }
+            }
+            _ => Failure::Error(error),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch_that_heard(signal: i32) -> Watch {
+        Watch { cancel: CancelToken::new(), caught: Arc::new(AtomicI32::new(signal)) }
+    }
+
+    #[test]
+    fn an_interrupted_operation_is_put_down_to_the_signal() {
+        let settled = watch_that_heard(SIGTERM).settle::<()>(Err(Error::interrupted()));
+        assert!(matches!(settled, Err(Failure::Stopped { signal: SIGTERM, .. })));
+    }
+
+    #[test]
+    fn a_failure_stays_a_failure_even_if_a_signal_came() {
+        let settled = watch_that_heard(SIGTERM).settle::<()>(Err(Error::corrupt("x")));
+        assert!(matches!(settled, Err(Failure::Error(_))));
+    }
+
+    #[test]
+    fn what_was_done_before_the_signal_stays_done() {
+        assert!(matches!(watch_that_heard(SIGINT).settle(Ok(7)), Ok(7)));
+    }
+}
