@@ -10,7 +10,7 @@ use std::io::Write;
 use common::{like_qemu, reads, refuses, small};
 use fixtures::patch::{COPIED, field};
 use fixtures::pattern::{mixed, noise};
-use fixtures::{Patch, Scratch, needs_qemu};
+use fixtures::{Patch, Scratch, assert_bytes, needs_qemu};
 use flate2::Compression;
 
 const CLUSTER: usize = 4096;
@@ -54,7 +54,7 @@ fn trap_29_43_a_stream_may_begin_at_any_byte() {
     for shift in [0, 1, 2, 511, 512, 513, 4095] {
         let mut image = small(&scratch, "");
         image.set_compressed(0, &deflate(&content()), shift);
-        assert_eq!(reads(&image)[..CLUSTER], content(), "shift {shift}");
+        assert_bytes!(reads(&image)[..CLUSTER], content(), "shift {shift}");
     }
 }
 
@@ -67,7 +67,7 @@ fn trap_43_the_descriptor_at_the_smallest_and_largest_cluster_size() {
         image.set_u64(field::SIZE, size as u64);
         let content = mixed(4, size);
         image.set_compressed(0, &deflate(&content), 3);
-        assert_eq!(reads(&image), content);
+        assert_bytes!(reads(&image), content);
     }
 }
 
@@ -82,7 +82,7 @@ fn trap_44_the_sector_count_is_an_upper_bound() {
     // Far more than there is, up to the most that the field holds.
     for sectors in [needed, needed + 1, 15] {
         let entry = image.compressed_entry(host, sectors);
-        assert_eq!(reads(image.set_l2_entry(0, entry))[..CLUSTER], content());
+        assert_bytes!(reads(image.set_l2_entry(0, entry))[..CLUSTER], content());
     }
     // One less cuts the stream.
     let entry = image.compressed_entry(host, needed - 1);
@@ -98,7 +98,7 @@ fn trap_36_45_a_stream_may_cross_clusters_and_its_sectors_may_pass_the_end_of_th
     image.set_compressed(0, &stream, CLUSTER - 10);
     // The file ends right after the stream, within its last sector.
     let end = image.bytes.len() - image.bytes.iter().rev().take_while(|&&b| b == 0).count();
-    assert_eq!(reads(image.resize(end))[..CLUSTER], content());
+    assert_bytes!(reads(image.resize(end))[..CLUSTER], content());
     // Within the stream: what is missing counts as zeros, which may even decode to something.
     for missing in [1, 200, 1000] {
         like_qemu(image.clone().resize(end - missing));
@@ -124,7 +124,7 @@ fn trap_47_distances_up_to_32_kib_decode() {
     let content = noise(5, 32 << 10)[..32_500].repeat(3)[..64 << 10].to_vec();
     let stream = deflate(&content);
     assert!(stream.len() < 40_000, "what repeats is found at a distance of 32,500");
-    assert_eq!(reads(image.set_compressed(0, &stream, 0)), content);
+    assert_bytes!(reads(image.set_compressed(0, &stream, 0)), content);
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn trap_48_49_decoding_stops_at_a_full_cluster_and_fails_before_it() {
     let longer = deflate(&[content(), noise(7, 100)].concat());
     for stream in [deflate(&content()), trailing, longer] {
         let mut image = small(&scratch, "");
-        assert_eq!(reads(image.set_compressed(0, &stream, 0))[..CLUSTER], content());
+        assert_bytes!(reads(image.set_compressed(0, &stream, 0))[..CLUSTER], content());
     }
     refuses(small(&scratch, "").set_compressed(0, &deflate(&content()[..CLUSTER - 1]), 0));
     refuses(small(&scratch, "").set_compressed(0, &deflate(&[]), 0));
@@ -154,7 +154,7 @@ fn trap_48_49_the_block_that_fills_the_cluster_need_not_be_the_last() {
     };
     let mut image = small(&scratch, "");
     image.set_compressed(0, &[stored(&content()), stored(&noise(1, 100))].concat(), 0);
-    assert_eq!(reads(&image)[..CLUSTER], content());
+    assert_bytes!(reads(&image)[..CLUSTER], content());
     let mut image = small(&scratch, "");
     refuses(image.set_compressed(0, &stored(&content()[..CLUSTER - 101]), 0));
 }
@@ -182,7 +182,7 @@ fn trap_50_zstd_frames_of_every_kind_decode() {
     for (kind, stream) in streams {
         let mut image = small_zstd(&scratch);
         image.set_compressed(0, &stream, 1);
-        assert_eq!(reads(&image)[..CLUSTER], content(), "{kind}");
+        assert_bytes!(reads(&image)[..CLUSTER], content(), "{kind}");
     }
 }
 
@@ -231,7 +231,7 @@ fn trap_53_the_copied_flag_on_a_compressed_entry_does_not_stop_a_read() {
     let mut image = small(&scratch, "");
     image.set_compressed(0, &deflate(&content()), 0);
     let at = image.l2_entry_at(0);
-    assert_eq!(reads(image.or_u64(at, COPIED))[..CLUSTER], content());
+    assert_bytes!(reads(image.or_u64(at, COPIED))[..CLUSTER], content());
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn trap_54_many_streams_share_a_host_cluster() {
     }
     let content = reads(&image);
     for (n, cluster) in content.chunks(CLUSTER).enumerate() {
-        assert_eq!(cluster, [n as u8 ^ 0x55; CLUSTER]);
+        assert_bytes!(cluster, [n as u8 ^ 0x55; CLUSTER]);
     }
 }
 
@@ -258,7 +258,7 @@ fn trap_57_a_compressed_last_cluster_is_cut_at_the_virtual_size() {
     let scratch = Scratch::new();
     let mut image = small(&scratch, "");
     image.set_compressed(0, &deflate(&content()), 0).set_u64(field::SIZE, 1536);
-    assert_eq!(reads(&image), content()[..1536]);
+    assert_bytes!(reads(&image), content()[..1536]);
     // A stream of only the visible part does not fill the cluster.
     refuses(image.set_compressed(0, &deflate(&content()[..1536]), 0));
 }
@@ -286,7 +286,7 @@ fn compressed_entries_with_a_data_file_or_in_version_2() {
     let scratch = Scratch::new();
     let mut image = small(&scratch, "compat=0.10");
     image.set_compressed(0, &deflate(&content()), 0);
-    assert_eq!(reads(&image)[..CLUSTER], content());
-    let mut image = small(&scratch, "data_file=small.data");
+    assert_bytes!(reads(&image)[..CLUSTER], content());
+    let mut image = small(&scratch, &format!("data_file={}", scratch.path("data").display()));
     like_qemu(image.set_compressed(0, &deflate(&content()), 0));
 }
