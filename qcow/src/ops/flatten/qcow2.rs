@@ -99,6 +99,8 @@ struct State {
 /// What a worker keeps between items.
 struct Worker {
     compressor: Option<Compressor>,
+    /// The cluster just compressed.
+    compressed: Vec<u8>,
     /// The compressed clusters of the item, one behind the other.
     packed: Vec<u8>,
 }
@@ -143,7 +145,7 @@ impl Job for Qcow2Job<'_> {
 
     fn worker(&self) -> Result<Worker> {
         let compressor = self.compress.map(|kind| Compressor::new(kind, None)).transpose()?;
-        Ok(Worker { compressor, packed: Vec::new() })
+        Ok(Worker { compressor, compressed: Vec::new(), packed: Vec::new() })
     }
 
     fn prepare(&self, worker: &mut Worker, guest: u64, bytes: &[u8]) -> Result<Ready> {
@@ -221,16 +223,14 @@ impl Qcow2Job<'_> {
             return Ok(Cluster::Zero);
         }
         if let Some(compressor) = &mut worker.compressor {
-            let from = worker.packed.len();
             let padded = padded(cluster, self.cluster_size);
             let input = padded.as_deref().unwrap_or(cluster);
-            return Ok(if compressor.compress(input, &mut worker.packed)? {
-                let len = worker.packed.len().saturating_sub(from);
-                Cluster::Compressed { from, len }
-            } else {
-                worker.packed.truncate(from);
-                Cluster::Data
-            });
+            if !compressor.compress(input, &mut worker.compressed)? {
+                return Ok(Cluster::Data);
+            }
+            let from = worker.packed.len();
+            worker.packed.extend_from_slice(&worker.compressed);
+            return Ok(Cluster::Compressed { from, len: worker.compressed.len() });
         }
         if self.subclusters && !keep_zeros {
             let mask = data_mask(cluster, self.cluster_size >> 5);
