@@ -39,10 +39,13 @@ impl Voice {
         }
     }
 
-    /// Says what a chain consists of.
+    /// Says which images a chain consists of.
     pub(crate) fn opened(&self, chain: &Chain) {
         if self.verbose {
-            say(format_args!("opened {chain:?}"));
+            for (depth, layer) in chain.layers().iter().enumerate() {
+                let path = shown(layer.path());
+                say(format_args!("layer {depth}: '{path}', {}", layer.format()));
+            }
         }
     }
 }

@@ -99,13 +99,14 @@ fn fraction_of(digits: &str, unit: u64) -> u64 {
     (fraction * unit as f64).round() as u64
 }
 
-/// Bytes with three significant digits in the unit that keeps them below 1000: `1.5 GiB`.
+/// Bytes with three significant digits in the unit that keeps them below 1000: `1.5 GiB`. What
+/// would round up to 1000 is shown as 1000, where QEMU has `1e+03`.
 pub(crate) fn human(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64;
     let mut name = "B";
     for unit in UNITS {
-        if value < 999.5 {
+        if value < 1000.0 {
             break;
         }
         value /= 1024.0;
@@ -201,6 +202,8 @@ mod tests {
             (512, "512 B"),
             (1000, "0.977 KiB"),
             (1536, "1.5 KiB"),
+            (1_022_976, "999 KiB"),
+            (1_023_488, "1000 KiB"),
             (102_400, "100 KiB"),
             (1_024_000, "0.977 MiB"),
             (1_043_456, "0.995 MiB"),

@@ -11,7 +11,7 @@ use std::path::Path;
 use common::{content_like_qemu, qcowtool_in, reads_like_qemu, snapshot_like_qemu};
 use fixtures::chains::{self, Scribble};
 use fixtures::pattern::{noise, write_raw};
-use fixtures::{Scratch, args, needs_qemu, qemu, qemu_img, qemu_io};
+use fixtures::{Scratch, args, assert_bytes, needs_qemu, qemu, qemu_img, qemu_io};
 
 /// An image of at least 128 KiB and eight clusters and a half, with writes all over.
 fn scribbled(image: &Path, options: &str, cluster: u64, compress: bool) {
@@ -111,7 +111,7 @@ fn trap_57_a_converted_image_with_a_partial_last_cluster() {
         let options = format!("compression_type={kind}");
         qemu_img(&args!["convert", "-f", "raw", "-O", "qcow2", "-c", "-o", options, raw, image]);
         let content = reads_like_qemu(&image);
-        assert_eq!(content, fs::read(&raw).unwrap());
+        assert_bytes!(content, fs::read(&raw).unwrap());
     }
 }
 
@@ -223,7 +223,8 @@ fn data_files_raw_and_not() {
     let scratch = Scratch::new();
     for raw in ["off", "on"] {
         let image = scratch.path(format!("{raw}.qcow2"));
-        let options = format!("data_file={raw}.data,data_file_raw={raw},cluster_size=4k");
+        let data = scratch.path(format!("{raw}.data"));
+        let options = format!("data_file={},data_file_raw={raw},cluster_size=4k", data.display());
         qemu_img(&args!["create", "-q", "-f", "qcow2", "-o", options, image, "300k"]);
         Scribble { seed: 4, disk: 300 << 10, cluster: 4096, writes: 30, compress: false }
             .on(&image);
@@ -257,7 +258,7 @@ fn snapshots_as_the_source_by_name_and_by_id() {
         }
         qemu_io("qcow2", &image, &["write -P 1 0 1M"]);
         let named = snapshot_like_qemu(&image, "second state");
-        assert_eq!(named, snapshot_like_qemu(&image, "2"), "by id");
+        assert_bytes!(named, snapshot_like_qemu(&image, "2"), "by id");
         snapshot_like_qemu(&image, "first");
         snapshot_like_qemu(&image, "dritter Stand: ü");
         reads_like_qemu(&image);

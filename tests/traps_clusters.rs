@@ -8,7 +8,7 @@ mod common;
 use common::{reads, refuses, small, small_overlay};
 use fixtures::patch::{COPIED, OFFSET_MASK, ZERO, field};
 use fixtures::pattern::noise;
-use fixtures::{Patch, Scratch, needs_qemu, qemu, qemu_io};
+use fixtures::{Patch, Scratch, assert_bytes, needs_qemu, qemu, qemu_io};
 
 const CLUSTER: usize = 4096;
 
@@ -37,16 +37,15 @@ fn is_zero(bytes: &[u8]) -> bool {
 fn trap_28_34_reserved_bits_of_l1_and_l2_entries_do_not_stop_a_read() {
     needs_qemu!();
     let scratch = Scratch::new();
-    for bit in (1..=8).chain(56..=61) {
-        let mut image = small(&scratch, "");
-        let at = image.l2_entry_at(0);
-        assert_eq!(reads(image.or_u64(at, 1 << bit))[..32 << 10], half(), "L2 bit {bit}");
+    let mut image = small(&scratch, "");
+    for guest in (0..32 << 10).step_by(CLUSTER) {
+        let at = image.l2_entry_at(guest);
+        image.or_u64(at, 0x3f00_0000_0000_01fe);
     }
-    for bit in (0..=8).chain(56..=62) {
-        let mut image = small(&scratch, "");
-        let at = image.l1_entry_at(0);
-        assert_eq!(reads(image.or_u64(at, 1 << bit))[..32 << 10], half(), "L1 bit {bit}");
-    }
+    assert_bytes!(reads(&image)[..32 << 10], half(), "L2");
+    let mut image = small(&scratch, "");
+    let at = image.l1_entry_at(0);
+    assert_bytes!(reads(image.or_u64(at, 0x7f00_0000_0000_01ff))[..32 << 10], half(), "L1");
 }
 
 #[test]
@@ -57,7 +56,7 @@ fn trap_41_the_copied_flag_does_not_matter_for_reading() {
     let (l1, l2, entry) = (image.l1_entry_at(0), image.l2_entry_at(0), image.l2_entry(0));
     let table = image.u64(l1) & OFFSET_MASK;
     image.set_u64(l2, entry & OFFSET_MASK).set_u64(l1, table);
-    assert_eq!(reads(&image)[..32 << 10], half());
+    assert_bytes!(reads(&image)[..32 << 10], half());
 }
 
 #[test]
@@ -79,7 +78,7 @@ fn trap_30_a_zero_flag_without_an_offset_hides_the_backing_file() {
         let mut image = written_overlay(&scratch, "");
         let content = reads(image.set_l2_entry(20 << 10, ZERO | flags));
         assert!(is_zero(&content[20 << 10..24 << 10]));
-        assert_eq!(content[24 << 10..], base()[24 << 10..]);
+        assert_bytes!(content[24 << 10..], base()[24 << 10..]);
     }
 }
 
@@ -99,7 +98,7 @@ fn trap_32_offset_zero_is_unallocated_whatever_the_copied_flag_says() {
     needs_qemu!();
     let scratch = Scratch::new();
     let mut image = written_overlay(&scratch, "");
-    assert_eq!(reads(image.set_l2_entry(4096, COPIED))[4096..8192], base()[4096..8192]);
+    assert_bytes!(reads(image.set_l2_entry(4096, COPIED))[4096..8192], base()[4096..8192]);
 }
 
 #[test]
@@ -137,7 +136,7 @@ fn trap_35_a_missing_l2_table_means_the_backing_file() {
     let mut image = Patch::open(&path);
     let l1 = image.l1_entry_at(0);
     let content = reads(image.set_u64(l1, 0));
-    assert_eq!(content[..32 << 10], base()[..32 << 10]);
+    assert_bytes!(content[..32 << 10], base()[..32 << 10]);
     assert_eq!(content[32 << 10], 8);
 }
 
@@ -150,7 +149,7 @@ fn trap_36_data_past_the_end_of_the_file_reads_zeros() {
     for cut in [CLUSTER * 2, CLUSTER * 2 + 512, CLUSTER * 2 + 1000, CLUSTER / 2, 7] {
         let mut image = whole.clone();
         let content = reads(image.resize(data + cut));
-        assert_eq!(content[..cut], half()[..cut], "what is there");
+        assert_bytes!(content[..cut], half()[..cut], "what is there");
         assert!(is_zero(&content[cut..]), "what is not");
     }
     let mut image = whole.clone();
@@ -166,7 +165,7 @@ fn trap_36_an_l2_table_past_the_end_of_the_file_is_all_unallocated() {
     let mut image = written_overlay(&scratch, "");
     let at = image.l1_entry_at(0);
     for far in [1 << 40, 1 << 55, OFFSET_MASK & !0xfff] {
-        assert_eq!(reads(image.set_u64(at, COPIED | far)), base());
+        assert_bytes!(reads(image.set_u64(at, COPIED | far)), base());
     }
     // Cut inside the table: the rest of its entries are zero.
     let mut image = written_overlay(&scratch, "");
@@ -174,8 +173,8 @@ fn trap_36_an_l2_table_past_the_end_of_the_file_is_all_unallocated() {
     let first = image.l2_entry(0);
     image.set_u64(at, COPIED | table as u64).set_u64(table, first);
     let content = reads(&image);
-    assert_eq!(content[..CLUSTER], [7; CLUSTER]);
-    assert_eq!(content[CLUSTER..], base()[CLUSTER..]);
+    assert_bytes!(content[..CLUSTER], [7; CLUSTER]);
+    assert_bytes!(content[CLUSTER..], base()[CLUSTER..]);
 }
 
 #[test]
@@ -196,7 +195,7 @@ fn trap_37_entries_past_the_virtual_size_are_ignored() {
     // Garbage that would be refused if it were looked at.
     image.set_l2_entry(20 << 10, COPIED | 512).set_l2_entry(40 << 10, !0);
     let content = reads(image.set_u64(field::SIZE, 17 << 10));
-    assert_eq!(content, half()[..17 << 10]);
+    assert_bytes!(content, half()[..17 << 10]);
 }
 
 #[test]
@@ -205,7 +204,7 @@ fn trap_38_the_last_cluster_may_be_partial() {
     let scratch = Scratch::new();
     for size in [CLUSTER * 4 + 512, CLUSTER * 4 - 512, 512] {
         let mut image = small(&scratch, "");
-        assert_eq!(reads(image.set_u64(field::SIZE, size as u64)), half()[..size]);
+        assert_bytes!(reads(image.set_u64(field::SIZE, size as u64)), half()[..size]);
     }
 }
 
@@ -216,7 +215,7 @@ fn trap_69_refcounts_do_not_matter_for_reading() {
     let image = small(&scratch, "");
     let at = usize::try_from(image.u64(field::REFTABLE_OFFSET)).unwrap();
     for entry in [0, 0x1ff, 512, !0, 1 << 40] {
-        assert_eq!(reads(image.clone().set_u64(at, entry))[..32 << 10], half());
+        assert_bytes!(reads(image.clone().set_u64(at, entry))[..32 << 10], half());
     }
     common::like_qemu(image.clone().set_u64(field::REFTABLE_OFFSET, 1 << 40));
 }
@@ -231,11 +230,11 @@ fn trap_142_entries_that_point_at_metadata_read_it() {
     let content = reads(image.clone().set_l2_entry(0, l1).set_l2_entry(4096, l2));
     let patched = Patch::open(&image.path).bytes;
     let at = usize::try_from(l2).unwrap();
-    assert_eq!(content[4096..8192], patched[at..at + CLUSTER]);
+    assert_bytes!(content[4096..8192], patched[at..at + CLUSTER]);
     // Two entries for one cluster.
     let shared = image.l2_entry(0);
     let content = reads(image.clone().set_l2_entry(4096, shared));
-    assert_eq!(content[..4096], content[4096..8192]);
+    assert_bytes!(content[..4096], content[4096..8192]);
     // The L1 table as an L2 table, and an L2 table that describes itself.
     let at = image.l1_entry_at(0);
     common::like_qemu(image.clone().set_u64(at, l1));
@@ -261,9 +260,9 @@ fn trap_61_low_bits_allocate_high_bits_zero_least_significant_first() {
     let mut image = subclusters(&scratch);
     // Subcluster 0 data, 1 zero, 2 from the base, 31 zero.
     let content = reads(image.set_subclusters(0, 1 | 0b10 << 32 | 1 << 63));
-    assert_eq!(content[..512], [7; 512]);
+    assert_bytes!(content[..512], [7; 512]);
     assert!(is_zero(&content[512..1024]));
-    assert_eq!(content[1024..31 * 512], base()[1024..31 * 512]);
+    assert_bytes!(content[1024..31 * 512], base()[1024..31 * 512]);
     assert!(is_zero(&content[31 * 512..32 * 512]));
     let mut random = fixtures::pattern::Random::new(61);
     for _ in 0..8 {
@@ -293,7 +292,7 @@ fn trap_63_allocated_subclusters_need_an_offset_and_zero_ones_do_not() {
     let mut image = subclusters(&scratch);
     let content = reads(image.set_l2_entry(0, 0).set_subclusters(0, 0b101 << 32));
     assert!(is_zero(&content[..512]) && is_zero(&content[1024..1536]));
-    assert_eq!(content[512..1024], base()[512..1024]);
+    assert_bytes!(content[512..1024], base()[512..1024]);
     refuses(image.set_subclusters(0, 1));
 }
 
@@ -302,7 +301,7 @@ fn trap_64_an_offset_with_an_empty_bitmap_reads_the_backing_file() {
     needs_qemu!();
     let scratch = Scratch::new();
     let mut image = subclusters(&scratch);
-    assert_eq!(reads(image.set_subclusters(0, 0)), base());
+    assert_bytes!(reads(image.set_subclusters(0, 0)), base());
 }
 
 #[test]
@@ -311,9 +310,9 @@ fn trap_65_bit_0_is_not_the_zero_flag_with_subclusters() {
     let scratch = Scratch::new();
     let mut image = subclusters(&scratch);
     let at = image.l2_entry_at(0);
-    assert_eq!(reads(image.or_u64(at, 1))[..16 << 10], [7; 16 << 10]);
+    assert_bytes!(reads(image.or_u64(at, 1))[..16 << 10], [7; 16 << 10]);
     let mut image = subclusters(&scratch);
-    assert_eq!(reads(image.set_l2_entry(0, 1).set_subclusters(0, 0)), base());
+    assert_bytes!(reads(image.set_l2_entry(0, 1).set_subclusters(0, 0)), base());
 }
 
 #[test]
@@ -323,7 +322,7 @@ fn trap_66_a_compressed_entry_with_a_bitmap() {
     let image = subclusters(&scratch);
     qemu_io("qcow2", &image.path, &["write -c -P 9 16k 16k"]);
     let image = Patch::open(&image.path);
-    assert_eq!(reads(&image)[16 << 10..32 << 10], [9; 16 << 10]);
+    assert_bytes!(reads(&image)[16 << 10..32 << 10], [9; 16 << 10]);
     for bitmap in [1, 1 << 32, 1 | 1 << 32, 0xffff_ffff] {
         common::like_qemu(image.clone().set_subclusters(16 << 10, bitmap));
     }

@@ -13,7 +13,7 @@ use common::{
 };
 use fixtures::patch::{field, magic};
 use fixtures::pattern::noise;
-use fixtures::{Patch, Scratch, args, crc32_hex, needs_qemu, qemu, qemu_img};
+use fixtures::{Patch, Scratch, args, assert_bytes, crc32_hex, needs_qemu, qemu, qemu_img};
 
 const RAW: (u32, &[u8]) = (magic::BACKING_FORMAT, b"raw");
 const QCOW2: (u32, &[u8]) = (magic::BACKING_FORMAT, b"qcow2");
@@ -31,7 +31,7 @@ fn trap_01_version_2_carries_extensions_and_its_backing_format_counts() {
     let inner = small(&scratch, "");
     let overlay = scratch.path("v2.qcow2");
     qemu::overlay(&overlay, "small.qcow2", "raw", "compat=0.10", "");
-    assert_eq!(reads_like_qemu(&overlay)[..inner.bytes.len()], inner.bytes);
+    assert_bytes!(reads_like_qemu(&overlay)[..inner.bytes.len()], inner.bytes);
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn trap_02_extensions_begin_at_a_header_length_of_exactly_104() {
     let scratch = Scratch::new();
     let mut image = small_overlay(&scratch, "");
     image.set_header_area(104, &[RAW], true).set_backing(200, b"base.raw");
-    assert_eq!(reads(&image), base());
+    assert_bytes!(reads(&image), base());
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn trap_03_header_length_may_be_odd_or_a_whole_cluster() {
     for length in [105, 107, 108, 111, 113, 120, 1001] {
         let mut image = small_overlay(&scratch, "");
         image.set_header_area(length, &[RAW], true).set_backing(2000, b"base.raw");
-        assert_eq!(reads(&image), base(), "header length {length}");
+        assert_bytes!(reads(&image), base(), "header length {length}");
     }
     let mut image = small(&scratch, "");
     image.set_header_area(4096, &[], false);
@@ -101,7 +101,7 @@ fn trap_06_the_backing_name_ends_the_extensions() {
     image.set_header_area(112, &[RAW], false).set_backing(128, b"base.raw");
     // What follows the name is nobody's.
     image.set(136, &[0xff; 3000]);
-    assert_eq!(reads(&image), base());
+    assert_bytes!(reads(&image), base());
 
     let mut image = small_overlay(&scratch, "");
     image.set_header_area(112, &[RAW, (magic::UNKNOWN, &[7; 64])], false);
@@ -129,7 +129,7 @@ fn trap_07_extension_data_is_padded_and_its_length_is_not() {
     let scratch = Scratch::new();
     let mut image = small_overlay(&scratch, "");
     image.set_header_area(112, &[(magic::UNKNOWN, b"12345"), RAW], true);
-    assert_eq!(reads(image.set_backing(200, b"base.raw")), base());
+    assert_bytes!(reads(image.set_backing(200, b"base.raw")), base());
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn trap_09_the_last_of_two_backing_formats_wins() {
     let scratch = Scratch::new();
     let mut image = small_overlay(&scratch, "");
     image.set_header_area(112, &[QCOW2, RAW], true).set_backing(200, b"base.raw");
-    assert_eq!(reads(&image), base());
+    assert_bytes!(reads(&image), base());
     image.set_header_area(112, &[RAW, QCOW2], true).set_backing(200, b"base.raw");
     refuses(&image);
 }
@@ -149,7 +149,7 @@ fn trap_10_the_backing_name_may_end_at_the_cluster_and_need_not_be_utf8() {
     let scratch = Scratch::new();
     let mut image = small_overlay(&scratch, "");
     image.set_header_area(112, &[RAW], true).set_backing(4096 - 8, b"base.raw");
-    assert_eq!(reads(&image), base());
+    assert_bytes!(reads(&image), base());
     let name = b"b\xe4se\xff.raw";
     fs::rename(scratch.path("base.raw"), scratch.path(std::ffi::OsStr::from_bytes(name))).unwrap();
     image.set_header_area(112, &[RAW], true).set_backing(4096 - 9, name).save();
@@ -218,7 +218,7 @@ fn trap_17_20_unknown_incompatible_bits_refuse_and_nothing_is_written() {
     for bit in [5, 31, 32, 63] {
         let mut image = small(&scratch, "");
         refuses(image.set_u64(field::INCOMPATIBLE, 1 << bit));
-        assert_eq!(fs::read(&image.path).unwrap(), image.bytes);
+        assert_bytes!(fs::read(&image.path).unwrap(), image.bytes);
     }
 }
 
@@ -254,7 +254,7 @@ fn trap_20_21_22_dirty_and_corrupt_images_read_and_are_left_alone() {
         let before = fs::metadata(&image.path).unwrap().modified().unwrap();
         let ours = checksum(&image.path, &[]);
         assert_eq!(ours, crc32_hex(&qemu::raw_of("qcow2", &image.path)));
-        assert_eq!(fs::read(&image.path).unwrap(), image.bytes);
+        assert_bytes!(fs::read(&image.path).unwrap(), image.bytes);
         assert_eq!(fs::metadata(&image.path).unwrap().modified().unwrap(), before);
         reads(&image);
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Format, OpenOptions};
-use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, like};
+use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create};
 use qcow::{Error, Result};
 
 use crate::args::{ChainArgs, OutputArgs, Voice, format_parser, required};
@@ -88,19 +88,26 @@ impl Create {
             Request::Options(items) => items,
         };
         let path = required(self.path.take(), "PATH")?;
+        if let Some(source) = &self.like {
+            return self.run_like(source, &path);
+        }
         let (options, given) = self.options(&items)?;
         let outcome = create(&path, &options)?;
         self.print(&path, &options, given, &outcome)
     }
 
+    /// Makes an empty target for `source` and proves it.
+    fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
+        self.voice.opening(source, None);
+        let mut plan = migrate::target::plan(source, &self.chain.open_options())?;
+        plan.create.replace = self.force;
+        let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
+        self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
+    }
+
     /// What to create, and the options that were given in words.
     fn options(&self, items: &[Item]) -> Result<(CreateOptions, ImageOptions)> {
         let mut given = ImageOptions::parse(self.format, Purpose::Create, items)?;
-        if let Some(image) = &self.like {
-            self.voice.opening(image, None);
-            let options = like(image, &self.chain.open_options())?;
-            return Ok((CreateOptions { replace: self.force, ..options }, given));
-        }
         self.set_size(&mut given)?;
         self.set_backing(&mut given)?;
         let options = CreateOptions {

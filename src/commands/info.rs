@@ -1,5 +1,7 @@
 //! `qcowtool info`: shows what an image says about itself.
 
+mod text;
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -63,10 +65,6 @@ impl Info {
 
 /// The images as text, with an empty line between them.
 fn human(images: &[ImageInfo]) -> String {
-    let texts: Vec<_> = images.iter().map(text).collect();
+    let texts: Vec<_> = images.iter().map(text::text).collect();
     texts.join("\n")
-}
-
-fn text(image: &ImageInfo) -> String {
-    format!("{image:?}\n")
 }

@@ -238,3 +238,6 @@ fn refuse_unknown_features(preamble: &Preamble, first_cluster: &[u8]) -> Result<
     )
     .hint("a newer program wrote this image; use one that knows these features"))
 }
+
+#[cfg(test)]
+mod tests;

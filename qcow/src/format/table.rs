@@ -54,3 +54,6 @@ pub fn set_raw_l2_entry(
         BigEndian::write_u64(field, bitmap);
     }
 }
+
+#[cfg(test)]
+mod tests;
