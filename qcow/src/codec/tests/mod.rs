@@ -1,5 +1,11 @@
 //! Round trips, QEMU's rules for what a compressed cluster may be, and hostile input.
 
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
+
 mod distance;
 
 use flate2::{Compress, Compression, FlushCompress, Status};

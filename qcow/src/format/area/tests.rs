@@ -1,3 +1,9 @@
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
+
 use super::*;
 use crate::ErrorKind;
 use crate::format::header::tests::{sample, with_cluster_bits};
