@@ -339,7 +339,7 @@ fn qcow2_info(image: &Image) -> Qcow2Info {
             CryptMethod::Luks => image.luks().map(|luks| EncryptionInfo::Luks(luks_info(luks))),
         },
         refcount_bits: header.refcounts().bits(),
-        data_file: image.area().data_file_name().or(image.has_data_file().then_some(&[])).map(text),
+        data_file: image.area().data_file_name().map(text),
         data_file_raw: image
             .has_data_file()
             .then(|| header.autoclear.contains(Autoclear::DATA_FILE_RAW)),

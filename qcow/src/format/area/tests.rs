@@ -350,15 +350,6 @@ fn bitmaps_count_only_with_their_autoclear_bit() {
 }
 
 #[test]
-fn trap_112_the_raw_bit_needs_an_external_data_file() {
-    let mut area = area(Version::V3);
-    area.header.autoclear = Autoclear::DATA_FILE_RAW;
-    assert_refused(&cluster(&area), ErrorKind::Corrupt, "no external data file");
-    area.header.incompatible = Incompatible::DATA_FILE;
-    assert_eq!(HeaderArea::parse(&cluster(&area)).unwrap(), area);
-}
-
-#[test]
 fn trap_116_luks_and_its_header_extension_need_each_other() {
     let at = |offset| Extension::CryptoHeader { offset: HostOffset(offset), len: 4096 };
     let mut area = with_extensions(Version::V3, vec![at(0x40000)]);
