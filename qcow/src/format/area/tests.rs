@@ -6,6 +6,7 @@
 
 use super::*;
 use crate::ErrorKind;
+use crate::format::Incompatible;
 use crate::format::header::tests::{sample, with_cluster_bits};
 use crate::format::{Compatible, FeatureName, Version};
 
