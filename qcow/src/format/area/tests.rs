@@ -182,7 +182,7 @@ fn a_nul_ends_names_as_it_does_in_qemu() {
     let parsed = HeaderArea::parse(&cluster(&area)).unwrap();
     assert_eq!(parsed.backing_name.as_deref(), Some(&b"base"[..]));
     assert_eq!(parsed.backing_format(), Some(&b"raw"[..]));
-    assert_eq!(parsed.data_file_name(), None);
+    assert_eq!(parsed.data_file_name(), Some(&b""[..]));
 }
 
 #[test]
