@@ -76,7 +76,7 @@ pub(crate) struct Create {
     path: Option<PathBuf>,
 
     /// Virtual size
-    #[arg(value_name = "SIZE")]
+    #[arg(value_name = "SIZE", allow_negative_numbers = true)]
     size: Option<String>,
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::chain::{Layer, OpenOptions, Walk, resolve_name};
+use crate::chain::{Layer, OpenOptions, Walk, full_name};
 use crate::format::{
     Autoclear, Compatible, CryptMethod, Incompatible, LuksHeader, Snapshot as TableEntry, Version,
 };
@@ -304,9 +304,7 @@ fn describe(info: &mut ImageInfo, image: &Image, snapshot: Option<&str>) -> Resu
     info.format_specific = Some(FormatSpecific::Qcow2(Box::new(qcow2_info(image))));
     if let Some(name) = &area.backing_name {
         let name = PathBuf::from(OsStr::from_bytes(name));
-        // A name that cannot be resolved (a network protocol) is shown as it is.
-        let full = resolve_name(&name, &info.filename).unwrap_or_else(|_| name.clone());
-        info.full_backing_filename = Some(full);
+        info.full_backing_filename = Some(full_name(&name, &info.filename));
         info.backing_filename = Some(name);
         info.backing_filename_format = area.backing_format().map(text);
     }
