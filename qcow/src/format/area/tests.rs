@@ -210,6 +210,18 @@ fn trap_13_what_does_not_fit_the_first_cluster_has_no_space() {
 }
 
 #[test]
+fn what_leaves_a_few_bytes_that_a_reader_would_take_for_an_extension_has_no_space() {
+    let mut area = area(Version::V3);
+    area.header = with_cluster_bits(Version::V3, 9);
+    (area.header.header_length, area.header.unknown_tail) = (105, Vec::new());
+    area.extensions.0.push(unknown(7, &[1; 512 - 105 - 8 - 7]));
+    assert_eq!(area.to_bytes().unwrap_err().kind(), ErrorKind::Limit);
+    // A backing name fills the gap.
+    area.backing_name = Some(b"b".to_vec());
+    assert_eq!(HeaderArea::parse(&cluster(&area)).unwrap().backing_name, area.backing_name);
+}
+
+#[test]
 fn trap_12_the_feature_names_leave_no_room_in_small_clusters() {
     let mut area = with_extensions(Version::V3, vec![Extensions::standard_feature_names()]);
     area.header = with_cluster_bits(Version::V3, 9);
@@ -242,11 +254,22 @@ fn a_backing_name_that_runs_over_the_cluster_end_is_refused() {
 fn trap_17_unknown_incompatible_features_are_refused_by_name() {
     let mut area = with_extensions(
         Version::V3,
-        vec![Extension::FeatureNames(vec![
-            FeatureName { kind: FeatureKind::Compatible, bit: 41, name: b"wrong kind".to_vec() },
-            FeatureName { kind: FeatureKind::Incompatible, bit: 41, name: b"time travel".to_vec() },
-            FeatureName { kind: FeatureKind::Incompatible, bit: 200, name: b"no bit".to_vec() },
-        ])],
+        vec![
+            Extension::FeatureNames(vec![
+                FeatureName {
+                    kind: FeatureKind::Compatible,
+                    bit: 41,
+                    name: b"wrong kind".to_vec(),
+                },
+                FeatureName {
+                    kind: FeatureKind::Incompatible,
+                    bit: 41,
+                    name: b"time travel".to_vec(),
+                },
+                FeatureName { kind: FeatureKind::Incompatible, bit: 200, name: b"no bit".to_vec() },
+            ]),
+            unknown(7, &[0; 96]),
+        ],
     );
     area.header.incompatible = Incompatible::from_bits_retain(1 << 41 | 1 << 63 | 1);
     let error = HeaderArea::parse(&cluster(&area)).unwrap_err();
