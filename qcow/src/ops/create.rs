@@ -257,7 +257,7 @@ pub(super) struct ReserveSink<'a> {
 
 impl Sink for ReserveSink<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.output.write_at(bytes, offset.0)
+        self.output.write_onto_zeros(bytes, offset.0)
     }
 
     fn data(&mut self, _first: u64, clusters: u64, host: HostOffset) -> Result<()> {
