@@ -11,11 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FallocateFlags;
 use tempfile::NamedTempFile;
 
-use crate::codec::is_zero;
 use crate::{Error, ErrorKind, Result};
-
-/// The usual block of a file system, in bytes.
-const BLOCK: usize = 4096;
 
 /// A file being built. Mode 0600; who else may read it is for its owner to decide.
 #[derive(Debug)]
@@ -77,17 +73,6 @@ impl OutputFile {
         self.file()
             .write_all_at(bytes, offset)
             .map_err(|error| self.failed("could not write", error).host_offset(offset))
-    }
-
-    /// Writes `bytes` at `offset` of a file that reads as zeros there: zeros at their end are left
-    /// out in whole blocks, and [`set_len`](Self::set_len) makes up for them.
-    ///
-    /// # Errors
-    /// As [`write_at`](Self::write_at).
-    pub fn write_onto_zeros(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let tail = bytes.rchunks_exact(BLOCK).take_while(|block| is_zero(block)).count();
-        let len = bytes.len().saturating_sub(tail.saturating_mul(BLOCK));
-        self.write_at(bytes.get(..len).unwrap_or(bytes), offset)
     }
 
     /// Makes the file `len` bytes long; new bytes are a hole.

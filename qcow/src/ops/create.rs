@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions, target};
 use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
 use crate::format::{Compatible, HostOffset};
 use crate::io::OutputFile;
@@ -212,7 +212,7 @@ fn create_qcow2(
         backing.map(|backing| (backing.name.as_os_str().as_bytes(), backing.format.as_str()));
     let header = qcow2.header_area(size, &finished, backing)?.to_bytes()?;
     output.write_at(&header, 0)?;
-    super::target::publish(output, data_file)?;
+    target::publish(output, data_file)?;
     Ok(outcome(path, Format::Qcow2, size, finished.file_length))
 }
 
@@ -257,7 +257,7 @@ pub(super) struct ReserveSink<'a> {
 
 impl Sink for ReserveSink<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.output.write_onto_zeros(bytes, offset.0)
+        target::write_table(self.output, offset, bytes)
     }
 
     fn data(&mut self, _first: u64, clusters: u64, host: HostOffset) -> Result<()> {

@@ -333,7 +333,7 @@ struct MetadataOnly<'a>(&'a OutputFile);
 
 impl Sink for MetadataOnly<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.0.write_onto_zeros(bytes, offset.0)
+        target::write_table(self.0, offset, bytes)
     }
 
     fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {
