@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Format, OpenOptions};
-use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create};
+use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create_until};
 use qcow::{Error, Result};
 
 use crate::args::{ChainArgs, OutputArgs, Voice, format_parser, required};
@@ -13,6 +13,7 @@ use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json};
+use crate::signals::Watch;
 use crate::size;
 
 /// Arguments of `create`.
@@ -92,7 +93,9 @@ impl Create {
             return self.run_like(source, &path);
         }
         let (options, given) = self.options(&items)?;
-        let outcome = create(&path, &options)?;
+        // Only zeros for a whole disk take long enough to be stopped.
+        let watch = Watch::start()?;
+        let outcome = watch.settle(create_until(&path, &options, watch.token()))?;
         self.print(&path, &options, given, &outcome)
     }
 
