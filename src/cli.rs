@@ -13,7 +13,7 @@ macro_rules! exit_codes {
   0    done
   1    refused or failed; one line on standard error says why
   130  stopped by SIGINT (Ctrl-C); nothing half-made is left
-  143  stopped by SIGTERM; nothing half-made is left"
+  143  stopped by SIGTERM (129 by SIGHUP); nothing half-made is left"
     };
 }
 pub(crate) use exit_codes;

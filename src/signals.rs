@@ -1,11 +1,12 @@
-//! SIGINT and SIGTERM ask a long operation to stop; a second signal does not ask.
+//! SIGINT, SIGTERM and SIGHUP ask a long operation to stop; a second signal does not ask.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 use qcow::{CancelToken, Error, ErrorKind, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
@@ -28,7 +29,10 @@ impl Watch {
         let failed = |error| Error::io("could not watch for signals", error);
         let watch = Self { cancel: CancelToken::new(), caught: Arc::default() };
         let (cancel, caught) = (watch.cancel.clone(), Arc::clone(&watch.caught));
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failed)?;
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let hangup = (!ignores(&status, SIGHUP)).then_some(SIGHUP);
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(failed)?;
         let listen = move || {
             for signal in signals.forever() {
                 if caught.swap(signal, Ordering::SeqCst) != 0 {
@@ -58,9 +62,27 @@ impl Watch {
     }
 }
 
+/// Whether a process with this `/proc/PID/status` ignores a signal, as `nohup` makes it ignore
+/// SIGHUP: to listen for it would undo that. What cannot be told is left alone.
+fn ignores(status: &str, signal: i32) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_none_or(|mask| mask >> signal.saturating_sub(1) & 1 == 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_that_nohup_ignores_stays_ignored() {
+        let status = |mask| format!("Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t{mask}\n");
+        assert!(ignores(&status("0000000000000001"), SIGHUP));
+        assert!(!ignores(&status("0000000000001000"), SIGHUP));
+        assert!(ignores("", SIGHUP));
+    }
 
     fn watch_that_heard(signal: i32) -> Watch {
         Watch { cancel: CancelToken::new(), caught: Arc::new(AtomicI32::new(signal)) }

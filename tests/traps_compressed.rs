@@ -214,7 +214,8 @@ fn trap_50_a_zstd_window_beyond_the_usual_limit() {
     needs_qemu!();
     let scratch = Scratch::new();
     // One RLE block of 4096 zero bytes in a frame that asks for a window of 1 KiB << n.
-    for exponent in [0_u8, 10, 17, 18, 31] {
+    // (A window smaller than a block, which QEMU refuses, is read: every byte is known all the same.)
+    for exponent in [10_u8, 17, 18, 31] {
         let mut stream = b"\x28\xb5\x2f\xfd\0".to_vec();
         stream.push(exponent << 3);
         let block = 1 | 1 << 1 | (CLUSTER as u32) << 3;

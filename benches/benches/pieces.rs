@@ -51,7 +51,7 @@ fn tables(c: &mut Criterion) {
     for index in 0..entries {
         let host = HostOffset((index + 5) << 16);
         let entry = L2Entry::Data { host, copied: true }.encode(&rules).expect("a valid entry");
-        set_raw_l2_entry(&mut table, index, entry, geometry);
+        set_raw_l2_entry(&mut table, index, entry, geometry).expect("inside the table");
     }
 
     let mut group = c.benchmark_group("table of 64 KiB");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// A result whose error is [`enum@Error`].
+/// A result whose error is [`struct@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Who or what is to blame.
@@ -76,7 +76,7 @@ pub struct Place {
 /// let error = Error::corrupt("offset 0x123 is not aligned to the cluster size of 65536")
 ///     .structure("L1 table")
 ///     .index(3)
-///     .host_offset(0x30018)
+///     .host_offset(0x30018u64)
 ///     .file("disk.qcow2");
 /// assert_eq!(error.kind(), ErrorKind::Corrupt);
 /// assert_eq!(

@@ -1,4 +1,78 @@
-//! A native QCOW2 engine: no QEMU process, no QEMU code.
+//! A native QCOW2 engine: reads every image that QEMU can make, creates correctly sized ones,
+//! flattens backing chains in parallel, and proves content by digest. No QEMU process, no QEMU
+//! code, no system library.
+//!
+//! # What it is for
+//!
+//! A virtual machine's disk is often a chain: an overlay on an overlay on a template. When the
+//! template disappears from whoever keeps the catalogue, the overlay is an orphan, and the guest
+//! cannot be moved. This crate makes one standalone image out of the chain:
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let (template, overlay) = (dir.path().join("template.qcow2"), dir.path().join("vm.qcow2"));
+//! # let standalone = dir.path().join("standalone.qcow2");
+//! use qcow::chain::{Chain, Format, OpenOptions};
+//! use qcow::ops::checksum::{ChecksumOptions, checksum};
+//! use qcow::ops::create::{Backing, CreateOptions, create};
+//! use qcow::ops::flatten::{FlattenOptions, flatten};
+//! use qcow::{CancelToken, Silent};
+//!
+//! // A template of 10 GiB and an overlay on it.
+//! create(&template, &CreateOptions { size: Some(10 << 30), ..Default::default() })?;
+//! let backing = Backing {
+//!     name: "template.qcow2".into(), // as it will stand in the header
+//!     format: Format::Qcow2,
+//!     unchecked: false,
+//!     open: OpenOptions::default(),
+//! };
+//! create(&overlay, &CreateOptions { backing: Some(backing), ..Default::default() })?;
+//!
+//! // The chain, opened read-only: two layers.
+//! let chain = Chain::open(&overlay, &OpenOptions::default())?;
+//! assert_eq!(chain.layers().len(), 2);
+//!
+//! // One image out of it, and the proof that it holds the same.
+//! let cancel = CancelToken::new();
+//! let options = FlattenOptions { digest: true, ..Default::default() };
+//! let outcome = flatten(&chain, &standalone, &options, &Silent, &cancel)?;
+//! let result = Chain::open(&standalone, &OpenOptions::default())?;
+//! let proof = checksum(&result, &ChecksumOptions::default(), &Silent, &cancel)?;
+//! assert_eq!(outcome.crc32, Some(proof.crc32));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The rooms
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`format`](mod@format) | the bytes on disk: every structure of versions 2 and 3, in and out; no I/O |
+//! | [`io`] | where bytes live: files, memory, outputs that appear complete or not at all |
+//! | [`codec`] | zlib and zstd clusters, zero detection |
+//! | [`image`] | one open image: header, snapshots, bitmaps, mapping |
+//! | [`chain`] | backing chains: names, formats, policy, limits, loops |
+//! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
+//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, checksum |
+//!
+//! # Trust
+//!
+//! Every image is taken for hostile. Arithmetic on what comes from a file is checked, tables are
+//! bounded before memory is taken, chains are walked without recursion, and nothing panics on bad
+//! input. Which files an image may have opened is the caller's [`chain::Policy`]; a backing
+//! file's format is never guessed. Inputs are opened read-only; outputs are built under a
+//! temporary name, synced, and renamed.
+//!
+//! Errors say who is to blame ([`ErrorKind`]) and where ([`Place`]), in one line that names the
+//! file, the structure and the offset.
+//!
+//! # Threads and memory
+//!
+//! Operations use as many threads as they are told, one per core by default, and their output
+//! does not depend on it. Memory is a few MiB per thread for a disk of any size, plus at most
+//! 64 MiB for the L1 table of an image being written (8 bytes for each 512 MiB of disk at the
+//! default cluster size: 128 KiB for 8 TiB).
 
 pub mod chain;
 pub mod codec;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Format, OpenOptions};
-use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, like};
+use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_until};
+use qcow::ops::{Preallocation, TargetOptions};
 use qcow::{Error, Result};
 
 use crate::args::{ChainArgs, OutputArgs, Voice, format_parser, required};
@@ -13,6 +14,7 @@ use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json};
+use crate::signals::Watch;
 use crate::size;
 
 /// Arguments of `create`.
@@ -76,7 +78,7 @@ pub(crate) struct Create {
     path: Option<PathBuf>,
 
     /// Virtual size
-    #[arg(value_name = "SIZE")]
+    #[arg(value_name = "SIZE", allow_negative_numbers = true)]
     size: Option<String>,
 }
 
@@ -88,19 +90,31 @@ impl Create {
             Request::Options(items) => items,
         };
         let path = required(self.path.take(), "PATH")?;
+        if let Some(source) = &self.like {
+            return self.run_like(source, &path);
+        }
         let (options, given) = self.options(&items)?;
-        let outcome = create(&path, &options)?;
+        let outcome = if takes_long(&options.target) {
+            let watch = Watch::start()?;
+            watch.settle(create_until(&path, &options, watch.token()))?
+        } else {
+            create(&path, &options)?
+        };
         self.print(&path, &options, given, &outcome)
+    }
+
+    /// Makes an empty target for `source` and proves it.
+    fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
+        self.voice.opening(source, None);
+        let mut plan = migrate::target::plan(source, &self.chain.open_options())?;
+        plan.create.replace = self.force;
+        let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
+        self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
 
     /// What to create, and the options that were given in words.
     fn options(&self, items: &[Item]) -> Result<(CreateOptions, ImageOptions)> {
         let mut given = ImageOptions::parse(self.format, Purpose::Create, items)?;
-        if let Some(image) = &self.like {
-            self.voice.opening(image, None);
-            let options = like(image, &self.chain.open_options())?;
-            return Ok((CreateOptions { replace: self.force, ..options }, given));
-        }
         self.set_size(&mut given)?;
         self.set_backing(&mut given)?;
         let options = CreateOptions {
@@ -179,5 +193,14 @@ impl Create {
                 print(format_args!("{}\n", all.formatting_line(path)))
             }
         }
+    }
+}
+
+/// Only writing zeros to a whole disk takes long enough for somebody to stop it.
+fn takes_long(target: &TargetOptions) -> bool {
+    match target {
+        TargetOptions::Qcow2(qcow2) => qcow2.preallocation == Preallocation::Full,
+        TargetOptions::Raw(raw) => raw.preallocation == Preallocation::Full,
+        _ => true,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Format;
 use super::name::ImageName;
 use super::policy::Policy;
-use crate::format::CryptMethod;
+use crate::format::{Autoclear, CryptMethod};
 use crate::image::{Image, Run, RunKind, TableWindow, push_run};
 use crate::io::{FileStorage, Storage};
 use crate::{Error, Result};
@@ -44,8 +44,15 @@ impl Layer {
     pub(super) fn ready_for_data(mut self, policy: &Policy) -> Result<Self> {
         let Content::Qcow2 { image, data } = &mut self.content else { return Ok(self) };
         refuse_encryption(image).map_err(|error| error.file(&self.path))?;
+        let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
+        if raw && !image.has_data_file() {
+            return Err(Error::corrupt("the bit for a raw data file is set, but there is none")
+                .structure("header")
+                .file(&self.path));
+        }
         if image.has_data_file() {
-            let name = image.area().data_file_name().ok_or_else(|| {
+            let name = image.area().data_file_name().filter(|name| !name.is_empty());
+            let name = name.ok_or_else(|| {
                 Error::corrupt("the image has an external data file but does not name it")
                     .file(&self.path)
             })?;

@@ -111,6 +111,12 @@ pub(crate) fn resolve_name(name: &Path, holder: &Path) -> Result<PathBuf> {
     Ok(name.relative_to(holder))
 }
 
+/// How QEMU shows a backing file's name in full: names with a protocol as they are, relative ones
+/// with the directory of the image at `holder`.
+pub(crate) fn full_name(name: &Path, holder: &Path) -> PathBuf {
+    ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.relative_to(holder))
+}
+
 /// Goes down a chain layer by layer, opening images but no data files.
 pub(crate) struct Walk<'a> {
     options: &'a OpenOptions,

@@ -4,10 +4,13 @@
 //! Manual: QEMU's "Device URL Syntax" and the `json:` pseudo-protocol.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
 
 use crate::{Error, Printable, Result};
 
@@ -43,6 +46,12 @@ impl ImageName {
         }
     }
 
+    /// A name that QEMU shows joined to its holder's directory; `None` for one with a protocol.
+    pub(crate) fn shown(name: &Path) -> Option<Self> {
+        let name = name.as_os_str().as_bytes();
+        protocol(name).is_none().then(|| Self::plain(name))
+    }
+
     /// The name of a data file: a path and nothing else (trap 113).
     pub(crate) fn data_file(name: &[u8]) -> Self {
         Self::plain(name)
@@ -70,34 +79,40 @@ fn protocol(name: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// `{"driver": "qcow2", "file": {"driver": "file", "filename": "..."}}`, or the same with dots.
 fn from_json(json: &[u8]) -> Result<ImageName> {
-    let object: Map<String, Value> = serde_json::from_slice(json)
-        .map_err(|error| Error::corrupt(format!("the json: name is not a JSON object: {error}")))?;
-    let mut options = Vec::new();
-    dotted("", &object, &mut options);
-    let (mut path, mut driver, mut protocol) = (None, None, None);
+    let Options(options) = serde_json::from_slice(json).map_err(|error| {
+        Error::corrupt(format!(
+            "the json: name cannot be understood: {}",
+            Printable(&error.to_string())
+        ))
+    })?;
+    let text = |wanted: &str| {
+        options.iter().find_map(|(key, value)| match value {
+            Value::String(text) if key == wanted => Some(text.as_str()),
+            _ => None,
+        })
+    };
+    let driver = text("driver");
+    // The driver of the file decides first: what else is there depends on it.
+    let protocol = text("file.driver").or_else(|| driver.filter(|name| is_protocol(name)));
+    if let Some(other) = protocol.filter(|name| !matches!(*name, "file" | "host_device")) {
+        return Err(network(other));
+    }
     for (key, value) in &options {
-        match (key.as_str(), value) {
-            ("driver", Value::String(name)) if is_protocol(name) => protocol = Some(name.clone()),
-            ("driver", Value::String(name)) => driver = Some(name.clone()),
-            ("file.driver", Value::String(name)) => protocol = Some(name.clone()),
-            ("filename" | "file.filename", Value::String(name)) => path = Some(name.clone()),
-            (key, _) if harmless(key) => {}
-            (key, _) => {
-                return Err(Error::unsupported(format!(
-                    "the json: name has the option '{}', which is not supported",
-                    Printable(key)
-                ))
-                .hint("only names of local files are: driver, file.driver, file.filename"));
-            }
+        let known = matches!(key.as_str(), "driver" | "file.driver" | "filename" | "file.filename");
+        if !(harmless(key) || known && value.is_string()) {
+            return Err(Error::unsupported(format!(
+                "the json: name has the option '{}', which is not supported",
+                Printable(key)
+            ))
+            .hint("only names of local files are: driver, file.driver, file.filename"));
         }
     }
-    match protocol.as_deref() {
-        None | Some("file" | "host_device") => {}
-        Some(other) => return Err(network(other)),
-    }
-    let path = path.ok_or_else(|| Error::corrupt("the json: name does not name a file"))?;
+    let path = text("file.filename")
+        .or_else(|| text("filename"))
+        .ok_or_else(|| Error::corrupt("the json: name does not name a file"))?;
     // Within json: the file driver takes a plain path, except for its own optional prefix.
-    let path = path.strip_prefix("file:").unwrap_or(&path);
+    let path = path.strip_prefix("file:").unwrap_or(path);
+    let driver = driver.filter(|name| !is_protocol(name)).map(str::to_owned);
     Ok(ImageName { path: PathBuf::from(path), driver })
 }
 
@@ -134,15 +149,54 @@ fn harmless(key: &str) -> bool {
         )
 }
 
-/// Flattens nested objects into dotted keys. serde_json bounds the nesting.
-fn dotted(prefix: &str, object: &Map<String, Value>, options: &mut Vec<(String, Value)>) {
-    for (key, value) in object {
-        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match value {
-            Value::Object(nested) => dotted(&key, nested, options),
-            value => options.push((key, value.clone())),
-        }
+/// The members of a JSON object, nested ones with dotted keys. A key that comes twice is an error,
+/// as in QEMU: two readers could take it in two ways. serde_json bounds the nesting.
+struct Options(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Options {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(OptionsVisitor)
     }
+}
+
+struct OptionsVisitor;
+
+impl<'de> Visitor<'de> for OptionsVisitor {
+    type Value = Options;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut members: A,
+    ) -> std::result::Result<Options, A::Error> {
+        let mut options: Vec<(String, Value)> = Vec::new();
+        while let Some(key) = members.next_key::<String>()? {
+            let found = match members.next_value::<Member>()? {
+                Member::Nested(Options(nested)) => nested
+                    .into_iter()
+                    .map(|(inner, value)| (format!("{key}.{inner}"), value))
+                    .collect(),
+                Member::Plain(value) => vec![(key, value)],
+            };
+            for (key, value) in found {
+                if options.iter().any(|(known, _)| *known == key) {
+                    return Err(A::Error::custom(format!("the key '{key}' comes twice")));
+                }
+                options.push((key, value));
+            }
+        }
+        Ok(Options(options))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Member {
+    Nested(Options),
+    Plain(Value),
 }
 
 fn network(protocol: &str) -> Error {

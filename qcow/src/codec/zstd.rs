@@ -8,6 +8,9 @@ use zstd::zstd_safe::{compress_bound, find_frame_compressed_size, get_error_name
 use super::{STRUCTURE, check_level, corrupt};
 use crate::{Error, Result};
 
+/// The decoder's default limit.
+const LARGEST_WINDOW: u64 = (1 << 27) + 1;
+
 /// Decompresses clusters.
 ///
 /// Frame by frame into the place where the data belongs, so that no frame can ask for a window
@@ -32,6 +35,7 @@ impl Decode {
             let len = find_frame_compressed_size(input).map_err(|code| {
                 corrupt(format!("found no whole zstd frame: {}", get_error_name(code)))
             })?;
+            check_window(input)?;
             let (frame, rest) = input.split_at_checked(len).unwrap_or((input, &[]));
             let filled = self.0.decompress_to_buffer(frame, output).map_err(|error| {
                 corrupt(format!("the zstd frame is damaged or too long: {error}"))
@@ -41,6 +45,24 @@ impl Decode {
         }
         Ok(())
     }
+}
+
+/// Refuses frames that claim to need more history than QEMU's decoder will hold.
+///
+/// Format: RFC 8878, 3.1.1.1: after the magic a descriptor, and unless its bit 5 says that the
+/// frame is one segment, a byte whose upper five bits are the window's exponent less ten.
+fn check_window(frame: &[u8]) -> Result<()> {
+    let &[0x28, 0xb5, 0x2f, 0xfd, descriptor, window, ..] = frame else { return Ok(()) };
+    let exponent = u32::from(window >> 3).saturating_add(10);
+    let mantissa = u64::from(window & 7);
+    let base = 1u64.checked_shl(exponent).unwrap_or(u64::MAX);
+    let size = base.saturating_add((base >> 3).saturating_mul(mantissa));
+    if descriptor & 0x20 == 0 && size > LARGEST_WINDOW {
+        return Err(corrupt(format!(
+            "the zstd frame asks for a window of {size} bytes, expected at most {LARGEST_WINDOW}"
+        )));
+    }
+    Ok(())
 }
 
 /// Compresses clusters, each into one frame.

@@ -5,7 +5,7 @@ use super::extension::BITMAPS;
 use super::preamble::{Preamble, STRUCTURE, at, corrupt};
 use super::{
     Autoclear, BitmapsExtension, CryptMethod, Extension, Extensions, FeatureKind, Geometry, Header,
-    HostOffset, Incompatible, MAX_BACKING_NAME,
+    HostOffset, MAX_BACKING_NAME,
 };
 use crate::{Error, Printable, Result};
 
@@ -76,13 +76,6 @@ impl HeaderArea {
                 Extension::CryptoHeader { offset, .. } => check_crypto(luks, *offset, geometry)?,
                 _ => {}
             }
-        }
-        let raw = self.header.autoclear.contains(Autoclear::DATA_FILE_RAW);
-        if raw && !self.header.incompatible.contains(Incompatible::DATA_FILE) {
-            return Err(corrupt(
-                88,
-                "the raw external data bit is set, but there is no external data file".into(),
-            ));
         }
         if luks && self.extensions.crypto_header().is_none() {
             return Err(corrupt(
@@ -238,3 +231,6 @@ fn refuse_unknown_features(preamble: &Preamble, first_cluster: &[u8]) -> Result<
     )
     .hint("a newer program wrote this image; use one that knows these features"))
 }
+
+#[cfg(test)]
+mod tests;

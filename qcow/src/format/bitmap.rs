@@ -244,3 +244,6 @@ impl BitmapTableEntry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,3 +81,6 @@ fn offset_bits(cluster_bits: u32) -> u32 {
 fn low_bits(bits: u32) -> u64 {
     u64::MAX.checked_shr(64_u32.saturating_sub(bits)).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -304,3 +304,6 @@ fn zero_in_v2() -> Error {
 fn no_compression() -> Error {
     Error::corrupt("compressed cluster in an image with an external data file").structure(STRUCTURE)
 }
+
+#[cfg(test)]
+mod tests;

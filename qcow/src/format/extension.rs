@@ -95,13 +95,12 @@ impl Extensions {
         .filter(|name| !name.is_empty())
     }
 
-    /// The external data file's name, if one is recorded.
+    /// The external data file's name, if one is recorded; it may be empty.
     pub fn data_file_name(&self) -> Option<&[u8]> {
         self.last(|extension| match extension {
             Extension::DataFile(name) => Some(until_nul(name)),
             _ => None,
         })
-        .filter(|name| !name.is_empty())
     }
 
     /// The bitmap directory's place, whether or not the autoclear bit says that it counts.

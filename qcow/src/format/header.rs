@@ -341,7 +341,11 @@ struct Table {
 }
 
 fn unknown_tail(header_length: u32, first_cluster: &[u8]) -> Result<Vec<u8>> {
-    let len = usize::try_from(header_length.saturating_sub(COMPRESSION_END)).unwrap_or(usize::MAX);
-    let start = usize::try_from(COMPRESSION_END).unwrap_or(usize::MAX);
+    let to_usize = |at: u32| usize::try_from(at).unwrap_or(usize::MAX);
+    let start = to_usize(COMPRESSION_END.min(header_length));
+    let len = to_usize(header_length).saturating_sub(start);
     Ok(Reader::new(first_cluster, start, STRUCTURE).take(len)?.to_vec())
 }
+
+#[cfg(test)]
+pub(super) mod tests;

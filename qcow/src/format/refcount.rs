@@ -142,3 +142,6 @@ fn beyond_len(len: usize, index: u64) -> Error {
         .structure("refcount block")
         .index(index)
 }
+
+#[cfg(test)]
+mod tests;

@@ -211,3 +211,6 @@ fn check_extra_len(len: u32) -> Result<u32> {
     }
     Ok(len)
 }
+
+#[cfg(test)]
+mod tests;

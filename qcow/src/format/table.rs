@@ -3,6 +3,7 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Geometry;
+use crate::{Error, Result};
 
 /// The entries of a table, in order. Bytes after the last whole entry are ignored.
 ///
@@ -28,7 +29,7 @@ pub fn encode_table(entries: &[u64]) -> Vec<u8> {
 /// none). An entry beyond the end of `bytes` is `(0, 0)`, because images may be cut short inside
 /// an L2 table and read as zeros from there (trap 36).
 pub fn raw_l2_entry(bytes: &[u8], index: u64, geometry: Geometry) -> (u64, u64) {
-    let at = usize::try_from(index.saturating_mul(geometry.l2_entry_size())).unwrap_or(usize::MAX);
+    let at = byte_of(index, geometry);
     let word = |at: usize| {
         bytes.get(at..at.saturating_add(8)).map(BigEndian::read_u64).unwrap_or_default()
     };
@@ -36,21 +37,35 @@ pub fn raw_l2_entry(bytes: &[u8], index: u64, geometry: Geometry) -> (u64, u64) 
     (word(at), bitmap)
 }
 
-/// Writes the L2 entry at `index` of an L2 table's bytes; does nothing beyond their end.
+/// Writes the L2 entry at `index` of an L2 table's bytes, with its subcluster bitmap if the image
+/// has them.
+///
+/// # Errors
+/// [`Usage`](crate::ErrorKind::Usage) if `index` is beyond the end of `bytes`.
 pub fn set_raw_l2_entry(
     bytes: &mut [u8],
     index: u64,
     (entry, bitmap): (u64, u64),
     geometry: Geometry,
-) {
-    let at = usize::try_from(index.saturating_mul(geometry.l2_entry_size())).unwrap_or(usize::MAX);
-    if let Some(field) = bytes.get_mut(at..at.saturating_add(8)) {
-        BigEndian::write_u64(field, entry);
+) -> Result<()> {
+    let start = byte_of(index, geometry);
+    let len = if geometry.extended_l2() { 16 } else { 8 };
+    let table_len = bytes.len();
+    let fields = bytes.get_mut(start..start.saturating_add(len)).ok_or_else(|| {
+        Error::usage(format!("index is beyond a table of {table_len} bytes"))
+            .structure("L2 table")
+            .index(index)
+    })?;
+    for (field, word) in fields.chunks_exact_mut(8).zip([entry, bitmap]) {
+        BigEndian::write_u64(field, word);
     }
-    let at = at.saturating_add(8);
-    if geometry.extended_l2()
-        && let Some(field) = bytes.get_mut(at..at.saturating_add(8))
-    {
-        BigEndian::write_u64(field, bitmap);
-    }
+    Ok(())
 }
+
+/// Where the entry at `index` starts.
+fn byte_of(index: u64, geometry: Geometry) -> usize {
+    usize::try_from(index.saturating_mul(geometry.l2_entry_size())).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,8 @@ mod tables;
 use std::sync::Arc;
 
 use crate::format::{
-    CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible, Snapshot,
+    CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible, LuksHeader,
+    Snapshot,
 };
 use crate::io::{Storage, read_padded};
 use crate::{Error, Result};
@@ -17,6 +18,9 @@ pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
 /// Bytes that [`Header::peek`] needs.
 const PEEK: usize = 24;
+
+/// QEMU cannot read beyond this offset of a file.
+const FARTHEST: u64 = (1 << 63) - (1 << 30);
 
 /// An L1 table: that of the active image or of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +38,7 @@ pub struct Image {
     area: HeaderArea,
     snapshots: Vec<Snapshot>,
     bitmaps: Vec<BitmapInfo>,
+    luks: Option<LuksHeader>,
     l1: L1Table,
 }
 
@@ -62,9 +67,18 @@ impl Image {
         let area = HeaderArea::parse(&cluster)?;
         let header = &area.header;
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
+        if l1.offset.0.saturating_add(l1.entries.saturating_mul(8)) > FARTHEST {
+            return Err(Error::corrupt(format!("the L1 table at {} is past any file", l1.offset))
+                .structure("header"));
+        }
         let snapshots = snapshots::read(&*storage, header)?;
         let bitmaps = bitmaps::read(&*storage, &area)?;
-        Ok(Self { storage, area, snapshots, bitmaps, l1 })
+        let luks = area
+            .extensions
+            .crypto_header()
+            .map(|(offset, _)| read_luks(&*storage, offset))
+            .transpose()?;
+        Ok(Self { storage, area, snapshots, bitmaps, luks, l1 })
     }
 
     /// The same image, seen as the internal snapshot with this id, or else this name, left it.
@@ -74,15 +88,9 @@ impl Image {
     /// [`Usage`](crate::ErrorKind::Usage) if there is no such snapshot.
     pub fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
         let snapshot = self.find_snapshot(id_or_name)?;
+        snapshot.check_l1(self.geometry())?;
         self.l1 =
             L1Table { offset: snapshot.l1_table_offset, entries: u64::from(snapshot.l1_entries) };
-        if !self.geometry().is_aligned(self.l1.offset.0) {
-            return Err(Error::corrupt(format!(
-                "the snapshot's L1 table offset {} is not aligned to the cluster size",
-                self.l1.offset
-            ))
-            .structure("snapshot table"));
-        }
         Ok(self)
     }
 
@@ -144,6 +152,11 @@ impl Image {
         self.area.header.crypt_method != CryptMethod::None
     }
 
+    /// How the guest's data is encrypted, for LUKS.
+    pub fn luks(&self) -> Option<&LuksHeader> {
+        self.luks.as_ref()
+    }
+
     /// Where the image's own bytes live.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
@@ -160,4 +173,15 @@ impl Image {
             data_file: self.has_data_file(),
         }
     }
+}
+
+fn read_luks(storage: &dyn Storage, offset: HostOffset) -> Result<LuksHeader> {
+    let mut bytes = [0; LuksHeader::BYTES];
+    read_padded(storage, &mut bytes, offset.0)?;
+    LuksHeader::parse(&bytes).map_err(|error| error.host_offset(offset))
+}
+
+/// QEMU keeps ids and names as C strings: what follows a NUL does not count.
+pub(crate) fn c_string(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }

@@ -39,9 +39,6 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapsho
 }
 
 fn read_entry(storage: &dyn Storage, header: &Header, at: u64) -> Result<(Snapshot, u64)> {
-    if at >= storage.len() {
-        return Err(damaged("the entry lies past the end of the file".to_owned()));
-    }
     let mut fixed = [0; FIXED];
     read_padded(storage, &mut fixed, at)?;
     let len = Snapshot::entry_len(&fixed)?;

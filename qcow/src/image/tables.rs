@@ -239,6 +239,9 @@ fn push_entry(
     runs: &mut Vec<Run>,
 ) -> Result<()> {
     let in_cluster = rules.geometry.offset_in_cluster(at);
+    if rules.data_file {
+        check_identity(&entry, at.saturating_sub(in_cluster))?;
+    }
     let here = |host: HostOffset| host.checked_add(in_cluster);
     let kind = match entry {
         L2Entry::Unallocated => RunKind::Unallocated,
@@ -251,6 +254,28 @@ fn push_entry(
     };
     push_run(runs, Run { guest: at, len, kind });
     Ok(())
+}
+
+/// In a data file every cluster lies at its guest offset (trap 111), and none is compressed (59).
+fn check_identity(entry: &L2Entry, cluster: u64) -> Result<()> {
+    let host = match *entry {
+        L2Entry::Unallocated => None,
+        L2Entry::Zero { host } | L2Entry::Subclusters { host, .. } => host,
+        L2Entry::Data { host, .. } => Some(host),
+        L2Entry::Compressed(_) => {
+            return Err(Error::corrupt("a compressed cluster, but data lives in a data file")
+                .structure("L2 table")
+                .guest_offset(cluster));
+        }
+    };
+    match host {
+        Some(host) if host.0 != cluster => Err(Error::corrupt(format!(
+            "the cluster lies at {host} of the data file, expected its guest offset {cluster:#x}"
+        ))
+        .structure("L2 table")
+        .guest_offset(cluster)),
+        _ => Ok(()),
+    }
 }
 
 fn push_subclusters(

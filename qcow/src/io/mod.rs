@@ -1,5 +1,6 @@
 //! Where bytes live: the [`Storage`] trait, files, memory, and atomically replaced outputs.
 
+mod buffer;
 mod file;
 mod memory;
 mod output;
@@ -8,6 +9,7 @@ use std::fmt;
 
 use crate::{Error, Result};
 
+pub(crate) use buffer::Buffer;
 pub use file::{FileStorage, Identity, OpenedAs};
 pub use memory::MemoryStorage;
 pub use output::OutputFile;

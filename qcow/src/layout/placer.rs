@@ -51,7 +51,8 @@ impl Placer {
     /// [`Limit`](crate::ErrorKind::Limit) if the L1 table would be longer than QEMU reads.
     pub(crate) fn new(rules: EntryRules, width: RefcountWidth, virtual_size: u64) -> Result<Self> {
         let geometry = rules.geometry;
-        let l1_entries = geometry.l1_entries_for(virtual_size);
+        // Even a disk without a byte gets an entry, so that the table has a place of its own.
+        let l1_entries = geometry.l1_entries_for(virtual_size).max(1);
         let l1_bytes = l1_entries.checked_mul(8).filter(|&bytes| bytes <= MAX_L1_BYTES);
         let Some(l1_bytes) = l1_bytes else {
             let most = geometry.l2_coverage().saturating_mul(MAX_L1_BYTES >> 3);
@@ -63,8 +64,7 @@ impl Placer {
         };
         let mut refcounts = Refcounts::new(geometry, width);
         refcounts.allocate(1)?;
-        // QEMU does not like an L1 table at offset 0, even one without entries.
-        let first = refcounts.allocate(geometry.clusters_for(l1_bytes).max(1))?;
+        let first = refcounts.allocate(geometry.clusters_for(l1_bytes))?;
         let l1_offset = refcounts.offset_of(first)?;
         let l1 = vec![0; usize::try_from(l1_entries).unwrap_or_default()];
         Ok(Self { rules, refcounts, l1_offset, l1, l2: None, packing: None })

@@ -33,6 +33,7 @@ pub struct FlattenOptions {
 #[non_exhaustive]
 pub struct FlattenOutcome {
     /// The new image.
+    #[serde(serialize_with = "super::path_text")]
     pub filename: PathBuf,
     /// Its format.
     pub format: Format,

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::chain::{Layer, OpenOptions, Walk, resolve_name};
+use crate::chain::{Layer, OpenOptions, Walk, full_name};
 use crate::format::{
-    Autoclear, Compatible, CryptMethod, Incompatible, Snapshot as TableEntry, Version,
+    Autoclear, Compatible, CryptMethod, Incompatible, LuksHeader, Snapshot as TableEntry, Version,
 };
-use crate::image::Image;
+use crate::image::{Image, c_string};
 use crate::io::{OpenedAs, Storage};
 use crate::{Error, Result};
 
@@ -43,7 +43,7 @@ pub struct ImageInfo {
     /// Size of the guest's disk.
     pub virtual_size: u64,
     /// The name under which the image was opened.
-    #[serde(serialize_with = "path_text")]
+    #[serde(serialize_with = "super::path_text")]
     pub filename: PathBuf,
     /// Cluster size; absent for raw images.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,11 +128,11 @@ pub struct Qcow2Info {
     /// Persistent bitmaps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bitmaps: Vec<BitmapSummary>,
+    /// Width of a refcount.
+    pub refcount_bits: u32,
     /// How the guest's data is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encrypt: Option<EncryptionInfo>,
-    /// Width of a refcount.
-    pub refcount_bits: u32,
     /// Name of the external data file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_file: Option<String>,
@@ -160,13 +160,65 @@ pub struct BitmapSummary {
     pub granularity: u64,
 }
 
-/// How an image is encrypted.
+/// How an image is encrypted: QEMU's own AES, or LUKS with what its header says.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum EncryptionInfo {
+    /// The AES of old, which QEMU itself no longer runs guests on.
+    Aes {
+        /// Always `aes`.
+        format: &'static str,
+    },
+    /// A LUKS header inside the image.
+    Luks(LuksInfo),
+}
+
+/// What the LUKS header says. Offsets are in bytes.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub struct EncryptionInfo {
-    /// `aes` or `luks`.
-    pub format: String,
+pub struct LuksInfo {
+    /// Generator of initial vectors.
+    pub ivgen_alg: String,
+    /// The generator's hash, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ivgen_hash_alg: Option<String>,
+    /// Always false: QCOW2 keeps the header in the image.
+    pub detached_header: bool,
+    /// Hash of the passphrases.
+    pub hash_alg: String,
+    /// Cipher and key length.
+    pub cipher_alg: String,
+    /// Identifier of the container.
+    pub uuid: String,
+    /// Always `luks`.
+    pub format: &'static str,
+    /// Cipher mode.
+    pub cipher_mode: String,
+    /// Places for keys.
+    pub slots: Vec<LuksSlotInfo>,
+    /// Where data would start in a container of its own.
+    pub payload_offset: u64,
+    /// Rounds for the master key's digest.
+    pub master_key_iters: u32,
+}
+
+/// One place for a key.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct LuksSlotInfo {
+    /// Whether a passphrase is set.
+    pub active: bool,
+    /// Rounds for the passphrase, if one is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iters: Option<u32>,
+    /// Where the key material lies.
+    pub key_offset: u64,
+    /// Stripes of the key material, if a passphrase is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stripes: Option<u32>,
 }
 
 /// Facts about the image at `path`, and about its chain if asked: active layer first.
@@ -252,9 +304,7 @@ fn describe(info: &mut ImageInfo, image: &Image, snapshot: Option<&str>) -> Resu
     info.format_specific = Some(FormatSpecific::Qcow2(Box::new(qcow2_info(image))));
     if let Some(name) = &area.backing_name {
         let name = PathBuf::from(OsStr::from_bytes(name));
-        // A name that cannot be resolved (a network protocol) is shown as it is.
-        let full = resolve_name(&name, &info.filename).unwrap_or_else(|_| name.clone());
-        info.full_backing_filename = Some(full);
+        info.full_backing_filename = Some(full_name(&name, &info.filename));
         info.backing_filename = Some(name);
         info.backing_filename_format = area.backing_format().map(text);
     }
@@ -283,8 +333,8 @@ fn qcow2_info(image: &Image) -> Qcow2Info {
             .collect(),
         encrypt: match header.crypt_method {
             CryptMethod::None => None,
-            CryptMethod::Aes => Some(EncryptionInfo { format: "aes".into() }),
-            CryptMethod::Luks => Some(EncryptionInfo { format: "luks".into() }),
+            CryptMethod::Aes => Some(EncryptionInfo::Aes { format: "aes" }),
+            CryptMethod::Luks => image.luks().map(|luks| EncryptionInfo::Luks(luks_info(luks))),
         },
         refcount_bits: header.refcounts().bits(),
         data_file: image.area().data_file_name().map(text),
@@ -296,17 +346,52 @@ fn qcow2_info(image: &Image) -> Qcow2Info {
     }
 }
 
+fn luks_info(luks: &LuksHeader) -> LuksInfo {
+    let (mode, generator, generator_hash) = luks.mode_parts();
+    LuksInfo {
+        ivgen_alg: generator.to_owned(),
+        ivgen_hash_alg: generator_hash.map(str::to_owned),
+        detached_header: false,
+        hash_alg: luks.hash.clone(),
+        cipher_alg: luks.cipher_name(),
+        uuid: luks.uuid.clone(),
+        format: "luks",
+        cipher_mode: mode.to_owned(),
+        slots: luks
+            .slots
+            .iter()
+            .map(|slot| LuksSlotInfo {
+                active: slot.active,
+                iters: slot.active.then_some(slot.iterations),
+                key_offset: slot.key_offset,
+                stripes: slot.active.then_some(slot.stripes),
+            })
+            .collect(),
+        payload_offset: luks.payload_offset,
+        master_key_iters: luks.digest_iterations,
+    }
+}
+
+/// QEMU shows this many bytes of a snapshot's id and name (trap 86).
+const SHOWN_ID: usize = 127;
+const SHOWN_NAME: usize = 255;
+
+fn cut(bytes: &[u8], most: usize) -> &[u8] {
+    let bytes = c_string(bytes);
+    bytes.get(..most).unwrap_or(bytes)
+}
+
 fn snapshot_info(snapshot: &TableEntry) -> SnapshotInfo {
     const SECOND: u64 = 1_000_000_000;
     let clock = snapshot.vm_clock_nsec;
     SnapshotInfo {
         icount: snapshot.icount,
         vm_clock_nsec: clock.checked_rem(SECOND).unwrap_or_default(),
-        name: text(&snapshot.name),
+        name: text(cut(&snapshot.name, SHOWN_NAME)),
         date_sec: u64::from(snapshot.date_sec),
         date_nsec: u64::from(snapshot.date_nsec),
         vm_clock_sec: clock.checked_div(SECOND).unwrap_or_default(),
-        id: text(&snapshot.id),
+        id: text(cut(&snapshot.id, SHOWN_ID)),
         vm_state_size: snapshot.vm_state_size,
     }
 }
@@ -316,16 +401,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
-
 fn optional_path_text<S: Serializer>(
     path: &Option<PathBuf>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     match path {
-        Some(path) => path_text(path, serializer),
+        Some(path) => super::path_text(path, serializer),
         None => serializer.serialize_none(),
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
+use crate::io::Buffer;
 use crate::{CancelToken, Error, Observer, Result};
 
 /// Items start and end at multiples of this many bytes, unless they are all zeros. Clusters of
@@ -126,7 +127,7 @@ impl<O> Line<'_, O> {
         mut worker: J::Worker,
     ) -> Result<()> {
         let mut reader = chain.reader();
-        let mut buffer = Vec::new();
+        let mut buffer = Buffer::new(usize::try_from(ITEM).unwrap_or_default())?;
         loop {
             self.cancel.check()?;
             let next = lock(&self.items).next_item();
@@ -194,16 +195,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Reads the item's bytes into `buffer`.
 fn read_item<'b>(
     reader: &mut Reader<'_>,
-    buffer: &'b mut Vec<u8>,
+    buffer: &'b mut Buffer,
     guest: u64,
     len: u64,
     extents: &[Extent],
 ) -> Result<&'b [u8]> {
     let len = usize::try_from(len).map_err(|_| Error::limit("a work item is too long"))?;
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    let bytes = buffer.get_mut(..len).unwrap_or_default();
+    let bytes = buffer.first(len)?;
     for extent in extents {
         let from = usize::try_from(extent.guest.0.saturating_sub(guest)).unwrap_or(usize::MAX);
         let to = from.saturating_add(usize::try_from(extent.len).unwrap_or(usize::MAX));

@@ -14,6 +14,9 @@ pub(crate) struct Machine {
     pub(crate) processor: String,
     pub(crate) cores: usize,
     pub(crate) kernel: String,
+    /// Processes that wanted to run in the last minute before the suite: more than a fraction of
+    /// one spoils the figures.
+    pub(crate) load: f64,
     pub(crate) file_system: String,
     pub(crate) qcowtool: String,
     pub(crate) qemu: String,
@@ -27,6 +30,7 @@ impl Machine {
         Ok(Self {
             processor: model.map_or("unknown processor", |(_, model)| model).to_owned(),
             cores: thread::available_parallelism()?.get(),
+            load: load()?,
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             file_system: first_line(Command::new("stat").args(["-f", "-c", "%T"]).arg(dir))?,
             qcowtool: first_line(Command::new(qcowtool).arg("--version"))?,
@@ -37,4 +41,9 @@ impl Machine {
 
 fn first_line(command: &mut Command) -> Result<String> {
     Ok(must(command)?.lines().next().unwrap_or_default().to_owned())
+}
+
+fn load() -> Result<f64> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').next().unwrap_or_default().parse()?)
 }

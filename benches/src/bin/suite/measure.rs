@@ -28,7 +28,7 @@ pub(crate) struct Contender {
     pub(crate) name: String,
     /// The program and its arguments.
     pub(crate) command: Vec<PathBuf>,
-    /// The file it makes, removed before each run.
+    /// The file it makes, removed after each run.
     pub(crate) target: Option<PathBuf>,
     /// Looks at what it made or printed, once, after the clock has stopped.
     pub(crate) verify: Verify,
@@ -93,10 +93,10 @@ impl Measured {
 /// for nothing.
 pub(crate) fn case(case: Case, runs: usize) -> Result<Measured> {
     for contender in &case.contenders {
-        prepare(contender)?;
         let output = must(&mut contender.command())?;
         (contender.verify)(contender.target.as_deref(), &output)
             .map_err(|error| format!("{}, {}: {error}", case.name, contender.name))?;
+        contender.clear()?;
     }
     let rounds = if case.short { runs * 10 } else { runs };
     let mut measured = vec![Vec::with_capacity(rounds); case.contenders.len()];
@@ -106,12 +106,9 @@ pub(crate) fn case(case: Case, runs: usize) -> Result<Measured> {
             order.reverse();
         }
         for index in order {
-            prepare(&case.contenders[index])?;
             measured[index].push(timed(&mut case.contenders[index].command())?);
+            case.contenders[index].clear()?;
         }
-    }
-    for contender in &case.contenders {
-        prepare(contender)?;
     }
     Ok(Measured { case, runs: measured })
 }
@@ -122,13 +119,10 @@ impl Contender {
         command.args(&self.command[1..]);
         command
     }
-}
 
-/// Removes what an earlier run made.
-fn prepare(contender: &Contender) -> io::Result<()> {
-    match &contender.target {
-        Some(target) if target.exists() => fs::remove_file(target),
-        _ => Ok(()),
+    /// Removes what a run made, so that the disks need no more room than they must.
+    fn clear(&self) -> io::Result<()> {
+        self.target.as_ref().map_or(Ok(()), fs::remove_file)
     }
 }
 

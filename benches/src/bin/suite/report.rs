@@ -19,10 +19,10 @@ pub(crate) fn markdown(
     runs: usize,
     results: &[Measured],
 ) -> String {
-    let Machine { processor, cores, kernel, file_system, qcowtool, qemu } = machine;
+    let Machine { processor, cores, kernel, load, file_system, qcowtool, qemu } = machine;
     let mut text = format!(
         "{qcowtool} beside {qemu}\n\n\
-         {processor}, {cores} cores, Linux {kernel}, files on {file_system}. Chain with {} MiB of \
+         {processor}, {cores} cores, Linux {kernel}, load {load} before the start, files on {file_system}. Chain with {} MiB of \
          data. Medians of {runs} runs in alternation ({} for those of milliseconds), warm cache, \
          each result verified. A ratio below 1 means that qcowtool is faster.\n\n\
          | what | how | time | CPU time | peak memory | qcowtool's part | goal |\n\
@@ -46,7 +46,7 @@ pub(crate) fn markdown(
 fn row(result: &Measured, index: usize) -> String {
     let first = index == 0;
     let what = if first { result.case.name.as_str() } else { "" };
-    let ratio = if first { String::new() } else { format!("{:.2}", result.ratio(index)) };
+    let ratio = if first { String::new() } else { part(result.ratio(index)) };
     let goal = match (first, result.case.goal, result.met()) {
         (true, Some(Goal::Ratio(most)), Some(met)) => {
             let other = &result.case.contenders[1].name;
@@ -92,6 +92,7 @@ pub(crate) fn json(machine: &Machine, results: &[Measured]) -> Value {
             "processor": machine.processor,
             "cores": machine.cores,
             "kernel": machine.kernel,
+            "load-before": machine.load,
             "file-system": machine.file_system,
         },
         "versions": { "qcowtool": machine.qcowtool, "qemu-img": machine.qemu },
@@ -101,6 +102,11 @@ pub(crate) fn json(machine: &Machine, results: &[Measured]) -> Value {
 
 fn verdict(met: bool) -> &'static str {
     if met { "PASS" } else { "FAIL" }
+}
+
+/// Two digits that say something.
+fn part(ratio: f64) -> String {
+    if ratio < 0.1 { format!("{ratio:.4}") } else { format!("{ratio:.2}") }
 }
 
 fn time(time: Duration) -> String {

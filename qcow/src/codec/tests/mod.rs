@@ -1,5 +1,11 @@
 //! Round trips, QEMU's rules for what a compressed cluster may be, and hostile input.
 
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
+
 mod distance;
 
 use flate2::{Compress, Compression, FlushCompress, Status};
@@ -53,9 +59,9 @@ fn assert_corrupt<T: std::fmt::Debug>(result: crate::Result<T>, part: &str) {
 }
 
 /// A raw deflate stream of `data` made with a window of `bits`.
-fn deflate(data: &[u8], bits: u8) -> Vec<u8> {
+fn deflate(data: &[u8], level: u32, bits: u8) -> Vec<u8> {
     let mut output = vec![0; data.len() * 2 + 100];
-    let mut compress = Compress::new_with_window_bits(Compression::new(9), false, bits);
+    let mut compress = Compress::new_with_window_bits(Compression::new(level), false, bits);
     let status = compress.compress(data, &mut output, FlushCompress::Finish).unwrap();
     assert_eq!(status, Status::StreamEnd);
     output.truncate(compress.total_out() as usize);
@@ -82,7 +88,7 @@ fn clusters_of_every_size_come_back() {
         let mut decompressor = Decompressor::new(codec).unwrap();
         let (mut packed, mut output) = (Vec::new(), Vec::new());
         for len in [512, 4096, CLUSTER, 2 << 20, 512] {
-            for cluster in [vec![0; len], vec![0xff; len], text(len), repeating(200, len)] {
+            for cluster in [vec![0; len], text(len)] {
                 assert!(compressor.compress(&cluster, &mut packed).unwrap());
                 assert!(packed.len() < len);
                 output.clear();
@@ -95,12 +101,12 @@ fn clusters_of_every_size_come_back() {
 }
 
 #[test]
-fn every_level_comes_back_and_others_are_refused() {
-    for (codec, levels) in [(Codec::Zlib, 1..=9), (Codec::Zstd, -7..=22)] {
+fn levels_come_back_and_others_are_refused() {
+    for (codec, levels) in [(Codec::Zlib, vec![1, 5, 6, 9]), (Codec::Zstd, vec![-7, 1, 3, 19, 22])]
+    {
         for level in levels {
-            let cluster = text(CLUSTER);
-            let packed = compressed(codec, Some(level), &cluster);
-            assert!(decompressed(codec, &packed, CLUSTER).unwrap() == cluster, "level {level}");
+            let packed = compressed(codec, Some(level), &text(8192));
+            assert!(decompressed(codec, &packed, 8192).unwrap() == text(8192), "level {level}");
         }
     }
     for (codec, level) in [(Codec::Zlib, -1), (Codec::Zlib, 10), (Codec::Zstd, 23)] {
@@ -113,7 +119,7 @@ fn the_same_cluster_compresses_to_the_same_bytes_whatever_came_before() {
     for codec in CODECS {
         let mut used = Compressor::new(codec, None).unwrap();
         let mut output = Vec::new();
-        used.compress(&noise(2 << 20), &mut output).unwrap();
+        used.compress(&noise(CLUSTER), &mut output).unwrap();
         used.compress(&text(512), &mut output).unwrap();
         used.compress(&text(CLUSTER), &mut output).unwrap();
         assert!(output == compressed(codec, None, &text(CLUSTER)), "{codec:?}");
@@ -144,21 +150,21 @@ fn trap_46_a_zlib_header_is_an_error() {
 #[test]
 fn trap_47_distances_up_to_32_kib_are_read() {
     let cluster = repeating(32768 - 512, CLUSTER);
-    let packed = deflate(&cluster, 15);
+    let packed = deflate(&cluster, 9, 15);
     assert!(packed.len() < CLUSTER * 3 / 4, "the stream should use the distance");
     assert!(decompressed(Codec::Zlib, &packed, CLUSTER).unwrap() == cluster);
 }
 
 #[test]
 fn trap_47_we_write_no_distance_above_4_kib() {
-    let far = repeating(5000, 20_000);
-    let (data, distance) = distance::inflate(&deflate(&far, 15));
+    let far = repeating(5000, 11_000);
+    let (data, distance) = distance::inflate(&deflate(&far, 9, 15));
     assert!(data == far && distance == 5000, "the decoder should see the distance");
     for level in 1..=9 {
         // Periods around the window's size, where an encoder could go wrong by a few bytes.
-        for period in [3800, 4090, 4094, 4095, 4096, 4097, 4200, 5000] {
-            let mut cluster = repeating(period, 20_000);
-            cluster.extend(text(20_000));
+        for period in [3800, 4095, 4096, 4097, 5000] {
+            let mut cluster = repeating(period, 11_000);
+            cluster.extend(text(6000));
             let packed = compressed(Codec::Zlib, Some(level), &cluster);
             let (data, distance) = distance::inflate(&packed);
             assert!(data == cluster, "level {level}, period {period}");
@@ -178,7 +184,7 @@ fn trap_48_what_follows_the_stream_is_ignored() {
 
 #[test]
 fn trap_48_a_stream_that_does_not_fill_the_cluster_is_an_error() {
-    let packed = deflate(&text(CLUSTER - 1), 12);
+    let packed = deflate(&text(CLUSTER - 1), 9, 12);
     let expected = "ends after 65535 bytes, expected 65536";
     assert_corrupt(decompressed(Codec::Zlib, &packed, CLUSTER), expected);
     assert_corrupt(decompressed(Codec::Zlib, &packed[..100], CLUSTER), "expected 65536");
@@ -187,7 +193,7 @@ fn trap_48_a_stream_that_does_not_fill_the_cluster_is_an_error() {
 
 #[test]
 fn trap_49_a_stream_that_goes_on_after_the_cluster_is_read() {
-    let packed = deflate(&text(2 * CLUSTER), 12);
+    let packed = deflate(&text(2 * CLUSTER), 9, 12);
     assert!(decompressed(Codec::Zlib, &packed, CLUSTER).unwrap() == text(CLUSTER));
 }
 
@@ -237,7 +243,8 @@ fn trap_51_a_zstd_frame_that_is_cut_short_is_an_error() {
 #[test]
 fn trap_52_a_stream_of_a_2_mib_cluster_is_read_whole() {
     let cluster = text(2 << 20);
-    for packed in [(Codec::Zlib, deflate(&cluster, 15)), (Codec::Zstd, streamed_frame(&cluster))] {
+    for packed in [(Codec::Zlib, deflate(&cluster, 9, 15)), (Codec::Zstd, streamed_frame(&cluster))]
+    {
         assert!(decompressed(packed.0, &packed.1, 2 << 20).unwrap() == cluster, "{:?}", packed.0);
     }
 }
@@ -245,10 +252,33 @@ fn trap_52_a_stream_of_a_2_mib_cluster_is_read_whole() {
 #[test]
 fn trap_56_what_does_not_shrink_is_not_compressed() {
     for codec in CODECS {
-        for len in [1, 512, CLUSTER, 2 << 20] {
+        for len in [1, 512, CLUSTER] {
             let mut compressor = Compressor::new(codec, None).unwrap();
             assert!(!compressor.compress(&noise(len), &mut Vec::new()).unwrap(), "{codec:?} {len}");
         }
+    }
+}
+
+#[test]
+fn trap_56_one_byte_saved_is_enough_and_none_is_not() {
+    for codec in CODECS {
+        let mut compressor = Compressor::new(codec, None).unwrap();
+        let (mut none, mut one) = (0, 0);
+        // A little noise and a short run: about as long compressed as it was.
+        for (random, run) in
+            (1..40).step_by(6).flat_map(|random| (0..20).map(move |run| (random, run)))
+        {
+            let cluster = [noise(random), vec![b'x'; run]].concat();
+            let len = match codec {
+                Codec::Zlib => deflate(&cluster, 6, 12).len(),
+                Codec::Zstd => zstd::bulk::compress(&cluster, 3).unwrap().len(),
+            };
+            let saved = compressor.compress(&cluster, &mut Vec::new()).unwrap();
+            assert_eq!(saved, len < cluster.len(), "{codec:?} {len} of {}", cluster.len());
+            none += usize::from(len == cluster.len());
+            one += usize::from(len + 1 == cluster.len());
+        }
+        assert!(none > 0 && one > 0, "{codec:?} should meet both");
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn flatten(
         return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
     }
     let output = OutputFile::create(path, options.replace)?;
-    preallocate_raw(&output, chain.virtual_size(), target.preallocation)?;
+    preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
         output: &output,
         digest: options.digest,

@@ -1,0 +1,175 @@
+//! The standalone target of a full copy (`VIR_MIGRATE_NON_SHARED_DISK`): an empty image without a
+//! chain, whose virtual size equals the source's to the byte.
+//!
+//! libvirt creates no such file unless a storage pool happens to cover its directory, and ends
+//! with "Path not accessible"; and QEMU refuses a target of any other size, late and in the middle
+//! of the migration. The size comes from the source image itself, never from a catalogue: the
+//! catalogue is what has forgotten the template.
+
+use std::path::{Path, PathBuf};
+
+use qcow::chain::{Chain, OpenOptions};
+use qcow::format::Incompatible;
+use qcow::ops::create::{CreateOptions, CreateOutcome, create, like};
+use qcow::{Error, Result};
+use serde::Serialize;
+
+/// What is to be made for which source. A value: making it changes nothing.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The image whose guest will move.
+    pub source: PathBuf,
+    /// How its target is to be created.
+    pub create: CreateOptions,
+}
+
+/// What was checked on the finished target, read back from the file itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Proof {
+    /// The virtual size in bytes, equal to the source's.
+    pub virtual_size: u64,
+    /// Nothing is allocated, nothing is marked as zero, and there is no backing file: every byte
+    /// reads as zero and every byte will come from the copy.
+    pub empty: bool,
+}
+
+/// Plans the target for `source`: same virtual size and geometry, no chain. Only the source's
+/// own header is read, so it makes no difference whether its base is still there.
+///
+/// # Errors
+/// As [`Chain::open`], but nothing below the source is opened.
+pub fn plan(source: &Path, open: &OpenOptions) -> Result<Plan> {
+    Ok(Plan { source: source.to_path_buf(), create: like(source, open)? })
+}
+
+/// Makes the planned target at `path` and proves it.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let overlay = dir.path().join("overlay.qcow2");
+/// # let target = dir.path().join("target.qcow2");
+/// use qcow::chain::OpenOptions;
+/// use qcow::ops::create::{CreateOptions, create};
+///
+/// create(&overlay, &CreateOptions { size: Some(10_000_000), ..Default::default() })?;
+/// let plan = migrate::target::plan(&overlay, &OpenOptions::default())?;
+/// let (_, proof) = migrate::target::prepare(&plan, &target)?;
+/// assert_eq!(proof.virtual_size, 10_000_384);
+/// assert!(proof.empty);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// What creating raises; what [`prove`] finds.
+pub fn prepare(plan: &Plan, path: &Path) -> Result<(CreateOutcome, Proof)> {
+    let outcome = create(path, &plan.create)?;
+    let proof = prove(path, plan)?;
+    Ok((outcome, proof))
+}
+
+/// Reads the target at `path` back and checks that a full copy of the planned source can go there:
+/// the size is equal to the byte, it stands alone, and it is empty.
+///
+/// # Errors
+/// [`Corrupt`](qcow::ErrorKind::Corrupt) naming the first thing that is not as it must be, or
+/// what opening the target raises.
+pub fn prove(path: &Path, plan: &Plan) -> Result<Proof> {
+    let format = match plan.create.target {
+        qcow::ops::TargetOptions::Raw(_) => qcow::chain::Format::Raw,
+        _ => qcow::chain::Format::Qcow2,
+    };
+    let open = OpenOptions { format: Some(format), ..Default::default() };
+    let chain = Chain::open(path, &open)?;
+    let wrong = |message: String| Err(Error::corrupt(message).file(path));
+    // `like` and `create` speak of whole sectors only.
+    let wanted = plan.create.size.unwrap_or_default();
+    if chain.virtual_size() != wanted {
+        return wrong(format!(
+            "the target's virtual size is {} bytes, the source's {wanted}",
+            chain.virtual_size()
+        ));
+    }
+    if chain.layers().len() != 1 {
+        return wrong("the target stands on a backing file".into());
+    }
+    if let Some(image) = chain.layers().first().and_then(|layer| layer.image()) {
+        let unclean = Incompatible::DIRTY | Incompatible::CORRUPT;
+        if image.header().incompatible.intersects(unclean) {
+            return wrong("the target is marked as dirty or corrupt".into());
+        }
+        if !image.snapshots().is_empty() || !image.bitmaps().is_empty() {
+            return wrong("the target has snapshots or bitmaps".into());
+        }
+    }
+    for extent in chain.extents() {
+        let extent = extent?;
+        let untouched = match extent.kind {
+            qcow::extent::ExtentKind::Unallocated => true,
+            // A hole of a raw file is all the emptiness that raw knows.
+            qcow::extent::ExtentKind::Zero { host: None } => format == qcow::chain::Format::Raw,
+            _ => false,
+        };
+        if !untouched {
+            return wrong(format!("the target is not empty at guest offset {}", extent.guest));
+        }
+    }
+    Ok(Proof { virtual_size: chain.virtual_size(), empty: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qcow::ops::TargetOptions;
+
+    fn overlay(dir: &Path) -> (PathBuf, Plan) {
+        let source = dir.join("source.qcow2");
+        create(&source, &CreateOptions { size: Some(3 << 20), ..Default::default() }).unwrap();
+        let plan = plan(&source, &OpenOptions::default()).unwrap();
+        (source, plan)
+    }
+
+    #[test]
+    fn a_target_of_another_size_is_not_proven() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, plan) = overlay(dir.path());
+        let target = dir.path().join("target.qcow2");
+        create(&target, &CreateOptions { size: Some((3 << 20) + 512), ..Default::default() })
+            .unwrap();
+        let error = prove(&target, &plan).unwrap_err();
+        assert!(error.to_string().contains("3146240 bytes, the source's 3145728"), "{error}");
+    }
+
+    #[test]
+    fn a_target_with_anything_allocated_is_not_proven() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, plan) = overlay(dir.path());
+        let target = dir.path().join("target.qcow2");
+        let mut options = CreateOptions { size: Some(3 << 20), ..Default::default() };
+        if let TargetOptions::Qcow2(qcow2) = &mut options.target {
+            qcow2.preallocation = qcow::ops::Preallocation::Metadata;
+        }
+        create(&target, &options).unwrap();
+        let error = prove(&target, &plan).unwrap_err();
+        assert!(error.to_string().contains("not empty at guest offset 0x0"), "{error}");
+    }
+
+    #[test]
+    fn the_base_need_not_be_there_to_plan() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, _) = overlay(dir.path());
+        let top = dir.path().join("top.qcow2");
+        let backing = qcow::ops::create::Backing {
+            name: "source.qcow2".into(),
+            format: qcow::chain::Format::Qcow2,
+            unchecked: false,
+            open: OpenOptions::default(),
+        };
+        create(&top, &CreateOptions { backing: Some(backing), ..Default::default() }).unwrap();
+        std::fs::remove_file(base).unwrap();
+        let plan = plan(&top, &OpenOptions::default()).unwrap();
+        assert_eq!(plan.create.size, Some(3 << 20));
+        prepare(&plan, &dir.path().join("target.qcow2")).unwrap();
+    }
+}
