@@ -57,7 +57,7 @@ pub(crate) struct SourceArgs {
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     pub(crate) format: Option<Format>,
 
-    /// Accepted for qemu-img's sake: reading never waits for a writer's lock
+    /// Read an image that another process may be changing, such as a running guest's
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
@@ -76,6 +76,7 @@ impl SourceArgs {
         OpenOptions {
             format: self.format,
             backing_format: self.backing_format,
+            force_share: self.force_share,
             snapshot: snapshot.map(str::to_owned),
             ..self.chain.open_options()
         }

@@ -37,6 +37,7 @@ pub fn checksum(
     cancel: &CancelToken,
 ) -> Result<ChecksumOutcome> {
     let crc = pipeline::run(chain, &Digest, Crc::new(), options.threads, observer, cancel)?;
+    chain.check_unchanged()?;
     Ok(ChecksumOutcome { virtual_size: chain.virtual_size(), crc32: crc.to_hex() })
 }
 
