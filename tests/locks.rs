@@ -40,7 +40,7 @@ impl Drop for Holder {
 
 fn chain(scratch: &Scratch) -> std::path::PathBuf {
     let top = scratch.path("top.qcow2");
-    qemu::create(&scratch.path("base.qcow2"), "", "1M");
+    qemu::create(scratch.path("base.qcow2"), "", "1M");
     qemu::overlay(&top, "base.qcow2", "qcow2", "", "");
     top
 }
