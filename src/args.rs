@@ -122,7 +122,7 @@ impl ChainArgs {
 /// How a long operation runs.
 #[derive(Debug, Args)]
 pub(crate) struct WorkArgs {
-    /// Worker threads; 0 means one per core. The result does not depend on it
+    /// Worker threads; 0 means one per core, at most 16. The result does not depend on it
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(0..=256))]
     pub(crate) threads: u64,

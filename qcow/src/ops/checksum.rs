@@ -10,7 +10,7 @@ use crate::{CancelToken, Observer, Result};
 /// How to compute.
 #[derive(Debug, Clone, Default)]
 pub struct ChecksumOptions {
-    /// Worker threads; 0 means one per core.
+    /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
 }
 
