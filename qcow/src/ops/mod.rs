@@ -1,5 +1,6 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
+pub mod check;
 pub mod checksum;
 pub mod create;
 pub mod flatten;
