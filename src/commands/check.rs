@@ -24,7 +24,8 @@ const NOT_SUPPORTED: u8 = 63;
 
 /// Arguments of `check`.
 #[derive(Debug, Args)]
-#[command(after_help = "Only the image itself is looked at: neither its backing file nor its data file is opened.
+#[command(
+    after_help = "Only the image itself is looked at: neither its backing file nor its data file is opened.
 The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
 nothing.
 
@@ -39,7 +40,8 @@ Exit codes:
   3    leaks, and nothing worse
   63   the format has nothing to check
   130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)")]
+  143  stopped by SIGTERM (129 by SIGHUP)"
+)]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) output: OutputArgs,

@@ -22,7 +22,7 @@ pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 const PEEK: usize = 24;
 
 /// QEMU cannot read beyond this offset of a file.
-const FARTHEST: u64 = (1 << 63) - (1 << 30);
+pub(crate) const FARTHEST: u64 = (1 << 63) - (1 << 30);
 
 /// An L1 table: that of the active image or of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{FARTHEST, L1Table, bitmaps, read_first_cluster, snapshots};
-use crate::format::{EntryRules, Geometry, HeaderArea, Incompatible, Snapshot};
+use crate::format::{Autoclear, EntryRules, Geometry, HeaderArea, Incompatible, Snapshot};
 use crate::io::Storage;
 use crate::{Error, Result};
 
@@ -31,6 +31,7 @@ impl Skeleton {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) where QEMU too gives up before it checks.
     pub(crate) fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         let area = read_area(&*storage)?;
+        check_data_file(&area)?;
         let header = &area.header;
         let l1 = L1Table { offset: header.l1_table_offset, entries: header.l1_entries.into() };
         for (structure, offset) in [
@@ -61,6 +62,19 @@ impl Skeleton {
             data_file: self.has_data_file(),
         }
     }
+}
+
+/// QEMU opens no image that needs a data file and does not name one, or the other way round.
+fn check_data_file(area: &HeaderArea) -> Result<()> {
+    let needed = area.header.incompatible.contains(Incompatible::DATA_FILE);
+    if needed && area.data_file_name().is_none_or(<[u8]>::is_empty) {
+        return Err(Error::corrupt("the image has an external data file but does not name it"));
+    }
+    if !needed && area.header.autoclear.contains(Autoclear::DATA_FILE_RAW) {
+        return Err(Error::corrupt("the bit for a raw data file is set, but there is none")
+            .structure("header"));
+    }
+    Ok(())
 }
 
 /// Parses the first cluster as if its refcount table were not empty.

@@ -15,7 +15,10 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapsho
 }
 
 /// The snapshots and the table's length in bytes, which ends without padding.
-pub(super) fn read_measured(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
+pub(super) fn read_measured(
+    storage: &dyn Storage,
+    header: &Header,
+) -> Result<(Vec<Snapshot>, u64)> {
     let mut snapshots = Vec::new();
     if header.snapshot_count == 0 {
         return Ok((snapshots, 0));

@@ -129,9 +129,8 @@ pub fn check(
     if format != Format::Qcow2 {
         return Err(Error::unsupported(format!("{format} images have nothing to check")).file(path));
     }
-    let outcome = in_pool(options.threads, || {
-        check_storage(Arc::new(storage), options, observer, cancel)
-    })?;
+    let outcome =
+        in_pool(options.threads, || check_storage(Arc::new(storage), options, observer, cancel))?;
     let outcome = outcome.map_err(|error| error.file(path))?;
     Ok(CheckOutcome { filename: path.to_path_buf(), ..outcome })
 }

@@ -93,8 +93,7 @@ impl Survey<'_> {
             }
             Ok(BitmapTableEntry::AllZeros | BitmapTableEntry::AllOnes) => {}
             Err(error) => {
-                self.report
-                    .corruption(FindingKind::Bitmap, 1, spot, || error.message().to_owned());
+                self.report.corruption(FindingKind::Bitmap, 1, spot, || error.message().to_owned());
             }
         }
         Ok(())

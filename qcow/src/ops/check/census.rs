@@ -55,6 +55,9 @@ impl<'a> Census<'a> {
     /// # Errors
     /// [`Corrupt`](crate::ErrorKind::Corrupt) for offsets that no file has: QEMU gives up too.
     pub(super) fn count(&self, offset: u64, len: u64, times: u64, spot: Spot) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         if offset > i64::MAX.unsigned_abs() {
             return Err(Error::corrupt(format!("offset {offset:#x} is beyond 2^63 bytes"))
                 .structure(spot.structure.as_str()));
@@ -140,7 +143,7 @@ impl<'a> Census<'a> {
     /// Whether a reference reaches a cluster or more past the end of the file.
     pub(super) fn is_past_end(&self, offset: u64, len: u64) -> bool {
         let beyond = offset.saturating_add(len).saturating_sub(self.file_len);
-        beyond >= self.geometry.cluster_size()
+        len > 0 && beyond >= self.geometry.cluster_size()
     }
 
     /// The clusters that these bytes touch.

@@ -73,7 +73,8 @@ impl Survey<'_> {
         let storage = &*self.image.storage;
         let end = table.offset.saturating_add(self.geometry.cluster_size());
         let data = storage.next_data(table.offset.min(storage.len()));
-        let data = data.map_err(|error| Error::io("could not read", error).structure("L2 table"))?;
+        let data =
+            data.map_err(|error| Error::io("could not read", error).structure("L2 table"))?;
         if data.is_none_or(|data| data >= end) {
             return Ok(Figures::default());
         }

@@ -53,6 +53,7 @@ impl Survey<'_> {
                         )
                     });
                 }
+                Block::TooFar => self.block_past_end(entry.0, spot),
                 Block::At(offset) => self.count_refcount_block(offset, spot)?,
             }
         }
@@ -62,9 +63,7 @@ impl Survey<'_> {
     fn count_refcount_block(&self, offset: u64, spot: Spot) -> Result<()> {
         let cluster = offset >> self.geometry.cluster_bits();
         if cluster >= self.census.clusters() {
-            self.report.corruption(FindingKind::PastEnd, 1, spot, || {
-                format!("the block at {offset:#x} lies past the end of the file")
-            });
+            self.block_past_end(offset, spot);
             return Ok(());
         }
         self.census.count(offset, self.geometry.cluster_size(), 1, spot)?;
@@ -75,6 +74,12 @@ impl Survey<'_> {
             });
         }
         Ok(())
+    }
+
+    fn block_past_end(&self, offset: u64, spot: Spot) {
+        self.report.corruption(FindingKind::PastEnd, 1, spot, || {
+            format!("the block at {offset:#x} lies past the end of the file")
+        });
     }
 
     /// Index and place of each entry of the refcount table that is not zero.
@@ -119,7 +124,7 @@ impl Survey<'_> {
                     cluster = self.census.next_referenced(cluster.saturating_add(1));
                 }
             }
-            Block::Misaligned => {
+            Block::Misaligned | Block::TooFar => {
                 let at = self.image.area.header.refcount_table_offset.0;
                 let at = at.saturating_add(index.saturating_mul(8));
                 let spot = Spot::entry(Structure::RefcountTable, index, at);
@@ -157,9 +162,12 @@ impl Survey<'_> {
         let references = self.census.references(cluster);
         let most = self.stored.width().max();
         let excess = references.saturating_sub(most);
-        self.report.corruption(FindingKind::RefcountOverflow, excess, self.cluster(cluster), || {
-            format!("{references} references, but refcounts reach only to {most}")
-        });
+        self.report.corruption(
+            FindingKind::RefcountOverflow,
+            excess,
+            self.cluster(cluster),
+            || format!("{references} references, but refcounts reach only to {most}"),
+        );
         references.min(most)
     }
 

@@ -225,7 +225,15 @@ impl Report {
             return;
         }
         let message = message();
-        kept.insert(Finding { structure, host_offset, index, kind, severity, guest_offset, message });
+        kept.insert(Finding {
+            structure,
+            host_offset,
+            index,
+            kind,
+            severity,
+            guest_offset,
+            message,
+        });
         if kept.len() > self.most {
             kept.pop_last();
         }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::counters::ClusterSet;
 use crate::format::{Geometry, RefcountTableEntry, RefcountWidth};
-use crate::image::Skeleton;
+use crate::image::{FARTHEST, Skeleton};
 use crate::io::read_padded;
 use crate::{CancelToken, Result};
 
@@ -14,8 +14,10 @@ use crate::{CancelToken, Result};
 pub(super) enum Block {
     /// Nothing: all refcounts are zero (trap 69).
     Missing,
-    /// An offset that no block can have.
+    /// An offset that no block can have: not a multiple of the cluster size.
     Misaligned,
+    /// An offset that no file reaches, at which reading fails.
+    TooFar,
     /// A block at this offset.
     At(u64),
 }
@@ -40,8 +42,7 @@ impl<'a> Stored<'a> {
     pub(super) fn read(image: &'a Skeleton, clusters: u64, cancel: &CancelToken) -> Result<Self> {
         let header = &image.area.header;
         let geometry = image.geometry();
-        let len = u64::from(header.refcount_table_clusters)
-            .saturating_mul(geometry.cluster_size());
+        let len = u64::from(header.refcount_table_clusters).saturating_mul(geometry.cluster_size());
         let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
         read_padded(&*image.storage, &mut bytes, header.refcount_table_offset.0)
             .map_err(|error| error.structure("refcount table"))?;
@@ -87,6 +88,7 @@ impl<'a> Stored<'a> {
         match entry.and_then(|&entry| RefcountTableEntry(entry).block_offset()) {
             None => Block::Missing,
             Some(offset) if !self.geometry.is_aligned(offset.0) => Block::Misaligned,
+            Some(offset) if offset.0 > FARTHEST => Block::TooFar,
             Some(offset) => Block::At(offset.0),
         }
     }
@@ -97,7 +99,7 @@ impl<'a> Stored<'a> {
         let index = cluster.checked_div(self.per_block()).unwrap_or_default();
         match self.block(index) {
             Block::Missing => Some(false),
-            Block::Misaligned => None,
+            Block::Misaligned | Block::TooFar => None,
             Block::At(_) if cluster < self.known => Some(self.ones.contains(cluster)),
             Block::At(offset) => self.refcount_in(offset, cluster).map(|refcount| refcount == 1),
         }

@@ -12,6 +12,7 @@ use super::Survey;
 use super::census::whole;
 use super::report::{FindingKind, Spot, Structure};
 use crate::format::{L1Entry, MAX_L1_BYTES};
+use crate::image::FARTHEST;
 use crate::io::read_padded;
 use crate::{Error, Result};
 
@@ -43,7 +44,8 @@ impl Survey<'_> {
         let spot = whole(Structure::L1Table, offset);
         self.census.count(offset, len, 1, spot)?;
         self.census.claim(offset, len, spot);
-        let table = Stretch { from: offset, to: offset.saturating_add(len), times: 1, start: offset };
+        let table =
+            Stretch { from: offset, to: offset.saturating_add(len), times: 1, start: offset };
         let mut list = Vec::new();
         self.walk_l1(table, Structure::L1Table, &mut list)?;
         compact(&mut list);
@@ -64,8 +66,16 @@ impl Survey<'_> {
                 });
                 continue;
             }
+            if len == 0 {
+                continue;
+            }
             tables.push(offset..offset.saturating_add(len));
-            if offset > i64::MAX.unsigned_abs() || self.census.is_past_end(offset, len) {
+            if offset.saturating_add(len) > FARTHEST {
+                return Err(Error::corrupt(format!("an L1 table at {offset:#x} is past any file"))
+                    .structure("snapshot table")
+                    .index(index as u64));
+            }
+            if self.census.is_past_end(offset, len) {
                 self.census.count(offset, len, 1, spot)?;
             } else {
                 clusters.push(self.census.touched(offset, len));
@@ -235,7 +245,8 @@ mod tests {
     #[test]
     fn a_table_that_many_name_is_listed_once_under_its_active_index() {
         let table = |offset, l1_index, active, others| L2Table { offset, l1_index, active, others };
-        let mut list = vec![table(8, 1, 0, 2), table(4, 9, 1, 0), table(8, 7, 1, 0), table(8, 5, 1, 0)];
+        let mut list =
+            vec![table(8, 1, 0, 2), table(4, 9, 1, 0), table(8, 7, 1, 0), table(8, 5, 1, 0)];
         compact(&mut list);
         assert_eq!(list, [table(4, 9, 1, 0), table(8, 5, 2, 2)]);
     }
