@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Checksum, Create, Flatten, Generate, Info};
+use crate::commands::{Check, Checksum, Create, Flatten, Generate, Info};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Info(Info),
     /// Write a whole backing chain as one standalone image
     Flatten(Flatten),
+    /// Hold an image's metadata against itself, and count what is wrong
+    Check(Check),
     /// Print the CRC-32 of what a guest would read
     Checksum(Checksum),
     /// Write man pages or shell completions
@@ -56,6 +58,7 @@ impl Command {
             Self::Create(command) => command.output.output,
             Self::Info(command) => command.output.output,
             Self::Flatten(command) => command.output.output,
+            Self::Check(command) => command.output.output,
             Self::Checksum(command) => command.output.output,
             Self::Generate(_) => OutputFormat::Human,
         }
@@ -67,6 +70,7 @@ impl Command {
             Self::Create(command) => command.run(),
             Self::Info(command) => command.run(),
             Self::Flatten(command) => command.run(),
+            Self::Check(command) => command.run(),
             Self::Checksum(command) => command.run(),
             Self::Generate(command) => command.run(),
         }

@@ -1,11 +1,13 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
+mod check;
 mod checksum;
 mod create;
 mod flatten;
 mod generate;
 mod info;
 
+pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
 pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+pub mod check;
 pub mod checksum;
 pub mod create;
 pub mod flatten;
