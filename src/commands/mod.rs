@@ -5,9 +5,11 @@ mod create;
 mod flatten;
 mod generate;
 mod info;
+mod map;
 
 pub(crate) use checksum::Checksum;
 pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
+pub(crate) use map::MapCommand;
