@@ -194,3 +194,38 @@ fn an_entry_that_cannot_be_read_ends_the_list_with_an_error() {
     assert!(run.stderr().contains("L2 table, entry 4"), "{}", run.stderr());
     assert!(!entries(&patch.path, &["--max-length", "16k"]).is_empty(), "the part before it");
 }
+
+#[test]
+fn a_picture_names_the_layers_and_what_they_hold() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    qemu::create(scratch.path("a<&b.qcow2"), "", "8M");
+    qemu_io("qcow2", scratch.path("a<&b.qcow2"), &["write -P 1 0 3M", "write -c -P 1 4M 64k"]);
+    let top = scratch.path("top.qcow2");
+    qemu::overlay(&top, "a<&b.qcow2", "qcow2", "", "");
+    qemu_io("qcow2", &top, &["write -P 1 1M 1M", "write -z 6M 1M"]);
+    let svg = scratch.path("map.svg");
+    assert_eq!(qcowtool(args!["map", "--picture", svg, top]).ok(), "");
+    let drawn = std::fs::read_to_string(&svg).unwrap();
+    for words in ["top.qcow2, 8 MiB", "layer 1: a&lt;&amp;b.qcow2", "1 MiB data, 1 MiB zeros"] {
+        assert!(drawn.contains(words), "{words}: {drawn}");
+    }
+    assert!(drawn.contains("2 MiB data, 64 KiB compressed"), "{drawn}");
+}
+
+#[test]
+fn a_picture_is_png_by_name_and_replaces_nothing_unasked() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path("disk.qcow2");
+    qemu::create(&image, "", "64T");
+    let png = scratch.path("map.PNG");
+    qcowtool(args!["map", "--picture", png, image]).ok();
+    let bytes = std::fs::read(&png).unwrap();
+    assert_eq!(bytes[..8], *b"\x89PNG\r\n\x1a\n");
+    qcowtool(args!["map", "--picture", png, image]).refused_naming(&["exists", "--force"]);
+    qcowtool(args!["map", "--picture", png, "--force", image]).ok();
+    assert_eq!(std::fs::read(&png).unwrap(), bytes, "the same map, the same picture");
+    qcowtool(args!["map", "--picture", scratch.path("map.gif"), image]).refused_naming(&[".svg"]);
+    assert_eq!(scratch.names(), ["disk.qcow2", "map.PNG"]);
+}

@@ -1,7 +1,7 @@
 //! `qcowtool map`: lists where the parts of a disk come from.
 
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::Chain;
@@ -11,6 +11,7 @@ use crate::args::{OutputArgs, SourceArgs, Voice};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, shown};
+use crate::picture::{self, Caption, Tally};
 use crate::size;
 
 /// Arguments of `map`.
@@ -23,6 +24,7 @@ Examples:
   qcowtool map vm.qcow2
   qcowtool map --output json --start-offset 1G --max-length 1M vm.qcow2
   qcowtool map --snapshot before-upgrade vm.qcow2
+  qcowtool map --picture vm.svg vm.qcow2
 
 ", exit_codes!()))]
 pub(crate) struct MapCommand {
@@ -42,6 +44,14 @@ pub(crate) struct MapCommand {
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
+
+    /// Draw the map instead, as FILE.svg or FILE.png: the disk, and what each layer holds of it
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+
+    /// Replace the picture if it exists, atomically
+    #[arg(long, requires = "picture")]
+    force: bool,
 
     #[command(flatten)]
     source: SourceArgs,
@@ -63,11 +73,31 @@ impl MapCommand {
         let chain = Chain::open(&self.path, &open)?;
         self.voice.opened(&chain);
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
+        if let Some(picture) = &self.picture {
+            return Ok(self.draw(&chain, &options, picture)?);
+        }
         let entries = map(&chain, &options);
         match self.output.output {
             OutputFormat::Json => print_json(entries, self.start_offset),
             OutputFormat::Human => print_human(entries, &chain),
         }
+    }
+
+    fn draw(&self, chain: &Chain, options: &MapOptions, picture: &Path) -> qcow::Result<()> {
+        let kind = picture::Kind::of(picture)?;
+        let rest = chain.virtual_size().saturating_sub(options.start);
+        let length = options.max_length.unwrap_or(u64::MAX).min(rest);
+        let mut tally = Tally::new(options.start, length, chain.layers().len());
+        for entry in map(chain, options) {
+            tally.add(&entry?);
+        }
+        let name = |path: &Path| shown(path.file_name().map_or(path, Path::new));
+        let caption = Caption {
+            title: format!("{}, {}", name(&self.path), size::human(chain.virtual_size())),
+            layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
+        };
+        let bytes = picture::draw(kind, &tally, &caption)?;
+        picture::write(picture, &bytes, self.force)
     }
 }
 
