@@ -6,6 +6,7 @@ mod create;
 mod flatten;
 mod generate;
 mod info;
+mod map;
 
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
@@ -13,3 +14,4 @@ pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
+pub(crate) use map::MapCommand;

@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod create;
 pub mod flatten;
 pub mod info;
+pub mod map;
 mod pipeline;
 mod target;
 
