@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Checksum, Create, Flatten, Generate, Info};
+use crate::commands::{Check, Checksum, Create, Flatten, Generate, Info, MapCommand};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -40,8 +40,12 @@ pub(crate) enum Command {
     Create(Create),
     /// Show what an image says about itself, and about its backing chain
     Info(Info),
+    /// List where the parts of a disk come from: which layer, which offset, or zeros
+    Map(MapCommand),
     /// Write a whole backing chain as one standalone image
     Flatten(Flatten),
+    /// Hold an image's metadata against itself, and count what is wrong
+    Check(Check),
     /// Print the CRC-32 of what a guest would read
     Checksum(Checksum),
     /// Write man pages or shell completions
@@ -55,7 +59,9 @@ impl Command {
         match self {
             Self::Create(command) => command.output.output,
             Self::Info(command) => command.output.output,
+            Self::Map(command) => command.output.output,
             Self::Flatten(command) => command.output.output,
+            Self::Check(command) => command.output.output,
             Self::Checksum(command) => command.output.output,
             Self::Generate(_) => OutputFormat::Human,
         }
@@ -66,7 +72,9 @@ impl Command {
         match self {
             Self::Create(command) => command.run(),
             Self::Info(command) => command.run(),
+            Self::Map(command) => command.run(),
             Self::Flatten(command) => command.run(),
+            Self::Check(command) => command.run(),
             Self::Checksum(command) => command.run(),
             Self::Generate(command) => command.run(),
         }

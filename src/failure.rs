@@ -16,6 +16,15 @@ const FAILED: u8 = 1;
 pub(crate) enum Failure {
     /// The engine, or the command line, refused or failed.
     Error(Error),
+    /// As [`Error`](Self::Error), for commands that have more exit codes.
+    Coded {
+        /// The exit code.
+        code: u8,
+        /// What is said.
+        error: Error,
+    },
+    /// The outcome was printed and is not a good one; there is no more to say.
+    Verdict(u8),
     /// A signal asked to stop, and the operation did.
     Stopped {
         /// The signal's number.
@@ -50,6 +59,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Error(_) | Self::OutputClosed => FAILED,
+            Self::Coded { code, .. } | Self::Verdict(code) => *code,
             Self::Stopped { signal, .. } => {
                 signal.checked_add(128).and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
             }
@@ -59,8 +69,8 @@ impl Failure {
     /// Says on standard error what happened: one line, or one JSON object.
     pub(crate) fn report(&self, format: OutputFormat) {
         let error = match self {
-            Self::Error(error) | Self::Stopped { error, .. } => error,
-            Self::OutputClosed => return,
+            Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => error,
+            Self::OutputClosed | Self::Verdict(_) => return,
         };
         match (format, to_json(&Report { error: ErrorObject::from(error) })) {
             (OutputFormat::Json, Ok(json)) => eprint_quietly(&json),

@@ -69,6 +69,7 @@ pub(super) fn flatten(
     let header = target.header_area(size, &finished, None)?.to_bytes()?;
     output.write_at(&header, 0)?;
     cancel.check()?;
+    chain.check_unchanged()?;
     target::publish(output, data_file)?;
     Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
 }
