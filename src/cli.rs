@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Checksum, Create, Flatten, Generate, Info, MapCommand};
+use crate::commands::{Checksum, Compare, Create, Flatten, Generate, Info, MapCommand};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Map(MapCommand),
     /// Write a whole backing chain as one standalone image
     Flatten(Flatten),
+    /// Tell whether two images hold the same, and where they differ
+    Compare(Compare),
     /// Print the CRC-32 of what a guest would read
     Checksum(Checksum),
     /// Write man pages or shell completions
@@ -59,6 +61,7 @@ impl Command {
             Self::Info(command) => command.output.output,
             Self::Map(command) => command.output.output,
             Self::Flatten(command) => command.output.output,
+            Self::Compare(command) => command.output.output,
             Self::Checksum(command) => command.output.output,
             Self::Generate(_) => OutputFormat::Human,
         }
@@ -71,6 +74,7 @@ impl Command {
             Self::Info(command) => command.run(),
             Self::Map(command) => command.run(),
             Self::Flatten(command) => command.run(),
+            Self::Compare(command) => command.run(),
             Self::Checksum(command) => command.run(),
             Self::Generate(command) => command.run(),
         }

@@ -23,6 +23,15 @@ pub(crate) enum Failure {
         /// What the operation said.
         error: Error,
     },
+    /// As [`Error`](Self::Error), for commands whose codes tell failures apart.
+    Coded {
+        /// The exit code.
+        code: u8,
+        /// Why.
+        error: Error,
+    },
+    /// All went well, and the answer is not yes: it has been printed, and the exit code says it.
+    Answer(u8),
     /// The reader of standard output went away; there is nobody to tell.
     OutputClosed,
 }
@@ -42,7 +51,7 @@ impl Failure {
         }
     }
 
-    /// 1, or 128 and the signal's number.
+    /// The answer's code, the failure's, or else 1; 128 and the signal's number.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
@@ -50,6 +59,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Error(_) | Self::OutputClosed => FAILED,
+            Self::Coded { code, .. } | Self::Answer(code) => *code,
             Self::Stopped { signal, .. } => {
                 signal.checked_add(128).and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
             }
@@ -59,8 +69,8 @@ impl Failure {
     /// Says on standard error what happened: one line, or one JSON object.
     pub(crate) fn report(&self, format: OutputFormat) {
         let error = match self {
-            Self::Error(error) | Self::Stopped { error, .. } => error,
-            Self::OutputClosed => return,
+            Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => error,
+            Self::Answer(_) | Self::OutputClosed => return,
         };
         match (format, to_json(&Report { error: ErrorObject::from(error) })) {
             (OutputFormat::Json, Ok(json)) => eprint_quietly(&json),

@@ -1,6 +1,7 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
 mod checksum;
+mod compare;
 mod create;
 mod flatten;
 mod generate;
@@ -8,6 +9,7 @@ mod info;
 mod map;
 
 pub(crate) use checksum::Checksum;
+pub(crate) use compare::Compare;
 pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;

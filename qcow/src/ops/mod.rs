@@ -1,11 +1,13 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
 pub mod checksum;
+pub mod compare;
 pub mod create;
 pub mod flatten;
 pub mod info;
 pub mod map;
 mod pipeline;
 mod target;
+mod turns;
 
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
