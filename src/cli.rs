@@ -2,7 +2,7 @@
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{Check, Checksum, Create, Flatten, Generate, Info, MapCommand};
+use crate::commands::{Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -100,6 +100,7 @@ commands! {
     Info "info" "Show what an image says about itself, and about its backing chain";
     MapCommand "map" "List where the parts of a disk come from: which layer, which offset, or zeros";
     Flatten "flatten" "Write a whole backing chain as one standalone image";
+    Compare "compare" "Tell whether two images hold the same, and where they differ";
     Check "check" "Hold an image's metadata against itself, and count what is wrong";
     Checksum "checksum" "Print the CRC-32 of what a guest would read";
     Generate "generate" "Write man pages or shell completions" hidden true;

@@ -53,7 +53,7 @@ impl Failure {
         }
     }
 
-    /// 1, or 128 and the signal's number.
+    /// The answer's code, the failure's, or else 1; 128 and the signal's number.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
