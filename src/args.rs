@@ -57,7 +57,7 @@ pub(crate) struct SourceArgs {
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     pub(crate) format: Option<Format>,
 
-    /// Accepted for qemu-img's sake: reading never waits for a writer's lock
+    /// Read an image that another process may be changing, such as a running guest's
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
@@ -76,6 +76,7 @@ impl SourceArgs {
         OpenOptions {
             format: self.format,
             backing_format: self.backing_format,
+            force_share: self.force_share,
             snapshot: snapshot.map(str::to_owned),
             ..self.chain.open_options()
         }
@@ -121,7 +122,7 @@ impl ChainArgs {
 /// How a long operation runs.
 #[derive(Debug, Args)]
 pub(crate) struct WorkArgs {
-    /// Worker threads; 0 means one per core. The result does not depend on it
+    /// Worker threads; 0 means one per core, at most 16. The result does not depend on it
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(0..=256))]
     pub(crate) threads: u64,

@@ -57,7 +57,7 @@ fn sizes(vm_state: u64, disk: u64) -> Vec<u8> {
 /// full of the byte 2 now; and the entry of the kept state.
 fn kept(scratch: &Scratch, options: &str) -> (Patch, Entry) {
     let path = scratch.path("snapshots.qcow2");
-    qemu::create(&path, &format!("cluster_size=4k,{options}").trim_end_matches(','), "64k");
+    qemu::create(&path, format!("cluster_size=4k,{options}").trim_end_matches(','), "64k");
     qemu_io("qcow2", &path, &["write -P 1 0 64k"]);
     qemu_img(&args!["snapshot", "-c", "before", path]);
     qemu_io("qcow2", &path, &["write -P 2 0 64k"]);
@@ -254,7 +254,7 @@ fn trap_140_144_a_snapshot_table_is_bounded_by_count_and_by_the_file() {
     }
     // As many as are allowed, none of which are there.
     like_qemu(image.clone().set_u32(field::SNAPSHOTS, 65_536));
-    for offset in [1, 512, 1 << 40, u64::MAX, u64::MAX & !0xfff, 1 << 63] {
+    for offset in [1, 512, 1 << 40, u64::MAX, !0xfff, 1 << 63] {
         like_qemu(image.clone().set_u64(field::SNAPSHOTS_OFFSET, offset));
     }
     // The table's last entry is cut by the end of the file.
@@ -273,7 +273,7 @@ fn trap_140_141_a_snapshots_l1_is_bounded_and_aligned() {
     let (image, entry) = kept(&scratch, "");
     let bad = [
         Entry { l1_offset: entry.l1_offset + 512, ..entry.clone() },
-        Entry { l1_offset: u64::MAX & !0xfff, ..entry.clone() },
+        Entry { l1_offset: !0xfff, ..entry.clone() },
         Entry { l1_size: (32 << 20) / 8 + 1, ..entry.clone() },
         Entry { l1_size: u32::MAX, ..entry.clone() },
     ];

@@ -54,7 +54,7 @@ pub(crate) struct Check {
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     format: Option<Format>,
 
-    /// Accepted for qemu-img's sake: reading never waits for a writer's lock
+    /// Check an image that another process may be changing, such as a running guest's
     #[arg(short = 'U', long)]
     force_share: bool,
 
@@ -70,6 +70,7 @@ impl Check {
         self.voice.opening(&self.path, self.format);
         let options = CheckOptions {
             format: self.format,
+            force_share: self.force_share,
             threads: self.work.threads(),
             ..CheckOptions::default()
         };

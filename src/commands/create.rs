@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Format, OpenOptions};
-use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create};
+use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_until};
+use qcow::ops::{Preallocation, TargetOptions};
 use qcow::{Error, Result};
 
 use crate::args::{ChainArgs, OutputArgs, Voice, format_parser, required};
@@ -13,6 +14,7 @@ use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json};
+use crate::signals::Watch;
 use crate::size;
 
 /// Arguments of `create`.
@@ -92,7 +94,12 @@ impl Create {
             return self.run_like(source, &path);
         }
         let (options, given) = self.options(&items)?;
-        let outcome = create(&path, &options)?;
+        let outcome = if takes_long(&options.target) {
+            let watch = Watch::start()?;
+            watch.settle(create_until(&path, &options, watch.token()))?
+        } else {
+            create(&path, &options)?
+        };
         self.print(&path, &options, given, &outcome)
     }
 
@@ -186,5 +193,14 @@ impl Create {
                 print(format_args!("{}\n", all.formatting_line(path)))
             }
         }
+    }
+}
+
+/// Only writing zeros to a whole disk takes long enough for somebody to stop it.
+fn takes_long(target: &TargetOptions) -> bool {
+    match target {
+        TargetOptions::Qcow2(qcow2) => qcow2.preallocation == Preallocation::Full,
+        TargetOptions::Raw(raw) => raw.preallocation == Preallocation::Full,
+        _ => true,
     }
 }

@@ -11,7 +11,7 @@ mod policy;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::io::{FileStorage, Identity};
+use crate::io::{Access, FileStorage, Identity};
 use crate::{Error, Printable, Result};
 
 pub use format::Format;
@@ -28,6 +28,9 @@ pub struct OpenOptions {
     pub backing_format: Option<Format>,
     /// Internal snapshot (id, then name) whose view to read instead of the current state.
     pub snapshot: Option<String>,
+    /// Read images that another process may be changing (`qemu-img -U`): what is read may be
+    /// neither the old nor the new state.
+    pub force_share: bool,
     /// What may be opened.
     pub policy: Policy,
     /// How much may be demanded.
@@ -50,6 +53,7 @@ pub struct OpenOptions {
 pub struct Chain {
     layers: Vec<Layer>,
     virtual_size: u64,
+    force_share: bool,
 }
 
 impl Chain {
@@ -80,7 +84,7 @@ impl Chain {
             ))
             .file(path));
         }
-        Ok(Self { layers, virtual_size })
+        Ok(Self { layers, virtual_size, force_share: options.force_share })
     }
 
     /// The layers; the active one first, never empty.
@@ -91,6 +95,23 @@ impl Chain {
     /// Size of the guest's disk in bytes, a multiple of 512.
     pub fn virtual_size(&self) -> u64 {
         self.virtual_size
+    }
+
+    /// Checks that no layer has changed since it was opened, as far as sizes and times tell.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io), naming the file that has.
+    pub fn check_unchanged(&self) -> Result<()> {
+        if self.force_share {
+            return Ok(());
+        }
+        self.layers.iter().try_for_each(|layer| {
+            let files = [layer.file(), layer.data()];
+            files
+                .iter()
+                .try_for_each(|file| file.check_unchanged())
+                .map_err(|error| error.file(layer.path()))
+        })
     }
 
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
@@ -182,6 +203,12 @@ impl<'a> Walk<'a> {
             Wanted::Known(format) => format,
             Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
         };
+        // Whoever reads a QCOW2 image relies on its tables; raw bytes are anybody's, as in QEMU.
+        if format == Format::Qcow2 && !self.options.force_share {
+            file.lock(Access::READ, Access::WRITE | Access::RESIZE).map_err(|error| {
+                error.file(&path).hint("stop the guest, or give -U to read it all the same")
+            })?;
+        }
         let layer = Layer::new(path, file, format)?;
         self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))

@@ -1,6 +1,6 @@
 //! Regular files and block devices, opened read-only and pinned by their descriptor.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::Storage;
+use super::{Access, Storage, lock};
 use crate::{Error, Result};
 
 /// What kind of thing a [`FileStorage`] is.
@@ -35,6 +35,25 @@ pub struct FileStorage {
     identity: Identity,
     len: u64,
     allocated: u64,
+    stamp: Stamp,
+}
+
+/// What changes when a file does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(status: &Metadata) -> Self {
+        Self {
+            len: status.len(),
+            modified: (status.mtime(), status.mtime_nsec()),
+            changed: (status.ctime(), status.ctime_nsec()),
+        }
+    }
 }
 
 impl FileStorage {
@@ -60,9 +79,7 @@ impl FileStorage {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_file(file: File) -> Result<Self> {
-        let status = file
-            .metadata()
-            .map_err(|error| Error::io("could not read the file's status", error))?;
+        let status = file.metadata().map_err(status_error)?;
         let (kind, identity, len) = if status.is_file() {
             let identity = Identity { device: status.dev(), inode: status.ino() };
             (OpenedAs::File, identity, status.len())
@@ -75,7 +92,33 @@ impl FileStorage {
             return Err(Error::denied("neither a regular file nor a block device"));
         };
         let allocated = status.blocks().saturating_mul(512);
-        Ok(Self { file, kind, identity, len, allocated })
+        Ok(Self { file, kind, identity, len, allocated, stamp: Stamp::of(&status) })
+    }
+
+    /// Announces to QEMU and to others like us what is done with the file and what nobody else
+    /// may do, by QEMU's image locks. It holds until the file is closed.
+    ///
+    /// # Errors
+    /// [`Denied`](crate::ErrorKind::Denied) if somebody else does or forbids just that.
+    pub fn lock(&self, does: Access, forbids: Access) -> Result<()> {
+        lock::announce(&self.file, does, forbids)
+    }
+
+    /// Checks that nobody has changed the file since it was opened, as far as its size and times
+    /// tell.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if somebody has.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let status = self.file.metadata().map_err(status_error)?;
+        if self.kind == OpenedAs::File && Stamp::of(&status) != self.stamp {
+            return Err(Error::io(
+                "the file changed while it was being read",
+                std::io::Error::other("what was read may be neither the old nor the new state"),
+            )
+            .hint("make sure that nothing uses the image, then try again"));
+        }
+        Ok(())
     }
 
     /// Regular file or block device.
@@ -131,4 +174,8 @@ impl Storage for FileStorage {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn status_error(error: std::io::Error) -> Error {
+    Error::io("could not read the file's status", error)
 }

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod file;
+mod lock;
 mod memory;
 mod output;
 
@@ -11,6 +12,7 @@ use crate::{Error, Result};
 
 pub(crate) use buffer::Buffer;
 pub use file::{FileStorage, Identity, OpenedAs};
+pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use output::OutputFile;
 

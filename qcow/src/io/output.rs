@@ -50,10 +50,8 @@ impl OutputFile {
             .prefix(&prefix)
             .suffix(".tmp")
             .tempfile_in(directory)
-            .map_err(|error| {
-                Error::io("could not create a file beside the target", error.into_io())
-            })
-            .map_err(|error| error.file(target))?;
+            // `tempfile` puts the temporary path into its errors, which would only confuse people.
+            .map_err(|error| Error::io("could not create it", error.kind().into()).file(target))?;
         Ok(Self { temporary, target: target.to_path_buf(), replace })
     }
 
@@ -148,15 +146,4 @@ fn exists(target: &Path) -> Error {
     Error::usage("the file exists already")
         .file(target)
         .hint("choose another name, or give --force to replace it")
-}
-
-/// `tempfile` wraps its errors with the temporary path, which would only confuse people.
-trait IntoIo {
-    fn into_io(self) -> std::io::Error;
-}
-
-impl IntoIo for std::io::Error {
-    fn into_io(self) -> std::io::Error {
-        self.raw_os_error().map_or(self, std::io::Error::from_raw_os_error)
-    }
 }

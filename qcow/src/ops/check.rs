@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::chain::{Format, open_file};
 use crate::format::{EntryRules, Geometry};
 use crate::image::Skeleton;
-use crate::io::Storage;
+use crate::io::{Access, Storage};
 use crate::{CancelToken, Error, Observer, Result};
 
 use census::{Census, whole};
@@ -39,6 +39,8 @@ pub use report::{Finding, FindingKind as Kind, Severity, Structure};
 pub struct CheckOptions {
     /// Format of the image; `None` looks at its first bytes.
     pub format: Option<Format>,
+    /// Check an image that another process may be changing: what is found may be wrong.
+    pub force_share: bool,
     /// Worker threads; 0 means one per core. The outcome does not depend on it.
     pub threads: usize,
     /// Most findings to list; all are counted.
@@ -47,7 +49,7 @@ pub struct CheckOptions {
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { format: None, threads: 0, max_findings: 1000 }
+        Self { format: None, force_share: false, threads: 0, max_findings: 1000 }
     }
 }
 
@@ -75,7 +77,7 @@ pub struct CheckOutcome {
     #[serde(skip_serializing_if = "is_zero")]
     pub allocated_clusters: u64,
     /// The name under which the image was opened.
-    #[serde(serialize_with = "super::info::path_text")]
+    #[serde(serialize_with = "super::path_text")]
     pub filename: PathBuf,
     /// Allocated clusters that do not follow the one before.
     #[serde(skip_serializing_if = "is_zero")]
@@ -129,10 +131,23 @@ pub fn check(
     if format != Format::Qcow2 {
         return Err(Error::unsupported(format!("{format} images have nothing to check")).file(path));
     }
-    let outcome =
-        in_pool(options.threads, || check_storage(Arc::new(storage), options, observer, cancel))?;
-    let outcome = outcome.map_err(|error| error.file(path))?;
+    let file = Arc::new(storage);
+    let done = in_pool(options.threads, || {
+        if !options.force_share {
+            file.lock(Access::READ, Access::WRITE | Access::RESIZE).map_err(how_to_share)?;
+        }
+        let outcome = check_storage(Arc::clone(&file) as _, options, observer, cancel)?;
+        if !options.force_share {
+            file.check_unchanged()?;
+        }
+        Ok(outcome)
+    })?;
+    let outcome = done.map_err(|error: Error| error.file(path))?;
     Ok(CheckOutcome { filename: path.to_path_buf(), ..outcome })
+}
+
+fn how_to_share(error: Error) -> Error {
+    error.hint("stop its user, or give -U to check it all the same")
 }
 
 /// Runs `work` with as many threads as asked for.

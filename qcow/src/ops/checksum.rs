@@ -10,7 +10,7 @@ use crate::{CancelToken, Observer, Result};
 /// How to compute.
 #[derive(Debug, Clone, Default)]
 pub struct ChecksumOptions {
-    /// Worker threads; 0 means one per core.
+    /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
 }
 
@@ -37,6 +37,7 @@ pub fn checksum(
     cancel: &CancelToken,
 ) -> Result<ChecksumOutcome> {
     let crc = pipeline::run(chain, &Digest, Crc::new(), options.threads, observer, cancel)?;
+    chain.check_unchanged()?;
     Ok(ChecksumOutcome { virtual_size: chain.virtual_size(), crc32: crc.to_hex() })
 }
 

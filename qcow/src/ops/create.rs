@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions, target};
 use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
 use crate::format::{Compatible, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::{Placer, Sink};
-use crate::{Error, Result};
+use crate::{CancelToken, Error, Result};
 
 /// Zeros are written in pieces of this many bytes.
 const ZEROS: usize = 2 << 20;
@@ -47,6 +47,7 @@ pub struct Backing {
 #[non_exhaustive]
 pub struct CreateOutcome {
     /// The new image.
+    #[serde(serialize_with = "super::path_text")]
     pub filename: PathBuf,
     /// Its format.
     pub format: Format,
@@ -72,10 +73,22 @@ pub struct CreateOutcome {
 /// [`Limit`](crate::ErrorKind::Limit) for a size that the format cannot hold,
 /// [`Io`](crate::ErrorKind::Io), and what opening the backing file raises.
 pub fn create(path: &Path, options: &CreateOptions) -> Result<CreateOutcome> {
+    create_until(path, options, &CancelToken::new())
+}
+
+/// [`create`] that can be stopped: writing zeros to a whole disk takes its time.
+///
+/// # Errors
+/// As [`create`], and [`Interrupted`](crate::ErrorKind::Interrupted); nothing is left then.
+pub fn create_until(
+    path: &Path,
+    options: &CreateOptions,
+    cancel: &CancelToken,
+) -> Result<CreateOutcome> {
     let size = virtual_size(path, options)?;
     match &options.target {
-        TargetOptions::Raw(raw) => create_raw(path, raw, size, options),
-        TargetOptions::Qcow2(qcow2) => create_qcow2(path, qcow2, size, options),
+        TargetOptions::Raw(raw) => create_raw(path, raw, size, options, cancel),
+        TargetOptions::Qcow2(qcow2) => create_qcow2(path, qcow2, size, options, cancel),
     }
     .map_err(|error| error.file(path))
 }
@@ -136,18 +149,24 @@ fn create_raw(
     raw: &RawOptions,
     size: u64,
     options: &CreateOptions,
+    cancel: &CancelToken,
 ) -> Result<CreateOutcome> {
     if options.backing.is_some() {
         return Err(Error::usage("raw images cannot have a backing file").hint("use -f qcow2"));
     }
     let output = OutputFile::create(path, options.replace)?;
-    preallocate_raw(&output, size, raw.preallocation)?;
+    preallocate_raw(&output, size, raw.preallocation, cancel)?;
     output.publish()?;
     Ok(outcome(path, Format::Raw, size, size))
 }
 
 /// Gives a raw image its length and, if wanted, its space.
-pub(super) fn preallocate_raw(output: &OutputFile, size: u64, how: Preallocation) -> Result<()> {
+pub(super) fn preallocate_raw(
+    output: &OutputFile,
+    size: u64,
+    how: Preallocation,
+    cancel: &CancelToken,
+) -> Result<()> {
     if how == Preallocation::Metadata {
         return Err(Error::usage("raw images have no metadata to preallocate")
             .hint("use preallocation=off, falloc or full"));
@@ -155,7 +174,7 @@ pub(super) fn preallocate_raw(output: &OutputFile, size: u64, how: Preallocation
     output.set_len(size)?;
     match how {
         Preallocation::Falloc => output.reserve(0, size),
-        Preallocation::Full => write_zeros(output, 0, size),
+        Preallocation::Full => write_zeros(output, 0, size, cancel),
         Preallocation::Off | Preallocation::Metadata => Ok(()),
     }
 }
@@ -165,6 +184,7 @@ fn create_qcow2(
     qcow2: &Qcow2Options,
     size: u64,
     options: &CreateOptions,
+    cancel: &CancelToken,
 ) -> Result<CreateOutcome> {
     let qcow2 = qcow2.checked(options.backing.is_some())?;
     let mut placer = Placer::new(qcow2.rules()?, qcow2.refcount_width()?, size)?;
@@ -172,10 +192,13 @@ fn create_qcow2(
     let data_file = qcow2
         .data_file
         .as_ref()
-        .map(|name| create_data_file(path, name, size, options.replace, qcow2.preallocation))
+        .map(|name| {
+            let data = DataFile { name, size, preallocation: qcow2.preallocation };
+            data.create(path, options.replace, cancel)
+        })
         .transpose()?;
     let full = qcow2.preallocation == Preallocation::Full && data_file.is_none();
-    let mut sink = ReserveSink { output: &output, cluster_size: qcow2.cluster_size, full };
+    let mut sink = ReserveSink { output: &output, cluster_size: qcow2.cluster_size, full, cancel };
     if qcow2.preallocation != Preallocation::Off {
         placer.reserve_run(0, qcow2.geometry()?.clusters_for(size), &mut sink)?;
     }
@@ -189,29 +212,39 @@ fn create_qcow2(
         backing.map(|backing| (backing.name.as_os_str().as_bytes(), backing.format.as_str()));
     let header = qcow2.header_area(size, &finished, backing)?.to_bytes()?;
     output.write_at(&header, 0)?;
-    super::target::publish(output, data_file)?;
+    target::publish(output, data_file)?;
     Ok(outcome(path, Format::Qcow2, size, finished.file_length))
 }
 
-/// The data file of a new image; its name is relative to the image's directory.
-pub(super) fn create_data_file(
-    image: &Path,
-    name: &Path,
-    size: u64,
-    replace: bool,
-    preallocation: Preallocation,
-) -> Result<OutputFile> {
-    let path = image.parent().map_or_else(|| name.to_path_buf(), |parent| parent.join(name));
-    if path == image {
-        return Err(Error::usage("an image cannot be its own data file").file(image));
+/// The data file of a new image.
+pub(super) struct DataFile<'a> {
+    /// Relative to the image's directory.
+    pub(super) name: &'a Path,
+    pub(super) size: u64,
+    pub(super) preallocation: Preallocation,
+}
+
+impl DataFile<'_> {
+    /// Starts the file for the image that will be at `image`.
+    pub(super) fn create(
+        &self,
+        image: &Path,
+        replace: bool,
+        cancel: &CancelToken,
+    ) -> Result<OutputFile> {
+        let name = self.name;
+        let path = image.parent().map_or_else(|| name.to_path_buf(), |parent| parent.join(name));
+        if path == image {
+            return Err(Error::usage("an image cannot be its own data file").file(image));
+        }
+        let output = OutputFile::create(&path, replace)?;
+        let how = match self.preallocation {
+            Preallocation::Metadata => Preallocation::Off,
+            other => other,
+        };
+        preallocate_raw(&output, self.size, how, cancel)?;
+        Ok(output)
     }
-    let output = OutputFile::create(&path, replace)?;
-    let how = match preallocation {
-        Preallocation::Metadata => Preallocation::Off,
-        other => other,
-    };
-    preallocate_raw(&output, size, how)?;
-    Ok(output)
 }
 
 /// Writes metadata as it is placed, and zeros for reserved clusters if wanted.
@@ -219,25 +252,28 @@ pub(super) struct ReserveSink<'a> {
     pub(super) output: &'a OutputFile,
     pub(super) cluster_size: u64,
     pub(super) full: bool,
+    pub(super) cancel: &'a CancelToken,
 }
 
 impl Sink for ReserveSink<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.output.write_at(bytes, offset.0)
+        target::write_table(self.output, offset, bytes)
     }
 
     fn data(&mut self, _first: u64, clusters: u64, host: HostOffset) -> Result<()> {
         if self.full {
-            write_zeros(self.output, host.0, clusters.saturating_mul(self.cluster_size))?;
+            let len = clusters.saturating_mul(self.cluster_size);
+            write_zeros(self.output, host.0, len, self.cancel)?;
         }
         Ok(())
     }
 }
 
-fn write_zeros(output: &OutputFile, offset: u64, len: u64) -> Result<()> {
+fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken) -> Result<()> {
     let zeros = vec![0; ZEROS];
     let (mut at, end) = (offset, offset.saturating_add(len));
     while at < end {
+        cancel.check()?;
         let piece = usize::try_from(end.saturating_sub(at)).unwrap_or(ZEROS).min(ZEROS);
         output.write_at(zeros.get(..piece).unwrap_or(&zeros), at)?;
         at = at.saturating_add(piece as u64);

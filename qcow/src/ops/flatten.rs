@@ -19,7 +19,7 @@ pub struct FlattenOptions {
     pub target: TargetOptions,
     /// Compress every data cluster (qcow2 only).
     pub compress: bool,
-    /// Worker threads; 0 means one per core. The output does not depend on it.
+    /// Worker threads; 0 means one per core, at most 16. The output does not depend on it.
     pub threads: usize,
     /// Compute the CRC-32 of the guest's disk on the way.
     pub digest: bool,
@@ -33,6 +33,7 @@ pub struct FlattenOptions {
 #[non_exhaustive]
 pub struct FlattenOutcome {
     /// The new image.
+    #[serde(serialize_with = "super::path_text")]
     pub filename: PathBuf,
     /// Its format.
     pub format: Format,

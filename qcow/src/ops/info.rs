@@ -43,7 +43,7 @@ pub struct ImageInfo {
     /// Size of the guest's disk.
     pub virtual_size: u64,
     /// The name under which the image was opened.
-    #[serde(serialize_with = "path_text")]
+    #[serde(serialize_with = "super::path_text")]
     pub filename: PathBuf,
     /// Cluster size; absent for raw images.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -401,16 +401,12 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-pub(super) fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
-
 fn optional_path_text<S: Serializer>(
     path: &Option<PathBuf>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     match path {
-        Some(path) => path_text(path, serializer),
+        Some(path) => super::path_text(path, serializer),
         None => serializer.serialize_none(),
     }
 }

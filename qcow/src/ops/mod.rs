@@ -1,5 +1,7 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
+use std::path::Path;
+
 pub mod check;
 pub mod checksum;
 pub mod create;
@@ -9,3 +11,8 @@ mod pipeline;
 mod target;
 
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+
+/// File names need not be UTF-8; JSON must be.
+fn path_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}

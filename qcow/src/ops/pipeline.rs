@@ -46,8 +46,13 @@ pub(super) trait Job: Sync {
     ) -> Result<()>;
 }
 
-/// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core) and gives
-/// back the ordered state.
+/// More workers than this only wait for memory and for each other's turn.
+const MOST_THREADS: usize = 256;
+/// How many are started unasked: with 16 the buffers of all stay below 128 MiB.
+const USUAL_THREADS: usize = 16;
+
+/// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core, at most 16)
+/// and gives back the ordered state.
 pub(super) fn run<J: Job>(
     chain: &Chain,
     job: &J,
@@ -65,8 +70,8 @@ pub(super) fn run<J: Job>(
         cancel,
     };
     let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
+        threads => threads.min(MOST_THREADS),
     };
     if threads == 1 {
         line.work(chain, job);

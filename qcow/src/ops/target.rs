@@ -5,13 +5,17 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::codec::is_zero;
 use crate::format::{
     Autoclear, Compatible, CompressionType, EntryRules, Extension, Extensions, Geometry, Header,
-    HeaderArea, Incompatible, RefcountWidth, Version,
+    HeaderArea, HostOffset, Incompatible, RefcountWidth, Version,
 };
 use crate::io::OutputFile;
 use crate::layout::Finished;
 use crate::{Error, Result};
+
+/// The usual block of a file system, in bytes.
+const BLOCK: usize = 4096;
 
 /// How much of a new image gets its space at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -205,6 +209,14 @@ impl Qcow2Options {
             backing_name: backing.map(|(name, _)| name.to_vec()),
         })
     }
+}
+
+/// Writes a table of a new image, which reads as zeros so far: zeros at the table's end are left
+/// out in whole blocks, and become part of the file when it gets its length.
+pub(crate) fn write_table(output: &OutputFile, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+    let tail = bytes.rchunks_exact(BLOCK).take_while(|block| is_zero(block)).count();
+    let len = bytes.len().saturating_sub(tail.saturating_mul(BLOCK));
+    output.write_at(bytes.get(..len).unwrap_or(bytes), offset.0)
 }
 
 /// Gives a finished image its name, after the data file that it cannot be without.

@@ -12,7 +12,7 @@ use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::{Placer, Sink};
 use crate::ops::checksum::{Crc, hash};
-use crate::ops::create::{ReserveSink, create_data_file};
+use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::pipeline::{self, Job};
 use crate::ops::{Preallocation, Qcow2Options, target};
 use crate::{CancelToken, Error, Observer, Result};
@@ -37,7 +37,10 @@ pub(super) fn flatten(
     let data_file = target
         .data_file
         .as_ref()
-        .map(|name| create_data_file(path, name, size, options.replace, target.preallocation))
+        .map(|name| {
+            let data = DataFile { name, size, preallocation: target.preallocation };
+            data.create(path, options.replace, cancel)
+        })
         .transpose()?;
     if let Some(data_file) = &data_file
         && chain.contains_file(data_file.target())
@@ -54,6 +57,7 @@ pub(super) fn flatten(
         compress: options.compress.then_some(target.compression_type),
         digest: options.digest,
         preallocation: target.preallocation,
+        cancel,
     };
     let state = State { placer, data_bytes: 0, crc: options.digest.then(Crc::new) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
@@ -65,6 +69,7 @@ pub(super) fn flatten(
     let header = target.header_area(size, &finished, None)?.to_bytes()?;
     output.write_at(&header, 0)?;
     cancel.check()?;
+    chain.check_unchanged()?;
     target::publish(output, data_file)?;
     Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
 }
@@ -88,6 +93,7 @@ struct Qcow2Job<'a> {
     compress: Option<CompressionType>,
     digest: bool,
     preallocation: Preallocation,
+    cancel: &'a CancelToken,
 }
 
 struct State {
@@ -185,7 +191,8 @@ impl Job for Qcow2Job<'_> {
         let size = self.cluster_size as u64;
         let first = guest.checked_div(size).unwrap_or_default();
         let full = self.preallocation == Preallocation::Full && !self.has_data_file();
-        let mut sink = ReserveSink { output: self.output, cluster_size: size, full };
+        let (output, cancel) = (self.output, self.cancel);
+        let mut sink = ReserveSink { output, cluster_size: size, full, cancel };
         state.placer.reserve_run(first, len.div_ceil(size.max(1)), &mut sink)
     }
 
@@ -327,7 +334,7 @@ struct MetadataOnly<'a>(&'a OutputFile);
 
 impl Sink for MetadataOnly<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.0.write_at(bytes, offset.0)
+        target::write_table(self.0, offset, bytes)
     }
 
     fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {

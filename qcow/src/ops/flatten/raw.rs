@@ -29,7 +29,7 @@ pub(super) fn flatten(
         return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
     }
     let output = OutputFile::create(path, options.replace)?;
-    preallocate_raw(&output, chain.virtual_size(), target.preallocation)?;
+    preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
         output: &output,
         digest: options.digest,
@@ -39,6 +39,7 @@ pub(super) fn flatten(
     let state = State { data_bytes: 0, crc: options.digest.then(Crc::new) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     cancel.check()?;
+    chain.check_unchanged()?;
     output.publish()?;
     Ok(Done { file_length: chain.virtual_size(), data_bytes: state.data_bytes, crc: state.crc })
 }
