@@ -164,6 +164,15 @@ impl<'a> Stored<'a> {
         Ok(block)
     }
 
+    /// The refcount of one cluster; `None` if it cannot be read.
+    pub(super) fn refcount_of(&self, cluster: u64) -> Option<u64> {
+        match self.block(cluster.checked_div(self.per_block())?) {
+            Block::Missing => Some(0),
+            Block::Misaligned | Block::TooFar => None,
+            Block::At(offset) => self.refcount_in(offset, cluster),
+        }
+    }
+
     /// One refcount, read for itself: for the few clusters that lie past the end of the file.
     fn refcount_in(&self, block: u64, cluster: u64) -> Option<u64> {
         let index = cluster.checked_rem(self.per_block())?;
