@@ -1,13 +1,17 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
+mod check;
 mod checksum;
 mod create;
 mod flatten;
 mod generate;
 mod info;
+mod map;
 
+pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
 pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
+pub(crate) use map::MapCommand;

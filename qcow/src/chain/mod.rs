@@ -125,6 +125,18 @@ impl Chain {
     }
 }
 
+/// Opens the one image that `path` names, without looking further than its format.
+pub(crate) fn open_file(path: &Path, format: Option<Format>) -> Result<(FileStorage, Format)> {
+    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
+    let file = FilePolicy::AnyLocal.open(&name.path)?;
+    let format = match (format, &name.driver) {
+        (Some(format), _) => Ok(format),
+        (None, Some(driver)) => driver.parse(),
+        (None, None) => Format::probe(&file),
+    };
+    Ok((file, format.map_err(|error: Error| error.file(path))?))
+}
+
 /// The file that `name`, as it stands in the header of the image at `holder`, means.
 pub(crate) fn resolve_name(name: &Path, holder: &Path) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;

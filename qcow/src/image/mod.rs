@@ -1,6 +1,8 @@
 //! One open QCOW2 image: its header, its snapshots, and where each guest range lives.
 
 mod bitmaps;
+mod preallocation;
+mod skeleton;
 mod snapshots;
 mod tables;
 
@@ -14,13 +16,14 @@ use crate::io::{Storage, read_padded};
 use crate::{Error, Result};
 
 pub use bitmaps::BitmapInfo;
+pub(crate) use skeleton::Skeleton;
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
 /// Bytes that [`Header::peek`] needs.
 const PEEK: usize = 24;
 
 /// QEMU cannot read beyond this offset of a file.
-const FARTHEST: u64 = (1 << 63) - (1 << 30);
+pub(crate) const FARTHEST: u64 = (1 << 63) - (1 << 30);
 
 /// An L1 table: that of the active image or of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,12 +61,7 @@ impl Image {
     /// assert_eq!(error.kind(), qcow::ErrorKind::Corrupt);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
-        let mut prefix = [0; PEEK];
-        read_padded(&*storage, &mut prefix, 0)?;
-        let (_, cluster_bits) = Header::peek(&prefix)?;
-        let geometry = Geometry::new(cluster_bits, false)?;
-        let mut cluster = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or(PEEK)];
-        read_padded(&*storage, &mut cluster, 0)?;
+        let cluster = read_first_cluster(&*storage)?;
         let area = HeaderArea::parse(&cluster)?;
         let header = &area.header;
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
@@ -173,6 +171,17 @@ impl Image {
             data_file: self.has_data_file(),
         }
     }
+}
+
+/// The first cluster, padded with zeros if the file is shorter.
+fn read_first_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
+    let mut prefix = [0; PEEK];
+    read_padded(storage, &mut prefix, 0)?;
+    let (_, cluster_bits) = Header::peek(&prefix)?;
+    let geometry = Geometry::new(cluster_bits, false)?;
+    let mut cluster = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or(PEEK)];
+    read_padded(storage, &mut cluster, 0)?;
+    Ok(cluster)
 }
 
 fn read_luks(storage: &dyn Storage, offset: HostOffset) -> Result<LuksHeader> {

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+pub mod check;
 pub mod checksum;
 pub mod create;
 pub mod flatten;
 pub mod info;
+pub mod map;
 mod pipeline;
 mod target;
 

@@ -1,0 +1,254 @@
+//! Holds an image's metadata against itself: every reference against every refcount.
+//!
+//! The counts are those of `qemu-img check` for the same file; the findings say where each thing
+//! is, and include some that QEMU is silent about. Backing and data files are not opened.
+//!
+//! Each L2 table and refcount block is read once or twice, in parallel. Memory is about six bits
+//! for each host cluster in use, 36 more in stretches where clusters have more than 15 references,
+//! and a few dozen bytes for each L2 table.
+
+mod bitmaps;
+mod census;
+mod clusters;
+mod counters;
+mod refcounts;
+mod report;
+mod stored;
+mod tables;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::chain::{Format, open_file};
+use crate::format::{EntryRules, Geometry};
+use crate::image::Skeleton;
+use crate::io::Storage;
+use crate::{CancelToken, Error, Observer, Result};
+
+use census::{Census, whole};
+use clusters::Figures;
+use report::{FindingKind, Report, Spot};
+use stored::Stored;
+
+pub use report::{Finding, FindingKind as Kind, Severity, Structure};
+
+/// How to check.
+#[derive(Debug, Clone)]
+pub struct CheckOptions {
+    /// Format of the image; `None` looks at its first bytes.
+    pub format: Option<Format>,
+    /// Worker threads; 0 means one per core. The outcome does not depend on it.
+    pub threads: usize,
+    /// Most findings to list; all are counted.
+    pub max_findings: usize,
+}
+
+impl Default for CheckOptions {
+    fn default() -> Self {
+        Self { format: None, threads: 0, max_findings: 1000 }
+    }
+}
+
+/// What was found. Serialises to the object that `qemu-img check --output json` prints, with
+/// `findings` added. Offsets are in bytes.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct CheckOutcome {
+    /// Where the last cluster in use ends.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub image_end_offset: u64,
+    /// Clusters of the guest's disk.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub total_clusters: u64,
+    /// What makes the image corrupt.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub corruptions: u64,
+    /// What could not be checked.
+    pub check_errors: u64,
+    /// Clusters that are taken and not used.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub leaks: u64,
+    /// Clusters of the guest's disk that are allocated in this image.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub allocated_clusters: u64,
+    /// The name under which the image was opened.
+    #[serde(serialize_with = "super::path_text")]
+    pub filename: PathBuf,
+    /// Allocated clusters that do not follow the one before.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub fragmented_clusters: u64,
+    /// Its format.
+    pub format: Format,
+    /// Allocated clusters that are compressed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub compressed_clusters: u64,
+    /// The first findings, in the order of the structures.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+    /// Findings beyond those.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub findings_left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// Checks the image at `path`. Nothing is written.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("disk.qcow2");
+/// use qcow::ops::check::{CheckOptions, check};
+/// use qcow::ops::create::{CreateOptions, create};
+/// use qcow::{CancelToken, Silent};
+///
+/// create(&path, &CreateOptions { size: Some(1 << 30), ..Default::default() })?;
+/// let outcome = check(&path, &CheckOptions::default(), &Silent, &CancelToken::new())?;
+/// assert_eq!((outcome.corruptions, outcome.leaks), (0, 0));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Where the check cannot be done at all: [`Io`](crate::ErrorKind::Io); whatever stops QEMU from
+/// opening the image; [`Unsupported`](crate::ErrorKind::Unsupported) for raw images, which have
+/// nothing to check; [`Interrupted`](crate::ErrorKind::Interrupted).
+pub fn check(
+    path: &Path,
+    options: &CheckOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<CheckOutcome> {
+    let (storage, format) = open_file(path, options.format)?;
+    if format != Format::Qcow2 {
+        return Err(Error::unsupported(format!("{format} images have nothing to check")).file(path));
+    }
+    let outcome =
+        in_pool(options.threads, || check_storage(Arc::new(storage), options, observer, cancel))?;
+    let outcome = outcome.map_err(|error| error.file(path))?;
+    Ok(CheckOutcome { filename: path.to_path_buf(), ..outcome })
+}
+
+/// Runs `work` with as many threads as asked for.
+fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|index| format!("worker-{index}"))
+        .build()
+        .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
+    Ok(pool.install(work))
+}
+
+/// Checks an image wherever its bytes live.
+pub(crate) fn check_storage(
+    storage: Arc<dyn Storage>,
+    options: &CheckOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<CheckOutcome> {
+    let image = Skeleton::open(storage)?;
+    let report = Report::new(options.max_findings);
+    let survey = Survey::new(&image, &report, cancel)?;
+    let (figures, highest) = survey.run(observer)?;
+    let (findings, findings_left_out) = report.findings();
+    let geometry = image.geometry();
+    Ok(CheckOutcome {
+        image_end_offset: highest.saturating_add(1).saturating_mul(geometry.cluster_size()),
+        total_clusters: geometry.clusters_for(image.area.header.virtual_size()),
+        corruptions: report.corruptions(),
+        check_errors: report.check_errors(),
+        leaks: report.leaks(),
+        allocated_clusters: figures.allocated,
+        filename: PathBuf::new(),
+        fragmented_clusters: figures.fragmented,
+        format: Format::Qcow2,
+        compressed_clusters: figures.compressed,
+        findings,
+        findings_left_out,
+    })
+}
+
+/// One image being checked. Its parts are in the modules below: L1 tables in `tables`, L2 tables
+/// in `clusters`, refcounts in `refcounts`, bitmaps in `bitmaps`.
+#[derive(Debug)]
+struct Survey<'a> {
+    image: &'a Skeleton,
+    geometry: Geometry,
+    rules: EntryRules,
+    stored: Stored<'a>,
+    census: Census<'a>,
+    report: &'a Report,
+    cancel: &'a CancelToken,
+}
+
+impl<'a> Survey<'a> {
+    fn new(image: &'a Skeleton, report: &'a Report, cancel: &'a CancelToken) -> Result<Self> {
+        let geometry = image.geometry();
+        let census = Census::new(geometry, image.storage.len(), report)?;
+        let stored = Stored::read(image, census.clusters(), cancel)?;
+        Ok(Self { image, geometry, rules: image.rules(), stored, census, report, cancel })
+    }
+
+    /// Counts everything that refers to clusters, then compares. What lies where is known before
+    /// the L2 tables are walked, so that data that lies in metadata is seen.
+    fn run(&self, observer: &dyn Observer) -> Result<(Figures, u64)> {
+        self.header()?;
+        self.snapshot_table()?;
+        let mut tables = self.active_l1()?;
+        self.snapshot_l1s(&mut tables)?;
+        self.refcount_table()?;
+        self.claim_refcount_blocks();
+        self.claim_bitmaps()?;
+        for table in &tables {
+            let spot = whole(Structure::L2Table, table.offset);
+            self.census.claim(table.offset, self.geometry.cluster_size(), spot);
+        }
+        let figures = self.l2_tables(&tables, observer)?;
+        self.bitmaps()?;
+        self.count_refcount_blocks()?;
+        Ok((figures, self.compare()?))
+    }
+
+    /// Counts the header's cluster and the encryption header.
+    fn header(&self) -> Result<()> {
+        let cluster_size = self.geometry.cluster_size();
+        let header = whole(Structure::Header, 0);
+        self.census.count(0, cluster_size, 1, header)?;
+        self.census.claim(0, cluster_size, header);
+        if let Some((offset, len)) = self.image.area.extensions.crypto_header() {
+            let spot = whole(Structure::EncryptionHeader, offset.0);
+            self.census.count(offset.0, len, 1, spot)?;
+            self.census.claim(offset.0, len, spot);
+        }
+        Ok(())
+    }
+
+    /// Counts the snapshot table and looks at its entries.
+    fn snapshot_table(&self) -> Result<()> {
+        let header = &self.image.area.header;
+        let (offset, len) = (header.snapshots_offset.0, self.image.snapshot_table_len);
+        let spot = whole(Structure::SnapshotTable, offset);
+        self.census.count(offset, len, 1, spot)?;
+        self.census.claim(offset, len, spot);
+        for (index, snapshot) in (0u64..).zip(&self.image.snapshots) {
+            if snapshot.is_incomplete(header.version) {
+                let spot = Spot { index: Some(index), ..Spot::new(Structure::SnapshotTable) };
+                self.report.corruption(FindingKind::Snapshot, 1, spot, || {
+                    "the entry lacks the disk size that version 3 asks for".into()
+                });
+            }
+        }
+        if self.rules.data_file && !self.image.snapshots.is_empty() {
+            self.report.corruption(FindingKind::Snapshot, 1, spot, || {
+                "an image with an external data file cannot have snapshots".into()
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! Counts the bitmap directory, the bitmaps' tables and the clusters that hold their bits.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::Survey;
+use super::census::whole;
+use super::report::{FindingKind, Spot, Structure};
+use crate::format::{BitmapEntry, BitmapTableEntry, HostOffset};
+use crate::io::read_padded;
+use crate::{Error, Result};
+
+/// Tables are read in pieces of this many bytes.
+const PIECE: u64 = 64 << 10;
+
+impl Survey<'_> {
+    /// Calls `each` with every bitmap of the directory, whose form was checked on opening.
+    fn each_bitmap(&self, mut each: impl FnMut(u64, &BitmapEntry) -> Result<()>) -> Result<()> {
+        let Some(extension) = self.image.area.bitmaps() else { return Ok(()) };
+        let len = usize::try_from(extension.directory_size).unwrap_or_default();
+        let mut directory = vec![0; len];
+        read_padded(&*self.image.storage, &mut directory, extension.directory_offset.0)?;
+        let mut rest = directory.as_slice();
+        let mut index = 0u64;
+        while !rest.is_empty() {
+            let (entry, used) = BitmapEntry::parse(rest)?;
+            each(index, &entry)?;
+            rest = rest.get(used..).unwrap_or_default();
+            index = index.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Takes note of where directory and tables lie.
+    pub(super) fn claim_bitmaps(&self) -> Result<()> {
+        if let Some(extension) = self.image.area.bitmaps() {
+            let offset = extension.directory_offset.0;
+            let spot = whole(Structure::BitmapDirectory, offset);
+            self.census.claim(offset, extension.directory_size, spot);
+        }
+        self.each_bitmap(|index, entry| {
+            let (offset, len) = table_place(entry);
+            self.census.claim(offset.0, len, bitmap(index));
+            Ok(())
+        })
+    }
+
+    /// Counts directory, tables and bits.
+    pub(super) fn bitmaps(&self) -> Result<()> {
+        if let Some(extension) = self.image.area.bitmaps() {
+            let offset = extension.directory_offset.0;
+            let spot = whole(Structure::BitmapDirectory, offset);
+            self.census.count(offset, extension.directory_size, 1, spot)?;
+        }
+        self.each_bitmap(|index, entry| {
+            let (offset, len) = table_place(entry);
+            self.census.count(offset.0, len, 1, bitmap(index))?;
+            self.bitmap_table(offset, len)
+        })
+    }
+
+    fn bitmap_table(&self, table: HostOffset, len: u64) -> Result<()> {
+        let storage = &*self.image.storage;
+        let to = table.0.saturating_add(len).min(storage.len());
+        let mut at = table.0;
+        let mut buffer = Vec::new();
+        while at < to {
+            self.cancel.check()?;
+            let data = storage.next_data(at).map_err(|error| Error::io("could not read", error))?;
+            at = at.max(data.unwrap_or(to) & !7).min(to);
+            let piece = to.saturating_sub(at).next_multiple_of(8).min(PIECE);
+            buffer.resize(usize::try_from(piece).unwrap_or_default(), 0);
+            read_padded(storage, &mut buffer, at).map_err(|e| e.structure("bitmap table"))?;
+            for bytes in buffer.chunks_exact(8) {
+                let index = at.saturating_sub(table.0) >> 3;
+                let spot = Spot::entry(Structure::BitmapTable, index, at);
+                self.bitmap_table_entry(BigEndian::read_u64(bytes), spot)?;
+                at = at.saturating_add(8);
+            }
+        }
+        Ok(())
+    }
+
+    fn bitmap_table_entry(&self, entry: u64, spot: Spot) -> Result<()> {
+        match BitmapTableEntry::decode(entry, self.geometry) {
+            Ok(BitmapTableEntry::Stored(offset)) => {
+                let len = self.geometry.cluster_size();
+                self.census.count(offset.0, len, 1, spot)?;
+                if self.census.hits_metadata(offset.0, len) {
+                    self.report.note(FindingKind::Overlap, spot, || {
+                        format!("the bits at {offset} lie in a cluster of metadata")
+                    });
+                }
+            }
+            Ok(BitmapTableEntry::AllZeros | BitmapTableEntry::AllOnes) => {}
+            Err(error) => {
+                self.report.corruption(FindingKind::Bitmap, 1, spot, || error.message().to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn table_place(entry: &BitmapEntry) -> (HostOffset, u64) {
+    (entry.table_offset, u64::from(entry.table_entries).saturating_mul(8))
+}
+
+fn bitmap(index: u64) -> Spot {
+    let mut spot = Spot::new(Structure::BitmapDirectory);
+    spot.index = Some(index);
+    spot
+}

@@ -1,0 +1,258 @@
+//! Looks at every entry of every L2 table, in parallel, each table once.
+
+use std::iter::Sum;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use byteorder::{BigEndian, ByteOrder};
+use rayon::prelude::*;
+
+use super::Survey;
+use super::report::{FindingKind, Spot, Structure};
+use super::tables::{L2Table, copied_message};
+use crate::format::{CompressedSpan, L2Entry, Version};
+use crate::io::read_padded;
+use crate::{Error, Observer, Result};
+
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const RESERVED: u64 = 0x3f00_0000_0000_01fe;
+/// The half of a subcluster bitmap that says "allocated".
+const ALL_ALLOCATED: u64 = u32::MAX as u64;
+
+/// What the active image's clusters are like.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Figures {
+    pub(super) allocated: u64,
+    pub(super) fragmented: u64,
+    pub(super) compressed: u64,
+}
+
+impl Figures {
+    fn times(self, times: u64) -> Self {
+        Self {
+            allocated: self.allocated.saturating_mul(times),
+            fragmented: self.fragmented.saturating_mul(times),
+            compressed: self.compressed.saturating_mul(times),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            allocated: self.allocated.saturating_add(other.allocated),
+            fragmented: self.fragmented.saturating_add(other.fragmented),
+            compressed: self.compressed.saturating_add(other.compressed),
+        }
+    }
+}
+
+impl Sum for Figures {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Self::plus)
+    }
+}
+
+impl Survey<'_> {
+    /// Counts what all L2 tables name.
+    pub(super) fn l2_tables(&self, list: &[L2Table], observer: &dyn Observer) -> Result<Figures> {
+        let total = (list.len() as u64).saturating_mul(self.geometry.cluster_size());
+        let done = AtomicU64::new(0);
+        list.par_iter()
+            .map_init(Vec::new, |buffer, table| {
+                self.cancel.check()?;
+                let figures = self.l2_table(table, buffer)?;
+                let cluster_size = self.geometry.cluster_size();
+                let before = done.fetch_add(cluster_size, Relaxed);
+                observer.progress(before.saturating_add(cluster_size), total);
+                Ok(figures)
+            })
+            .sum()
+    }
+
+    fn l2_table(&self, table: &L2Table, buffer: &mut Vec<u8>) -> Result<Figures> {
+        let storage = &*self.image.storage;
+        let end = table.offset.saturating_add(self.geometry.cluster_size());
+        let data = storage.next_data(table.offset.min(storage.len()));
+        let data =
+            data.map_err(|error| Error::io("could not read", error).structure("L2 table"))?;
+        if data.is_none_or(|data| data >= end) {
+            return Ok(Figures::default());
+        }
+        buffer.resize(usize::try_from(self.geometry.cluster_size()).unwrap_or_default(), 0);
+        read_padded(storage, buffer, table.offset).map_err(|error| error.structure("L2 table"))?;
+        // Where the table's own refcount cannot be read, QEMU does not look at copied flags.
+        let own = self.stored.is_one(table.offset >> self.geometry.cluster_bits());
+        let flagged = if own.is_some() && table.offset != 0 { table.active } else { 0 };
+        let mut walk = L2Walk {
+            survey: self,
+            table,
+            times: table.active.saturating_add(table.others),
+            flagged,
+            figures: Figures::default(),
+            next: 0,
+        };
+        let width = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
+        for (index, bytes) in (0..).zip(buffer.chunks_exact(width)) {
+            let (word, bitmap) = bytes.split_at_checked(8).unwrap_or_default();
+            let bitmap = if bitmap.len() == 8 { BigEndian::read_u64(bitmap) } else { 0 };
+            let word = BigEndian::read_u64(word);
+            if word != 0 || bitmap != 0 {
+                walk.entry(index, word, bitmap)?;
+            }
+        }
+        Ok(walk.figures.times(table.active))
+    }
+}
+
+/// One table on its way.
+struct L2Walk<'a> {
+    survey: &'a Survey<'a>,
+    table: &'a L2Table,
+    /// How many L1 entries name the table.
+    times: u64,
+    /// How many of them have their entries' copied flags looked at.
+    flagged: u64,
+    figures: Figures,
+    /// Where the next cluster would lie if the file were not fragmented; 0 at first.
+    next: u64,
+}
+
+impl L2Walk<'_> {
+    fn entry(&mut self, index: u64, word: u64, bitmap: u64) -> Result<()> {
+        if word & COMPRESSED != 0 {
+            return self.compressed(index, word, bitmap);
+        }
+        if word & RESERVED != 0 {
+            self.corruption(FindingKind::ReservedBits, index, || {
+                format!("entry {word:#018x} has reserved bits set")
+            });
+        }
+        let rules = self.survey.rules;
+        let offset = word & OFFSET;
+        let zero = word & ZERO != 0 && !rules.geometry.extended_l2();
+        if zero && rules.version == Version::V2 {
+            self.survey.report.note(FindingKind::ZeroFlag, self.spot(index), || {
+                format!("entry {word:#018x} has the zero flag, which version 2 does not have")
+            });
+        }
+        if offset != 0 {
+            return self.allocated(index, word, bitmap, zero);
+        }
+        if zero {
+            return Ok(());
+        }
+        // Offset 0 is a place only in an external data file (trap 32).
+        if rules.data_file && L2Entry::is_copied(word) {
+            return self.allocated(index, word, bitmap, zero);
+        }
+        if bitmap & ALL_ALLOCATED != 0 {
+            self.corruption(FindingKind::Subclusters, index, || {
+                format!("subclusters {bitmap:#018x} are allocated, but the entry has no offset")
+            });
+        }
+        Ok(())
+    }
+
+    fn compressed(&mut self, index: u64, word: u64, bitmap: u64) -> Result<()> {
+        let survey = self.survey;
+        if L2Entry::is_copied(word) {
+            self.corruption(FindingKind::CopiedFlag, index, || {
+                "the copied flag is set on a compressed cluster".into()
+            });
+        }
+        if survey.rules.data_file {
+            self.corruption(FindingKind::Compressed, index, || {
+                "a compressed cluster, but data lives in a data file".into()
+            });
+            return Ok(());
+        }
+        if bitmap != 0 {
+            self.corruption(FindingKind::Compressed, index, || {
+                format!("a compressed cluster with subclusters {bitmap:#018x}")
+            });
+            return Ok(());
+        }
+        let span = CompressedSpan::decode(word, survey.geometry.cluster_bits());
+        survey.census.count(span.host.0, span.len, self.times, self.spot(index))?;
+        self.overlap(index, span.host.0, span.len);
+        let one = Figures { allocated: 1, fragmented: 1, compressed: 1 };
+        self.figures = self.figures.plus(one);
+        Ok(())
+    }
+
+    fn allocated(&mut self, index: u64, word: u64, bitmap: u64, zero: bool) -> Result<()> {
+        let survey = self.survey;
+        let (offset, cluster_size) = (word & OFFSET, survey.geometry.cluster_size());
+        if bitmap >> 32 & bitmap != 0 {
+            self.corruption(FindingKind::Subclusters, index, || {
+                format!("subclusters {bitmap:#018x} are both allocated and zero")
+            });
+        }
+        if !survey.geometry.is_aligned(offset) {
+            let contains = if zero { "preallocated" } else { "data" };
+            self.corruption(FindingKind::Misaligned, index, || {
+                format!(
+                    "the {contains} cluster is at {offset:#x}, expected a multiple of {cluster_size}"
+                )
+            });
+        }
+        self.figures.allocated = self.figures.allocated.saturating_add(1);
+        if self.next != 0 && self.next != offset {
+            self.figures.fragmented = self.figures.fragmented.saturating_add(1);
+        }
+        self.next = offset.saturating_add(cluster_size);
+        let cluster = offset >> survey.geometry.cluster_bits();
+        let one = if survey.rules.data_file {
+            self.check_place(index, offset);
+            Some(true)
+        } else {
+            survey.census.count(offset, cluster_size, self.times, self.spot(index))?;
+            self.overlap(index, offset, cluster_size);
+            survey.stored.is_one(cluster)
+        };
+        let copied = L2Entry::is_copied(word);
+        if one.is_some_and(|one| one != copied) && self.flagged > 0 {
+            let spot = self.spot(index);
+            survey.report.corruption(FindingKind::CopiedFlag, self.flagged, spot, || {
+                copied_message("the cluster", copied)
+            });
+        }
+        Ok(())
+    }
+
+    fn overlap(&self, index: u64, offset: u64, len: u64) {
+        if self.survey.census.hits_metadata(offset, len) {
+            self.survey.report.note(FindingKind::Overlap, self.spot(index), || {
+                format!("the data at {offset:#x} lies in a cluster of metadata")
+            });
+        }
+    }
+
+    /// In a data file, every cluster lies at its guest offset (trap 111).
+    fn check_place(&self, index: u64, offset: u64) {
+        let guest = self.guest(index);
+        if self.table.active > 0 && offset != guest {
+            self.survey.report.note(FindingKind::DataFileOffset, self.spot(index), || {
+                format!("the cluster is at {offset:#x} of the data file, expected {guest:#x}")
+            });
+        }
+    }
+
+    fn corruption(&self, kind: FindingKind, index: u64, message: impl FnOnce() -> String) {
+        self.survey.report.corruption(kind, self.times, self.spot(index), message);
+    }
+
+    fn guest(&self, index: u64) -> u64 {
+        let geometry = self.survey.geometry;
+        let table = self.table.l1_index.saturating_mul(geometry.l2_coverage());
+        table.saturating_add(index.saturating_mul(geometry.cluster_size()))
+    }
+
+    fn spot(&self, index: u64) -> Spot {
+        let within = index.saturating_mul(self.survey.geometry.l2_entry_size());
+        let mut spot =
+            Spot::entry(Structure::L2Table, index, self.table.offset.saturating_add(within));
+        spot.guest_offset = Some(self.guest(index));
+        spot
+    }
+}

@@ -1,0 +1,177 @@
+//! Counts the refcount structures themselves, then holds every refcount against the references.
+
+use rayon::prelude::*;
+
+use super::Survey;
+use super::census::whole;
+use super::report::{FindingKind, Severity, Spot, Structure};
+use super::stored::Block;
+use crate::Result;
+use crate::format::RefcountTableEntry;
+
+impl Survey<'_> {
+    /// Counts the refcount table.
+    pub(super) fn refcount_table(&self) -> Result<()> {
+        let offset = self.image.area.header.refcount_table_offset.0;
+        let len = (self.stored.table().len() as u64).saturating_mul(8);
+        let spot = whole(Structure::RefcountTable, offset);
+        self.census.count(offset, len, 1, spot)?;
+        self.census.claim(offset, len, spot);
+        Ok(())
+    }
+
+    /// Takes note of where the refcount blocks lie.
+    pub(super) fn claim_refcount_blocks(&self) {
+        for (index, at) in self.refcount_blocks() {
+            if let Block::At(offset) = self.stored.block(index) {
+                let spot = Spot::entry(Structure::RefcountTable, index, at);
+                self.census.claim(offset, self.geometry.cluster_size(), spot);
+            }
+        }
+    }
+
+    /// Counts the refcount blocks. They come last: who shares a cluster with a block is known then.
+    pub(super) fn count_refcount_blocks(&self) -> Result<()> {
+        for (index, at) in self.refcount_blocks() {
+            let spot = Spot::entry(Structure::RefcountTable, index, at);
+            let raw = usize::try_from(index).ok().and_then(|index| self.stored.table().get(index));
+            let entry = RefcountTableEntry(raw.copied().unwrap_or_default());
+            if entry.reserved() != 0 {
+                self.report.corruption(FindingKind::ReservedBits, 1, spot, || {
+                    format!("entry {:#018x} has reserved bits set", entry.0)
+                });
+                continue;
+            }
+            match self.stored.block(index) {
+                Block::Missing => {}
+                Block::Misaligned => {
+                    self.report.corruption(FindingKind::Misaligned, 1, spot, || {
+                        format!(
+                            "the block is at {:#x}, expected a multiple of {}",
+                            entry.0,
+                            self.geometry.cluster_size()
+                        )
+                    });
+                }
+                Block::TooFar => self.block_past_end(entry.0, spot),
+                Block::At(offset) => self.count_refcount_block(offset, spot)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn count_refcount_block(&self, offset: u64, spot: Spot) -> Result<()> {
+        let cluster = offset >> self.geometry.cluster_bits();
+        if cluster >= self.census.clusters() {
+            self.block_past_end(offset, spot);
+            return Ok(());
+        }
+        self.census.count(offset, self.geometry.cluster_size(), 1, spot)?;
+        let references = self.census.references(cluster).min(self.stored.width().max());
+        if references != 1 {
+            self.report.corruption(FindingKind::SharedRefcountBlock, 1, spot, || {
+                format!("the block at {offset:#x} has {references} references, expected 1")
+            });
+        }
+        Ok(())
+    }
+
+    fn block_past_end(&self, offset: u64, spot: Spot) {
+        self.report.corruption(FindingKind::PastEnd, 1, spot, || {
+            format!("the block at {offset:#x} lies past the end of the file")
+        });
+    }
+
+    /// Index and place of each entry of the refcount table that is not zero.
+    fn refcount_blocks(&self) -> impl Iterator<Item = (u64, u64)> {
+        let start = self.image.area.header.refcount_table_offset.0;
+        let entries = (0u64..).zip(self.stored.table());
+        entries
+            .filter(|(_, entry)| **entry != 0)
+            .map(move |(index, _)| (index, start.saturating_add(index.saturating_mul(8))))
+    }
+
+    /// Compares refcounts with references, and gives the highest cluster that has either.
+    pub(super) fn compare(&self) -> Result<u64> {
+        let clusters = self.census.clusters();
+        let highest = (0..self.stored.blocks_for(clusters))
+            .into_par_iter()
+            .map(|index| {
+                self.cancel.check()?;
+                self.compare_block(index, clusters)
+            })
+            .try_reduce(|| 0, |a, b| Ok(a.max(b)))?;
+        Ok(highest)
+    }
+
+    fn compare_block(&self, index: u64, clusters: u64) -> Result<u64> {
+        let first = index.saturating_mul(self.stored.per_block());
+        let end = first.saturating_add(self.stored.per_block()).min(clusters);
+        let mut highest = 0;
+        match self.stored.block(index) {
+            Block::At(_) => self.stored.each_in_block(index, clusters, |at, refcount| {
+                let cluster = first.saturating_add(at);
+                if self.compare_cluster(cluster, refcount) {
+                    highest = cluster;
+                }
+            })?,
+            Block::Missing => {
+                let mut cluster = self.census.next_referenced(first);
+                while cluster < end {
+                    if self.compare_cluster(cluster, 0) {
+                        highest = cluster;
+                    }
+                    cluster = self.census.next_referenced(cluster.saturating_add(1));
+                }
+            }
+            Block::Misaligned | Block::TooFar => {
+                let at = self.image.area.header.refcount_table_offset.0;
+                let at = at.saturating_add(index.saturating_mul(8));
+                let spot = Spot::entry(Structure::RefcountTable, index, at);
+                let unreadable = (Severity::CheckError, FindingKind::Unreadable);
+                self.report.add(unreadable, end.saturating_sub(first), spot, || {
+                    format!("the refcounts of clusters {first} to {end} cannot be read")
+                });
+                for cluster in first..end {
+                    self.bounded_references(cluster);
+                }
+            }
+        }
+        Ok(highest)
+    }
+
+    /// Says what is wrong with one refcount; whether the cluster is in use at all.
+    #[inline]
+    fn compare_cluster(&self, cluster: u64, refcount: u64) -> bool {
+        let references = self.bounded_references(cluster);
+        if refcount != references {
+            let (severity, kind) = if refcount > references {
+                (Severity::Leak, FindingKind::Leaked)
+            } else {
+                (Severity::Corruption, FindingKind::RefcountTooLow)
+            };
+            self.report.add((severity, kind), 1, self.cluster(cluster), || {
+                format!("the refcount is {refcount}, but there are {references} references")
+            });
+        }
+        refcount > 0 || references > 0
+    }
+
+    /// The references to a cluster as far as refcounts can express them; each one more is wrong.
+    fn bounded_references(&self, cluster: u64) -> u64 {
+        let references = self.census.references(cluster);
+        let most = self.stored.width().max();
+        let excess = references.saturating_sub(most);
+        self.report.corruption(
+            FindingKind::RefcountOverflow,
+            excess,
+            self.cluster(cluster),
+            || format!("{references} references, but refcounts reach only to {most}"),
+        );
+        references.min(most)
+    }
+
+    fn cluster(&self, cluster: u64) -> Spot {
+        Spot::entry(Structure::Cluster, cluster, self.census.offset_of(cluster))
+    }
+}
