@@ -564,7 +564,7 @@ fn trap_116_the_luks_header_is_counted_without_its_key() {
 fn fragmentation_is_counted_as_qemu_counts_it() {
     needs_qemu!();
     let image = built("cluster_size=4k", |image| {
-        let writes: Vec<_> = (0..32).rev().map(|i| format!("write {} 4k", i * 4 << 10)).collect();
+        let writes: Vec<_> = (0..32).rev().map(|i| format!("write {} 4k", (i * 4) << 10)).collect();
         qemu_io("qcow2", image, &writes);
     });
     let scratch = Scratch::new();

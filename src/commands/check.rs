@@ -1,11 +1,14 @@
-//! `qcowtool check`: holds an image's metadata against itself.
+//! `qcowtool check`: holds an image's metadata against itself, and repairs it if asked.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use qcow::chain::Format;
-use qcow::ops::check::{CheckOptions, CheckOutcome, Finding, check};
+use qcow::ops::check::{
+    CheckOptions, CheckOutcome, Finding, RepairOptions, RepairOutcome, Scope, Step, check, repair,
+};
 use qcow::{Error, ErrorKind, Printable};
+use serde::Serialize;
 
 use crate::args::{OutputArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
@@ -29,12 +32,17 @@ const NOT_SUPPORTED: u8 = 63;
 The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
 nothing.
 
+A repair is planned and proven in memory first, and is refused if anything in the image is not
+understood: then nothing is written. It needs the image for itself.
+
 Examples:
   qcowtool check vm.qcow2
   qcowtool check --output json vm.qcow2
+  qcowtool check -r all --dry-run vm.qcow2
+  qcowtool check -r all vm.qcow2
 
 Exit codes:
-  0    clean
+  0    clean (after the repair, if one was asked for)
   1    could not be checked, or not completely; standard error says why
   2    corrupt
   3    leaks, and nothing worse
@@ -54,13 +62,28 @@ pub(crate) struct Check {
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     format: Option<Format>,
 
-    /// Accepted for qemu-img's sake: reading never waits for a writer's lock
+    /// Check an image that another process may be changing, such as a running guest's
     #[arg(short = 'U', long)]
     force_share: bool,
+
+    /// Repair in place: only leaks, or all that is wrong
+    #[arg(short, long, value_enum, value_name = "WHAT", conflicts_with = "force_share")]
+    repair: Option<What>,
+
+    /// Print what a repair would do, and write nothing
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
 
     /// The image
     #[arg(value_name = "PATH")]
     path: PathBuf,
+}
+
+/// What is repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    Leaks,
+    All,
 }
 
 impl Check {
@@ -70,22 +93,37 @@ impl Check {
         self.voice.opening(&self.path, self.format);
         let options = CheckOptions {
             format: self.format,
+            force_share: self.force_share,
             threads: self.work.threads(),
             ..CheckOptions::default()
         };
         let progress = Progress::new(self.work.progress(&self.voice));
-        let result = check(&self.path, &options, &progress, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result).map_err(|failure| match failure {
+        let settle = |failure| match failure {
             Failure::Error(error) => refusal(error),
             other => other,
-        })?;
-        match self.output.output {
-            OutputFormat::Json => print_json(&outcome)?,
-            OutputFormat::Human if self.voice.quiet => {}
-            OutputFormat::Human => print(text(&outcome))?,
+        };
+        if let Some(what) = self.repair {
+            let scope = if what == What::All { Scope::All } else { Scope::Leaks };
+            let options = RepairOptions { scope, dry_run: self.dry_run, check: options };
+            let result = repair(&self.path, &options, &progress, watch.token());
+            progress.finish(result.is_ok());
+            let outcome = watch.settle(result).map_err(settle)?;
+            self.print(&outcome, repaired_text)?;
+            return verdict(&outcome.check);
         }
+        let result = check(&self.path, &options, &progress, watch.token());
+        progress.finish(result.is_ok());
+        let outcome = watch.settle(result).map_err(settle)?;
+        self.print(&outcome, text)?;
         verdict(&outcome)
+    }
+
+    fn print<T: Serialize>(&self, outcome: &T, text: fn(&T) -> String) -> Result<(), Failure> {
+        match self.output.output {
+            OutputFormat::Json => print_json(outcome),
+            OutputFormat::Human if self.voice.quiet => Ok(()),
+            OutputFormat::Human => print(text(outcome)),
+        }
     }
 }
 
@@ -120,6 +158,34 @@ fn text(outcome: &CheckOutcome) -> String {
     }
     text.push_str(&summary(outcome));
     text
+}
+
+/// What was done, step by step, then the image as it is now.
+fn repaired_text(outcome: &RepairOutcome) -> String {
+    let mut text = String::new();
+    if !outcome.steps.is_empty() {
+        text.push_str(if outcome.dry_run { "A repair would:\n" } else { "Repaired:\n" });
+    }
+    text.extend(outcome.steps.iter().map(step_line));
+    if outcome.steps_left_out > 0 {
+        text.push_str(&format!("  and {} more steps\n", outcome.steps_left_out));
+    }
+    let (leaks, corruptions) = (outcome.leaks_fixed, outcome.corruptions_fixed);
+    if leaks > 0 || corruptions > 0 {
+        text.push_str("The following inconsistencies were found and repaired:\n\n");
+        text.push_str(&format!("    {leaks} leaked clusters\n    {corruptions} corruptions\n\n"));
+        text.push_str("Double checking the fixed image now...\n");
+    }
+    text.push_str(&self::text(&outcome.check));
+    text
+}
+
+fn step_line(step: &Step) -> String {
+    let Step { action, structure, index, host_offset, from, to, .. } = step;
+    let (action, structure) = (action.as_str(), structure.as_str());
+    format!(
+        "  {action}: {structure} entry {index}, at byte {host_offset:#x}: {from:#x} -> {to:#x}\n"
+    )
 }
 
 fn line(finding: &Finding) -> String {

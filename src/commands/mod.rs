@@ -2,6 +2,7 @@
 
 mod check;
 mod checksum;
+mod compare;
 mod create;
 mod flatten;
 mod generate;
@@ -10,6 +11,7 @@ mod map;
 
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
+pub(crate) use compare::Compare;
 pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;

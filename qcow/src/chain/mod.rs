@@ -127,14 +127,29 @@ impl Chain {
 
 /// Opens the one image that `path` names, without looking further than its format.
 pub(crate) fn open_file(path: &Path, format: Option<Format>) -> Result<(FileStorage, Format)> {
-    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
-    let file = FilePolicy::AnyLocal.open(&name.path)?;
-    let format = match (format, &name.driver) {
+    let file = FilePolicy::AnyLocal.open(&local_path(path)?)?;
+    let format = probe_format(&file, path, format)?;
+    Ok((file, format))
+}
+
+/// The file that a name given by a person means.
+pub(crate) fn local_path(path: &Path) -> Result<PathBuf> {
+    Ok(ImageName::from_user(path).map_err(|error| error.file(path))?.path)
+}
+
+/// The format of `file`, which was opened by the name `path`.
+pub(crate) fn probe_format(
+    file: &FileStorage,
+    path: &Path,
+    format: Option<Format>,
+) -> Result<Format> {
+    let driver = ImageName::from_user(path)?.driver;
+    match (format, driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
-        (None, None) => Format::probe(&file),
-    };
-    Ok((file, format.map_err(|error: Error| error.file(path))?))
+        (None, None) => Format::probe(file),
+    }
+    .map_err(|error: Error| error.file(path))
 }
 
 /// The file that `name`, as it stands in the header of the image at `holder`, means.

@@ -2,6 +2,7 @@
 
 mod buffer;
 mod file;
+mod in_place;
 mod lock;
 mod memory;
 mod output;
@@ -12,6 +13,9 @@ use crate::{Error, Result};
 
 pub(crate) use buffer::Buffer;
 pub use file::{FileStorage, Identity, OpenedAs};
+#[cfg(test)]
+pub(crate) use in_place::{Event, Recording};
+pub(crate) use in_place::{InPlace, open_in_place};
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use output::OutputFile;

@@ -12,6 +12,7 @@ mod census;
 mod clusters;
 mod counters;
 mod refcounts;
+mod repair;
 mod report;
 mod stored;
 mod tables;
@@ -24,14 +25,16 @@ use serde::Serialize;
 use crate::chain::{Format, open_file};
 use crate::format::{EntryRules, Geometry};
 use crate::image::Skeleton;
-use crate::io::Storage;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::io::{Access, Storage};
+use crate::{CancelToken, Error, Observer, Result, Silent};
 
 use census::{Census, whole};
 use clusters::Figures;
 use report::{FindingKind, Report, Spot};
 use stored::Stored;
+use tables::L2Table;
 
+pub use repair::{Action, RepairOptions, RepairOutcome, Scope, Step, repair};
 pub use report::{Finding, FindingKind as Kind, Severity, Structure};
 
 /// How to check.
@@ -39,6 +42,8 @@ pub use report::{Finding, FindingKind as Kind, Severity, Structure};
 pub struct CheckOptions {
     /// Format of the image; `None` looks at its first bytes.
     pub format: Option<Format>,
+    /// Check an image that another process may be changing: what is found may be wrong.
+    pub force_share: bool,
     /// Worker threads; 0 means one per core. The outcome does not depend on it.
     pub threads: usize,
     /// Most findings to list; all are counted.
@@ -47,7 +52,7 @@ pub struct CheckOptions {
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { format: None, threads: 0, max_findings: 1000 }
+        Self { format: None, force_share: false, threads: 0, max_findings: 1000 }
     }
 }
 
@@ -129,10 +134,23 @@ pub fn check(
     if format != Format::Qcow2 {
         return Err(Error::unsupported(format!("{format} images have nothing to check")).file(path));
     }
-    let outcome =
-        in_pool(options.threads, || check_storage(Arc::new(storage), options, observer, cancel))?;
-    let outcome = outcome.map_err(|error| error.file(path))?;
+    let file = Arc::new(storage);
+    let done = in_pool(options.threads, || {
+        if !options.force_share {
+            file.lock(Access::READ, Access::WRITE | Access::RESIZE).map_err(how_to_share)?;
+        }
+        let outcome = check_storage(Arc::clone(&file) as _, options, observer, cancel)?;
+        if !options.force_share {
+            file.check_unchanged()?;
+        }
+        Ok(outcome)
+    })?;
+    let outcome = done.map_err(|error: Error| error.file(path))?;
     Ok(CheckOutcome { filename: path.to_path_buf(), ..outcome })
+}
+
+fn how_to_share(error: Error) -> Error {
+    error.hint("stop its user, or give -U to check it all the same")
 }
 
 /// Runs `work` with as many threads as asked for.
@@ -155,23 +173,18 @@ pub(crate) fn check_storage(
     let image = Skeleton::open(storage)?;
     let report = Report::new(options.max_findings);
     let survey = Survey::new(&image, &report, cancel)?;
-    let (figures, highest) = survey.run(observer)?;
-    let (findings, findings_left_out) = report.findings();
-    let geometry = image.geometry();
-    Ok(CheckOutcome {
-        image_end_offset: highest.saturating_add(1).saturating_mul(geometry.cluster_size()),
-        total_clusters: geometry.clusters_for(image.area.header.virtual_size()),
-        corruptions: report.corruptions(),
-        check_errors: report.check_errors(),
-        leaks: report.leaks(),
-        allocated_clusters: figures.allocated,
-        filename: PathBuf::new(),
-        fragmented_clusters: figures.fragmented,
-        format: Format::Qcow2,
-        compressed_clusters: figures.compressed,
-        findings,
-        findings_left_out,
-    })
+    let found = survey.run(observer)?;
+    Ok(survey.outcome(&found))
+}
+
+/// What a survey found besides what is in its report.
+#[derive(Debug)]
+struct Found {
+    /// All L2 tables, each once.
+    tables: Vec<L2Table>,
+    figures: Figures,
+    /// The highest cluster that is in use.
+    highest: u64,
 }
 
 /// One image being checked. Its parts are in the modules below: L1 tables in `tables`, L2 tables
@@ -195,24 +208,64 @@ impl<'a> Survey<'a> {
         Ok(Self { image, geometry, rules: image.rules(), stored, census, report, cancel })
     }
 
-    /// Counts everything that refers to clusters, then compares. What lies where is known before
-    /// the L2 tables are walked, so that data that lies in metadata is seen.
-    fn run(&self, observer: &dyn Observer) -> Result<(Figures, u64)> {
+    /// Counts everything that refers to clusters, then compares.
+    fn run(&self, observer: &dyn Observer) -> Result<Found> {
+        let tables = self.mapping()?;
+        self.refcount_table()?;
+        self.claim_refcount_blocks();
+        self.claim(&tables)?;
+        let figures = self.l2_tables(&tables, observer)?;
+        self.bitmaps()?;
+        self.count_refcount_blocks()?;
+        let highest = self.compare()?;
+        Ok(Found { tables, figures, highest })
+    }
+
+    /// Counts everything but the refcount structures, and compares nothing.
+    fn run_without_refcounts(&self) -> Result<()> {
+        let tables = self.mapping()?;
+        self.claim(&tables)?;
+        self.l2_tables(&tables, &Silent)?;
+        self.bitmaps()
+    }
+
+    /// Counts what leads to the L2 tables, and lists them.
+    fn mapping(&self) -> Result<Vec<L2Table>> {
         self.header()?;
         self.snapshot_table()?;
         let mut tables = self.active_l1()?;
         self.snapshot_l1s(&mut tables)?;
-        self.refcount_table()?;
-        self.claim_refcount_blocks();
+        Ok(tables)
+    }
+
+    /// Takes note of where L2 tables and bitmaps lie, before any data is counted, so that data in
+    /// metadata is seen.
+    fn claim(&self, tables: &[L2Table]) -> Result<()> {
         self.claim_bitmaps()?;
-        for table in &tables {
+        for table in tables {
             let spot = whole(Structure::L2Table, table.offset);
             self.census.claim(table.offset, self.geometry.cluster_size(), spot);
         }
-        let figures = self.l2_tables(&tables, observer)?;
-        self.bitmaps()?;
-        self.count_refcount_blocks()?;
-        Ok((figures, self.compare()?))
+        Ok(())
+    }
+
+    fn outcome(&self, found: &Found) -> CheckOutcome {
+        let (findings, findings_left_out) = self.report.findings();
+        let end = found.highest.saturating_add(1);
+        CheckOutcome {
+            image_end_offset: self.census.offset_of(end),
+            total_clusters: self.geometry.clusters_for(self.image.area.header.virtual_size()),
+            corruptions: self.report.corruptions(),
+            check_errors: self.report.check_errors(),
+            leaks: self.report.leaks(),
+            allocated_clusters: found.figures.allocated,
+            filename: PathBuf::new(),
+            fragmented_clusters: found.figures.fragmented,
+            format: Format::Qcow2,
+            compressed_clusters: found.figures.compressed,
+            findings,
+            findings_left_out,
+        }
     }
 
     /// Counts the header's cluster and the encryption header.

@@ -50,6 +50,11 @@ pub struct MapEntry {
 }
 
 impl MapEntry {
+    /// The first guest offset past the entry.
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.length)
+    }
+
     /// Whether `next`, which starts where this ends, is of the same kind and in the same place.
     fn continues_in(&self, next: &Self) -> bool {
         let place = match (self.offset, next.offset) {

@@ -80,7 +80,7 @@ impl<'a> Census<'a> {
         if clusters.end > self.whole_clusters() {
             self.clusters.fetch_max(clusters.end, Relaxed);
         }
-        clusters.for_each(|cluster| self.references.add(cluster, times));
+        self.references.add_range(clusters, times);
     }
 
     /// Takes note that a structure lies in these bytes; says in a finding if another does already.
@@ -113,6 +113,16 @@ impl<'a> Census<'a> {
     pub(super) fn hits_metadata(&self, offset: u64, len: u64) -> bool {
         !self.is_past_end(offset, len)
             && self.touched(offset, len).any(|cluster| self.is_metadata(cluster))
+    }
+
+    /// Whether no structure lies in any of these clusters.
+    pub(super) fn is_free_of_metadata(&self, clusters: Range<u64>) -> bool {
+        self.metadata.uniform(clusters) == Some(false)
+    }
+
+    /// Whether the sixty-four clusters from `cluster`, a multiple of 64, on have one reference each.
+    pub(super) fn are_one(&self, cluster: u64) -> bool {
+        self.references.are_one(cluster)
     }
 
     /// Clusters of the file, and the one behind it if something refers to it.

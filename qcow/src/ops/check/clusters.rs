@@ -91,15 +91,7 @@ impl Survey<'_> {
             figures: Figures::default(),
             next: 0,
         };
-        let width = usize::try_from(self.geometry.l2_entry_size()).unwrap_or(8);
-        for (index, bytes) in (0..).zip(buffer.chunks_exact(width)) {
-            let (word, bitmap) = bytes.split_at_checked(8).unwrap_or_default();
-            let bitmap = if bitmap.len() == 8 { BigEndian::read_u64(bitmap) } else { 0 };
-            let word = BigEndian::read_u64(word);
-            if word != 0 || bitmap != 0 {
-                walk.entry(index, word, bitmap)?;
-            }
-        }
+        walk.all(buffer)?;
         Ok(walk.figures.times(table.active))
     }
 }
@@ -118,6 +110,85 @@ struct L2Walk<'a> {
 }
 
 impl L2Walk<'_> {
+    /// Looks at all entries of the table; those that continue each other together.
+    fn all(&mut self, bytes: &[u8]) -> Result<()> {
+        let wide = self.survey.geometry.extended_l2();
+        let width = if wide { 16 } else { 8 };
+        let cluster_size = self.survey.geometry.cluster_size();
+        let read = |bytes: &[u8]| {
+            let (word, bitmap) = bytes.split_at_checked(8).unwrap_or_default();
+            (BigEndian::read_u64(word), if wide { BigEndian::read_u64(bitmap) } else { 0 })
+        };
+        let mut rest = bytes;
+        let mut index: u64 = 0;
+        while let Some((first, others)) = rest.split_at_checked(width) {
+            let (word, bitmap) = read(first);
+            let mut run: u64 = 1;
+            if word == 0 && bitmap == 0 {
+                // Nothing here.
+            } else if self.is_plain(word, bitmap) {
+                let follows = |(entry, step): (&[u8], u64)| {
+                    let expected = word.wrapping_add(cluster_size.wrapping_mul(step));
+                    let (word, bitmap) = read(entry);
+                    word == expected && bitmap >> 32 & bitmap == 0
+                };
+                let more = others.chunks_exact(width).zip(1..).take_while(|&next| follows(next));
+                run = run.saturating_add(more.count() as u64);
+                self.run(index, word, run)?;
+            } else {
+                self.entry(index, word, bitmap)?;
+            }
+            let skip = usize::try_from(run).unwrap_or(usize::MAX).saturating_mul(width);
+            rest = rest.get(skip..).unwrap_or_default();
+            index = index.saturating_add(run);
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is an ordinary one for a cluster, with nothing to say about it alone.
+    fn is_plain(&self, word: u64, bitmap: u64) -> bool {
+        let rules = self.survey.rules;
+        let offset = word & OFFSET;
+        word & (COMPRESSED | RESERVED) == 0
+            && (word & ZERO == 0 || rules.version != Version::V2)
+            && bitmap >> 32 & bitmap == 0
+            && offset != 0
+            && rules.geometry.is_aligned(offset)
+            && !rules.data_file
+    }
+
+    /// Looks at `count` plain entries from `index` on, whose clusters follow each other, the first
+    /// of which is `word`.
+    fn run(&mut self, index: u64, word: u64, count: u64) -> Result<()> {
+        let survey = self.survey;
+        let cluster_size = survey.geometry.cluster_size();
+        let (offset, len) = (word & OFFSET, cluster_size.saturating_mul(count));
+        let clusters = survey.census.touched(offset, len);
+        let copied = L2Entry::is_copied(word);
+        if survey.census.is_past_end(offset, len)
+            || !survey.census.is_free_of_metadata(clusters.clone())
+            || (self.flagged > 0 && survey.stored.uniform(clusters.clone()) != Some(copied))
+        {
+            return (0..count).try_for_each(|step| {
+                let word = word.wrapping_add(cluster_size.wrapping_mul(step));
+                self.entry(index.saturating_add(step), word, 0)
+            });
+        }
+        survey.census.count_clusters(clusters, self.times);
+        self.count_allocated(offset, count);
+        Ok(())
+    }
+
+    /// Adds `count` clusters that follow each other to the figures.
+    fn count_allocated(&mut self, offset: u64, count: u64) {
+        self.figures.allocated = self.figures.allocated.saturating_add(count);
+        if self.next != 0 && self.next != offset {
+            self.figures.fragmented = self.figures.fragmented.saturating_add(1);
+        }
+        let len = self.survey.geometry.cluster_size().saturating_mul(count);
+        self.next = offset.saturating_add(len);
+    }
+
     fn entry(&mut self, index: u64, word: u64, bitmap: u64) -> Result<()> {
         if word & COMPRESSED != 0 {
             return self.compressed(index, word, bitmap);
@@ -196,11 +267,7 @@ impl L2Walk<'_> {
                 )
             });
         }
-        self.figures.allocated = self.figures.allocated.saturating_add(1);
-        if self.next != 0 && self.next != offset {
-            self.figures.fragmented = self.figures.fragmented.saturating_add(1);
-        }
-        self.next = offset.saturating_add(cluster_size);
+        self.count_allocated(offset, 1);
         let cluster = offset >> survey.geometry.cluster_bits();
         let one = if survey.rules.data_file {
             self.check_place(index, offset);

@@ -3,6 +3,7 @@
 //! Memory is taken in pages when a cluster of the page is first counted: 4 bits for each cluster,
 //! and 32 more only in pages where some count passes 15.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -12,6 +13,8 @@ const PAGE: u64 = 1 << PAGE_BITS;
 /// Small counts are kept in fields of four bits, sixteen to a word.
 const SMALL_MAX: u64 = 15;
 const SMALL_PER_WORD_BITS: u32 = 4;
+/// A word of sixteen counts of one.
+const EACH_ONE: u64 = 0x1111_1111_1111_1111;
 
 /// A count for each of a number of clusters. Threads may add at the same time; counts stop at
 /// about 2^32.
@@ -47,6 +50,38 @@ impl Counters {
                 Err(current) => old = current,
             }
         }
+    }
+
+    /// Adds `times` to the counts of many clusters, sixteen at a time where nothing was counted yet.
+    pub(super) fn add_range(&self, clusters: Range<u64>, times: u64) {
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let next = at.saturating_add(16);
+            let fresh = at & 15 == 0 && next <= clusters.end && times < SMALL_MAX;
+            if fresh && self.fill_word(at, times) {
+                at = next;
+            } else {
+                self.add(at, times);
+                at = at.saturating_add(1);
+            }
+        }
+    }
+
+    /// Sets the sixteen counts from `cluster` on, if all are zero.
+    fn fill_word(&self, cluster: u64, times: u64) -> bool {
+        let page = self.0.get(index(cluster >> PAGE_BITS));
+        let page = page.map(|page| page.get_or_init(Page::new));
+        let word = page.and_then(|page| page.small.get(small_place(cluster).0));
+        let filled = EACH_ONE.wrapping_mul(times);
+        word.is_some_and(|word| word.compare_exchange(0, filled, Relaxed, Relaxed).is_ok())
+    }
+
+    /// Whether each of the sixty-four clusters from `cluster`, a multiple of 64, on was counted once.
+    pub(super) fn are_one(&self, cluster: u64) -> bool {
+        let page = self.0.get(index(cluster >> PAGE_BITS)).and_then(OnceLock::get);
+        let first = small_place(cluster).0;
+        let words = page.and_then(|page| page.small.get(first..first.saturating_add(4)));
+        words.is_some_and(|words| words.iter().all(|word| word.load(Relaxed) == EACH_ONE))
     }
 
     /// The count of `cluster`.
@@ -114,12 +149,46 @@ impl ClusterSet {
         page.get(in_page(cluster) >> 6).is_some_and(|word| word.fetch_or(bit, Relaxed) & bit != 0)
     }
 
+    /// Adds those of the sixty-four clusters from `cluster`, a multiple of 64, on whose bits are set.
+    pub(super) fn insert_word(&self, cluster: u64, bits: u64) {
+        let page = self.0.get(index(cluster >> PAGE_BITS));
+        if let Some(page) = page.filter(|_| bits != 0) {
+            let page = page.get_or_init(|| (0..PAGE >> 6).map(|_| AtomicU64::new(0)).collect());
+            if let Some(word) = page.get(in_page(cluster) >> 6) {
+                word.fetch_or(bits, Relaxed);
+            }
+        }
+    }
+
+    /// The sixty-four clusters around `cluster`, one bit each.
+    #[inline]
+    pub(super) fn word(&self, cluster: u64) -> u64 {
+        let page = self.0.get(index(cluster >> PAGE_BITS)).and_then(OnceLock::get);
+        let word = page.and_then(|page| page.get(in_page(cluster) >> 6));
+        word.map_or(0, |word| word.load(Relaxed))
+    }
+
+    /// Whether the set has all of these clusters (`Some(true)`), none (`Some(false)`), or some.
+    pub(super) fn uniform(&self, clusters: Range<u64>) -> Option<bool> {
+        let first = self.contains(clusters.start);
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let next = (at | 63).saturating_add(1).min(clusters.end);
+            let bits = u32::try_from(next.saturating_sub(at)).unwrap_or_default();
+            let mask = u64::MAX.checked_shr(64_u32.saturating_sub(bits)).unwrap_or_default();
+            let expected = if first { mask } else { 0 };
+            if (self.word(at) >> (at & 63)) & mask != expected {
+                return None;
+            }
+            at = next;
+        }
+        Some(first)
+    }
+
     /// Whether `cluster` is in the set.
     #[inline]
     pub(super) fn contains(&self, cluster: u64) -> bool {
-        let page = self.0.get(index(cluster >> PAGE_BITS)).and_then(OnceLock::get);
-        let word = page.and_then(|page| page.get(in_page(cluster) >> 6));
-        word.is_some_and(|word| word.load(Relaxed) >> (cluster & 63) & 1 == 1)
+        self.word(cluster) >> (cluster & 63) & 1 == 1
     }
 }
 
@@ -161,6 +230,30 @@ mod tests {
         assert_eq!(counters.next_counted(4), 4);
         assert_eq!(counters.next_counted(PAGE), 2 * PAGE);
         assert_eq!(counters.next_counted(3 * PAGE), u64::MAX);
+    }
+
+    #[test]
+    fn ranges_count_like_their_clusters() {
+        let (ranges, ones) = (Counters::new(PAGE), Counters::new(PAGE));
+        for (range, times) in [(3..100, 1), (0..64, 2), (50..51, 20), (128..192, 1)] {
+            ranges.add_range(range.clone(), times);
+            range.for_each(|cluster| ones.add(cluster, times));
+        }
+        assert!((0..200).all(|cluster| ranges.get(cluster) == ones.get(cluster)));
+        assert!(ranges.are_one(128) && !ranges.are_one(64) && !ranges.are_one(192));
+    }
+
+    #[test]
+    fn a_range_of_a_set_is_full_or_empty_or_neither() {
+        let set = ClusterSet::new(PAGE);
+        set.insert_word(64, u64::MAX);
+        set.insert(128);
+        assert_eq!(set.uniform(64..129), Some(true));
+        assert_eq!(set.uniform(70..128), Some(true));
+        assert_eq!(set.uniform(64..130), None);
+        assert_eq!(set.uniform(0..64), Some(false));
+        assert_eq!(set.uniform(63..65), None);
+        assert_eq!(set.uniform(129..400), Some(false));
     }
 
     #[test]

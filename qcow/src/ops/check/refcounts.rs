@@ -109,12 +109,7 @@ impl Survey<'_> {
         let end = first.saturating_add(self.stored.per_block()).min(clusters);
         let mut highest = 0;
         match self.stored.block(index) {
-            Block::At(_) => self.stored.each_in_block(index, clusters, |at, refcount| {
-                let cluster = first.saturating_add(at);
-                if self.compare_cluster(cluster, refcount) {
-                    highest = cluster;
-                }
-            })?,
+            Block::At(offset) => return self.compare_groups(offset, first, end),
             Block::Missing => {
                 let mut cluster = self.census.next_referenced(first);
                 while cluster < end {
@@ -136,6 +131,32 @@ impl Survey<'_> {
                     self.bounded_references(cluster);
                 }
             }
+        }
+        Ok(highest)
+    }
+
+    /// Compares clusters `first..end`, whose refcounts are in the block at `offset`. Most groups of
+    /// clusters are used once each and known to be; the block is only read for the others.
+    fn compare_groups(&self, offset: u64, first: u64, end: u64) -> Result<u64> {
+        let mut block = Vec::new();
+        let mut highest = 0;
+        let mut group = first;
+        while group < end {
+            let next = group.saturating_add(64);
+            if next <= end && self.stored.are_one(group) && self.census.are_one(group) {
+                highest = next.saturating_sub(1);
+            } else {
+                if block.is_empty() {
+                    block = self.stored.read_block(offset)?;
+                }
+                for cluster in group..next.min(end) {
+                    let refcount = self.stored.refcount(&block, cluster.saturating_sub(first))?;
+                    if self.compare_cluster(cluster, refcount) {
+                        highest = cluster;
+                    }
+                }
+            }
+            group = next;
         }
         Ok(highest)
     }

@@ -1,7 +1,7 @@
 //! What a check finds: exact counts, and the first findings in the order of the file's structures
 //! whatever the threads did.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -176,9 +176,15 @@ pub(super) struct Report {
     corruptions: AtomicU64,
     leaks: AtomicU64,
     check_errors: AtomicU64,
-    found: AtomicU64,
-    kept: Mutex<BTreeSet<Finding>>,
+    kept: Mutex<Kept>,
     most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    first: BTreeSet<Finding>,
+    /// How many there are of each sort, kept or not.
+    sorts: BTreeMap<(Structure, FindingKind), u64>,
 }
 
 impl Report {
@@ -188,7 +194,6 @@ impl Report {
             corruptions: AtomicU64::new(0),
             leaks: AtomicU64::new(0),
             check_errors: AtomicU64::new(0),
-            found: AtomicU64::new(0),
             kept: Mutex::default(),
             most,
         }
@@ -214,8 +219,10 @@ impl Report {
         if let Some(counter) = counter {
             counter.fetch_add(times, Relaxed);
         }
-        self.found.fetch_add(1, Relaxed);
         let mut kept = self.kept();
+        let sort = kept.sorts.entry((spot.structure, kind)).or_default();
+        *sort = sort.saturating_add(1);
+        let kept = &mut kept.first;
         let Spot { structure, host_offset, index, guest_offset } = spot;
         let full = kept.len() >= self.most;
         let after = |last: &Finding| {
@@ -269,12 +276,19 @@ impl Report {
 
     /// The findings that were kept, in order, and how many were left out.
     pub(super) fn findings(&self) -> (Vec<Finding>, u64) {
-        let kept: Vec<Finding> = self.kept().iter().cloned().collect();
-        let left_out = self.found.load(Relaxed).saturating_sub(kept.len() as u64);
-        (kept, left_out)
+        let kept = self.kept();
+        let found = kept.sorts.values().fold(0u64, |sum, &sort| sum.saturating_add(sort));
+        let first: Vec<Finding> = kept.first.iter().cloned().collect();
+        let left_out = found.saturating_sub(first.len() as u64);
+        (first, left_out)
     }
 
-    fn kept(&self) -> MutexGuard<'_, BTreeSet<Finding>> {
+    /// The sorts of findings that there are.
+    pub(super) fn sorts(&self) -> Vec<(Structure, FindingKind)> {
+        self.kept().sorts.keys().copied().collect()
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

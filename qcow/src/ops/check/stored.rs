@@ -1,5 +1,7 @@
 //! The refcounts that the image stores.
 
+use std::ops::Range;
+
 use byteorder::{BigEndian, ByteOrder};
 use rayon::prelude::*;
 
@@ -52,12 +54,7 @@ impl<'a> Stored<'a> {
         let stored = Self { image, geometry, width, table, known: clusters, ones };
         (0..stored.blocks_for(clusters)).into_par_iter().try_for_each(|index| {
             cancel.check()?;
-            let first = index.saturating_mul(stored.per_block());
-            stored.each_in_block(index, clusters, |cluster, refcount| {
-                if refcount == 1 {
-                    stored.ones.insert(first.saturating_add(cluster));
-                }
-            })
+            stored.find_ones(index, clusters)
         })?;
         Ok(stored)
     }
@@ -105,30 +102,54 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// Calls `each` with the index and value of each refcount of block `index`, as far as `clusters`
-    /// reach; does nothing for blocks that do not exist or cannot be.
-    ///
-    /// # Errors
-    /// [`Io`](crate::ErrorKind::Io).
-    pub(super) fn each_in_block(
-        &self,
-        index: u64,
-        clusters: u64,
-        mut each: impl FnMut(u64, u64),
-    ) -> Result<()> {
+    /// Whether the refcounts of these clusters are all one (`Some(true)`), or none is
+    /// (`Some(false)`); otherwise, and where any cannot be read, `None`.
+    pub(super) fn uniform(&self, clusters: Range<u64>) -> Option<bool> {
+        let per_block = self.per_block();
+        let first = clusters.start.checked_div(per_block)?;
+        let last = clusters.end.saturating_sub(1).checked_div(per_block)?;
+        let readable = |index| !matches!(self.block(index), Block::Misaligned | Block::TooFar);
+        if clusters.end > self.known || !(first..=last).all(readable) {
+            return None;
+        }
+        self.ones.uniform(clusters)
+    }
+
+    /// Whether the refcounts of the sixty-four clusters from `cluster`, a multiple of 64, on are
+    /// known to be one.
+    pub(super) fn are_one(&self, cluster: u64) -> bool {
+        self.ones.word(cluster) == u64::MAX
+    }
+
+    /// Looks for refcounts of one in block `index`, as far as `clusters` reach.
+    fn find_ones(&self, index: u64, clusters: u64) -> Result<()> {
         let Block::At(offset) = self.block(index) else { return Ok(()) };
         let block = self.read_block(offset)?;
         let first = index.saturating_mul(self.per_block());
         let count = self.per_block().min(clusters.saturating_sub(first));
-        if self.width.order() == 4 {
-            let all = (0..count).zip(block.chunks_exact(2));
-            all.for_each(|(at, bytes)| each(at, BigEndian::read_u16(bytes).into()));
-        } else {
-            for at in 0..count {
-                each(at, self.width.get(&block, at)?);
+        // Blocks have at least 64 refcounts, so groups of 64 do not cross them.
+        for group in (0..count).step_by(64) {
+            let end = group.saturating_add(64).min(count);
+            let mut bits = 0;
+            for at in group..end {
+                let one = self.refcount(&block, at)? == 1;
+                bits |= u64::from(one) << (at & 63);
             }
+            self.ones.insert_word(first.saturating_add(group), bits);
         }
         Ok(())
+    }
+
+    /// The refcount at `index` of a block's bytes.
+    #[inline]
+    pub(super) fn refcount(&self, block: &[u8], index: u64) -> Result<u64> {
+        // Nearly all images have 16 bits.
+        if self.width.order() == 4 {
+            let at = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(2);
+            let bytes = block.get(at..at.saturating_add(2));
+            return Ok(bytes.map_or(0, BigEndian::read_u16).into());
+        }
+        self.width.get(block, index)
     }
 
     /// The bytes of a block.
@@ -141,6 +162,15 @@ impl<'a> Stored<'a> {
         read_padded(&*self.image.storage, &mut block, offset)
             .map_err(|error| error.structure("refcount block"))?;
         Ok(block)
+    }
+
+    /// The refcount of one cluster; `None` if it cannot be read.
+    pub(super) fn refcount_of(&self, cluster: u64) -> Option<u64> {
+        match self.block(cluster.checked_div(self.per_block())?) {
+            Block::Missing => Some(0),
+            Block::Misaligned | Block::TooFar => None,
+            Block::At(offset) => self.refcount_in(offset, cluster),
+        }
     }
 
     /// One refcount, read for itself: for the few clusters that lie past the end of the file.

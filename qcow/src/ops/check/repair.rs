@@ -1,0 +1,296 @@
+//! Makes an image whole again, where it can be told what whole means.
+//!
+//! The plan is made against a copy of the image in memory and proven there: it is carried out only
+//! if the image would be clean afterwards (or, for [`Scope::Leaks`], no worse). It then goes to
+//! disk in phases, each durable before the next, so that a crash leaves the old or the new state
+//! of each entry and at worst leaks:
+//!
+//! 1. entries that lead nowhere are dropped, copied flags that lie are cleared;
+//! 2. refcounts are raised, or written anew at the end of the file, and the header then switched;
+//! 3. refcounts are lowered;
+//! 4. copied flags are set;
+//! 5. the dirty and corrupt bits are cleared.
+//!
+//! An image in which something is not understood (reserved bits, misaligned data, two structures
+//! in one cluster) is left alone: freeing what nobody seems to use could be the end of its data.
+
+mod entries;
+mod plan;
+mod refcounts;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::report::{FindingKind, Report};
+use super::{CheckOptions, CheckOutcome, Found, Structure, Survey, check, in_pool};
+use crate::chain::{Format, local_path, probe_format};
+use crate::format::{Incompatible, Version};
+use crate::image::Skeleton;
+use crate::io::{Storage, open_in_place};
+use crate::{CancelToken, Error, Observer, Result, Silent};
+
+use plan::Plan;
+pub use plan::{Action, Step};
+
+/// Where a version 3 header keeps its incompatible feature bits.
+const INCOMPATIBLE_BITS: u64 = 72;
+
+/// How much is repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Only clusters that are taken and not used are given back.
+    Leaks,
+    /// Everything.
+    All,
+}
+
+/// How to repair.
+#[derive(Debug, Clone)]
+pub struct RepairOptions {
+    /// How much.
+    pub scope: Scope,
+    /// Only make the plan.
+    pub dry_run: bool,
+    /// How to check, and how many findings and steps to list. Nothing is ever shared: a repair
+    /// needs the image for itself.
+    pub check: CheckOptions,
+}
+
+/// What was, or would be, repaired. Serialises to what `qemu-img check -r` prints, with the steps.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct RepairOutcome {
+    /// The image after the repair; before it, if nothing was to be written.
+    #[serde(flatten)]
+    pub check: CheckOutcome,
+    /// Leaks that are gone.
+    #[serde(skip_serializing_if = "super::is_zero")]
+    pub leaks_fixed: u64,
+    /// Corruptions that are gone.
+    #[serde(skip_serializing_if = "super::is_zero")]
+    pub corruptions_fixed: u64,
+    /// Whether this is only a plan.
+    pub dry_run: bool,
+    /// What was, or would be, done, in order.
+    pub steps: Vec<Step>,
+    /// Steps beyond those.
+    #[serde(skip_serializing_if = "super::is_zero")]
+    pub steps_left_out: u64,
+}
+
+/// Repairs the image at `path` in place, and checks it again.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use qcow::ops::check::{CheckOptions, RepairOptions, Scope, repair};
+/// use qcow::{CancelToken, Silent};
+///
+/// let options =
+///     RepairOptions { scope: Scope::All, dry_run: true, check: CheckOptions::default() };
+/// let plan = repair(Path::new("vm.qcow2"), &options, &Silent, &CancelToken::new())?;
+/// for step in &plan.steps {
+///     println!("{} {:#x}: {}", step.structure.as_str(), step.host_offset, step.action.as_str());
+/// }
+/// # Ok::<(), qcow::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`check`]; [`Denied`](crate::ErrorKind::Denied) if somebody uses the image;
+/// [`Unsupported`](crate::ErrorKind::Unsupported), with nothing written, if something in it is not
+/// understood.
+pub fn repair(
+    path: &Path,
+    options: &RepairOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<RepairOutcome> {
+    let outcome = in_pool(options.check.threads, || {
+        let local = local_path(path)?;
+        let (target, storage) = open_in_place(&local)?;
+        let format = probe_format(&storage, path, options.check.format)?;
+        if format != Format::Qcow2 {
+            return Err(Error::unsupported(format!("{format} images have nothing to repair")));
+        }
+        let storage: Arc<dyn Storage> = Arc::new(storage);
+        let (before, plan) = make_plan(&storage, options, observer, cancel)?;
+        let mut outcome = RepairOutcome {
+            check: before,
+            leaks_fixed: 0,
+            corruptions_fixed: 0,
+            dry_run: options.dry_run,
+            steps: plan.steps.clone(),
+            steps_left_out: plan.steps_left_out,
+        };
+        if !options.dry_run && !plan.is_empty() {
+            plan.apply(&target)?;
+            let shared = CheckOptions { force_share: true, ..options.check.clone() };
+            let after = check(path, &shared, &Silent, cancel)?;
+            outcome.leaks_fixed = outcome.check.leaks.saturating_sub(after.leaks);
+            outcome.corruptions_fixed = outcome.check.corruptions.saturating_sub(after.corruptions);
+            outcome.check = after;
+        }
+        outcome.check.filename = path.to_path_buf();
+        Ok(outcome)
+    })?;
+    outcome.map_err(|error| error.file(path))
+}
+
+/// One look at the image as the plan has made it so far.
+struct Look<'a> {
+    survey: &'a Survey<'a>,
+    found: &'a Found,
+}
+
+/// Checks the image in `storage`, and plans what makes it whole.
+fn make_plan(
+    storage: &Arc<dyn Storage>,
+    options: &RepairOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(CheckOutcome, Plan)> {
+    let most = options.check.max_findings;
+    let mut plan = Plan::new(Arc::clone(storage), most);
+    let image = Skeleton::open(Arc::clone(storage))?;
+    let report = Report::new(most);
+    let survey = Survey::new(&image, &report, cancel)?;
+    let found = survey.run(observer)?;
+    let before = survey.outcome(&found);
+    let sound = before.corruptions == 0 && before.check_errors == 0;
+    if options.scope == Scope::All && !sound {
+        entries::drop_dead(&Look { survey: &survey, found: &found }, &mut plan)?;
+    }
+    if plan.is_empty() {
+        plan_refcounts(&Look { survey: &survey, found: &found }, options.scope, &mut plan)?;
+    } else {
+        let image = Skeleton::open(plan.result())?;
+        let report = Report::new(most);
+        let survey = Survey::new(&image, &report, cancel)?;
+        let found = survey.run(&Silent)?;
+        plan_refcounts(&Look { survey: &survey, found: &found }, options.scope, &mut plan)?;
+    }
+    prove(&before, options.scope, &mut plan, cancel)?;
+    Ok((before, plan))
+}
+
+/// Plans refcounts and copied flags for an image in which all entries lead somewhere.
+fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
+    let report = look.survey.report;
+    if report.corruptions() == 0 && report.leaks() == 0 && report.check_errors() == 0 {
+        return Ok(());
+    }
+    refuse_what_is_not_understood(report)?;
+    let in_place = refcounts::can_stay(look)?;
+    if scope == Scope::Leaks {
+        if !in_place {
+            return Err(Error::unsupported("the refcounts cannot be trusted")
+                .hint("`check -r all` writes them anew"));
+        }
+        let target = refcounts::Target::Lowered;
+        refcounts::lower(look, plan)?;
+        return entries::copied_flags(look, target, true, plan);
+    }
+    if in_place {
+        refuse_overlaps(report)?;
+        entries::copied_flags(look, refcounts::Target::Exact, false, plan)?;
+        refcounts::raise(look, plan)?;
+        refcounts::lower(look, plan)?;
+        entries::copied_flags(look, refcounts::Target::Exact, true, plan)
+    } else {
+        let counted = Report::new(0);
+        let fresh = Survey::new(look.survey.image, &counted, look.survey.cancel)?;
+        fresh.run_without_refcounts()?;
+        refuse_overlaps(&counted)?;
+        let anew = refcounts::Target::Anew(&fresh);
+        entries::copied_flags(look, anew, false, plan)?;
+        refcounts::rebuild(look, &fresh, plan)?;
+        entries::copied_flags(look, anew, true, plan)
+    }
+}
+
+/// Anything but refcounts and copied flags may mean that references were misread.
+fn refuse_what_is_not_understood(report: &Report) -> Result<()> {
+    let strange = report.sorts().into_iter().find(|(structure, kind)| {
+        let refcounts = matches!(
+            structure,
+            Structure::RefcountTable | Structure::RefcountBlock | Structure::Cluster
+        );
+        let counted = matches!(
+            kind,
+            FindingKind::Leaked | FindingKind::RefcountTooLow | FindingKind::CopiedFlag
+        );
+        let noted = matches!(kind, FindingKind::Overlap | FindingKind::ZeroFlag);
+        match kind {
+            FindingKind::RefcountOverflow => true,
+            _ => !(refcounts || counted || noted),
+        }
+    });
+    match strange {
+        None => Ok(()),
+        Some((_, FindingKind::RefcountOverflow)) => {
+            Err(Error::unsupported("some clusters have more references than refcounts can express")
+                .structure("refcount block")
+                .hint("copy the image with `qcowtool flatten`"))
+        }
+        Some((structure, _)) => Err(Error::unsupported(
+            "something in the image is not understood, and is left alone; nothing was written",
+        )
+        .structure(structure.as_str())
+        .hint("`qcowtool check` lists it; copy what can be read with `qcowtool flatten`")),
+    }
+}
+
+/// Where two structures lie in one cluster, writing one would destroy the other.
+fn refuse_overlaps(report: &Report) -> Result<()> {
+    match report.sorts().into_iter().find(|(_, kind)| *kind == FindingKind::Overlap) {
+        None => Ok(()),
+        Some((structure, _)) => Err(Error::unsupported(
+            "metadata shares a cluster with something else, so nothing was written",
+        )
+        .structure(structure.as_str())
+        .hint("`qcowtool check` says which; copy what can be read with `qcowtool flatten`")),
+    }
+}
+
+/// Checks the image that the plan makes, in memory; lets it have clean feature bits if it earned them.
+fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
+    let options = CheckOptions { max_findings: 0, ..CheckOptions::default() };
+    let after = super::check_storage(plan.result(), &options, &Silent, cancel)?;
+    let clean = after.corruptions == 0 && after.check_errors == 0;
+    let better = after.corruptions <= before.corruptions
+        && after.check_errors <= before.check_errors
+        && after.leaks == 0;
+    if !(better && (clean || scope == Scope::Leaks)) {
+        return Err(Error::unsupported(format!(
+            "a repair would leave {} corruptions and {} leaks, so nothing was written",
+            after.corruptions, after.leaks
+        ))
+        .hint("copy what can be read with `qcowtool flatten`"));
+    }
+    if clean { clear_bits(plan) } else { Ok(()) }
+}
+
+fn clear_bits(plan: &mut Plan) -> Result<()> {
+    let image = Skeleton::open(plan.result())?;
+    let header = &image.area.header;
+    let bits = header.incompatible;
+    let cleared = bits.difference(Incompatible::DIRTY | Incompatible::CORRUPT);
+    if header.version == Version::V2 || cleared == bits {
+        return Ok(());
+    }
+    plan.step(Step {
+        action: Action::ClearBits,
+        structure: Structure::Header,
+        index: 0,
+        host_offset: INCOMPATIBLE_BITS,
+        from: bits.bits(),
+        to: cleared.bits(),
+    });
+    plan.barrier();
+    plan.write(INCOMPATIBLE_BITS, cleared.bits().to_be_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests;

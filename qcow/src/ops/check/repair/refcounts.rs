@@ -1,0 +1,231 @@
+//! Repairs of refcounts: in their blocks where these are sound, else anew at the end of the file.
+
+use super::Look;
+use super::plan::{Action, Plan, Step};
+use crate::format::{Geometry, MAX_REFCOUNT_TABLE_BYTES, encode_table};
+use crate::ops::check::stored::Block;
+use crate::ops::check::{Structure, Survey};
+use crate::{Error, Result};
+
+/// Where the header keeps the refcount table's offset, and its length in clusters after it.
+const TABLE_FIELDS: u64 = 48;
+
+/// What refcounts will be when the repair is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// The references.
+    Exact,
+    /// The references, or what is stored if that is less.
+    Lowered,
+    /// The references as this survey counted them, without the old refcount structures.
+    Anew(&'a Survey<'a>),
+}
+
+impl Target<'_> {
+    /// The refcount of a cluster as it will be; 0 where none can be read.
+    pub(super) fn refcount(self, survey: &Survey<'_>, cluster: u64) -> u64 {
+        let references = survey.census.references(cluster);
+        match self {
+            Self::Exact => references,
+            Self::Lowered if survey.stored.is_one(cluster) == Some(true) => references.min(1),
+            Self::Lowered => {
+                survey.stored.refcount_of(cluster).map_or(0, |stored| stored.min(references))
+            }
+            Self::Anew(fresh) => fresh.census.references(cluster),
+        }
+    }
+}
+
+/// Whether the refcount structures are sound, and have room for every refcount that is needed.
+pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
+    let survey = look.survey;
+    let sorts = survey.report.sorts();
+    let broken = sorts.iter().any(|(structure, _)| *structure == Structure::RefcountTable);
+    if broken || survey.stored.table().is_empty() || table_is_shared(survey) {
+        return Ok(false);
+    }
+    let clusters = survey.census.clusters();
+    let missing = |index: &u64| survey.stored.block(*index) == Block::Missing;
+    for index in (0..survey.stored.blocks_for(clusters)).filter(missing) {
+        let first = index.saturating_mul(survey.stored.per_block());
+        let end = first.saturating_add(survey.stored.per_block()).min(clusters);
+        if next_referenced(survey, first, end).is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether anything else refers to the refcount table: then it must not be written to.
+fn table_is_shared(survey: &Survey<'_>) -> bool {
+    let offset = survey.image.area.header.refcount_table_offset.0;
+    let len = (survey.stored.table().len() as u64).saturating_mul(8);
+    survey.census.touched(offset, len).any(|cluster| survey.census.references(cluster) != 1)
+}
+
+fn next_referenced(survey: &Survey<'_>, from: u64, end: u64) -> Option<u64> {
+    let mut cluster = survey.census.next_referenced(from);
+    while cluster < end {
+        if survey.census.references(cluster) > 0 {
+            return Some(cluster);
+        }
+        cluster = survey.census.next_referenced(cluster.saturating_add(1));
+    }
+    None
+}
+
+/// Raises what is too low to the number of references.
+pub(super) fn raise(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
+    adjust(look, plan, Action::RaiseRefcount, |stored, references| stored < references)
+}
+
+/// Lowers what is too high to the number of references.
+pub(super) fn lower(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
+    adjust(look, plan, Action::LowerRefcount, |stored, references| stored > references)
+}
+
+fn adjust(
+    look: &Look<'_>,
+    plan: &mut Plan,
+    action: Action,
+    wrong: impl Fn(u64, u64) -> bool,
+) -> Result<()> {
+    let survey = look.survey;
+    // What lies past the last cluster in use may have refcounts too, but QEMU does not look there.
+    let clusters = survey.census.clusters();
+    let width = survey.stored.width();
+    plan.barrier();
+    for index in 0..survey.stored.blocks_for(clusters) {
+        survey.cancel.check()?;
+        let Block::At(offset) = survey.stored.block(index) else { continue };
+        let first = index.saturating_mul(survey.stored.per_block());
+        let count = survey.stored.per_block().min(clusters.saturating_sub(first));
+        let mut old = vec![0; usize::try_from(survey.geometry.cluster_size()).unwrap_or_default()];
+        crate::io::read_padded(&*plan.result(), &mut old, offset)?;
+        let mut new = old.clone();
+        for at in 0..count {
+            let cluster = first.saturating_add(at);
+            let from = survey.stored.refcount(&old, at)?;
+            let to = survey.census.references(cluster);
+            if wrong(from, to) {
+                width.set(&mut new, at, to)?;
+                let host_offset = survey.census.offset_of(cluster);
+                let structure = Structure::Cluster;
+                plan.step(Step { action, structure, index: cluster, host_offset, from, to });
+            }
+        }
+        plan.replace(offset, &old, &new)?;
+    }
+    plan.barrier();
+    Ok(())
+}
+
+/// Writes refcount blocks and table anew behind everything that is in use or in the file, then
+/// makes the header name them. The old ones are free from then on.
+pub(super) fn rebuild(look: &Look<'_>, fresh: &Survey<'_>, plan: &mut Plan) -> Result<()> {
+    let (survey, geometry) = (look.survey, look.survey.geometry);
+    let width = survey.stored.width();
+    let start = fresh.census.clusters().max(geometry.clusters_for(plan.result().len()));
+    let layout = Layout::new(fresh, start)?;
+    plan.barrier();
+    let mut table = vec![0; layout.table_entries(geometry)];
+    for (number, &index) in (0u64..).zip(&layout.blocks) {
+        let mut block = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
+        let first = index.saturating_mul(survey.stored.per_block());
+        for at in 0..survey.stored.per_block() {
+            let cluster = first.saturating_add(at);
+            let ours = (start..layout.end()).contains(&cluster);
+            let count = if ours { 1 } else { fresh.census.references(cluster) };
+            if count > 0 {
+                width.set(&mut block, at, count)?;
+            }
+        }
+        let offset = fresh.census.offset_of(start.saturating_add(number));
+        if let Some(entry) = usize::try_from(index).ok().and_then(|index| table.get_mut(index)) {
+            *entry = offset;
+        }
+        plan.write(offset, block)?;
+    }
+    let table_offset = fresh.census.offset_of(layout.table_start());
+    plan.write(table_offset, encode_table(&table))?;
+    let old = &survey.image.area.header;
+    let mut step = Step {
+        action: Action::WriteRefcounts,
+        structure: Structure::RefcountTable,
+        index: 0,
+        host_offset: table_offset,
+        from: 0,
+        to: layout.blocks.len() as u64,
+    };
+    plan.step(step.clone());
+    plan.barrier();
+    step = Step {
+        action: Action::SwitchRefcounts,
+        structure: Structure::Header,
+        host_offset: TABLE_FIELDS,
+        from: old.refcount_table_offset.0,
+        to: table_offset,
+        ..step
+    };
+    plan.step(step);
+    // Both fields in one write, in one sector (trap 27).
+    let mut fields = table_offset.to_be_bytes().to_vec();
+    fields.extend_from_slice(&layout.table_clusters.to_be_bytes());
+    plan.write(TABLE_FIELDS, fields)?;
+    plan.barrier();
+    Ok(())
+}
+
+/// Where new refcount structures go: blocks from cluster `start` on, then the table.
+struct Layout {
+    start: u64,
+    /// Which blocks there are, in order.
+    blocks: Vec<u64>,
+    table_clusters: u32,
+}
+
+impl Layout {
+    /// Grows until the structures have room for their own refcounts (trap 70).
+    fn new(fresh: &Survey<'_>, start: u64) -> Result<Self> {
+        let (stored, geometry) = (&fresh.stored, fresh.geometry);
+        let used: Vec<u64> = (0..stored.blocks_for(start))
+            .filter(|index| {
+                let first = index.saturating_mul(stored.per_block());
+                next_referenced(fresh, first, first.saturating_add(stored.per_block())).is_some()
+            })
+            .collect();
+        let mut layout = Self { start, blocks: used.clone(), table_clusters: 1 };
+        loop {
+            let own_first = start.checked_div(stored.per_block()).unwrap_or_default();
+            let own = own_first..stored.blocks_for(layout.end());
+            let mut blocks = used.clone();
+            blocks.retain(|index| !own.contains(index));
+            blocks.extend(own.clone());
+            let table_bytes = own.end.saturating_mul(8);
+            if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
+                return Err(Error::limit("the refcount table would be longer than 8 MiB")
+                    .hint("copy the image with `qcowtool flatten`"));
+            }
+            let table_clusters = u32::try_from(geometry.clusters_for(table_bytes)).unwrap_or(1);
+            let done =
+                blocks.len() == layout.blocks.len() && table_clusters == layout.table_clusters;
+            (layout.blocks, layout.table_clusters) = (blocks, table_clusters);
+            if done {
+                return Ok(layout);
+            }
+        }
+    }
+
+    fn table_start(&self) -> u64 {
+        self.start.saturating_add(self.blocks.len() as u64)
+    }
+
+    fn end(&self) -> u64 {
+        self.table_start().saturating_add(self.table_clusters.into())
+    }
+
+    fn table_entries(&self, geometry: Geometry) -> usize {
+        let bytes = u64::from(self.table_clusters).saturating_mul(geometry.cluster_size());
+        usize::try_from(bytes >> 3).unwrap_or_default()
+    }
+}
