@@ -1,4 +1,5 @@
-//! Block devices as raw images. Needs the right to set up loop devices; says so when it has none.
+//! Block devices as raw images, and full file systems. Needs the right to set up loop devices and to
+//! mount; says so when it has none.
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
@@ -21,11 +22,16 @@ impl Loop {
         let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
         let device = output.ok().filter(|o| o.status.success()).map(|o| o.stdout);
         if device.is_none() {
-            let test = std::thread::current().name().unwrap_or("a test").to_owned();
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: no loop devices here");
+            skipped("no loop devices here");
         }
         Some(Self(String::from_utf8(device?).unwrap().trim().into()))
     }
+}
+
+/// Says so where the harness does not swallow it.
+fn skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }
 
 impl Drop for Loop {
@@ -94,4 +100,36 @@ fn a_block_device_is_no_target() {
     }
     assert_bytes!(std::fs::read(&file).unwrap(), content);
     assert!(device.0.exists(), "the device node is still there");
+}
+
+/// A file system of 8 MiB, unmounted when dropped.
+struct Small(PathBuf);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_file_system_is_an_error_and_nothing_is_left_on_it() {
+    let scratch = Scratch::new();
+    let dir = scratch.subdir("small");
+    let mount =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=8M", "none"]).arg(&dir).output();
+    if !mount.is_ok_and(|output| output.status.success()) {
+        return skipped("not allowed to mount");
+    }
+    let small = Small(dir);
+    let source = scratch.file("source.raw", &noise(4, 12 << 20));
+    for options in ["-O raw", "-O qcow2", "-c -o compression_type=zstd", "-o preallocation=full"] {
+        let mut arguments = args!["flatten", "-f", "raw"];
+        arguments.extend(options.split(' ').map(Into::into));
+        qcowtool([arguments, args![source, small.0.join("target")]].concat())
+            .refused_naming(&["space"]);
+        assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0, "{options}");
+    }
+    let create = args!["create", "-f", "qcow2", "-o", "preallocation=full"];
+    qcowtool([create, args![small.0.join("disk"), "20M"]].concat()).refused_naming(&["space"]);
+    assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0);
 }
