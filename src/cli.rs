@@ -46,7 +46,7 @@ pub(crate) enum Command {
     Flatten(Flatten),
     /// Tell whether two images hold the same, and where they differ
     Compare(Compare),
-    /// Print the CRC-32 of what a guest would read
+    /// Print a digest of what a guest would read, or prove an earlier one
     Checksum(Checksum),
     /// Write man pages or shell completions
     #[command(hide = true)]

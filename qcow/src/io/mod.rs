@@ -10,7 +10,7 @@ use std::fmt;
 use crate::{Error, Result};
 
 pub(crate) use buffer::Buffer;
-pub use file::{FileStorage, Identity, OpenedAs};
+pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
 pub use memory::MemoryStorage;
 pub use output::OutputFile;
 

@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod compare;
 pub mod create;
+pub mod digest;
 pub mod flatten;
 pub mod info;
 pub mod map;
