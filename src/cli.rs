@@ -102,7 +102,7 @@ commands! {
     Flatten "flatten" "Write a whole backing chain as one standalone image";
     Compare "compare" "Tell whether two images hold the same, and where they differ";
     Check "check" "Hold an image's metadata against itself, and count what is wrong";
-    Checksum "checksum" "Print the CRC-32 of what a guest would read";
+    Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
     Generate "generate" "Write man pages or shell completions" hidden true;
 }
 

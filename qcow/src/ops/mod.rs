@@ -6,6 +6,7 @@ pub mod check;
 pub mod checksum;
 pub mod compare;
 pub mod create;
+pub mod digest;
 pub mod flatten;
 pub mod info;
 pub mod map;
