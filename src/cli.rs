@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{Checksum, Compare, Create, Flatten, Generate, Info, MapCommand};
+use crate::commands::{Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Info(Info),
     /// List where the parts of a disk come from: which layer, which offset, or zeros
     Map(MapCommand),
+    /// Tell how long the file of a new image will be
+    Measure(Measure),
     /// Write a whole backing chain as one standalone image
     Flatten(Flatten),
     /// Tell whether two images hold the same, and where they differ
@@ -60,6 +62,7 @@ impl Command {
             Self::Create(command) => command.output.output,
             Self::Info(command) => command.output.output,
             Self::Map(command) => command.output.output,
+            Self::Measure(command) => command.output.output,
             Self::Flatten(command) => command.output.output,
             Self::Compare(command) => command.output.output,
             Self::Checksum(command) => command.output.output,
@@ -73,6 +76,7 @@ impl Command {
             Self::Create(command) => command.run(),
             Self::Info(command) => command.run(),
             Self::Map(command) => command.run(),
+            Self::Measure(command) => command.run(),
             Self::Flatten(command) => command.run(),
             Self::Compare(command) => command.run(),
             Self::Checksum(command) => command.run(),

@@ -7,6 +7,7 @@ mod flatten;
 mod generate;
 mod info;
 mod map;
+mod measure;
 
 pub(crate) use checksum::Checksum;
 pub(crate) use compare::Compare;
@@ -15,3 +16,4 @@ pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
+pub(crate) use measure::Measure;

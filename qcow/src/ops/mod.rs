@@ -7,6 +7,7 @@ pub mod digest;
 pub mod flatten;
 pub mod info;
 pub mod map;
+pub mod measure;
 mod pipeline;
 mod target;
 mod turns;
