@@ -2,7 +2,9 @@
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand};
+use crate::commands::{
+    Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure,
+};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -99,6 +101,7 @@ commands! {
     Create "create" "Make an empty image of exactly the right size";
     Info "info" "Show what an image says about itself, and about its backing chain";
     MapCommand "map" "List where the parts of a disk come from: which layer, which offset, or zeros";
+    Measure "measure" "Tell how long the file of a new image will be";
     Flatten "flatten" "Write a whole backing chain as one standalone image";
     Compare "compare" "Tell whether two images hold the same, and where they differ";
     Check "check" "Hold an image's metadata against itself, and count what is wrong";

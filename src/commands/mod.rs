@@ -8,6 +8,7 @@ mod flatten;
 mod generate;
 mod info;
 mod map;
+mod measure;
 
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
@@ -17,3 +18,4 @@ pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
+pub(crate) use measure::Measure;

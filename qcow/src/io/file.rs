@@ -48,6 +48,19 @@ pub struct FileStatus {
 }
 
 impl FileStatus {
+    fn of(status: &Metadata) -> Self {
+        let time = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
+        Self {
+            device: status.dev(),
+            inode: status.ino(),
+            size: status.len(),
+            mtime_ns: time(status.mtime(), status.mtime_nsec()),
+            ctime_ns: time(status.ctime(), status.ctime_nsec()),
+            mode: status.mode(),
+            owner: status.uid(),
+        }
+    }
+
     /// Whether its group or everybody may write it.
     pub fn others_may_write(&self) -> bool {
         self.mode & 0o022 != 0
@@ -62,25 +75,7 @@ pub struct FileStorage {
     identity: Identity,
     len: u64,
     allocated: u64,
-    stamp: Stamp,
-}
-
-/// What changes when a file does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    len: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(status: &Metadata) -> Self {
-        Self {
-            len: status.len(),
-            modified: (status.mtime(), status.mtime_nsec()),
-            changed: (status.ctime(), status.ctime_nsec()),
-        }
-    }
+    opened: FileStatus,
 }
 
 impl FileStorage {
@@ -119,7 +114,7 @@ impl FileStorage {
             return Err(Error::denied("neither a regular file nor a block device"));
         };
         let allocated = status.blocks().saturating_mul(512);
-        Ok(Self { file, kind, identity, len, allocated, stamp: Stamp::of(&status) })
+        Ok(Self { file, kind, identity, len, allocated, opened: FileStatus::of(&status) })
     }
 
     /// Announces to QEMU and to others like us what is done with the file and what nobody else
@@ -137,8 +132,7 @@ impl FileStorage {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io) if somebody has.
     pub fn check_unchanged(&self) -> Result<()> {
-        let status = self.file.metadata().map_err(status_error)?;
-        if self.kind == OpenedAs::File && Stamp::of(&status) != self.stamp {
+        if self.kind == OpenedAs::File && self.status()? != self.opened {
             return Err(Error::io(
                 "the file changed while it was being read",
                 std::io::Error::other("what was read may be neither the old nor the new state"),
@@ -168,19 +162,7 @@ impl FileStorage {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io).
     pub fn status(&self) -> Result<FileStatus> {
-        let status = self.file.metadata();
-        let status =
-            status.map_err(|error| Error::io("could not read the file's status", error))?;
-        let time = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
-        Ok(FileStatus {
-            device: status.dev(),
-            inode: status.ino(),
-            size: status.len(),
-            mtime_ns: time(status.mtime(), status.mtime_nsec()),
-            ctime_ns: time(status.ctime(), status.ctime_nsec()),
-            mode: status.mode(),
-            owner: status.uid(),
-        })
+        self.file.metadata().map(|status| FileStatus::of(&status)).map_err(status_error)
     }
 
     /// The open descriptor's own idea of where it lives, free of symbolic links and races.

@@ -104,6 +104,23 @@ pub fn flatten(
     })
 }
 
+/// The length of the file that [`flatten`] would write with these options, found by doing all but
+/// writing it.
+pub(super) fn file_length(
+    chain: &Chain,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<u64> {
+    match &options.target {
+        TargetOptions::Raw(_) => Ok(chain.virtual_size()),
+        TargetOptions::Qcow2(target) => {
+            let done = qcow2::measure(chain, target, options, observer, cancel)?;
+            Ok(done.file_length)
+        }
+    }
+}
+
 /// What a target knows when it is finished.
 struct Done {
     file_length: u64,

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod flatten;
 pub mod info;
 pub mod map;
+pub mod measure;
 mod pipeline;
 mod target;
 mod turns;

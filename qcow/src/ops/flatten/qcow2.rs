@@ -25,14 +25,8 @@ pub(super) fn flatten(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Done> {
-    let target = target.checked(false)?;
-    if options.compress {
-        refuse_compression(&target)?;
-    }
+    let (target, placer) = prepared(chain, target, options).map_err(|error| error.file(path))?;
     let size = chain.virtual_size();
-    let geometry = target.geometry()?;
-    let placer = Placer::new(target.rules()?, target.refcount_width()?, size)
-        .map_err(|error| error.file(path))?;
     let output = OutputFile::create(path, options.replace)?;
     let data_file = target
         .data_file
@@ -49,19 +43,11 @@ pub(super) fn flatten(
             Error::usage("the data file is one of the images being read").file(data_file.target())
         );
     }
-    let job = Qcow2Job {
-        output: &output,
-        data: data_file.as_ref().unwrap_or(&output),
-        cluster_size: usize::try_from(geometry.cluster_size()).unwrap_or_default(),
-        subclusters: geometry.extended_l2(),
-        compress: options.compress.then_some(target.compression_type),
-        digest: options.digest,
-        preallocation: target.preallocation,
-        cancel,
-    };
+    let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
+    let job = Qcow2Job::new(Some(files), &target, options, cancel);
     let state = State { placer, data_bytes: 0, crc: options.digest.then(Crc::new) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    let finished = state.placer.finish(&mut MetadataOnly(&output))?;
+    let finished = state.placer.finish(&mut MetadataOnly(Some(&output)))?;
     output.set_len(finished.file_length)?;
     if target.preallocation == Preallocation::Falloc {
         output.reserve(0, finished.file_length)?;
@@ -74,6 +60,37 @@ pub(super) fn flatten(
     Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
 }
 
+/// Does everything that [`flatten`] does but writing. With an external data file, the length is
+/// that of the image without it.
+pub(super) fn measure(
+    chain: &Chain,
+    target: &Qcow2Options,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Done> {
+    let (target, placer) = prepared(chain, target, options)?;
+    let job = Qcow2Job::new(None, &target, options, cancel);
+    let state = State { placer, data_bytes: 0, crc: None };
+    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
+    let finished = state.placer.finish(&mut MetadataOnly(None))?;
+    Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
+}
+
+/// Checks the options, and starts the layout.
+fn prepared(
+    chain: &Chain,
+    target: &Qcow2Options,
+    options: &FlattenOptions,
+) -> Result<(Qcow2Options, Placer)> {
+    let target = target.checked(false)?;
+    if options.compress {
+        refuse_compression(&target)?;
+    }
+    let placer = Placer::new(target.rules()?, target.refcount_width()?, chain.virtual_size())?;
+    Ok((target, placer))
+}
+
 fn refuse_compression(target: &Qcow2Options) -> Result<()> {
     if target.data_file.is_some() {
         return Err(Error::usage("compressed clusters cannot live in an external data file"));
@@ -84,10 +101,18 @@ fn refuse_compression(target: &Qcow2Options) -> Result<()> {
     Ok(())
 }
 
-struct Qcow2Job<'a> {
-    output: &'a OutputFile,
+/// Where things are written.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    image: &'a OutputFile,
     /// Where uncompressed clusters go.
     data: &'a OutputFile,
+}
+
+struct Qcow2Job<'a> {
+    /// `None` to find out how long the file would be.
+    files: Option<Files<'a>>,
+    data_file: bool,
     cluster_size: usize,
     subclusters: bool,
     compress: Option<CompressionType>,
@@ -190,10 +215,14 @@ impl Job for Qcow2Job<'_> {
         }
         let size = self.cluster_size as u64;
         let first = guest.checked_div(size).unwrap_or_default();
-        let full = self.preallocation == Preallocation::Full && !self.has_data_file();
-        let (output, cancel) = (self.output, self.cancel);
+        let count = len.div_ceil(size.max(1));
+        let Some(files) = self.files else {
+            return state.placer.reserve_run(first, count, &mut MetadataOnly(None));
+        };
+        let full = self.preallocation == Preallocation::Full && !self.data_file;
+        let (output, cancel) = (files.image, self.cancel);
         let mut sink = ReserveSink { output, cluster_size: size, full, cancel };
-        state.placer.reserve_run(first, len.div_ceil(size.max(1)), &mut sink)
+        state.placer.reserve_run(first, count, &mut sink)
     }
 
     fn write(
@@ -203,15 +232,21 @@ impl Job for Qcow2Job<'_> {
         _ready: Ready,
         placed: Vec<Write>,
     ) -> Result<()> {
+        let Some(files) = self.files else { return Ok(()) };
         for write in placed {
             match write {
-                Write::Data { from, to, host } => self.write_data(bytes, from, to, host)?,
+                Write::Data { from, to, host } => {
+                    // What the item does not have (at the end of the disk) is a hole and reads
+                    // as zeros.
+                    let run = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
+                    files.data.write_at(run, host.0)?;
+                }
                 Write::Partial { from, mask, host } => {
-                    self.write_partial(bytes, from, mask, host)?;
+                    self.write_partial(files.data, bytes, from, mask, host)?;
                 }
                 Write::Packed { from, to, host } => {
                     let packed = worker.packed.get(from..to).unwrap_or_default();
-                    self.output.write_at(packed, host.0)?;
+                    files.image.write_at(packed, host.0)?;
                 }
             }
         }
@@ -219,9 +254,24 @@ impl Job for Qcow2Job<'_> {
     }
 }
 
-impl Qcow2Job<'_> {
-    fn has_data_file(&self) -> bool {
-        !std::ptr::eq(self.data, self.output)
+impl<'a> Qcow2Job<'a> {
+    /// `target` has been checked.
+    fn new(
+        files: Option<Files<'a>>,
+        target: &Qcow2Options,
+        options: &FlattenOptions,
+        cancel: &'a CancelToken,
+    ) -> Self {
+        Self {
+            files,
+            data_file: target.data_file.is_some(),
+            cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
+            subclusters: target.extended_l2,
+            compress: options.compress.then_some(target.compression_type),
+            digest: options.digest,
+            preallocation: target.preallocation,
+            cancel,
+        }
     }
 
     fn classify(&self, worker: &mut Worker, cluster: &[u8]) -> Result<Cluster> {
@@ -248,7 +298,7 @@ impl Qcow2Job<'_> {
 
     fn place_clusters(&self, placer: &mut Placer, ready: &Ready) -> Result<Vec<Write>> {
         let mut sink = Collect {
-            metadata: MetadataOnly(self.output),
+            metadata: MetadataOnly(self.files.map(|files| files.image)),
             first_cluster: ready.first_cluster,
             cluster_size: self.cluster_size,
             writes: Vec::new(),
@@ -278,21 +328,21 @@ impl Qcow2Job<'_> {
         Ok(sink.writes)
     }
 
-    /// Writes whole clusters; what the item does not have (at the end of the disk) is a hole and
-    /// reads as zeros.
-    fn write_data(&self, bytes: &[u8], from: usize, to: usize, host: HostOffset) -> Result<()> {
-        let run = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
-        self.data.write_at(run, host.0)
-    }
-
-    fn write_partial(&self, bytes: &[u8], from: usize, mask: u32, host: HostOffset) -> Result<()> {
+    fn write_partial(
+        &self,
+        data: &OutputFile,
+        bytes: &[u8],
+        from: usize,
+        mask: u32,
+        host: HostOffset,
+    ) -> Result<()> {
         let end = from.saturating_add(self.cluster_size).min(bytes.len());
         let cluster = bytes.get(from..end).unwrap_or_default();
         let size = self.cluster_size >> 5;
         for (start, end) in runs_of(cluster, size, |piece| !is_zero(piece)) {
             debug_assert!(mask != 0);
             let run = cluster.get(start..end).unwrap_or_default();
-            self.data.write_at(run, host.0.saturating_add(start as u64))?;
+            data.write_at(run, host.0.saturating_add(start as u64))?;
         }
         Ok(())
     }
@@ -329,12 +379,12 @@ fn push_packed(writes: &mut Vec<Write>, from: usize, len: usize, host: HostOffse
     writes.push(Write::Packed { from, to: end, host });
 }
 
-/// Writes metadata, and has no data to place.
-struct MetadataOnly<'a>(&'a OutputFile);
+/// Writes metadata, if there is a file, and has no data to place.
+struct MetadataOnly<'a>(Option<&'a OutputFile>);
 
 impl Sink for MetadataOnly<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        target::write_table(self.0, offset, bytes)
+        self.0.map_or(Ok(()), |file| target::write_table(file, offset, bytes))
     }
 
     fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {

@@ -1,0 +1,152 @@
+//! `qcowtool measure`: tells how long the file of a new image will be.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qcow::Error;
+use qcow::chain::{Chain, Format};
+use qcow::ops::flatten::FlattenOptions;
+use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
+use serde::Serialize;
+
+use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::cli::exit_codes;
+use crate::failure::Failure;
+use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
+use crate::output::{OutputFormat, print, print_json};
+use crate::progress::Progress;
+use crate::signals::Watch;
+use crate::size;
+
+/// Arguments of `measure`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "qcowtool measure [OPTIONS] <PATH>\n       \
+                      qcowtool measure [OPTIONS] --size <SIZE>",
+    after_help = concat!(
+    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone.
+--exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
+same options, to the byte.
+
+Examples:
+  qcowtool measure -O qcow2 vm.qcow2
+  qcowtool measure -O qcow2 -o cluster_size=2M --size 1T
+  qcowtool measure -O qcow2 -c --exact --output json vm.qcow2
+
+", exit_codes!()))]
+pub(crate) struct Measure {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    voice: Voice,
+    #[command(flatten)]
+    work: WorkArgs,
+
+    /// Format of the new image
+    #[arg(short = 'O', long, value_name = "FMT", default_value = "raw",
+          value_parser = format_parser())]
+    target_format: Format,
+
+    /// Options of the new image, key=value,...; 'help' lists them
+    #[arg(short, long = "target-options", value_name = "OPTIONS")]
+    options: Vec<OsString>,
+
+    /// Measure an empty disk of this size
+    #[arg(long, value_name = "SIZE", conflicts_with = "path")]
+    size: Option<String>,
+
+    /// Read the data, and tell exactly what flatten would write
+    #[arg(long, conflicts_with = "size")]
+    exact: bool,
+
+    /// The data is to be compressed (qcow2 only); try how much that gives
+    #[arg(short, long, requires = "exact")]
+    compress: bool,
+
+    /// Measure this internal snapshot (id, else name) instead of the current state
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// The image whose content the new one is to have
+    #[arg(value_name = "PATH")]
+    path: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Exact {
+    required: u64,
+}
+
+impl Measure {
+    /// Measures and prints.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let items = match request(&self.options)? {
+            Request::Help => return print(help(self.target_format, Purpose::Create)),
+            Request::Options(items) => items,
+        };
+        match (&self.size, &self.path) {
+            (Some(size), _) => {
+                let size = size::parse_disk(size)?;
+                self.print(&measure_size(size, &self.measure_options(&items)?)?)
+            }
+            (None, Some(path)) if self.exact => self.run_exact(path, &items),
+            (None, Some(path)) => {
+                self.print(&measure(&self.open(path)?, &self.measure_options(&items)?)?)
+            }
+            (None, None) => {
+                let error = Error::usage("either PATH or --size is needed");
+                Err(error.hint("see --help").into())
+            }
+        }
+    }
+
+    fn measure_options(&self, items: &[Item]) -> qcow::Result<MeasureOptions> {
+        let given = ImageOptions::parse(self.target_format, Purpose::Create, items)?;
+        let has_backing = given.text(Key::BackingFile).is_some();
+        Ok(MeasureOptions { target: given.target()?, has_backing })
+    }
+
+    fn run_exact(&self, path: &Path, items: &[Item]) -> Result<(), Failure> {
+        let watch = Watch::start()?;
+        let given = ImageOptions::parse(self.target_format, Purpose::Flatten, items)?;
+        let options = FlattenOptions {
+            target: given.target()?,
+            compress: self.compress,
+            threads: self.work.threads(),
+            ..FlattenOptions::default()
+        };
+        let chain = self.open(path)?;
+        let progress = Progress::new(self.work.progress(&self.voice));
+        let result = exact(&chain, &options, &progress, watch.token());
+        progress.finish(result.is_ok());
+        let required = watch.settle(result)?;
+        match self.output.output {
+            OutputFormat::Json => print_json(&Exact { required }),
+            OutputFormat::Human => print(format_args!("required size: {required}\n")),
+        }
+    }
+
+    fn open(&self, path: &Path) -> qcow::Result<Chain> {
+        let open = self.source.open_options(self.snapshot.as_deref());
+        self.voice.opening(path, open.format);
+        let chain = Chain::open(path, &open)?;
+        self.voice.opened(&chain);
+        Ok(chain)
+    }
+
+    fn print(&self, outcome: &MeasureOutcome) -> Result<(), Failure> {
+        if self.output.output == OutputFormat::Json {
+            return print_json(outcome);
+        }
+        let mut text = format!("required size: {}\n", outcome.required);
+        text.push_str(&format!("fully allocated size: {}\n", outcome.fully_allocated));
+        if let Some(bitmaps) = outcome.bitmaps {
+            text.push_str(&format!("bitmaps size: {bitmaps}\n"));
+        }
+        print(text)
+    }
+}
