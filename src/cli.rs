@@ -1,8 +1,8 @@
 //! The commands and the words that lead to them.
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{Check, Checksum, Create, Flatten, Generate, Info};
+use crate::commands::{Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand};
 use crate::failure::Failure;
 use crate::output::OutputFormat;
 
@@ -33,48 +33,77 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// One variant per command; each knows its arguments and how to run.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Make an empty image of exactly the right size
-    Create(Create),
-    /// Show what an image says about itself, and about its backing chain
-    Info(Info),
-    /// Write a whole backing chain as one standalone image
-    Flatten(Flatten),
-    /// Hold an image's metadata against itself, and count what is wrong
-    Check(Check),
-    /// Print the CRC-32 of what a guest would read
-    Checksum(Checksum),
-    /// Write man pages or shell completions
-    #[command(hide = true)]
-    Generate(Generate),
+/// One line per command: its type, its name, and what it does. Makes [`Command`], whose arguments are
+/// defined only when the command is the one called: defining those of all would take longer than
+/// most commands do.
+macro_rules! commands {
+    ($($type:ident $name:literal $about:literal $(hidden $hidden:literal)?;)*) => {
+        /// One variant per command; each knows its arguments and how to run.
+        #[derive(Debug)]
+        pub(crate) enum Command {
+            $(#[doc = $about] $type($type),)*
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(parent: clap::Command) -> clap::Command {
+                parent.subcommand_required(true)$(.subcommand(
+                    clap::Command::new($name)
+                        .about($about)
+                        $(.hide($hidden))?
+                        .defer(|command| $type::augment_args(command).about($about)),
+                ))*
+            }
+
+            fn augment_subcommands_for_update(parent: clap::Command) -> clap::Command {
+                Self::augment_subcommands(parent)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => $type::from_arg_matches(matches).map(Self::$type),)*
+                    _ => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Command {
+            /// How the outcome, or the error, is to be printed.
+            pub(crate) fn output_format(&self) -> OutputFormat {
+                match self {
+                    $(Self::$type(command) => command.output.output,)*
+                }
+            }
+
+            /// Does it.
+            pub(crate) fn run(self) -> Result<(), Failure> {
+                match self {
+                    $(Self::$type(command) => command.run(),)*
+                }
+            }
+        }
+    };
 }
 
-impl Command {
-    /// How the outcome, or the error, is to be printed.
-    pub(crate) fn output_format(&self) -> OutputFormat {
-        match self {
-            Self::Create(command) => command.output.output,
-            Self::Info(command) => command.output.output,
-            Self::Flatten(command) => command.output.output,
-            Self::Check(command) => command.output.output,
-            Self::Checksum(command) => command.output.output,
-            Self::Generate(_) => OutputFormat::Human,
-        }
-    }
-
-    /// Does it.
-    pub(crate) fn run(self) -> Result<(), Failure> {
-        match self {
-            Self::Create(command) => command.run(),
-            Self::Info(command) => command.run(),
-            Self::Flatten(command) => command.run(),
-            Self::Check(command) => command.run(),
-            Self::Checksum(command) => command.run(),
-            Self::Generate(command) => command.run(),
-        }
-    }
+commands! {
+    Create "create" "Make an empty image of exactly the right size";
+    Info "info" "Show what an image says about itself, and about its backing chain";
+    MapCommand "map" "List where the parts of a disk come from: which layer, which offset, or zeros";
+    Flatten "flatten" "Write a whole backing chain as one standalone image";
+    Compare "compare" "Tell whether two images hold the same, and where they differ";
+    Check "check" "Hold an image's metadata against itself, and count what is wrong";
+    Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
+    Generate "generate" "Write man pages or shell completions" hidden true;
 }
 
 #[cfg(test)]
@@ -90,7 +119,10 @@ mod tests {
 
     #[test]
     fn every_command_shows_examples_and_exit_codes() {
-        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+        let mut all = Cli::command();
+        all.build();
+        for command in all.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help")
+        {
             let help = command.clone().render_long_help().to_string();
             assert!(help.contains("Examples:"), "{}", command.get_name());
             assert!(help.contains("Exit codes:"), "{}", command.get_name());

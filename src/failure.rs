@@ -1,8 +1,10 @@
 //! How a command ends when it does not end well: the line on standard error, and the exit code.
 
+use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use qcow::Error;
 use serde::Serialize;
 
@@ -51,7 +53,7 @@ impl Failure {
         }
     }
 
-    /// 1, or 128 and the signal's number.
+    /// The answer's code, the failure's, or else 1; 128 and the signal's number.
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
@@ -79,10 +81,46 @@ impl Failure {
     }
 }
 
-/// Prints what the argument parser has to say: help and version end with 0, all else with 1.
+/// Ends a run whose arguments were not understood: help and version are printed and end with 0; all
+/// else is an error like any other, in one line or as JSON.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
+    }
+    let failure = Failure::Error(in_one_line(&error.render().to_string()));
+    failure.report(wanted_format(std::env::args_os()));
+    failure.exit_code()
+}
+
+/// The parser's paragraphs as one error: what is wrong, and the tips as the way out.
+fn in_one_line(text: &str) -> Error {
+    let mut paragraphs = text.split("\n\n");
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = paragraphs.next().unwrap_or_default();
+    let message = words(what.strip_prefix("error: ").unwrap_or(what));
+    let mut hints: Vec<_> = paragraphs
+        .filter(|paragraph| !paragraph.starts_with("Usage:"))
+        .map(|paragraph| {
+            let hint = words(paragraph);
+            let hint = hint.strip_prefix("tip: ").unwrap_or(&hint).trim_end_matches('.');
+            hint.replace("For more information, try", "try")
+        })
+        .collect();
+    hints.retain(|hint| !hint.is_empty());
+    Error::usage(message).hint(hints.join("; "))
+}
+
+/// Which format the arguments ask for, where the parser could not make sense of them.
+fn wanted_format(arguments: impl Iterator<Item = OsString>) -> OutputFormat {
+    let mut previous = OsString::new();
+    for argument in arguments {
+        if argument == "--output=json" || (previous == "--output" && argument == "json") {
+            return OutputFormat::Json;
+        }
+        previous = argument;
+    }
+    OutputFormat::Human
 }
 
 fn eprint_quietly(text: &str) {

@@ -279,6 +279,22 @@ fn trap_56_what_does_not_compress_is_stored_plain() {
 }
 
 #[test]
+fn trap_56_any_amount_of_what_does_not_compress() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    // Many clusters for one encoder, none of which it can finish, and then some that it can.
+    let raw = scratch.file("noise.raw", &[noise(5, 300 << 10), mixed(5, 100 << 10)].concat());
+    for cluster in ["512", "1k", "4k", "64k"] {
+        for kind in ["zlib", "zstd"] {
+            let options = format!("-f raw -c -o cluster_size={cluster},compression_type={kind}");
+            let target = flatten(&scratch, &options, &raw);
+            qemu::assert_clean(&target);
+            assert_bytes!(qemu::raw_of("qcow2", &target), fs::read(&raw).unwrap(), "{options}");
+        }
+    }
+}
+
+#[test]
 fn trap_47_deflate_streams_need_a_window_of_4_kib_only() {
     let scratch = Scratch::new();
     // What a 32 KiB window would find far back, and what a small one finds near.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use common::{checksum, command};
 use fixtures::chains::Chain;
 use fixtures::pattern::Random;
-use fixtures::{Scratch, args, needs_qemu, qemu};
+use fixtures::{Scratch, args, needs_qemu, qemu, qemu_img};
 
 /// A chain that takes a moment to flatten, and a directory for the target.
 fn long_work(scratch: &Scratch) -> (Chain, PathBuf) {
@@ -149,4 +149,32 @@ fn a_killed_flatten_does_not_stand_in_the_way_of_the_next() {
     assert!(!target.exists());
     assert!(start(chain.top(), &target, &[]).wait().unwrap().success());
     assert_eq!(checksum(&target, &[]), checksum(chain.top(), &[]));
+}
+
+#[test]
+fn a_source_cut_short_while_it_is_read_is_an_error_and_no_signal() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let out = scratch.subdir("out");
+    let content = fixtures::pattern::mixed(5, 24 << 20);
+    let (raw, qcow2) = (scratch.file("disk.raw", &content), scratch.path("disk.qcow2"));
+    qemu_img(&args!["convert", "-f", "raw", "-O", "qcow2", raw, qcow2]);
+    let target = out.join("target");
+    let mut random = Random::new(5);
+    for (source, format) in [(&raw, "raw"), (&qcow2, "qcow2")] {
+        let bytes = fs::read(source).unwrap();
+        for round in 0..16 {
+            fs::write(source, &bytes).unwrap();
+            let output = if round % 2 == 0 { "raw" } else { "qcow2" };
+            let mut child = start(source, &target, &["-f", format, "-O", output]);
+            sleep(Duration::from_millis(random.below(120)));
+            fs::OpenOptions::new().write(true).open(source).unwrap().set_len(1 << 20).unwrap();
+            match child.wait().unwrap().code() {
+                // Before it was opened, or after it was read.
+                Some(0) => fs::remove_file(&target).unwrap(),
+                code => assert_eq!(code, Some(1), "{format} to {output}"),
+            }
+            assert_eq!(names(&out), [""; 0]);
+        }
+    }
 }

@@ -54,7 +54,7 @@
 //! | [`image`] | one open image: header, snapshots, bitmaps, mapping |
 //! | [`chain`] | backing chains: names, formats, policy, limits, loops |
 //! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
-//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, checksum |
+//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, map, compare, checksum, digest |
 //!
 //! # Trust
 //!

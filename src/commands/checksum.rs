@@ -1,29 +1,40 @@
-//! `qcowtool checksum`: prints the CRC-32 of what a guest would read.
+//! `qcowtool checksum`: prints a digest of what a guest would read, or proves an earlier one.
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use qcow::chain::Chain;
 use qcow::ops::checksum::{ChecksumOptions, checksum};
+use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
+use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
 use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, shown};
+use crate::output::{OutputFormat, print, print_json, say, shown};
 use crate::progress::Progress;
 use crate::signals::Watch;
+
+/// The disk is not what the manifest says.
+const DIFFERENT: u8 = 1;
 
 /// Arguments of `checksum`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The digest is zlib's crc32 over the raw disk: the same as of
-`qemu-img convert -O raw PATH OUT`, whatever the format, the chain or the holes.
+    "The digest is of the raw disk, whatever the format, the chain or the holes. crc32 is zlib's,
+and the same as of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too;
+blake3-tree is fast, strong, and knows where two disks differ (docs/tree-hash.md).
+
+A manifest keeps the tree hash of each 4 MiB, and which files were read. --verify ends with 1 if
+the disk differs from it.
 
 Examples:
   qcowtool checksum vm.qcow2
   qcowtool checksum --output json --snapshot before-upgrade vm.qcow2
   qcowtool checksum -f raw /dev/vg0/vm
+  qcowtool checksum --algorithm blake3-tree --manifest vm.manifest vm.qcow2
+  qcowtool checksum --verify vm.manifest copy.qcow2
 
 ", exit_codes!()))]
 pub(crate) struct Checksum {
@@ -33,6 +44,26 @@ pub(crate) struct Checksum {
     voice: Voice,
     #[command(flatten)]
     work: WorkArgs,
+
+    /// Which digest [default: crc32; blake3-tree where a manifest is given]
+    #[arg(long, value_enum, value_name = "ALGORITHM")]
+    algorithm: Option<Algorithm>,
+
+    /// Also write the digest of each 4 MiB, and which files were read, to FILE
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+
+    /// Tell where the disk differs from what the manifest in FILE says
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["manifest", "cached"])]
+    verify: Option<PathBuf>,
+
+    /// Believe the manifest in FILE if nothing was changed since, instead of reading the disk
+    #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
+    cached: Option<PathBuf>,
+
+    /// Replace the manifest if it exists, atomically
+    #[arg(long, requires = "manifest")]
+    force: bool,
 
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
@@ -46,36 +77,167 @@ pub(crate) struct Checksum {
     path: PathBuf,
 }
 
-#[derive(Debug, Serialize)]
+/// What is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Algorithm {
+    Crc32,
+    Blake3Tree,
+    Sha256,
+}
+
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Outcome<'a> {
     filename: &'a str,
     virtual_size: u64,
-    crc32: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crc32: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blake3_tree: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identical: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    differences: Option<Vec<Range>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Range {
+    start: u64,
+    length: u64,
 }
 
 impl Checksum {
-    /// Reads the disk and prints its digest.
+    /// Reads the disk and prints its digest, or the verdict on it.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let algorithm = self.algorithm()?;
         let watch = Watch::start()?;
+        let known = self.verify.as_deref().map(Manifest::read).transpose()?;
         let open = self.source.open_options(self.snapshot.as_deref());
         self.voice.opening(&self.path, open.format);
         let chain = Chain::open(&self.path, &open)?;
         self.voice.opened(&chain);
-        let options = ChecksumOptions { threads: self.work.threads() };
-        let progress = Progress::new(self.work.progress(&self.voice));
-        let result = checksum(&chain, &options, &progress, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result)?;
-        match self.output.output {
-            OutputFormat::Json => print_json(&Outcome {
-                filename: &self.path.to_string_lossy(),
-                virtual_size: outcome.virtual_size,
-                crc32: &outcome.crc32,
-            }),
-            OutputFormat::Human => {
-                print(format_args!("{}  {}\n", outcome.crc32, shown(&self.path)))
+        let digest = match self.cached(&chain)? {
+            Some(tree) => Digest::Tree(tree),
+            None => {
+                let progress = Progress::new(self.work.progress(&self.voice));
+                let result = self.compute(algorithm, &chain, &progress, watch.token());
+                progress.finish(result.is_ok());
+                watch.settle(result)?
             }
+        };
+        match (known, digest) {
+            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree),
+            (_, digest) => self.print_digest(&chain, digest),
         }
+    }
+
+    /// Manifests are of tree hashes.
+    fn algorithm(&self) -> qcow::Result<Algorithm> {
+        let manifest = self.manifest.is_some() || self.verify.is_some() || self.cached.is_some();
+        match self.algorithm {
+            None if manifest => Ok(Algorithm::Blake3Tree),
+            Some(Algorithm::Crc32 | Algorithm::Sha256) if manifest => {
+                Err(Error::usage("manifests are made of tree hashes only")
+                    .hint("leave out --algorithm, or give blake3-tree"))
+            }
+            algorithm => Ok(algorithm.unwrap_or(Algorithm::Crc32)),
+        }
+    }
+
+    /// The tree hash that a manifest has, if it is to be believed.
+    fn cached(&self, chain: &Chain) -> qcow::Result<Option<TreeHash>> {
+        let Some(path) = &self.cached else { return Ok(None) };
+        match Manifest::read_trusted(path, chain, self.snapshot.as_deref()) {
+            Ok(manifest) => Ok(Some(manifest.tree)),
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                if !self.voice.quiet {
+                    say(format_args!("reading the disk: {error}"));
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn compute(
+        &self,
+        algorithm: Algorithm,
+        chain: &Chain,
+        progress: &Progress,
+        cancel: &CancelToken,
+    ) -> qcow::Result<Digest> {
+        let threads = self.work.threads();
+        if let Some(path) = &self.manifest {
+            let snapshot = self.snapshot.as_deref();
+            let manifest = Manifest::take(chain, snapshot, threads, progress, cancel)?;
+            manifest.write(path, self.force)?;
+            return Ok(Digest::Tree(manifest.tree));
+        }
+        Ok(match algorithm {
+            Algorithm::Crc32 => {
+                let options = ChecksumOptions { threads };
+                Digest::Crc32(checksum(chain, &options, progress, cancel)?.crc32)
+            }
+            Algorithm::Sha256 => Digest::Sha256(sha256(chain, threads, progress, cancel)?),
+            Algorithm::Blake3Tree => Digest::Tree(tree_hash(chain, threads, progress, cancel)?),
+        })
+    }
+
+    fn print_digest(&self, chain: &Chain, digest: Digest) -> Result<(), Failure> {
+        if self.output.output == OutputFormat::Human {
+            let text = match &digest {
+                Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
+                Digest::Tree(tree) => tree.root.to_string(),
+            };
+            return print(format_args!("{text}  {}\n", shown(&self.path)));
+        }
+        let filename = self.path.to_string_lossy();
+        let mut outcome = Outcome::new(&filename, chain.virtual_size());
+        match digest {
+            Digest::Crc32(text) => outcome.crc32 = Some(text),
+            Digest::Sha256(text) => outcome.sha256 = Some(text),
+            Digest::Tree(tree) => outcome.blake3_tree = Some(tree.root.to_string()),
+        }
+        print_json(&outcome)
+    }
+
+    /// Says where the disk differs from the manifest.
+    fn print_verdict(&self, known: &TreeHash, tree: &TreeHash) -> Result<(), Failure> {
+        let identical = known.root == tree.root;
+        let differences = known.differences(tree).into_iter();
+        if self.output.output == OutputFormat::Json {
+            let filename = self.path.to_string_lossy();
+            let mut outcome = Outcome::new(&filename, tree.virtual_size);
+            outcome.blake3_tree = Some(tree.root.to_string());
+            outcome.identical = Some(identical);
+            outcome.differences =
+                Some(differences.map(|(start, length)| Range { start, length }).collect());
+            print_json(&outcome)?;
+        } else if !self.voice.quiet {
+            let mut text = String::new();
+            for (start, length) in differences {
+                text.push_str(&format!("Content mismatch at offset {start}, {length} bytes!\n"));
+            }
+            if identical {
+                text.push_str("The disk is identical to what the manifest says.\n");
+            }
+            print(text)?;
+        }
+        if identical { Ok(()) } else { Err(Failure::Verdict(DIFFERENT)) }
+    }
+}
+
+/// What was computed.
+enum Digest {
+    Crc32(String),
+    Sha256(String),
+    Tree(TreeHash),
+}
+
+impl<'a> Outcome<'a> {
+    fn new(filename: &'a str, virtual_size: u64) -> Self {
+        Self { filename, virtual_size, ..Self::default() }
     }
 }

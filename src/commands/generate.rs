@@ -7,12 +7,16 @@ use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 use qcow::Error;
 
+use crate::args::OutputArgs;
 use crate::cli::Cli;
 use crate::failure::Failure;
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
     /// What to write
     #[arg(value_enum)]
     what: What,

@@ -2,14 +2,18 @@
 
 mod check;
 mod checksum;
+mod compare;
 mod create;
 mod flatten;
 mod generate;
 mod info;
+mod map;
 
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
+pub(crate) use compare::Compare;
 pub(crate) use create::Create;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
+pub(crate) use map::MapCommand;

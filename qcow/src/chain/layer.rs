@@ -22,7 +22,13 @@ pub struct Layer {
 #[derive(Debug)]
 enum Content {
     Raw,
-    Qcow2 { image: Box<Image>, data: Option<Arc<FileStorage>> },
+    Qcow2 { image: Box<Image>, data: Option<DataFile> },
+}
+
+#[derive(Debug)]
+struct DataFile {
+    path: PathBuf,
+    file: Arc<FileStorage>,
 }
 
 impl Layer {
@@ -57,8 +63,9 @@ impl Layer {
                     .file(&self.path)
             })?;
             // Never a protocol, whatever it looks like (trap 113).
-            let name = ImageName::data_file(name).relative_to(&self.path);
-            *data = Some(Arc::new(policy.data_file.open(&name)?));
+            let path = ImageName::data_file(name).relative_to(&self.path);
+            let file = Arc::new(policy.data_file.open(&path)?);
+            *data = Some(DataFile { path, file });
         }
         Ok(self)
     }
@@ -116,8 +123,17 @@ impl Layer {
     /// Where uncompressed guest data lives.
     pub(crate) fn data(&self) -> &FileStorage {
         match &self.content {
-            Content::Qcow2 { data: Some(data), .. } => data,
+            Content::Qcow2 { data: Some(data), .. } => &data.file,
             _ => &self.file,
+        }
+    }
+
+    /// The name under which the file with the uncompressed guest data was opened: the external
+    /// data file's, or the image's own.
+    pub fn data_path(&self) -> &Path {
+        match &self.content {
+            Content::Qcow2 { data: Some(data), .. } => &data.path,
+            _ => &self.path,
         }
     }
 

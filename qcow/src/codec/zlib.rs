@@ -50,15 +50,24 @@ impl Encode {
 
     pub(super) fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool> {
         self.0.reset();
-        // More room than this saves nothing (trap 56). Less would not do: a stream that fills its
-        // buffer to the last byte is not reported as finished.
+        // Room for the worst case, though only less than the input is of use (trap 56): a stream
+        // that is reset before it could write all it had leaves its encoder in disorder.
         output.clear();
-        output.resize(input.len(), 0);
+        output.resize(worst_case(input.len()), 0);
         let status = self
             .0
             .compress(input, output, FlushCompress::Finish)
             .map_err(|error| Error::io("could not deflate", error.into()).structure(STRUCTURE))?;
         output.truncate(usize::try_from(self.0.total_out()).unwrap_or(usize::MAX));
-        Ok(status == Status::StreamEnd && output.len() < input.len())
+        if status != Status::StreamEnd {
+            return Err(Error::io("could not deflate", std::io::Error::other("no room"))
+                .structure(STRUCTURE));
+        }
+        Ok(output.len() < input.len())
     }
+}
+
+/// More bytes than any `len` bytes deflate to: zlib's own bound for windows of all sizes.
+fn worst_case(len: usize) -> usize {
+    len.saturating_add(len >> 3).saturating_add(len >> 6).saturating_add(64)
 }

@@ -63,7 +63,7 @@ fn extent(guest: u64, len: u64, depth: usize, kind: ExtentKind) -> Extent {
 /// `None` for what the next layer has to answer.
 fn extent_kind(run: &Run) -> Option<ExtentKind> {
     match run.kind {
-        RunKind::Unallocated => None,
+        RunKind::Unallocated(_) => None,
         RunKind::Zero(host) => Some(ExtentKind::Zero { host }),
         RunKind::Data(host) => Some(ExtentKind::Data { host }),
         RunKind::Compressed(span) => Some(ExtentKind::Compressed { span }),

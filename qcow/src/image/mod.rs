@@ -1,6 +1,7 @@
 //! One open QCOW2 image: its header, its snapshots, and where each guest range lives.
 
 mod bitmaps;
+mod preallocation;
 mod skeleton;
 mod snapshots;
 mod tables;

@@ -16,6 +16,8 @@ use crate::{Error, Result};
 /// L1 entries are scanned in pieces of this many bytes when looking for the next mapped range.
 const L1_SCAN_BYTES: usize = 64 << 10;
 const L1_ENTRY_LEN: u64 = 8;
+/// Offsets in L2 entries end below this bit.
+const OFFSET_BITS: u32 = 56;
 
 /// A range of the guest's disk in one image, all of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +30,8 @@ pub(crate) struct Run {
 /// What an image says about a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RunKind {
-    /// Ask the backing file.
-    Unallocated,
+    /// Ask the backing file. In an image with subclusters space may be kept for it.
+    Unallocated(Option<HostOffset>),
     /// Reads as zeros; may keep an allocation.
     Zero(Option<HostOffset>),
     /// Bytes at this offset, in the data file if there is one.
@@ -43,10 +45,11 @@ impl RunKind {
     fn continues(self, next: Self, distance: u64) -> bool {
         let follows = |a: HostOffset, b: HostOffset| a.0.checked_add(distance) == Some(b.0);
         match (self, next) {
-            (Self::Unallocated, Self::Unallocated) | (Self::Zero(None), Self::Zero(None)) => true,
-            (Self::Data(a), Self::Data(b)) | (Self::Zero(Some(a)), Self::Zero(Some(b))) => {
-                follows(a, b)
-            }
+            (Self::Unallocated(None), Self::Unallocated(None))
+            | (Self::Zero(None), Self::Zero(None)) => true,
+            (Self::Data(a), Self::Data(b))
+            | (Self::Zero(Some(a)), Self::Zero(Some(b)))
+            | (Self::Unallocated(Some(a)), Self::Unallocated(Some(b))) => follows(a, b),
             _ => false,
         }
     }
@@ -110,7 +113,7 @@ impl<'a> TableWindow<'a> {
                 .min(end);
             let entry = self.l1_entry(position.l1_index);
             if entry.is_empty() {
-                let kind = RunKind::Unallocated;
+                let kind = RunKind::Unallocated(None);
                 push_run(runs, Run { guest: at, len: table_end.saturating_sub(at), kind });
             } else {
                 self.load_l2(position.l1_index, position.l2_index, entry)
@@ -162,18 +165,13 @@ impl<'a> TableWindow<'a> {
         let rules = self.image.rules();
         let width = byte_len(1, self.geometry.l2_entry_size())?;
         let skip = byte_len(l2_index.saturating_sub(self.l2.first), self.geometry.l2_entry_size())?;
-        let entries = self.l2.bytes.get(skip..).unwrap_or_default().chunks_exact(width);
-        let mut at = start;
-        for (index, bytes) in entries.enumerate() {
-            if at >= end {
-                break;
-            }
-            let in_cluster = self.geometry.offset_in_cluster(at);
-            let len =
-                self.geometry.cluster_size().saturating_sub(in_cluster).min(end.saturating_sub(at));
+        let mut entries = self.l2.bytes.get(skip..).unwrap_or_default().chunks_exact(width);
+        let (mut at, mut index) = (start, l2_index);
+        while at < end
+            && let Some(bytes) = entries.next()
+        {
             let (word, bitmap) = split_entry(bytes);
             let entry = L2Entry::decode(word, bitmap, &rules).map_err(|error| {
-                let index = l2_index.saturating_add(index as u64);
                 let width = self.geometry.l2_entry_size();
                 error
                     .structure("L2 table")
@@ -181,11 +179,49 @@ impl<'a> TableWindow<'a> {
                     .host_offset(self.l2.table.0.saturating_add(index.saturating_mul(width)))
                     .guest_offset(at)
             })?;
+            let wanted = end.saturating_sub(at);
+            let count = match step(&entry, self.geometry) {
+                Some(step) => repeats(entries.clone(), (word, bitmap), step).saturating_add(1),
+                None => 1,
+            };
+            let in_cluster = self.geometry.offset_in_cluster(at);
+            let len = count.saturating_mul(self.geometry.cluster_size());
+            let len = len.saturating_sub(in_cluster).min(wanted);
             push_entry(entry, &rules, at, len, runs)?;
             at = at.saturating_add(len);
+            index = index.saturating_add(count);
+            if count > 1 {
+                entries.nth(usize::try_from(count.saturating_sub(2)).unwrap_or(usize::MAX));
+            }
         }
         Ok(())
     }
+}
+
+/// How much larger an entry must be than the one before it to continue it; `None` for entries
+/// that are looked at one by one.
+fn step(entry: &L2Entry, geometry: Geometry) -> Option<u64> {
+    match entry {
+        L2Entry::Data { .. } => Some(geometry.cluster_size()),
+        L2Entry::Unallocated | L2Entry::Zero { host: None } => Some(0),
+        _ => None,
+    }
+}
+
+/// How many `entries` in a row continue the one before them, `first`. Nothing but its offset
+/// grows, so that what is true of `first` is true of them: they need not be decoded.
+fn repeats<'e>(entries: impl Iterator<Item = &'e [u8]>, first: (u64, u64), step: u64) -> u64 {
+    let (mut word, bitmap) = first;
+    let mut count = 0u64;
+    for bytes in entries {
+        word = word.wrapping_add(step);
+        // An offset that grows out of its field is for the decoder to judge.
+        if split_entry(bytes) != (word, bitmap) || (word ^ first.0) >> OFFSET_BITS != 0 {
+            break;
+        }
+        count = count.saturating_add(1);
+    }
+    count
 }
 
 impl Image {
@@ -244,7 +280,7 @@ fn push_entry(
     }
     let here = |host: HostOffset| host.checked_add(in_cluster);
     let kind = match entry {
-        L2Entry::Unallocated => RunKind::Unallocated,
+        L2Entry::Unallocated => RunKind::Unallocated(None),
         L2Entry::Zero { host } => RunKind::Zero(host.map(here).transpose()?),
         L2Entry::Data { host, .. } => RunKind::Data(here(host)?),
         L2Entry::Compressed(span) => RunKind::Compressed(span),
@@ -298,7 +334,7 @@ fn push_subclusters(
         let kind = match place {
             _ if zero & bit != 0 => RunKind::Zero(place),
             Some(host) if allocated & bit != 0 => RunKind::Data(host),
-            _ => RunKind::Unallocated,
+            _ => RunKind::Unallocated(place),
         };
         push_run(runs, Run { guest: at, len: next.saturating_sub(at), kind });
         at = next;

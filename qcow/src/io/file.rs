@@ -27,6 +27,33 @@ pub struct Identity {
     inode: u64,
 }
 
+/// What the system knows about an open file now. Times are in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileStatus {
+    /// The device that holds it.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// Its length in bytes; 0 for block devices.
+    pub size: u64,
+    /// When its content was last changed.
+    pub mtime_ns: i64,
+    /// When it was last changed at all.
+    pub ctime_ns: i64,
+    /// Its permission bits.
+    pub mode: u32,
+    /// The number of the user that owns it.
+    pub owner: u32,
+}
+
+impl FileStatus {
+    /// Whether its group or everybody may write it.
+    pub fn others_may_write(&self) -> bool {
+        self.mode & 0o022 != 0
+    }
+}
+
 /// A regular file or block device. Its length is pinned when it is opened.
 #[derive(Debug)]
 pub struct FileStorage {
@@ -134,6 +161,26 @@ impl FileStorage {
     /// Bytes that the file system has allocated for it.
     pub fn allocated(&self) -> u64 {
         self.allocated
+    }
+
+    /// What the system knows about the file now; its length may differ from the pinned one.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io).
+    pub fn status(&self) -> Result<FileStatus> {
+        let status = self.file.metadata();
+        let status =
+            status.map_err(|error| Error::io("could not read the file's status", error))?;
+        let time = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
+        Ok(FileStatus {
+            device: status.dev(),
+            inode: status.ino(),
+            size: status.len(),
+            mtime_ns: time(status.mtime(), status.mtime_nsec()),
+            ctime_ns: time(status.ctime(), status.ctime_nsec()),
+            mode: status.mode(),
+            owner: status.uid(),
+        })
     }
 
     /// The open descriptor's own idea of where it lives, free of symbolic links and races.

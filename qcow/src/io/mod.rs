@@ -12,7 +12,7 @@ use std::fmt;
 use crate::{Error, Result};
 
 pub(crate) use buffer::Buffer;
-pub use file::{FileStorage, Identity, OpenedAs};
+pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
 #[cfg(test)]
 pub(crate) use in_place::{Event, Recording};
 pub(crate) use in_place::{InPlace, open_in_place};

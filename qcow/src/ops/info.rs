@@ -109,7 +109,7 @@ pub struct SnapshotInfo {
 pub enum FormatSpecific {
     /// A QCOW2 image.
     Qcow2(Box<Qcow2Info>),
-    /// A regular file.
+    /// A regular file or a block device.
     File {},
 }
 
@@ -252,7 +252,7 @@ fn image_info(layer: &Layer, snapshot: Option<&str>) -> Result<ImageInfo> {
     let file = layer.file();
     let child = ImageInfo {
         virtual_size: file.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
-        format_specific: (file.kind() == OpenedAs::File).then_some(FormatSpecific::File {}),
+        format_specific: Some(FormatSpecific::File {}),
         format: match file.kind() {
             OpenedAs::File => "file".into(),
             OpenedAs::BlockDevice => "host_device".into(),

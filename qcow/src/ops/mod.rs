@@ -4,11 +4,15 @@ use std::path::Path;
 
 pub mod check;
 pub mod checksum;
+pub mod compare;
 pub mod create;
+pub mod digest;
 pub mod flatten;
 pub mod info;
+pub mod map;
 mod pipeline;
 mod target;
+mod turns;
 
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
 

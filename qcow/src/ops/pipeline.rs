@@ -1,12 +1,10 @@
 //! The engine behind flatten and checksum: extents are cut into work items, workers handle the
 //! items in parallel, and each item takes its turn in disk order for the one step that must be
-//! ordered (its place in the output, its part of the digest).
-//!
-//! A worker that is ready waits only for items before its own, all of which are held by other
-//! workers, so there is always one that can go on. Memory is one item per worker.
+//! ordered (its place in the output, its part of the digest). Memory is one item per worker.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
+use super::turns::{self, Turns, lock};
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
@@ -46,11 +44,6 @@ pub(super) trait Job: Sync {
     ) -> Result<()>;
 }
 
-/// More workers than this only wait for memory and for each other's turn.
-const MOST_THREADS: usize = 256;
-/// How many are started unasked: with 16 the buffers of all stay below 128 MiB.
-const USUAL_THREADS: usize = 16;
-
 /// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core, at most 16)
 /// and gives back the ordered state.
 pub(super) fn run<J: Job>(
@@ -61,140 +54,40 @@ pub(super) fn run<J: Job>(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<J::Ordered> {
-    let line = Line {
-        items: Mutex::new(Items::new(chain)),
-        turn: Mutex::new(Turn { next: 0, done: 0, ordered: Some(ordered), failure: None }),
-        advanced: Condvar::new(),
-        total: chain.virtual_size(),
-        observer,
-        cancel,
-    };
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
-        threads => threads.min(MOST_THREADS),
-    };
-    if threads == 1 {
-        line.work(chain, job);
-    } else {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("worker-{index}"))
-            .build()
-            .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
-        pool.broadcast(|_| line.work(chain, job));
-    }
-    let mut turn = line.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match (turn.failure.take(), turn.ordered.take()) {
-        (Some(failure), _) => Err(failure),
-        (None, Some(ordered)) => Ok(ordered),
-        (None, None) => Err(Error::io("a worker died", std::io::Error::other("panic"))),
-    }
+    let items = Mutex::new(Items::new(chain));
+    turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
+        work_through(chain, job, &items, turns, cancel)
+    })
 }
 
-/// What the workers share.
-struct Line<'a, O> {
-    items: Mutex<Items<'a>>,
-    turn: Mutex<Turn<O>>,
-    advanced: Condvar,
-    total: u64,
-    observer: &'a dyn Observer,
-    cancel: &'a CancelToken,
-}
-
-struct Turn<O> {
-    /// Number of the item whose turn it is.
-    next: u64,
-    /// Guest bytes before that item.
-    done: u64,
-    /// `None` only while somebody holds it, so a worker that dies leaves no half-made state.
-    ordered: Option<O>,
-    failure: Option<Error>,
-}
-
-impl<O> Line<'_, O> {
-    fn work<J: Job<Ordered = O>>(&self, chain: &Chain, job: &J) {
-        let _watch = Watch(self);
-        let result = job.worker().and_then(|worker| self.work_through(chain, job, worker));
-        if let Err(error) = result {
-            self.fail(error);
-        }
+fn work_through<J: Job>(
+    chain: &Chain,
+    job: &J,
+    items: &Mutex<Items<'_>>,
+    turns: &Turns<'_, J::Ordered>,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let mut worker = job.worker()?;
+    let mut reader = chain.reader();
+    let mut buffer = Buffer::new(usize::try_from(ITEM).unwrap_or_default())?;
+    loop {
+        cancel.check()?;
+        let next = lock(items).next_item();
+        let Some((number, item)) = next.transpose()? else { return Ok(()) };
+        let Item::Data { guest, len, extents } = item else {
+            let Item::Zeros { guest, len } = item else { continue };
+            if turns.in_turn(number, len, |ordered| job.place_zeros(ordered, guest, len))?.is_none()
+            {
+                return Ok(());
+            }
+            continue;
+        };
+        let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
+        let ready = job.prepare(&mut worker, guest, bytes)?;
+        let placed = turns.in_turn(number, len, |ordered| job.place(ordered, &ready))?;
+        let Some(placed) = placed else { return Ok(()) };
+        job.write(&mut worker, bytes, ready, placed)?;
     }
-
-    fn fail(&self, error: Error) {
-        lock(&self.turn).failure.get_or_insert(error);
-        self.advanced.notify_all();
-    }
-
-    fn work_through<J: Job<Ordered = O>>(
-        &self,
-        chain: &Chain,
-        job: &J,
-        mut worker: J::Worker,
-    ) -> Result<()> {
-        let mut reader = chain.reader();
-        let mut buffer = Buffer::new(usize::try_from(ITEM).unwrap_or_default())?;
-        loop {
-            self.cancel.check()?;
-            let next = lock(&self.items).next_item();
-            let Some((number, item)) = next.transpose()? else { return Ok(()) };
-            let Item::Data { guest, len, extents } = item else {
-                let Item::Zeros { guest, len } = item else { continue };
-                if self
-                    .in_turn(number, len, |ordered| job.place_zeros(ordered, guest, len))?
-                    .is_none()
-                {
-                    return Ok(());
-                }
-                continue;
-            };
-            let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
-            let ready = job.prepare(&mut worker, guest, bytes)?;
-            let placed = self.in_turn(number, len, |ordered| job.place(ordered, &ready))?;
-            let Some(placed) = placed else { return Ok(()) };
-            job.write(&mut worker, bytes, ready, placed)?;
-        }
-    }
-
-    /// Waits for the item's turn and runs `step` in it; `None` if another worker has failed.
-    fn in_turn<T>(
-        &self,
-        number: u64,
-        len: u64,
-        step: impl FnOnce(&mut O) -> Result<T>,
-    ) -> Result<Option<T>> {
-        let mut turn = lock(&self.turn);
-        while turn.next != number && turn.failure.is_none() {
-            turn = self.advanced.wait(turn).unwrap_or_else(PoisonError::into_inner);
-        }
-        if turn.failure.is_some() {
-            return Ok(None);
-        }
-        let Some(mut ordered) = turn.ordered.take() else { return Ok(None) };
-        let result = step(&mut ordered)?;
-        turn.ordered = Some(ordered);
-        turn.next = turn.next.saturating_add(1);
-        turn.done = turn.done.saturating_add(len);
-        self.observer.progress(turn.done, self.total);
-        drop(turn);
-        self.advanced.notify_all();
-        Ok(Some(result))
-    }
-}
-
-/// Lets the others go home if a worker panics, instead of waiting for its turn for ever.
-struct Watch<'l, 'a, O>(&'l Line<'a, O>);
-
-impl<O> Drop for Watch<'_, '_, O> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail(Error::io("a worker died", std::io::Error::other("panic")));
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The state behind these locks is only ever replaced whole, so a panic elsewhere spoils nothing.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads the item's bytes into `buffer`.

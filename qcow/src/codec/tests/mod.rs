@@ -127,6 +127,20 @@ fn the_same_cluster_compresses_to_the_same_bytes_whatever_came_before() {
 }
 
 #[test]
+fn an_encoder_survives_any_number_of_clusters_that_do_not_shrink() {
+    let cluster = noise(1024);
+    for codec in [Codec::Zlib, Codec::Zstd] {
+        let mut compressor = Compressor::new(codec, None).unwrap();
+        let mut output = Vec::new();
+        for _ in 0..500 {
+            assert!(!compressor.compress(&cluster, &mut output).unwrap());
+        }
+        assert!(compressor.compress(&[1; 1024], &mut output).unwrap());
+        assert_eq!(decompressed(codec, &output, 1024).unwrap(), [1; 1024]);
+    }
+}
+
+#[test]
 fn a_decompressor_works_after_a_damaged_cluster() {
     for codec in CODECS {
         let packed = compressed(codec, None, &text(CLUSTER));

@@ -1,0 +1,152 @@
+//! Digests of what a guest would read: the tree hash that proves identity, and SHA-256.
+//!
+//! The CRC-32 is in [`checksum`](super::checksum). The tree hash is described for other programs
+//! in `docs/tree-hash.md`.
+
+mod manifest;
+mod tree;
+
+use std::sync::Mutex;
+
+use sha2::{Digest as _, Sha256};
+
+use super::pipeline::{self, Job};
+use super::turns::lock;
+use crate::chain::Chain;
+use crate::{CancelToken, Observer, Result};
+
+pub use manifest::{LayerIdentity, Manifest};
+pub use tree::{Hash, LEAF, Leaf, TreeHash};
+
+/// Zeros are hashed in pieces of this many bytes where they cannot be folded.
+const ZEROS: usize = 1 << 20;
+
+/// The tree hash of the guest-visible content of `chain`. It does not depend on format, cluster
+/// size, compression, allocation or depth. Ranges that are zeros by what the tables say cost
+/// nothing.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("disk.qcow2");
+/// use qcow::chain::{Chain, OpenOptions};
+/// use qcow::ops::create::{CreateOptions, create};
+/// use qcow::ops::digest::tree_hash;
+/// use qcow::{CancelToken, Silent};
+///
+/// create(&path, &CreateOptions { size: Some(64 << 40), ..Default::default() })?;
+/// let chain = Chain::open(&path, &OpenOptions::default())?;
+/// let hash = tree_hash(&chain, 0, &Silent, &CancelToken::new())?;
+/// assert!(hash.leaves.is_empty()); // all of them are zeros
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Whatever reading the chain raises; [`Interrupted`](crate::ErrorKind::Interrupted).
+pub fn tree_hash(
+    chain: &Chain,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<TreeHash> {
+    let builder = tree::Builder::new();
+    let builder = pipeline::run(chain, &TreeJob, builder, threads, observer, cancel)?;
+    Ok(builder.finish(chain.virtual_size()))
+}
+
+/// The SHA-256 of the guest-visible content of `chain`, as of the disk as a raw image: 64 hex
+/// digits. It has to hash every byte in order, zeros too, so it cannot be fast on large disks.
+///
+/// # Errors
+/// As [`tree_hash`].
+pub fn sha256(
+    chain: &Chain,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<String> {
+    let job = Sha256Job { cancel, zeros: vec![0; ZEROS], spare: Mutex::new(Vec::new()) };
+    let sha = pipeline::run(chain, &job, Sha256::new(), threads, observer, cancel)?;
+    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Items are hashed in parallel, and joined in order.
+struct TreeJob;
+
+impl Job for TreeJob {
+    type Worker = ();
+    type Ready = (u64, Option<tree::Half>);
+    type Ordered = tree::Builder;
+    type Placed = ();
+
+    fn worker(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<Self::Ready> {
+        Ok((bytes.len() as u64, tree::hash_half(guest, bytes)))
+    }
+
+    fn place(&self, builder: &mut tree::Builder, ready: &Self::Ready) -> Result<()> {
+        match ready {
+            (_, Some(half)) => builder.add_half(*half),
+            (len, None) => builder.add_zeros(*len),
+        }
+        Ok(())
+    }
+
+    fn place_zeros(&self, builder: &mut tree::Builder, _guest: u64, len: u64) -> Result<()> {
+        builder.add_zeros(len);
+        Ok(())
+    }
+
+    fn write(&self, (): &mut (), _bytes: &[u8], _ready: Self::Ready, (): ()) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Items are read in parallel, and hashed in order.
+struct Sha256Job<'a> {
+    cancel: &'a CancelToken,
+    zeros: Vec<u8>,
+    /// Buffers that have been hashed.
+    spare: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Job for Sha256Job<'_> {
+    type Worker = ();
+    type Ready = Vec<u8>;
+    type Ordered = Sha256;
+    type Placed = ();
+
+    fn worker(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn prepare(&self, (): &mut (), _guest: u64, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut copy = lock(&self.spare).pop().unwrap_or_default();
+        copy.clear();
+        copy.extend_from_slice(bytes);
+        Ok(copy)
+    }
+
+    fn place(&self, sha: &mut Sha256, ready: &Vec<u8>) -> Result<()> {
+        sha.update(ready);
+        Ok(())
+    }
+
+    fn place_zeros(&self, sha: &mut Sha256, _guest: u64, len: u64) -> Result<()> {
+        let mut rest = len;
+        while rest > 0 {
+            self.cancel.check()?;
+            let piece = usize::try_from(rest).unwrap_or(usize::MAX).min(ZEROS);
+            sha.update(self.zeros.get(..piece).unwrap_or_default());
+            rest = rest.saturating_sub(piece as u64);
+        }
+        Ok(())
+    }
+
+    fn write(&self, (): &mut (), _bytes: &[u8], ready: Vec<u8>, (): ()) -> Result<()> {
+        lock(&self.spare).push(ready);
+        Ok(())
+    }
+}

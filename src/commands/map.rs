@@ -1,0 +1,168 @@
+//! `qcowtool map`: lists where the parts of a disk come from.
+
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qcow::chain::Chain;
+use qcow::ops::map::{Map, MapEntry, MapOptions, map};
+
+use crate::args::{OutputArgs, SourceArgs, Voice};
+use crate::cli::exit_codes;
+use crate::failure::Failure;
+use crate::output::{OutputFormat, shown};
+use crate::picture::{self, Caption, Tally};
+use crate::size;
+
+/// Arguments of `map`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "The text lists what holds data, and in which file; the JSON lists everything, with the keys and
+values of `qemu-img map --output json`. Compressed data has no place of its own.
+
+Examples:
+  qcowtool map vm.qcow2
+  qcowtool map --output json --start-offset 1G --max-length 1M vm.qcow2
+  qcowtool map --snapshot before-upgrade vm.qcow2
+  qcowtool map --picture vm.svg vm.qcow2
+
+", exit_codes!()))]
+pub(crate) struct MapCommand {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    voice: Voice,
+
+    /// Where on the disk to start
+    #[arg(short, long, value_name = "OFFSET", default_value = "0", value_parser = parse_size)]
+    start_offset: u64,
+
+    /// How much of the disk to look at [default: all]
+    #[arg(short = 'l', long, value_name = "LENGTH", value_parser = parse_size)]
+    max_length: Option<u64>,
+
+    /// Read this internal snapshot (id, else name) instead of the current state
+    #[arg(long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
+    /// Draw the map instead, as FILE.svg or FILE.png: the disk, and what each layer holds of it
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+
+    /// Replace the picture if it exists, atomically
+    #[arg(long, requires = "picture")]
+    force: bool,
+
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// The image
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+}
+
+fn parse_size(text: &str) -> qcow::Result<u64> {
+    size::parse_disk(text)
+}
+
+impl MapCommand {
+    /// Lists the entries as they are found.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let open = self.source.open_options(self.snapshot.as_deref());
+        self.voice.opening(&self.path, open.format);
+        let chain = Chain::open(&self.path, &open)?;
+        self.voice.opened(&chain);
+        let options = MapOptions { start: self.start_offset, max_length: self.max_length };
+        if let Some(picture) = &self.picture {
+            return Ok(self.draw(&chain, &options, picture)?);
+        }
+        let entries = map(&chain, &options);
+        match self.output.output {
+            OutputFormat::Json => print_json(entries, self.start_offset),
+            OutputFormat::Human => print_human(entries, &chain),
+        }
+    }
+
+    fn draw(&self, chain: &Chain, options: &MapOptions, picture: &Path) -> qcow::Result<()> {
+        let kind = picture::Kind::of(picture)?;
+        let rest = chain.virtual_size().saturating_sub(options.start);
+        let length = options.max_length.unwrap_or(u64::MAX).min(rest);
+        let mut tally = Tally::new(options.start, length, chain.layers().len());
+        for entry in map(chain, options) {
+            tally.add(&entry?);
+        }
+        let name = |path: &Path| shown(path.file_name().map_or(path, Path::new));
+        let caption = Caption {
+            title: format!("{}, {}", name(&self.path), size::human(chain.virtual_size())),
+            layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
+        };
+        let bytes = picture::draw(kind, &tally, &caption)?;
+        picture::write(picture, &bytes, self.force)
+    }
+}
+
+/// Everything, one object a line, as `qemu-img` lays it out.
+fn print_json(entries: Map<'_>, start: u64) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut before = "[";
+    for entry in entries {
+        let entry = flushed_on_error(&mut out, entry)?;
+        write_object(&mut out, before, &entry).map_err(Failure::from_output)?;
+        before = ",\n";
+    }
+    // Nothing to list: one entry of no length, as qemu-img has it.
+    if before == "[" {
+        write!(
+            out,
+            "[{{ \"start\": {start}, \"length\": 0, \"depth\": 0, \"present\": false, \
+             \"zero\": false, \"data\": false, \"compressed\": false}}"
+        )
+        .map_err(Failure::from_output)?;
+    }
+    out.write_all(b"]\n").and_then(|()| out.flush()).map_err(Failure::from_output)
+}
+
+fn write_object(out: &mut impl Write, before: &str, entry: &MapEntry) -> io::Result<()> {
+    let MapEntry { start, length, depth, present, zero, data, compressed, .. } = entry;
+    write!(
+        out,
+        "{before}{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \
+         \"present\": {present}, \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
+    )?;
+    if let Some(offset) = entry.offset {
+        write!(out, ", \"offset\": {offset}")?;
+    }
+    out.write_all(b"}")
+}
+
+/// What holds data, and where; zeros are left out.
+fn print_human(entries: Map<'_>, chain: &Chain) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let names: Vec<_> = chain.layers().iter().map(|layer| shown(layer.data_path())).collect();
+    writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to")
+        .map_err(Failure::from_output)?;
+    for entry in entries {
+        let entry = flushed_on_error(&mut out, entry)?;
+        if !entry.data || entry.zero {
+            continue;
+        }
+        let place = entry.offset.map_or_else(|| "compressed".to_owned(), hexadecimal);
+        let name = names.get(entry.depth).map_or("", String::as_str);
+        let (start, length) = (hexadecimal(entry.start), hexadecimal(entry.length));
+        writeln!(out, "{start:<16}{length:<16}{place:<16}{name}").map_err(Failure::from_output)?;
+    }
+    out.flush().map_err(Failure::from_output)
+}
+
+/// `0x1f`, and plain `0`, as C prints it.
+fn hexadecimal(number: u64) -> String {
+    if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
+}
+
+/// Lets out what was found before an error.
+fn flushed_on_error<T>(out: &mut impl Write, result: qcow::Result<T>) -> Result<T, Failure> {
+    result.map_err(|error| match out.flush() {
+        Ok(()) => Failure::Error(error),
+        Err(failed) => Failure::from_output(failed),
+    })
+}
