@@ -63,6 +63,27 @@ fn fragmentation_is_counted_as_qemu_counts_it() {
 }
 
 #[test]
+fn trap_142_a_table_that_every_entry_names_is_counted_for_each() {
+    needs_qemu!();
+    let image = built("cluster_size=4k", |image| {
+        qemu_img(&args!["resize", "-q", image, "1G"]);
+        qemu_io("qcow2", image, &["write 0 4k"]);
+    });
+    let scratch = Scratch::new();
+    let mut patch = copy(&scratch, &image);
+    let (l1, l2) = (patch.u64(patch.l1_entry_at(0)), patch.l2());
+    let data = patch.l2_entry(0);
+    for index in 0..512 {
+        patch.set_u64(l2 + 8 * index, data);
+        patch.set_u64(patch.l1_entry_at((index as u64) << 21), l1);
+    }
+    patch.save();
+    let verdict = judged_alike(&patch.path, "512 times 512 references to one cluster");
+    assert_eq!(verdict.count("allocated-clusters"), 512 * 512);
+    assert!(verdict.found("refcount-overflow"));
+}
+
+#[test]
 fn a_missing_backing_file_does_not_hinder_the_check() {
     needs_qemu!();
     let scratch = Scratch::new();
