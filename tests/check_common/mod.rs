@@ -154,6 +154,12 @@ impl Places for Patch {
     }
 }
 
+/// Appends a cluster that has a refcount and no reference.
+pub(crate) fn leak(image: &mut Patch) -> &mut Patch {
+    let at = image.append(&[1]);
+    image.set_u16(image.refcount_at(at / image.cluster_size()), 1)
+}
+
 /// An offset as an index.
 pub(crate) fn to(offset: u64) -> usize {
     usize::try_from(offset).expect("an offset within the file")

@@ -18,6 +18,7 @@ mod entries;
 mod plan;
 mod refcounts;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use super::{CheckOptions, CheckOutcome, Found, Structure, Survey, check, in_pool
 use crate::chain::{Format, local_path, probe_format};
 use crate::format::{Incompatible, Version};
 use crate::image::Skeleton;
-use crate::io::{Storage, open_in_place};
+use crate::io::{Access, FileStorage, Storage, open_in_place};
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
 use plan::Plan;
@@ -108,13 +109,12 @@ pub fn repair(
     cancel: &CancelToken,
 ) -> Result<RepairOutcome> {
     let outcome = in_pool(options.check.threads, || {
-        let local = local_path(path)?;
-        let (target, storage) = open_in_place(&local)?;
-        let format = probe_format(&storage, path, options.check.format)?;
+        let opened = open(path, options)?;
+        let format = probe_format(&opened.storage, path, options.check.format)?;
         if format != Format::Qcow2 {
             return Err(Error::unsupported(format!("{format} images have nothing to repair")));
         }
-        let storage: Arc<dyn Storage> = Arc::new(storage);
+        let storage: Arc<dyn Storage> = Arc::new(opened.storage);
         let (before, plan) = make_plan(&storage, options, observer, cancel)?;
         let mut outcome = RepairOutcome {
             check: before,
@@ -124,7 +124,7 @@ pub fn repair(
             steps: plan.steps.clone(),
             steps_left_out: plan.steps_left_out,
         };
-        if !options.dry_run && !plan.is_empty() {
+        if let Some(target) = opened.target.filter(|_| !plan.is_empty()) {
             plan.apply(&target)?;
             let shared = CheckOptions { force_share: true, ..options.check.clone() };
             let after = check(path, &shared, &Silent, cancel)?;
@@ -136,6 +136,24 @@ pub fn repair(
         Ok(outcome)
     })?;
     outcome.map_err(|error| error.file(path))
+}
+
+/// An image opened for a plan, or to be changed.
+struct Opened {
+    storage: FileStorage,
+    /// Where to write; `None` if only a plan is wanted.
+    target: Option<File>,
+}
+
+fn open(path: &Path, options: &RepairOptions) -> Result<Opened> {
+    let path = local_path(path)?;
+    if options.dry_run {
+        let storage = FileStorage::open(&path)?;
+        storage.lock(Access::READ, Access::WRITE | Access::RESIZE)?;
+        return Ok(Opened { storage, target: None });
+    }
+    let (target, storage) = open_in_place(&path)?;
+    Ok(Opened { storage, target: Some(target) })
 }
 
 /// One look at the image as the plan has made it so far.
@@ -186,6 +204,7 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> 
     if scope == Scope::Leaks {
         if !in_place {
             return Err(Error::unsupported("the refcounts cannot be trusted")
+                .structure("refcount table")
                 .hint("`check -r all` writes them anew"));
         }
         let target = refcounts::Target::Lowered;
@@ -267,6 +286,7 @@ fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelTo
             "a repair would leave {} corruptions and {} leaks, so nothing was written",
             after.corruptions, after.leaks
         ))
+        .structure("metadata")
         .hint("copy what can be read with `qcowtool flatten`"));
     }
     if clean { clear_bits(plan) } else { Ok(()) }

@@ -15,22 +15,29 @@ const TABLE_FIELDS: u64 = 48;
 pub(super) enum Target<'a> {
     /// The references.
     Exact,
-    /// The references, or what is stored if that is less.
+    /// The references, where refcounts are not too low; those that are stay what they are.
     Lowered,
     /// The references as this survey counted them, without the old refcount structures.
     Anew(&'a Survey<'a>),
 }
 
 impl Target<'_> {
-    /// The refcount of a cluster as it will be; 0 where none can be read.
+    /// The refcount of a cluster as it will be; 0 where that is not known to be the truth.
     pub(super) fn refcount(self, survey: &Survey<'_>, cluster: u64) -> u64 {
         let references = survey.census.references(cluster);
         match self {
             Self::Exact => references,
-            Self::Lowered if survey.stored.is_one(cluster) == Some(true) => references.min(1),
-            Self::Lowered => {
-                survey.stored.refcount_of(cluster).map_or(0, |stored| stored.min(references))
+            Self::Lowered if survey.stored.is_one(cluster) == Some(true) => {
+                if references <= 1 {
+                    references
+                } else {
+                    0
+                }
             }
+            Self::Lowered => match survey.stored.refcount_of(cluster) {
+                Some(stored) if stored >= references => references,
+                _ => 0,
+            },
             Self::Anew(fresh) => fresh.census.references(cluster),
         }
     }
