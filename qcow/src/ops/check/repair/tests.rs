@@ -1,4 +1,9 @@
 //! What a crash at any moment of a repair leaves behind.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
