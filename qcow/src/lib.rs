@@ -54,15 +54,15 @@
 //! | [`image`] | one open image: header, snapshots, bitmaps, mapping |
 //! | [`chain`] | backing chains: names, formats, policy, limits, loops |
 //! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
-//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, map, measure, compare, checksum, digest |
+//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, checksum, digest |
 //!
 //! # Trust
 //!
 //! Every image is taken for hostile. Arithmetic on what comes from a file is checked, tables are
 //! bounded before memory is taken, chains are walked without recursion, and nothing panics on bad
 //! input. Which files an image may have opened is the caller's [`chain::Policy`]; a backing
-//! file's format is never guessed. Inputs are opened read-only; outputs are built under a
-//! temporary name, synced, and renamed.
+//! file's format is never guessed. Inputs are opened read-only (only a repair changes an image, and
+//! only when told to); outputs are built under a temporary name, synced, and renamed.
 //!
 //! Errors say who is to blame ([`ErrorKind`]) and where ([`Place`]), in one line that names the
 //! file, the structure and the offset.
