@@ -1,9 +1,11 @@
 //! Regular files and block devices, opened read-only and pinned by their descriptor.
 
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -76,6 +78,9 @@ pub struct FileStorage {
     len: u64,
     allocated: u64,
     opened: FileStatus,
+    /// Bytes known to be without a hole, from start to end: some file systems look at every page
+    /// to find the next hole, which may be far away.
+    solid: Mutex<Range<u64>>,
 }
 
 impl FileStorage {
@@ -114,7 +119,15 @@ impl FileStorage {
             return Err(Error::denied("neither a regular file nor a block device"));
         };
         let allocated = status.blocks().saturating_mul(512);
-        Ok(Self { file, kind, identity, len, allocated, opened: FileStatus::of(&status) })
+        Ok(Self {
+            file,
+            kind,
+            identity,
+            len,
+            allocated,
+            opened: FileStatus::of(&status),
+            solid: Mutex::new(0..0),
+        })
     }
 
     /// Announces to QEMU and to others like us what is done with the file and what nobody else
@@ -197,11 +210,17 @@ impl Storage for FileStorage {
     }
 
     fn next_hole(&self, offset: u64) -> std::io::Result<u64> {
-        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
-            Ok(found) => Ok(found),
-            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.len.max(offset)),
-            Err(error) => Err(error.into()),
+        let mut solid = self.solid.lock().unwrap_or_else(PoisonError::into_inner);
+        if solid.contains(&offset) {
+            return Ok(solid.end);
         }
+        let found = match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(found) => found,
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.len.max(offset),
+            Err(error) => return Err(error.into()),
+        };
+        *solid = offset..found;
+        Ok(found)
     }
 }
 

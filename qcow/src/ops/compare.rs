@@ -18,6 +18,9 @@ use crate::{CancelToken, Error, Observer, Result};
 /// Differing ranges are made of whole sectors of this many bytes.
 pub const SECTOR: u64 = 512;
 
+/// So much is read of each image before it is compared, while it is still in the cache.
+const BITE: u64 = 256 << 10;
+
 /// How to compare.
 #[derive(Debug, Clone, Default)]
 pub struct CompareOptions {
@@ -271,7 +274,7 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn new(chain: &'a Chain) -> Result<Self> {
-        let buffer = Buffer::new(usize::try_from(pieces::LONGEST).unwrap_or_default())?;
+        let buffer = Buffer::new(in_memory(BITE))?;
         Ok(Self { reader: chain.reader(), buffer })
     }
 
@@ -297,6 +300,16 @@ fn differences(sides: &mut [Side<'_>; 2], work: &Work) -> (Differences, Result<(
 
 impl Differences {
     fn add_pair(&mut self, sides: &mut [Side<'_>; 2], (a, b): &(Extent, Extent)) -> Result<()> {
+        let mut at = a.guest.0;
+        while at < a.end() {
+            let end = at.saturating_add(BITE).min(a.end());
+            self.add_bite(sides, &a.slice(at, end), &b.slice(at, end))?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn add_bite(&mut self, sides: &mut [Side<'_>; 2], a: &Extent, b: &Extent) -> Result<()> {
         let [one, other] = sides;
         let sector = in_memory(SECTOR);
         match (one.read(a)?, other.read(b)?) {

@@ -8,7 +8,7 @@ use crate::extent::{Extent, ExtentKind, Extents};
 use crate::format::GuestOffset;
 
 /// No work is longer than this many bytes, unless nothing is to be read.
-pub(super) const LONGEST: u64 = 2 << 20;
+const LONGEST: u64 = 2 << 20;
 
 /// One unit of work.
 pub(super) struct Work {
