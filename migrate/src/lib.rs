@@ -1,9 +1,17 @@
-//! Prepares storage for libvirt migrations of guests with local disks.
+//! Migrates guests with local disks between libvirt hosts, and never corrupts one.
 //!
-//! So far this crate holds one thing, the part of the job that needs no libvirt: the
-//! [`target`] of a full copy, made of exactly the right size and proven before anybody relies on
-//! it. Planning and driving migrations come next.
+//! Data flows one way: what is so on both hosts ([`facts`]) and what the operator wants become a
+//! [`plan`], a value that can be printed and kept; carrying it out prepares targets through a
+//! [`store`], under a journal, and moves the guest through a [`driver`]. The part of the job that
+//! needs no libvirt at all is the [`target`] of a full copy.
 //!
 //! Uses only the public API of the [`qcow`] crate.
 
+pub mod driver;
+mod error;
+pub mod facts;
+pub mod plan;
+pub mod store;
 pub mod target;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,189 @@
+//! What we ask of a hypervisor's management, as a trait; libvirt is one that does it, and a model that
+//! behaves as libvirt was observed to is another.
+
+use qcow::CancelToken;
+
+use crate::facts::{DomainFacts, DomainState, HostFacts};
+use crate::plan::Flag;
+use crate::{Error, Result};
+
+/// One connection to one host's virtualisation management.
+///
+/// All methods may be called from any thread. A domain is named by its UUID, but in
+/// [`domain`](Self::domain), which is how that is learned.
+pub trait Hypervisor: Send + Sync {
+    /// What the host is.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment), as all methods here.
+    fn host(&self) -> Result<HostFacts>;
+
+    /// Everything about the domain of this name or UUID; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>>;
+
+    /// What the domain does now; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn state(&self, uuid: &str) -> Result<Option<DomainState>>;
+
+    /// Size in bytes of the disk `target`, as the running hypervisor reports it.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn capacity(&self, uuid: &str, target: &str) -> Result<u64>;
+
+    /// The block job that runs on the disk `target`, in words.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn block_job(&self, uuid: &str, target: &str) -> Result<Option<String>>;
+
+    /// The path of a volume.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
+
+    /// Paths that the host's domains, running or not, name as their disks or as layers below them.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn paths_in_use(&self) -> Result<Vec<std::path::PathBuf>>;
+
+    /// Migrates, and returns when libvirt says that it is over. What it says is not the outcome: that is
+    /// decided by the state of both hosts. Every [`TICK`] or so `watch` is told how far it is; when
+    /// `cancel` is set the job is aborted, and the call still waits for the end.
+    ///
+    /// # Errors
+    /// What libvirt said, translated.
+    fn migrate(
+        &self,
+        request: &MigrateRequest,
+        watch: &dyn Fn(&JobProgress),
+        cancel: &CancelToken,
+    ) -> Result<()>;
+
+    /// Aborts the domain's job; fine if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn abort(&self, uuid: &str) -> Result<()>;
+
+    /// The domain's job; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn job(&self, uuid: &str) -> Result<Option<JobProgress>>;
+
+    /// Stops the domain's processors.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn suspend(&self, uuid: &str) -> Result<()>;
+
+    /// Lets them run again.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn resume(&self, uuid: &str) -> Result<()>;
+
+    /// Starts a domain that is shut off.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn start(&self, uuid: &str) -> Result<()>;
+
+    /// Kills the domain's process.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn destroy(&self, uuid: &str) -> Result<()>;
+
+    /// Defines a domain.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn define(&self, xml: &str) -> Result<()>;
+
+    /// Forgets a domain's definition, but not its NVRAM or other files.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn undefine(&self, uuid: &str) -> Result<()>;
+
+    /// Makes libvirt look again at the pools that cover these directories.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
+}
+
+/// How often the progress of a migration is told.
+pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// What libvirt is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MigrateRequest {
+    /// The domain.
+    pub uuid: String,
+    /// The destination's URI, as the source's libvirt reaches it.
+    pub to: String,
+    /// libvirt's flags.
+    pub flags: Vec<Flag>,
+    /// The disks to copy; never empty if a flag asks for copies.
+    pub migrate_disks: Vec<String>,
+    /// Those in which to look for zeros; the driver leaves it away where libvirt is too old for it.
+    pub detect_zeroes: Vec<String>,
+    /// The guest's XML at the destination.
+    pub destination_xml: String,
+    /// What is defined there.
+    pub persistent_xml: Option<String>,
+    /// MiB a second for each stream.
+    pub bandwidth_mib: Option<u64>,
+    /// Where memory goes, such as `tcp://host`; libvirt's own choice if `None`.
+    pub migrate_uri: Option<String>,
+}
+
+/// How far a migration is. Bytes; totals grow while the guest writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JobProgress {
+    /// Of all copied disks together.
+    pub disk_total: u64,
+    /// Done of them.
+    pub disk_processed: u64,
+    /// Bytes a second.
+    pub disk_rate: u64,
+    /// Of the guest's memory; 0 until the disks are in step.
+    pub memory_total: u64,
+    /// Done of it.
+    pub memory_processed: u64,
+    /// Bytes a second.
+    pub memory_rate: u64,
+    /// Milliseconds since the start.
+    pub elapsed_ms: u64,
+}
+
+/// What a request must not ask for, whoever asks: the last gate before libvirt.
+///
+/// # Errors
+/// [`Refused`](crate::ErrorKind::Refused).
+pub fn check_request(request: &MigrateRequest) -> Result<()> {
+    let full = request.flags.contains(&Flag::NonSharedDisk);
+    let incremental = request.flags.contains(&Flag::NonSharedInc);
+    if full && incremental {
+        return Err(Error::refused("full and incremental copies exclude each other"));
+    }
+    if (full || incremental) && request.migrate_disks.is_empty() {
+        return Err(Error::refused(
+            "a copy of disks without saying which would copy all of them, shared ones too",
+        ));
+    }
+    if !request.migrate_disks.is_empty() && !full && !incremental {
+        return Err(Error::refused("disks to copy are named, but not how"));
+    }
+    Ok(())
+}

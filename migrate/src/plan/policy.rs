@@ -1,0 +1,122 @@
+//! What the operator wants and allows.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Whether disks that stand on a base shall do so at the destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Style {
+    /// Where the same base is proven to be there, yes; otherwise the disk stands alone.
+    #[default]
+    Auto,
+    /// Yes; the base is brought there if need be.
+    Thin,
+    /// No: every disk stands alone.
+    Full,
+}
+
+/// How thoroughly the content is compared after the migration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verify {
+    /// Not at all.
+    None,
+    /// Headers, chains, structure.
+    #[default]
+    Meta,
+    /// And some leaves of the content, the guest paused meanwhile.
+    Sample,
+    /// And all of the content, the guest paused meanwhile.
+    Content,
+}
+
+/// `OLD=NEW`: what starts with `OLD` on the source is at `NEW` on the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PathMap {
+    /// A path or directory on the source host.
+    pub old: PathBuf,
+    /// What it is on the destination host.
+    pub new: PathBuf,
+}
+
+/// What the operator wants and allows. The default is careful and needs no answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct Policy {
+    /// Whether overlays stay overlays.
+    pub style: Style,
+    /// Path changes; the longest `old` that fits wins.
+    pub path_map: Vec<PathMap>,
+    /// Directory for all new images, unless `path_map` says where one goes.
+    pub target_dir: Option<PathBuf>,
+    /// The operator's word on storage that cannot be examined: directories that both hosts share.
+    pub shared: Vec<PathBuf>,
+    /// The operator's word: directories that they do not share.
+    pub distinct: Vec<PathBuf>,
+    /// Use an existing target image of exactly the right size and format; forces full copies.
+    pub adopt: bool,
+    /// Go on although internal snapshots are lost.
+    pub drop_internal_snapshots: bool,
+    /// Copy disks with external data files into images without.
+    pub allow_data_file: bool,
+    /// Empty removable drives whose medium cannot be reached at the destination.
+    pub eject: bool,
+    /// Layers that a chain may have.
+    pub max_depth: usize,
+    /// How thoroughly to compare afterwards.
+    pub verify: Verify,
+    /// Bytes a second, for all streams together; `None` is as fast as it goes.
+    pub bandwidth: Option<u64>,
+    /// Guest writes wait for the copy, so that it ends in any case.
+    pub sync_writes: bool,
+    /// Seconds after which a migration that has not ended is stopped.
+    pub timeout: Option<u64>,
+    /// Days that the source's files are kept under another name.
+    pub retain_days: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            style: Style::default(),
+            path_map: Vec::new(),
+            target_dir: None,
+            shared: Vec::new(),
+            distinct: Vec::new(),
+            adopt: false,
+            drop_internal_snapshots: false,
+            allow_data_file: false,
+            eject: false,
+            max_depth: 16,
+            verify: Verify::default(),
+            bandwidth: None,
+            sync_writes: false,
+            timeout: None,
+            retain_days: 7,
+        }
+    }
+}
+
+impl Policy {
+    /// Where the file at `path` on the source goes on the destination.
+    pub fn mapped(&self, path: &Path) -> PathBuf {
+        let best = self
+            .path_map
+            .iter()
+            .filter(|map| path.starts_with(&map.old))
+            .max_by_key(|map| map.old.components().count());
+        if let Some(map) = best {
+            return match path.strip_prefix(&map.old) {
+                Ok(rest) if !rest.as_os_str().is_empty() => map.new.join(rest),
+                _ => map.new.clone(),
+            };
+        }
+        match (&self.target_dir, path.file_name()) {
+            (Some(dir), Some(name)) => dir.join(name),
+            _ => path.to_path_buf(),
+        }
+    }
+}

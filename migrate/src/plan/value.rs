@@ -1,0 +1,276 @@
+//! The plan as a value: printable, comparable, serialisable.
+
+use std::path::PathBuf;
+
+use qcow::chain::Format;
+use serde::{Deserialize, Serialize};
+
+use super::Policy;
+use crate::facts::NamedLayer;
+
+/// Name and version of the plan's JSON form.
+pub const SCHEMA: &str = "qcowtool-plan/1";
+
+/// What is to be done to every disk of one guest, and how its host is to be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Plan {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Digest of everything below but itself: two plans with one digest do the same.
+    pub digest: String,
+    /// Digest of the facts that must still be so when the plan is carried out.
+    pub facts: String,
+    /// The guest's name.
+    pub domain: String,
+    /// The guest's UUID.
+    pub uuid: String,
+    /// How the source host is reached.
+    pub from: String,
+    /// How the destination host is reached.
+    pub to: String,
+    /// How the guest moves.
+    pub mode: Mode,
+    /// How libvirt copies the disks; one for the whole guest.
+    pub copy: CopyMode,
+    /// libvirt's flags.
+    pub flags: Vec<Flag>,
+    /// The disks that libvirt copies, by target name; never empty if `copy` is not `None`.
+    pub migrate_disks: Vec<String>,
+    /// Those of them in which it looks for zeros.
+    pub detect_zeroes: Vec<String>,
+    /// MiB a second for each stream.
+    pub bandwidth_mib: Option<u64>,
+    /// Every disk, in the order of the guest's XML.
+    pub disks: Vec<DiskPlan>,
+    /// The guest's XML at the destination.
+    pub destination_xml: String,
+    /// What is defined there for the next start; `None` if the guest is not persistent.
+    pub persistent_xml: Option<String>,
+    /// What it will cost.
+    pub predicted: Predicted,
+    /// What the operator should know.
+    pub warnings: Vec<Warning>,
+    /// What the operator wanted and allowed.
+    pub policy: Policy,
+}
+
+/// How the guest moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// With its process, by libvirt.
+    Live,
+    /// As files, by us: it is shut off.
+    Offline,
+}
+
+/// How libvirt copies disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyMode {
+    /// There is nothing to copy.
+    None,
+    /// All of them whole (`VIR_MIGRATE_NON_SHARED_DISK`): right whatever the target held.
+    Full,
+    /// Only what the active layers hold (`VIR_MIGRATE_NON_SHARED_INC`): right only where everything
+    /// below is proven equal.
+    Incremental,
+}
+
+/// libvirt's migration flags, by their names. Those that we never set are not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the names are libvirt's, without VIR_MIGRATE_")]
+pub enum Flag {
+    Live,
+    PeerToPeer,
+    PersistDest,
+    UndefineSource,
+    Paused,
+    NonSharedDisk,
+    NonSharedInc,
+    ChangeProtection,
+    AbortOnError,
+    AutoConverge,
+    NonSharedSynchronousWrites,
+    Tls,
+}
+
+/// The rows of the decision table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "docs/migration.md describes the rows")]
+#[rustfmt::skip]
+pub enum Row {
+    D01, D02, D03, D04, D05, D06, D07, D08a, D08b, D08c, D09, D10, D11, D12, D13, D14, D15, D16,
+    D17, D18, D19, D20, D21, D22, D23,
+}
+
+/// The proofs that an incremental copy needs, all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Proof {
+    /// The sizes are equal to the byte.
+    P1,
+    /// The target's active layer is empty.
+    P2,
+    /// Below the active layers, source and target hold the same.
+    P3,
+    /// A target without a base reads as zeros everywhere.
+    P4,
+    /// The target's base cannot change.
+    P5,
+    /// The source's lower layers have not changed.
+    P6,
+    /// The target's header and its XML name the same chain.
+    P7,
+    /// No target is one of the source's files.
+    P8,
+    /// We made the target in this run.
+    P9,
+}
+
+/// What is done to one disk, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskPlan {
+    /// The disk's name in the guest's XML.
+    pub target: String,
+    /// The row of the decision table that decided.
+    pub row: Row,
+    /// That row in words, with the facts that made it fit.
+    pub why: String,
+    /// What is done.
+    pub action: Action,
+    /// Proofs that preparation still has to give before an incremental copy may start; those that the
+    /// facts already gave are not listed.
+    pub proofs: Vec<Proof>,
+    /// Bytes that go over the network for this disk, preparation included.
+    pub transfer_bytes: u64,
+    /// Bytes that it will take at the destination.
+    pub space_bytes: u64,
+}
+
+/// What is done to one disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Action {
+    /// Nothing: no content, storage that both hosts reach, or a read-only medium that is there too.
+    Skip,
+    /// The medium is taken out of the drive in the destination's XML.
+    Eject,
+    /// A read-only medium is copied as it is before the guest moves.
+    CopyMedium {
+        /// On the source.
+        from: PathBuf,
+        /// On the destination; it must not exist.
+        to: PathBuf,
+    },
+    /// A new image is made, and filled by the migration (or, offline, by us).
+    Create {
+        /// What is made.
+        image: NewImage,
+        /// What it stands on; `None` makes it stand alone.
+        base: Option<BasePlan>,
+    },
+    /// An existing image or device is filled, whatever it holds.
+    Adopt {
+        /// Its path.
+        path: PathBuf,
+        /// Its format.
+        format: Format,
+    },
+}
+
+/// An image that is to be made at the destination. It must not exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NewImage {
+    /// Its path.
+    pub path: PathBuf,
+    /// Raw or QCOW2.
+    pub format: Format,
+    /// Size of its disk: exactly the guest's.
+    pub virtual_size: u64,
+    /// Size of its clusters; `None` for raw.
+    pub cluster_size: Option<u64>,
+    /// With subclusters.
+    pub extended_l2: bool,
+}
+
+/// What a new overlay stands on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "base")]
+pub enum BasePlan {
+    /// Something that is there already, proven to hold what the source's lower layers hold.
+    Existing {
+        /// Itself and everything below it.
+        chain: Vec<NamedLayer>,
+        /// The digest that it and the source's lower layers have.
+        digest: String,
+    },
+    /// It is brought there first, under a name that is still free; then it is digested.
+    Seed {
+        /// Its path at the destination.
+        path: PathBuf,
+        /// Its format there.
+        format: Format,
+        /// How it comes to be.
+        how: SeedHow,
+        /// Digest of the source's lower layers.
+        digest: String,
+    },
+}
+
+/// How a base is brought to the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "how")]
+pub enum SeedHow {
+    /// The one lower layer, as the file it is.
+    CopyFile {
+        /// Where it can be read: its path, or the descriptor that a process holds open.
+        from: PathBuf,
+    },
+    /// All lower layers, made into one image.
+    Flatten {
+        /// Where the uppermost of them can be read.
+        from: PathBuf,
+        /// Its format.
+        format: Format,
+    },
+}
+
+/// What a migration will cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Predicted {
+    /// Bytes over the network, without the guest's memory.
+    pub transfer_bytes: u64,
+    /// Bytes of storage at the destination.
+    pub space_bytes: u64,
+}
+
+/// Something the operator should know, but nothing that stops the migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Warning {
+    /// A stable word for programs, such as `internal-snapshots-lost`.
+    pub code: String,
+    /// The disk that is meant.
+    pub disk: Option<String>,
+    /// What it is.
+    pub message: String,
+}
+
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Refusal {
+    /// The rule: `R1` to `R9`, or the row of the decision table.
+    pub code: String,
+    /// The disk that is meant.
+    pub disk: Option<String>,
+    /// What is in the way.
+    pub message: String,
+    /// What the operator can do about it.
+    pub way_out: String,
+}

@@ -1,0 +1,126 @@
+//! The files of a host, however it is reached: as a directory here, through libvirt's storage API, or
+//! through the same binary at the far end.
+//!
+//! All paths are absolute paths of that host. Nothing that exists is ever written to: what is made is
+//! made under a name that was free, and only what was made can be removed.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use qcow::chain::Format;
+use qcow::{CancelToken, Observer};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::facts::{Identity, NamedLayer, ObjectFacts};
+
+/// The files of one host.
+pub trait Store: Send + Sync {
+    /// How it is reached, in words for messages.
+    fn describe(&self) -> String;
+
+    /// What is at `path`; `None` if nothing is. A symbolic link at the end is not followed: it is
+    /// reported as an error, because nobody can say what it will point to later.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment), as all methods here.
+    fn look(&self, path: &Path) -> Result<Option<ObjectFacts>>;
+
+    /// Free bytes in a directory, for the user that makes files there.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); also if it is no directory or cannot be written to.
+    fn available(&self, directory: &Path) -> Result<u64>;
+
+    /// Names of the files in a directory. At most `limit`.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn list(&self, directory: &Path, limit: usize) -> Result<Vec<PathBuf>>;
+
+    /// Makes a file of this content. It must not exist. It appears under `path` only when all of it is there
+    /// and on stable storage; where the way of access cannot do that, it is made under its name from
+    /// the start, and removed if it cannot be finished. Holes stay holes. What an interrupted call left under
+    /// a temporary name is taken up again if it came from the same content.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it exists;
+    /// [`Interrupted`](crate::ErrorKind::Interrupted).
+    fn put(
+        &self,
+        path: &Path,
+        content: &File,
+        mode: Mode,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Identity>;
+
+    /// The file's bytes, copied to a temporary file here: for reading back what was made. Refused beyond
+    /// `limit` bytes.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn fetch(&self, path: &Path, limit: u64) -> Result<File>;
+
+    /// Itself and everything below it, with the formats that are recorded, and the sizes of their
+    /// disks; the uppermost first.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn chain(&self, path: &Path, format: Option<Format>) -> Result<Vec<StoreLayer>>;
+
+    /// Whether the disk that the image at `path` shows is that of `wanted`.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Interrupted`](crate::ErrorKind::Interrupted).
+    fn same_content(
+        &self,
+        path: &Path,
+        format: Format,
+        wanted: &Wanted<'_>,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<crate::facts::Content>;
+
+    /// Removes a file if it is still the object that we made. `Ok(false)` if nothing is there.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it is another object by
+    /// now, or somebody has it open.
+    fn remove(&self, path: &Path, made: &Identity) -> Result<bool>;
+}
+
+/// Who may do what with a new file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// A guest's own disk: 0600.
+    Private,
+    /// A base that nobody may change: 0444.
+    ReadOnly,
+}
+
+/// The content that something at the destination is compared with.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Wanted<'a> {
+    /// The tree hash of the disk, with its size.
+    pub digest: &'a str,
+    /// If the content is that of one file: the file, for a comparison byte by byte where the other end
+    /// cannot hash disks.
+    pub file: Option<&'a File>,
+}
+
+/// One layer of a chain at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StoreLayer {
+    /// Its name and format.
+    pub layer: NamedLayer,
+    /// Which object it is.
+    pub identity: Identity,
+    /// Size of its disk.
+    pub virtual_size: u64,
+    /// Somebody has it open for writing, in words.
+    pub in_use: Option<String>,
+}
