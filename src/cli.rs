@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure,
+    Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure, PlanCommand,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -106,6 +106,7 @@ commands! {
     Compare "compare" "Tell whether two images hold the same, and where they differ";
     Check "check" "Hold an image's metadata against itself, and count what is wrong";
     Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
+    PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
     Generate "generate" "Write man pages or shell completions" hidden true;
 }
 

@@ -14,6 +14,7 @@ pub mod facts;
 pub mod plan;
 pub mod prepare;
 pub mod probe;
+pub mod run;
 pub mod store;
 pub mod target;
 

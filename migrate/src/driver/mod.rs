@@ -52,6 +52,12 @@ pub trait Hypervisor: Send + Sync {
     /// See [`host`](Self::host).
     fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
 
+    /// The directory of a storage pool; `None` if there is no such pool.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); also if the pool is no directory.
+    fn pool_path(&self, pool: &str) -> Result<Option<std::path::PathBuf>>;
+
     /// Paths that the host's domains, running or not, name as their disks or as layers below them.
     ///
     /// # Errors
