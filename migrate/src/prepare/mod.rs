@@ -17,7 +17,7 @@ use qcow::{CancelToken, Observer};
 use crate::driver::Hypervisor;
 use crate::facts::{Content, Facts, LayerFacts, NamedLayer};
 use crate::journal::{Journal, Record, Side};
-use crate::plan::{Action, BasePlan, DiskPlan, NewImage, Plan, SeedHow};
+use crate::plan::{Action, BasePlan, DiskPlan, Mode as CopyAs, NewImage, Plan, SeedHow};
 use crate::probe::Held;
 use crate::store::{Mode, Store, Wanted};
 use crate::{Error, ErrorKind, Result};
@@ -58,7 +58,10 @@ impl Preparation<'_> {
                         None => None,
                         Some(base) => Some(self.base(disk, base, &mut seeded)?),
                     };
-                    self.top(image, below.as_ref())?;
+                    match plan.mode {
+                        CopyAs::Live => self.top(image, below.as_ref())?,
+                        CopyAs::Offline => self.filled(disk, image, below.as_ref())?,
+                    }
                 }
             }
         }
@@ -94,6 +97,52 @@ impl Preparation<'_> {
         let copy = self.store.fetch(&image.path, LONGEST_EMPTY)?;
         image::prove(&name_of(&copy), image, base)
             .map_err(|error| error.on(&self.facts.destination.hostname))
+    }
+
+    /// The active layer of a guest that is shut off: as it is if it stands on nothing or stays an overlay,
+    /// otherwise made of its whole chain.
+    fn filled(
+        &mut self,
+        disk: &DiskPlan,
+        image: &NewImage,
+        base: Option<&NamedLayer>,
+    ) -> Result<()> {
+        let facts = self.facts;
+        let layers = facts.disks.iter().find(|facts| facts.target == disk.target);
+        let layers = layers.and_then(|facts| facts.chain.as_ref()).map(|chain| &*chain.layers);
+        let Some((top, below)) = layers.and_then(<[LayerFacts]>::split_first) else {
+            return Err(Error::usage(format!("{} has no image to copy", disk.target)));
+        };
+        let scratch = |what| scratch_beside(&top.read_from).map_err(io(what));
+        let (file, _directory) = match base {
+            Some(base) if below.first().is_some_and(|own| names(top, own, base)) => {
+                (open(&top.read_from)?, None)
+            }
+            Some(base) => {
+                let directory = scratch("could not make a temporary directory")?;
+                let copy = directory.path().join("image");
+                std::fs::copy(&top.read_from, &copy).map_err(io("could not copy the image"))?;
+                let file = File::options().read(true).write(true).open(&copy);
+                let file = file.map_err(io("could not open the copy"))?;
+                image::stand_on(&file, base)?;
+                (file, Some(directory))
+            }
+            None if below.is_empty() && top.format == image.format && plain(top) => {
+                (open(&top.read_from)?, None)
+            }
+            None => {
+                let directory = scratch("could not make a temporary directory")?;
+                let made = directory.path().join("image");
+                let options = FlattenOptions { target: image::target(image), ..Default::default() };
+                let chain = self.held.open(layers.unwrap_or_default())?;
+                flatten(&chain, &made, &options, self.observer, self.cancel)?;
+                (open(&made)?, Some(directory))
+            }
+        };
+        let chain = self.held.open(layers.unwrap_or_default())?;
+        let digest = tree_hash(&chain, 0, self.observer, self.cancel)?.root.to_string();
+        self.put(&image.path, &file, Mode::Private)?;
+        self.arrived(&image.path, image.format, &digest, &file)
     }
 
     /// What the new image of `disk` stands on: brought there unless it is there already.
@@ -177,6 +226,31 @@ impl Preparation<'_> {
             .on(&self.facts.destination.hostname)),
         }
     }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| {
+        Error::changed(format!("{} cannot be read: {error}", path.display())).hint("plan again")
+    })
+}
+
+/// A directory for large files: where the image is there is room for images.
+fn scratch_beside(path: &Path) -> std::io::Result<tempfile::TempDir> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    tempfile::Builder::new().prefix(".qcowtool-").tempdir_in(directory)
+}
+
+/// Whether the header of `top`, which stands on `own`, would find `base` at the destination.
+fn names(top: &LayerFacts, own: &LayerFacts, base: &NamedLayer) -> bool {
+    own.path == base.path
+        && top.backing.as_deref() == base.path.to_str()
+        && top.backing_format == base.format
+}
+
+/// Nothing outside the file belongs to it, and nothing in it needs mending.
+fn plain(layer: &LayerFacts) -> bool {
+    !layer.block_device
+        && layer.qcow2.as_ref().is_none_or(|qcow2| qcow2.data_file.is_none() && !qcow2.dirty)
 }
 
 /// A name under which this process can open a file that has none.

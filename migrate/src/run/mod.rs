@@ -23,10 +23,11 @@ use crate::store::{LocalStore, Store};
 use crate::{Error, ErrorKind, Result};
 
 use outcome::{Whereabouts, whereabouts};
-pub use report::{Finished, Phase, Report, Retained, Verified};
+pub use report::{Finished, Phase, Report, Retained, Route, Verified};
 
-/// Below the state directory.
-const JOURNALS: &str = "transactions";
+/// Where journals are, below the state directory.
+pub const JOURNALS: &str = "transactions";
+/// Where the locks of guests are, below the state directory.
 const LOCKS: &str = "domains";
 
 /// A plan that is being carried out.
@@ -59,6 +60,8 @@ pub struct Means<'a> {
     pub facts: &'a Facts,
     /// Deleted files that the probe holds open.
     pub held: &'a Held,
+    /// How both hosts are reached.
+    pub route: &'a Route,
     /// Directory of journals and locks.
     pub state: &'a Path,
     /// Is told what happens.
@@ -86,7 +89,9 @@ impl<'a> Run<'a> {
                 .hint("plan again, and look what is different"));
         }
         let lock = DomainLock::take(&means.state.join(LOCKS), &plan.uuid)?;
-        let journal = Journal::create(&means.state.join(JOURNALS), plan)?;
+        let mut journal = Journal::create(&means.state.join(JOURNALS), plan)?;
+        let (facts, route) = (Box::new(means.facts.clone()), Box::new(means.route.clone()));
+        journal.write(Record::Begun { facts, route })?;
         Self::over(journal, lock, means)
     }
 
@@ -151,7 +156,7 @@ impl<'a> Run<'a> {
             return Err(self.put_back(error));
         }
         if self.plan().mode == Mode::Offline {
-            return match self.move_files() {
+            return match self.move_definition() {
                 Ok(verified) => self.finish(start, verified),
                 Err(error) => Err(self.put_back(error)),
             };

@@ -1,14 +1,13 @@
-//! Guests that are shut off: their disks are copied as files, compared, and the guest is defined at the
-//! destination.
+//! Guests that are shut off: preparation has copied and compared their disks already.
 
 use super::{Phase, Run, Verified};
 use crate::Result;
 
 impl Run<'_> {
-    /// Copies, compares and defines.
-    pub(super) fn move_files(&mut self) -> Result<Verified> {
-        self.phase(Phase::Copy)?;
-        let plan = self.plan().clone();
+    /// Defines the guest at the destination.
+    pub(super) fn move_definition(&mut self) -> Result<Verified> {
+        self.phase(Phase::Define)?;
+        let plan = self.plan();
         let xml = plan.persistent_xml.as_deref().unwrap_or(&plan.destination_xml);
         self.ends.destination.define(xml)?;
         Ok(Verified::Content)

@@ -3,10 +3,33 @@
 use std::path::PathBuf;
 
 use qcow::Observer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::driver::JobProgress;
 use crate::plan::{CopyMode, Mode, Warning};
+
+/// How both hosts are reached: kept in the journal, so that whoever ends a run that was cut off needs
+/// only its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Route {
+    /// Name or UUID of the guest.
+    pub domain: String,
+    /// URI of the libvirt of the guest's host.
+    pub from: String,
+    /// URI of the destination's libvirt, or `dir:` and a directory.
+    pub to: String,
+    /// The command that reaches the destination's files, if one does.
+    pub rsh: Option<String>,
+    /// `qcowtool` at its other end.
+    pub rsh_program: String,
+    /// The file that describes the guest, in place of a libvirt.
+    pub domain_xml: Option<PathBuf>,
+    /// What stands for `/` of the guest's host.
+    pub source_root: PathBuf,
+    /// Without a libvirt: the guest is taken for one that runs.
+    pub running: bool,
+}
 
 /// Is told what happens. Called from the thread that runs the plan.
 pub trait Report {
@@ -27,8 +50,8 @@ pub enum Phase {
     Prepare,
     /// libvirt moves the guest.
     Migrate,
-    /// A guest that is shut off is copied as files.
-    Copy,
+    /// A guest that is shut off, and whose disks were copied, is defined.
+    Define,
     /// Both hosts are asked where the guest is.
     Outcome,
     /// Content is compared.
@@ -47,7 +70,7 @@ impl Phase {
         match self {
             Self::Prepare => "prepare",
             Self::Migrate => "migrate",
-            Self::Copy => "copy",
+            Self::Define => "define",
             Self::Outcome => "outcome",
             Self::Verify => "verify",
             Self::Resume => "resume",
@@ -60,7 +83,7 @@ impl Phase {
     pub fn number(self) -> u8 {
         match self {
             Self::Prepare => 3,
-            Self::Migrate | Self::Copy => 7,
+            Self::Migrate | Self::Define => 7,
             Self::Outcome => 8,
             Self::Verify => 9,
             Self::Resume => 10,

@@ -8,6 +8,7 @@ use migrate::driver::{Directory, Hypervisor};
 use migrate::facts::DomainState;
 use migrate::plan::{PathMap, Policy, Style, Verify};
 use migrate::probe::Ends;
+use migrate::run::Route;
 use migrate::store::{LocalStore, RemoteStore, Store};
 use migrate::{Error, Result};
 
@@ -156,11 +157,10 @@ fn path_map(text: &str) -> std::result::Result<PathMap, String> {
 /// Both ends, connected.
 pub(crate) struct Reached {
     source: Arc<dyn Hypervisor>,
-    source_root: PathBuf,
     destination: Arc<dyn Hypervisor>,
     store: Arc<dyn Store>,
-    /// Name or UUID of the guest.
-    pub(crate) domain: String,
+    /// How that was done.
+    pub(crate) route: Route,
 }
 
 impl Reached {
@@ -168,7 +168,7 @@ impl Reached {
     pub(crate) fn ends(&self) -> Ends<'_> {
         Ends {
             source: &*self.source,
-            source_root: &self.source_root,
+            source_root: &self.route.source_root,
             destination: &*self.destination,
             store: &*self.store,
         }
@@ -176,38 +176,60 @@ impl Reached {
 }
 
 impl RouteArgs {
-    /// Connects to both ends.
-    pub(crate) fn reach(&self) -> Result<Reached> {
-        let (source, domain): (Arc<dyn Hypervisor>, _) = match (&self.domain_xml, &self.domain) {
+    /// As it is kept in journals.
+    pub(crate) fn route(&self) -> Result<Route> {
+        let domain = match (&self.domain_xml, &self.domain) {
             (Some(xml), _) => {
-                let state =
-                    if self.running { DomainState::Running } else { DomainState::ShutOff };
-                let directory = Directory::new(&self.source_root).with_domain(xml, state);
-                let name = directory.given()?.name;
-                (Arc::new(directory), name)
+                Directory::new(&self.source_root).with_domain(xml, self.state()).given()?.name
             }
-            (None, Some(domain)) => (connect(&self.connect)?.hypervisor, domain.clone()),
+            (None, Some(domain)) => domain.clone(),
             (None, None) => return Err(Error::usage("DOMAIN is missing")),
         };
-        let (destination, store) = far(&self.to, self.rsh.as_deref(), &self.rsh_program)?;
-        let source_root = self.source_root.clone();
-        Ok(Reached { source, source_root, destination, store, domain })
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let to = match self.to.strip_prefix(DIRECTORY) {
+            Some(directory) => format!("{DIRECTORY}{}", absolute(Path::new(directory)).display()),
+            None => self.to.clone(),
+        };
+        Ok(Route {
+            domain,
+            from: self.connect.clone(),
+            to,
+            rsh: self.rsh.clone(),
+            rsh_program: self.rsh_program.clone(),
+            domain_xml: self.domain_xml.as_deref().map(absolute),
+            source_root: absolute(&self.source_root),
+            running: self.running,
+        })
+    }
+
+    fn state(&self) -> DomainState {
+        if self.running { DomainState::Running } else { DomainState::ShutOff }
     }
 }
 
+/// Connects to both ends.
+pub(crate) fn reach(route: &Route) -> Result<Reached> {
+    let source: Arc<dyn Hypervisor> = match &route.domain_xml {
+        Some(xml) => {
+            let state =
+                if route.running { DomainState::Running } else { DomainState::ShutOff };
+            Arc::new(Directory::new(&route.source_root).with_domain(xml, state))
+        }
+        None => connect(&route.from)?.hypervisor,
+    };
+    let (destination, store) = far(route)?;
+    Ok(Reached { source, destination, store, route: route.clone() })
+}
+
 /// Connects to the other host and to its files.
-pub(crate) fn far(
-    to: &str,
-    rsh: Option<&str>,
-    program: &str,
-) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Store>)> {
-    if let Some(root) = to.strip_prefix(DIRECTORY).map(Path::new) {
+fn far(route: &Route) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Store>)> {
+    if let Some(root) = route.to.strip_prefix(DIRECTORY).map(Path::new) {
         return Ok((Arc::new(Directory::new(root)), Arc::new(LocalStore::new(root)?)));
     }
-    let connected = connect(to)?;
-    let Some(rsh) = rsh else { return Ok((connected.hypervisor, connected.store)) };
+    let connected = connect(&route.to)?;
+    let Some(rsh) = &route.rsh else { return Ok((connected.hypervisor, connected.store)) };
     let words: Vec<String> = rsh.split_whitespace().map(str::to_owned).collect();
-    Ok((connected.hypervisor, Arc::new(RemoteStore::spawn(&words, program)?)))
+    Ok((connected.hypervisor, Arc::new(RemoteStore::spawn(&words, &route.rsh_program)?)))
 }
 
 impl PolicyArgs {

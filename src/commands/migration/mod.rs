@@ -1,16 +1,23 @@
 //! The commands that move guests.
 
+mod agent;
 mod args;
+mod migrate;
 mod plan;
 mod show;
+mod transactions;
+mod voice;
 
+pub(crate) use self::migrate::{Migrate, Prepare};
+pub(crate) use agent::Agent;
 pub(crate) use plan::PlanCommand;
+pub(crate) use transactions::{Resume, Rollback, Transactions};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use migrate::plan::Policy;
-use migrate::probe::{Probed, Probing, probe};
+use ::migrate::plan::Policy;
+use ::migrate::probe::{Probed, Probing, probe};
 
 use crate::failure::Failure;
 use crate::progress::{Progress, When};
@@ -42,6 +49,16 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// The directory.
+    fn directory(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Where journals are kept.
+    fn journals(&self) -> PathBuf {
+        self.state_dir.join(::migrate::run::JOURNALS)
+    }
+
     /// Where digests of bases are kept.
     fn digests(&self) -> PathBuf {
         self.state_dir.join("digests")
@@ -66,7 +83,7 @@ fn look(
         observer: &progress,
         cancel: watch.token(),
     };
-    let probed = probe(&reached.ends(), &reached.domain, &probing);
+    let probed = probe(&reached.ends(), &reached.route.domain, &probing);
     progress.finish(probed.is_ok());
     watch.settle_migration(probed)
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use migrate::plan::{Refusal, plan};
 use serde::Serialize;
 
-use super::args::{PolicyArgs, RouteArgs};
+use super::args::{PolicyArgs, RouteArgs, reach};
 use super::{State, look, migration_codes, show};
 use crate::args::OutputArgs;
 use crate::failure::{Failure, REFUSED};
@@ -45,21 +45,24 @@ struct Refused {
 impl PlanCommand {
     /// Prints the plan, or why there is none.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let reached = self.route.reach()?;
+        let reached = reach(&self.route.route()?)?;
         let policy = self.policy.policy(&reached)?;
         let watch = Watch::start()?;
         let probed = look(&reached, &policy, &self.state, When::Auto, &watch)?;
         let plan = plan(&probed.facts, &policy);
-        match (plan, self.output.output) {
-            (Ok(plan), OutputFormat::Json) => print_json(&plan),
-            (Ok(plan), OutputFormat::Human) => print(show::plan(&plan)),
-            (Err(refusals), format) => {
-                match format {
-                    OutputFormat::Json => print_json(&Refused { refusals })?,
-                    OutputFormat::Human => print(show::refusals(&refusals))?,
-                }
-                Err(Failure::Verdict(REFUSED))
-            }
+        let plan = plan.map_err(|refusals| refuse(refusals, self.output.output))?;
+        match self.output.output {
+            OutputFormat::Json => print_json(&plan),
+            OutputFormat::Human => print(show::plan(&plan)),
         }
     }
+}
+
+/// Prints why there is no plan.
+pub(crate) fn refuse(refusals: Vec<Refusal>, format: OutputFormat) -> Failure {
+    let printed = match format {
+        OutputFormat::Json => print_json(&Refused { refusals }),
+        OutputFormat::Human => print(show::refusals(&refusals)),
+    };
+    printed.err().unwrap_or(Failure::Verdict(REFUSED))
 }
