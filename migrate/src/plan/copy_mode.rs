@@ -86,9 +86,12 @@ pub(super) fn bandwidth_mib(bytes: u64, disks: usize) -> u64 {
 }
 
 fn modern(facts: &Facts) -> bool {
-    hosts(facts)
-        .iter()
-        .all(|host| at_least(host.libvirt, LIBVIRT_FLOOR) && at_least(host.qemu, QEMU_FLOOR))
+    // A directory has nothing that could be too old; whoever moves the guest has to see to that.
+    let directory = |host: &&HostFacts| host.libvirt.is_none() && host.uri.starts_with("dir:");
+    hosts(facts).iter().all(|host| {
+        directory(host)
+            || at_least(host.libvirt, LIBVIRT_FLOOR) && at_least(host.qemu, QEMU_FLOOR)
+    })
 }
 
 fn hosts(facts: &Facts) -> [&HostFacts; 2] {

@@ -98,8 +98,9 @@ fn two_hosts(facts: &Facts) -> Option<Refusal> {
             "give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one",
         ));
     }
-    let unknown = source.is_none() || destination.is_none();
-    (unknown && mode(facts.domain.state) == Mode::Live).then(|| {
+    // Two directories stand for two hosts: somebody else moves the guest.
+    let mixed = source.is_none() != destination.is_none();
+    (mixed && mode(facts.domain.state) == Mode::Live).then(|| {
         refuse(
             "R7",
             None,
