@@ -209,7 +209,11 @@ impl<'a> Walk<'a> {
                 .file(path)
                 .hint("flatten a lower part of the chain first"));
         }
-        let policy = if depth == 0 { &FilePolicy::AnyLocal } else { &self.options.policy.backing };
+        let policy = match &self.options.policy.backing {
+            policy @ FilePolicy::InRoot(_) => policy,
+            _ if depth == 0 => &FilePolicy::AnyLocal,
+            policy => policy,
+        };
         let file = policy.open(&path).map_err(|error| missing_base(error, depth))?;
         if !self.seen.insert(file.identity()) {
             return Err(Error::corrupt("the backing chain comes back to this file").file(path));
