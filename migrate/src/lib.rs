@@ -11,6 +11,7 @@ pub mod domain;
 pub mod driver;
 mod error;
 pub mod facts;
+pub mod journal;
 pub mod plan;
 pub mod prepare;
 pub mod probe;

@@ -22,7 +22,7 @@ use crate::probe::Held;
 use crate::store::{Mode, Store, Wanted};
 use crate::{Error, ErrorKind, Result};
 
-pub(crate) use image::io;
+use image::io;
 
 /// Longest image file that is read back to be proven: that of an empty disk of many TiB.
 const LONGEST_EMPTY: u64 = 1 << 30;

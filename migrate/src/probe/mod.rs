@@ -90,7 +90,7 @@ pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Pro
     }
     let clash = clash(ends.destination, &domain)?;
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
-    let mut held = Held { runs, ..Held::default() };
+    let mut held = Held::of_guest(runs);
     let disks = Disks { ends, probing, files: files(ends, &domain) }.all(&domain, &mut held)?;
     Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, held })
 }

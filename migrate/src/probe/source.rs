@@ -139,15 +139,20 @@ impl SourceFiles {
 
 /// Keeps files open that have no name any more, so that they can be read after the guest's process is
 /// gone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Held {
     files: Vec<(Identity, File)>,
     /// The guest runs, so its images are locked. Its lower layers do not change, and the active ones are
     /// looked at only.
-    pub(super) runs: bool,
+    runs: bool,
 }
 
 impl Held {
+    /// Of a guest that runs, or does not.
+    pub fn of_guest(runs: bool) -> Self {
+        Self { files: Vec::new(), runs }
+    }
+
     /// Opens every deleted layer.
     pub(super) fn hold(&mut self, layers: &[LayerFacts]) -> std::io::Result<()> {
         for layer in layers.iter().filter(|layer| layer.deleted) {
@@ -227,7 +232,7 @@ fn qcow2(image: &ImageInfo) -> Option<Qcow2Facts> {
 
 /// Bytes of data that the active layer holds, and that all layers together show.
 fn bytes(layers: &[LayerFacts]) -> Option<(u64, u64)> {
-    let chain = Held { runs: true, ..Held::default() }.open(layers).ok()?;
+    let chain = Held::of_guest(true).open(layers).ok()?;
     let (mut top, mut all) = (0_u64, 0_u64);
     for extent in chain.extents() {
         let extent = extent.ok()?;

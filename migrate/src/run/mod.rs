@@ -19,7 +19,7 @@ use crate::journal::{DomainLock, Ended, Journal, Outcome, Record, RolledBack, ro
 use crate::plan::{Flag, Mode, Plan};
 use crate::prepare::Preparation;
 use crate::probe::{Ends, Held};
-use crate::store::{LocalStore, Store};
+use crate::store::LocalStore;
 use crate::{Error, ErrorKind, Result};
 
 use outcome::{Whereabouts, whereabouts};
@@ -170,7 +170,7 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// As [`migrate`](Self::migrate).
-    pub fn resume(mut self) -> Result<Finished> {
+    pub fn resume(self) -> Result<Finished> {
         self.not_ended()?;
         let start = Instant::now();
         if !self.journal.transaction().migrate_called {

@@ -1,6 +1,5 @@
 //! The commands that move guests.
 
-mod agent;
 mod args;
 mod migrate;
 mod plan;
@@ -9,7 +8,6 @@ mod transactions;
 mod voice;
 
 pub(crate) use self::migrate::{Migrate, Prepare};
-pub(crate) use agent::Agent;
 pub(crate) use plan::PlanCommand;
 pub(crate) use transactions::{Resume, Rollback, Transactions};
 

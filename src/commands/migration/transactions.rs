@@ -193,7 +193,7 @@ impl Ending {
             ends: reached.ends(),
             facts,
             // Deleted files that were held open went with the process that held them.
-            held: &Held::default(),
+            held: &Held::of_guest(true),
             route,
             state: self.state.directory(),
             report: &teller,
