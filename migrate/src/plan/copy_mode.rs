@@ -89,8 +89,7 @@ fn modern(facts: &Facts) -> bool {
     // A directory has nothing that could be too old; whoever moves the guest has to see to that.
     let directory = |host: &&HostFacts| host.libvirt.is_none() && host.uri.starts_with("dir:");
     hosts(facts).iter().all(|host| {
-        directory(host)
-            || at_least(host.libvirt, LIBVIRT_FLOOR) && at_least(host.qemu, QEMU_FLOOR)
+        directory(host) || at_least(host.libvirt, LIBVIRT_FLOOR) && at_least(host.qemu, QEMU_FLOOR)
     })
 }
 

@@ -215,8 +215,7 @@ impl Preparation<'_> {
     /// Proves that what was sent is what is there (P3).
     fn arrived(&self, path: &Path, format: Format, digest: &str, file: &File) -> Result<()> {
         let wanted = Wanted { digest, file: Some(file) };
-        let found =
-            self.store.same_content(path, format, &wanted, self.observer, self.cancel)?;
+        let found = self.store.same_content(path, format, &wanted, self.observer, self.cancel)?;
         match found {
             Content::Equal { .. } => Ok(()),
             Content::Different | Content::Unknown { .. } => Err(Error::new(

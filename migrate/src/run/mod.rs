@@ -174,8 +174,9 @@ impl<'a> Run<'a> {
         self.not_ended()?;
         let start = Instant::now();
         if !self.journal.transaction().migrate_called {
-            let error = Error::environment("the run was cut off before libvirt was asked to migrate")
-                .hint("everything was put back: migrate again");
+            let error =
+                Error::environment("the run was cut off before libvirt was asked to migrate")
+                    .hint("everything was put back: migrate again");
             return Err(self.put_back(error));
         }
         self.wait_for_job()?;
@@ -316,7 +317,8 @@ impl<'a> Run<'a> {
         match self.look()? {
             Whereabouts::Destination => {
                 if let Err(error) = called {
-                    self.report.note(&format!("libvirt reported an error, but the guest moved: {error}"));
+                    self.report
+                        .note(&format!("libvirt reported an error, but the guest moved: {error}"));
                 }
                 let verified = self.verify()?;
                 self.finish(start, verified)
@@ -338,7 +340,8 @@ impl<'a> Run<'a> {
     fn wake_source(&self) {
         let uuid = &self.plan().uuid;
         let ran = self.facts.domain.state == crate::facts::DomainState::Running;
-        if ran && matches!(self.ends.source.state(uuid), Ok(Some(crate::facts::DomainState::Paused)))
+        if ran
+            && matches!(self.ends.source.state(uuid), Ok(Some(crate::facts::DomainState::Paused)))
         {
             let _ = self.ends.source.resume(uuid);
         }
@@ -425,4 +428,3 @@ impl<'a> Run<'a> {
         self.ends.destination.refresh_pools(&directories)
     }
 }
-

@@ -31,14 +31,20 @@ impl Run<'_> {
         for disk in &plan.disks {
             let moved = matches!(disk.action, Action::Create { .. } | Action::Adopt { .. });
             let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
-            let Some((path, identity)) = facts.filter(|_| moved).and_then(file_of) else { continue };
+            let Some((path, identity)) = facts.filter(|_| moved).and_then(file_of) else {
+                continue;
+            };
             let kept = retired_name(&path, self.id());
             // The guest wrote to it after the probe: its times are others, it is the same file.
             if let Err(error) = self.here.rename(&path, &kept, &identity) {
                 self.report.note(&format!("{} stays under its name: {error}", path.display()));
                 continue;
             }
-            self.journal.write(Record::Renamed { from: path.clone(), to: kept.clone(), identity })?;
+            self.journal.write(Record::Renamed {
+                from: path.clone(),
+                to: kept.clone(),
+                identity,
+            })?;
             let removed = plan.policy.retain_days == 0 && self.here.remove(&kept, &identity)?;
             retained.push(Retained { was: path, is: (!removed).then_some(kept) });
         }

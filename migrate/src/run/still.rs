@@ -31,8 +31,8 @@ impl Run<'_> {
     fn is_still(&self, layer: &LayerFacts) -> bool {
         std::fs::metadata(self.held.place(layer)).is_ok_and(|now| {
             let mtime = now.mtime().saturating_mul(1_000_000_000).saturating_add(now.mtime_nsec());
-            let same = Some(now.dev()) == layer.identity.device
-                && Some(now.ino()) == layer.identity.inode;
+            let same =
+                Some(now.dev()) == layer.identity.device && Some(now.ino()) == layer.identity.inode;
             same && mtime == layer.identity.mtime_ns
                 && (layer.block_device || now.len() == layer.identity.size)
         })
@@ -58,9 +58,10 @@ impl Run<'_> {
             };
             let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
             let there = facts.and_then(|facts| facts.there.as_ref());
-            let base = there.into_iter().flat_map(|there| &there.bases).find(|base| {
-                base.chain == *chain && matches!(base.content, Content::Equal { .. })
-            });
+            let base = there
+                .into_iter()
+                .flat_map(|there| &there.bases)
+                .find(|base| base.chain == *chain && matches!(base.content, Content::Equal { .. }));
             let Some(base) = base else {
                 return Err(Error::changed(format!("{} has lost its base", disk.target)));
             };

@@ -25,8 +25,10 @@ impl Run<'_> {
             return Ok(Verified::Structure);
         }
         let uuid = &self.plan().uuid;
-        if !matches!(self.ends.destination.state(uuid)?, Some(DomainState::Paused | DomainState::ShutOff))
-        {
+        if !matches!(
+            self.ends.destination.state(uuid)?,
+            Some(DomainState::Paused | DomainState::ShutOff)
+        ) {
             self.report.note("the guest runs already: its content cannot be compared any more");
             return Ok(Verified::Structure);
         }
@@ -65,8 +67,7 @@ impl Run<'_> {
         let digest = tree_hash(&chain, 0, observer, self.cancel)?.root.to_string();
         let format = disk.action.format().unwrap_or(qcow::chain::Format::Qcow2);
         let wanted = Wanted { digest: &digest, file: None };
-        let found =
-            self.ends.store.same_content(path, format, &wanted, observer, self.cancel)?;
+        let found = self.ends.store.same_content(path, format, &wanted, observer, self.cancel)?;
         match found {
             Content::Equal { .. } => Ok(()),
             Content::Different => Err(self.unequal(disk, "does not hold what it held")),

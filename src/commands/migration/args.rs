@@ -211,8 +211,7 @@ impl RouteArgs {
 pub(crate) fn reach(route: &Route) -> Result<Reached> {
     let source: Arc<dyn Hypervisor> = match &route.domain_xml {
         Some(xml) => {
-            let state =
-                if route.running { DomainState::Running } else { DomainState::ShutOff };
+            let state = if route.running { DomainState::Running } else { DomainState::ShutOff };
             Arc::new(Directory::new(&route.source_root).with_domain(xml, state))
         }
         None => connect(&route.from)?.hypervisor,

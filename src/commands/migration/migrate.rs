@@ -202,7 +202,8 @@ pub(crate) fn in_words(finished: &Finished) -> String {
     let Finished { domain, to, elapsed_ms, verified, retained, transaction, .. } = finished;
     let seconds = elapsed_ms / 1000;
     let tenths = elapsed_ms % 1000 / 100;
-    let mut text = format!("{domain} is at {to} after {seconds}.{tenths} s; compared: {verified:?}\n");
+    let mut text =
+        format!("{domain} is at {to} after {seconds}.{tenths} s; compared: {verified:?}\n");
     for file in retained {
         text += &match &file.is {
             Some(kept) => format!("kept: '{}'\n", shown(kept)),

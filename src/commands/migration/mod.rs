@@ -13,9 +13,9 @@ pub(crate) use transactions::{Resume, Rollback, Transactions};
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
 use ::migrate::plan::Policy;
 use ::migrate::probe::{Probed, Probing, probe};
+use clap::Args;
 
 use crate::failure::Failure;
 use crate::progress::{Progress, When};
@@ -42,7 +42,12 @@ use migration_codes;
 #[derive(Debug, Args)]
 pub(crate) struct State {
     /// Directory of journals, locks and digests
-    #[arg(long, value_name = "DIR", env = "QCOWTOOL_STATE_DIR", default_value = "/var/lib/qcowtool")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QCOWTOOL_STATE_DIR",
+        default_value = "/var/lib/qcowtool"
+    )]
     state_dir: PathBuf,
 }
 

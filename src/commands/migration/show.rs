@@ -57,7 +57,9 @@ fn action(disk: &DiskPlan) -> String {
         Action::CopyMedium { to, .. } => format!("is copied to '{}'", shown(to)),
         Action::Adopt { path, .. } => format!("fills what is at '{}'", shown(path)),
         Action::Create { image, base: None } => format!("{}, standing alone", new(image)),
-        Action::Create { image, base: Some(base) } => format!("{}, over {}", new(image), over(base)),
+        Action::Create { image, base: Some(base) } => {
+            format!("{}, over {}", new(image), over(base))
+        }
     }
 }
 
