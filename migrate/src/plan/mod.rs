@@ -19,6 +19,7 @@ mod words;
 
 pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
+pub use proofs::seed_name;
 pub use value::{
     Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,
     Row, SCHEMA, SeedHow, Warning,
@@ -80,16 +81,4 @@ fn render(plan: &mut Plan, edits: &[DiskEdit], facts: &Facts) -> crate::Result<(
         _ => None,
     };
     Ok(())
-}
-
-/// The name of a base that is brought to the destination where `path` is taken by something else: the
-/// same with the first twelve digits of its digest.
-pub fn seed_name(path: &std::path::Path, digest: &str) -> std::path::PathBuf {
-    let digest: String = digest.chars().take(12).collect();
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = match path.extension() {
-        Some(extension) => format!("{stem}-{digest}.{}", extension.to_string_lossy()),
-        None => format!("{stem}-{digest}"),
-    };
-    path.with_file_name(name)
 }
