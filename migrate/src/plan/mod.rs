@@ -19,7 +19,7 @@ mod words;
 
 pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
-pub use proofs::{seed_format, seed_name};
+pub use proofs::seed_name;
 pub use value::{
     Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,
     Row, SCHEMA, SeedHow, Warning,

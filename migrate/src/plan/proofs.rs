@@ -116,13 +116,12 @@ impl SeedNames {
         for disk in &facts.disks {
             let (Some(chain), Some(there)) = (&disk.chain, &disk.there) else { continue };
             let (Some(digest), Some(path)) = (&chain.below, &there.base_path) else { continue };
-            let format = seed_format(chain.layers.get(1..).unwrap_or_default());
             let free = |path: &PathBuf| {
                 // One file serves all disks that stand on the same.
                 let same = contents.get(path).is_none_or(|content| content == digest);
                 same && !taken.contains(path.as_path())
             };
-            let candidates = [path.clone(), seed_name(path, digest, format)];
+            let candidates = [path.clone(), seed_name(path, digest)];
             if let Some(path) = candidates.into_iter().find(free) {
                 contents.insert(path.clone(), digest);
                 names.insert(disk.target.clone(), path);
@@ -136,19 +135,15 @@ impl SeedNames {
     }
 }
 
-/// The name of a base that is brought to the destination where `path` is taken by something else:
-/// `base-0123456789ab.qcow2` for `base.qcow2`. The format is part of it where the name does not tell it.
-pub fn seed_name(path: &Path, digest: &str, format: Format) -> PathBuf {
-    let start: String = digest.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
-    let mut name = path.file_stem().unwrap_or_default().to_os_string();
-    name.push(format!("-{start}"));
-    match path.extension() {
-        Some(extension) => {
-            name.push(".");
-            name.push(extension);
-        }
-        None => name.push(format!(".{}", format.as_str())),
-    }
+/// The name of a base that is brought to the destination where `path` is taken by something else: the
+/// same with the first twelve digits of its digest.
+pub fn seed_name(path: &Path, digest: &str) -> PathBuf {
+    let digest: String = digest.chars().take(12).collect();
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name = match path.extension() {
+        Some(extension) => format!("{stem}-{digest}.{}", extension.to_string_lossy()),
+        None => format!("{stem}-{digest}"),
+    };
     path.with_file_name(name)
 }
 
@@ -172,11 +167,6 @@ pub(super) fn obligations(action: &Action, copy: CopyMode) -> Vec<Proof> {
     }
     proofs.sort();
     proofs
-}
-
-/// The format in which these lower layers are brought.
-pub fn seed_format(lower: &[LayerFacts]) -> Format {
-    one_file(lower).map_or(Format::Qcow2, |only| only.format)
 }
 
 /// The one file that holds all of the lower layers, if one does.

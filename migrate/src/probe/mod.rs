@@ -20,7 +20,7 @@ use crate::facts::{
     ChainFacts, Content, DiskFacts, DomainFacts, DomainState, Facts, HostFacts, LayerFacts, Source,
     Storage, TargetFacts,
 };
-use crate::plan::{Policy, seed_format, seed_name};
+use crate::plan::{Policy, seed_name};
 use crate::store::{Store, Wanted};
 use crate::{Error, Result};
 
@@ -231,7 +231,7 @@ impl Disks<'_> {
         }
         let digest = self.digest(&below, held)?;
         // A base that an earlier migration brought there.
-        facts.bases.extend(there::bases(store, &[seed_name(&path, &digest, seed_format(&below))]));
+        facts.bases.extend(there::bases(store, &[seed_name(&path, &digest)]));
         chain.below = Some(digest);
         self.compare(&mut facts, &below, chain.below.as_deref().unwrap_or_default(), held)?;
         Ok(facts)
