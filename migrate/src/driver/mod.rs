@@ -1,6 +1,10 @@
 //! What we ask of a hypervisor's management, as a trait; libvirt is one that does it, and a model that
 //! behaves as libvirt was observed to is another.
 
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod words;
+
 use qcow::CancelToken;
 
 use crate::facts::{DomainFacts, DomainState, HostFacts};
@@ -120,6 +124,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
+
+    /// Returns when something happened to any of the host's domains or to the connection, or after
+    /// `at_most`. For whoever waits for a state: ask, wait, ask again.
+    fn wait(&self, at_most: std::time::Duration) {
+        std::thread::sleep(at_most);
+    }
 }
 
 /// How often the progress of a migration is told.
