@@ -2,6 +2,9 @@
 //! behaves as libvirt was observed to is another.
 
 mod directory;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod words;
 
 use qcow::CancelToken;
 
@@ -130,6 +133,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
+
+    /// Returns when something happened to any of the host's domains or to the connection, or after
+    /// `at_most`. For whoever waits for a state: ask, wait, ask again.
+    fn wait(&self, at_most: std::time::Duration) {
+        std::thread::sleep(at_most);
+    }
 }
 
 /// How often the progress of a migration is told.
