@@ -12,6 +12,8 @@ pub mod driver;
 mod error;
 pub mod facts;
 pub mod plan;
+pub mod prepare;
+pub mod probe;
 pub mod store;
 pub mod target;
 

@@ -1,11 +1,15 @@
 //! What we ask of a hypervisor's management, as a trait; libvirt is one that does it, and a model that
 //! behaves as libvirt was observed to is another.
 
+mod directory;
+
 use qcow::CancelToken;
 
 use crate::facts::{DomainFacts, DomainState, HostFacts};
 use crate::plan::Flag;
 use crate::{Error, Result};
+
+pub use directory::Directory;
 
 /// One connection to one host's virtualisation management.
 ///
