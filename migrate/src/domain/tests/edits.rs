@@ -219,6 +219,10 @@ fn media_move_and_drives_become_empty() {
     let disk = edited(MEDIA, &medium("sdd", "/new/copied.iso"), Form::NextStart);
     assert!(disk.starts_with("<disk type='file' device='cdrom'>"));
     assert!(disk.contains("<source file='/new/copied.iso'/>"));
+    let disk = edited(MEDIA, &medium("sda", "/dev/sr1"), Form::Running);
+    assert!(disk.contains("<disk type='block'") && disk.contains("<source dev='/dev/sr1' "));
+    let disk = edited(MEDIA, &medium("sda", "/dev/shm/a.iso"), Form::Running);
+    assert!(disk.contains("<disk type='file'") && disk.contains("<source file='/dev/shm/a.iso' "));
     edited(MEDIA, &medium("fda", "/new/floppy.img"), Form::Running);
     edited(MEDIA, &alone("fda", "/new/floppy.qcow2"), Form::Running);
     for (target, driver) in [("sda", true), ("sdb", false), ("sdc", true), ("fdb", false)] {
