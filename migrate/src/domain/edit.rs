@@ -82,6 +82,10 @@ impl<'a, 'i: 'a> Editor<'_, '_, 'a, 'i> {
         if self.encrypted() {
             return Err(self.refuse("is encrypted, and would not be at its new place"));
         }
+        if format == Format::Raw && !below.is_empty() {
+            let message = format!("disk {} cannot stand on other images as raw", self.disk.target);
+            return Err(Error::usage(message));
+        }
         let source = self.movable_source()?;
         self.drop_all(self.node, &PASSING);
         self.set_place(source, place, &OLD_NEEDS)?;

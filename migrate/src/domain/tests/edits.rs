@@ -248,7 +248,12 @@ fn what_an_edit_would_lose_is_refused() {
 #[test]
 fn edits_that_make_no_sense() {
     let no_format = NamedLayer { path: "/b".into(), format: None };
+    let mut raw_overlay = on("vda", "/new/x", &[layer("/b", "raw")]);
+    if let Change::Move { format, .. } = &mut raw_overlay.change {
+        *format = Format::Raw;
+    }
     let senseless = [
+        raw_overlay,
         alone("vdz", "/new/x"),
         alone("vda", "relative"),
         alone("vda", ""),
