@@ -13,4 +13,4 @@ mod serve;
 pub(crate) mod wire;
 
 pub use message::PROTOCOL;
-pub use serve::serve;
+pub use serve::{serve, serve_standard_streams};

@@ -1,6 +1,8 @@
 //! The far end: does what it is asked to, until the stream ends.
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +49,18 @@ where
     let result = Server { store, out, waiting }.run();
     drop(stop);
     result
+}
+
+/// As [`serve`], over standard input and output. Nothing else may be written to the latter.
+///
+/// # Errors
+/// See [`serve`].
+pub fn serve_standard_streams(store: &LocalStore) -> Result<()> {
+    let failed = |error| Error::environment(format!("no standard streams: {error}"));
+    let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+    // Not through the buffers that the library puts before them.
+    serve(File::from(input), File::from(output), store)
 }
 
 /// A frame, and how its sender calls off what it asks for.

@@ -59,6 +59,8 @@ pub(super) struct Connection {
     peer: Option<Peer>,
     patience: Duration,
     cancel: CancelToken,
+    /// The other end knows that it is not wanted any more.
+    called_off: bool,
 }
 
 impl Connection {
@@ -84,10 +86,16 @@ impl Connection {
                 .and_then(|flags| rustix::fs::fcntl_setfl(end, flags | OFlags::NONBLOCK))
                 .map_err(|error| Error::environment(format!("not a stream: {error}")))?;
         }
-        let received = VecDeque::new();
-        let cancel = CancelToken::new();
-        let output = Some(output);
-        let mut new = Self { input, output, received, stopped: false, peer, patience, cancel };
+        let mut new = Self {
+            input,
+            output: Some(output),
+            received: VecDeque::new(),
+            stopped: false,
+            peer,
+            patience,
+            cancel: CancelToken::new(),
+            called_off: false,
+        };
         match new.greet() {
             Ok(()) => Ok(new),
             Err(error) => Err(new.explain(error)),
@@ -121,6 +129,7 @@ impl Connection {
     pub(super) fn heed(&mut self, cancel: &CancelToken) {
         self.cancel = cancel.clone();
         self.stopped = false;
+        self.called_off = false;
     }
 
     /// Asks and waits for the answer.
@@ -166,13 +175,12 @@ impl Connection {
 
     /// The next frame, when it has come.
     pub(super) fn frame(&mut self) -> Result<Frame> {
-        let mut called_off = false;
         loop {
             if let Some(frame) = self.received_frame()? {
                 return Ok(frame);
             }
-            if self.cancel.is_cancelled() && !called_off {
-                called_off = true;
+            if self.cancel.is_cancelled() && !self.called_off {
+                self.called_off = true;
                 self.send(&wire::message(&Request::Cancel)?)?;
             }
             self.wait()?;
