@@ -2,6 +2,7 @@
 //! behaves as libvirt was observed to is another.
 
 mod directory;
+pub mod model;
 
 use qcow::CancelToken;
 
