@@ -4,6 +4,9 @@
 //! All paths are absolute paths of that host. Nothing that exists is ever written to: what is made is
 //! made under a name that was free, and only what was made can be removed.
 
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -109,6 +112,13 @@ pub struct Wanted<'a> {
     /// If the content is that of one file: the file, for a comparison byte by byte where the other end
     /// cannot hash disks.
     pub file: Option<&'a File>,
+}
+
+impl<'a> Wanted<'a> {
+    /// A disk of this tree hash.
+    pub fn new(digest: &'a str) -> Self {
+        Self { digest, file: None }
+    }
 }
 
 /// One layer of a chain at the destination.
