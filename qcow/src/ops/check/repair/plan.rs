@@ -20,6 +20,15 @@ const PAGE: usize = 1 << PAGE_BITS;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Action {
+    /// The persistent bitmaps, which cannot be trusted, are no longer vouched for: QEMU takes them
+    /// for lost.
+    DropBitmaps,
+    /// Guest data that lies in a cluster of metadata is copied to one of its own.
+    MoveData,
+    /// The snapshot table is written anew at the end of the file, with its entries completed.
+    WriteSnapshots,
+    /// The header is made to name the new snapshot table.
+    SwitchSnapshots,
     /// An entry that leads nowhere becomes one that says the same without leading there.
     DropEntry,
     /// A copied flag that lies is cleared.
@@ -42,6 +51,10 @@ impl Action {
     /// What the step does, in words.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::DropBitmaps => "drop the persistent bitmaps, which cannot be trusted",
+            Self::MoveData => "move data out of a cluster of metadata",
+            Self::WriteSnapshots => "write a completed snapshot table at the end of the file",
+            Self::SwitchSnapshots => "switch to the new snapshot table",
             Self::DropEntry => "drop an entry that leads nowhere",
             Self::ClearCopied => "clear the copied flag",
             Self::RaiseRefcount => "raise the refcount",
@@ -144,9 +157,14 @@ impl Plan {
         }
     }
 
+    /// How many writes there are so far.
+    pub(super) fn writes(&self) -> usize {
+        self.phases.iter().map(Vec::len).sum()
+    }
+
     /// Whether nothing is to be written.
     pub(super) fn is_empty(&self) -> bool {
-        self.phases.iter().all(Vec::is_empty)
+        self.writes() == 0
     }
 
     /// Writes everything to `target`.
