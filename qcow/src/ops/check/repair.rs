@@ -42,6 +42,7 @@ use crate::{CancelToken, Error, ErrorKind, Observer, Result, Silent};
 
 use plan::Plan;
 pub use plan::{Action, Step};
+use refcounts::Target;
 
 /// Where a version 3 header keeps its incompatible feature bits.
 const INCOMPATIBLE_BITS: u64 = 72;
@@ -171,12 +172,11 @@ struct Look<'a> {
     sound: bool,
 }
 
-/// One part of a plan.
+/// One part of a plan, before refcounts are looked at.
 type Stage = fn(&Look<'_>, Scope, &mut Plan) -> Result<()>;
 
 /// What is planned one after the other; each sees the image as those before it have made it.
-const STAGES: [Stage; 4] =
-    [moves::part_data_from_metadata, moves::complete_snapshots, drop_dead, plan_refcounts];
+const STAGES: [Stage; 3] = [moves::part_data_from_metadata, moves::complete_snapshots, drop_dead];
 
 /// Checks the image in `storage`, and plans what makes it whole.
 ///
@@ -219,8 +219,8 @@ fn make_whole(
     cancel: &CancelToken,
 ) -> Result<()> {
     let given = plan.writes();
-    let mut stages = STAGES.iter().peekable();
-    while stages.peek().is_some() {
+    let mut stages = STAGES.iter();
+    let in_place = loop {
         let image = Skeleton::open(plan.result())?;
         let report = Report::new(options.check.max_findings);
         let survey = Survey::new(&image, &report, cancel)?;
@@ -242,6 +242,13 @@ fn make_whole(
                 break;
             }
         }
+        if plan.writes() == seen {
+            break plan_refcounts(&look, options.scope, plan)?;
+        }
+    };
+    // What was counted so far is forgotten before anything is counted again: it takes memory.
+    if !in_place {
+        plan_anew(plan, cancel)?;
     }
     if let Some(before) = before { prove(before, options.scope, plan, cancel) } else { Ok(()) }
 }
@@ -251,42 +258,47 @@ fn drop_dead(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
     if scope == Scope::All && !look.sound { entries::drop_dead(look, plan) } else { Ok(()) }
 }
 
-/// Plans refcounts and copied flags for an image in which all entries lead somewhere.
-fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
+/// Plans refcounts and copied flags for an image in which all entries lead somewhere; says whether
+/// that can be done in place.
+fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool> {
     let report = look.survey.report;
     if report.corruptions() == 0 && report.leaks() == 0 && report.check_errors() == 0 {
-        return Ok(());
+        return Ok(true);
     }
     refuse_what_is_not_understood(report)?;
-    let in_place = refcounts::can_stay(look)?;
-    if in_place {
-        refuse_overlaps(report)?;
-    }
-    if scope == Scope::Leaks {
-        if !in_place {
-            return Err(Error::unsupported("the refcounts cannot be trusted")
+    if !refcounts::can_stay(look)? {
+        return match scope {
+            Scope::All => Ok(false),
+            Scope::Leaks => Err(Error::unsupported("the refcounts cannot be trusted")
                 .structure("refcount table")
-                .hint("`check -r all` writes them anew"));
-        }
-        let target = refcounts::Target::Lowered;
-        refcounts::lower(look, plan)?;
-        return entries::copied_flags(look, target, true, plan);
+                .hint("`check -r all` writes them anew")),
+        };
     }
-    if in_place {
-        entries::copied_flags(look, refcounts::Target::Exact, false, plan)?;
+    refuse_overlaps(report)?;
+    let target = match scope {
+        Scope::All => Target::Exact,
+        Scope::Leaks => Target::Lowered,
+    };
+    if scope == Scope::All {
+        entries::copied_flags(look, target, false, plan)?;
         refcounts::raise(look, plan)?;
-        refcounts::lower(look, plan)?;
-        entries::copied_flags(look, refcounts::Target::Exact, true, plan)
-    } else {
-        let counted = Report::new(0);
-        let fresh = Survey::new(look.survey.image, &counted, look.survey.cancel)?;
-        fresh.run_without_refcounts()?;
-        refuse_overlaps(&counted)?;
-        let anew = refcounts::Target::Anew(&fresh);
-        entries::copied_flags(look, anew, false, plan)?;
-        refcounts::rebuild(look, &fresh, plan)?;
-        entries::copied_flags(look, anew, true, plan)
     }
+    refcounts::lower(look, plan)?;
+    entries::copied_flags(look, target, true, plan)?;
+    Ok(true)
+}
+
+/// Plans new refcounts, as if the image had none, and the copied flags that go with them.
+fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
+    let image = Skeleton::open(plan.result())?;
+    let report = Report::new(0);
+    let survey = Survey::new(&image, &report, cancel)?;
+    let found = survey.run_without_refcounts()?;
+    refuse_overlaps(&report)?;
+    let look = Look { survey: &survey, found: &found, sound: false };
+    entries::copied_flags(&look, Target::Exact, false, plan)?;
+    refcounts::rebuild(&survey, plan)?;
+    entries::copied_flags(&look, Target::Exact, true, plan)
 }
 
 /// Anything but refcounts and copied flags may mean that references were misread.

@@ -82,7 +82,7 @@ fn without_dead_cluster(survey: &Survey<'_>, word: u64, bitmap: u64) -> Option<(
 /// Clears (or sets) copied flags of the active image where they will not (or will) be the truth.
 pub(super) fn copied_flags(
     look: &Look<'_>,
-    target: Target<'_>,
+    target: Target,
     set: bool,
     plan: &mut Plan,
 ) -> Result<()> {
