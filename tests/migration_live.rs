@@ -241,7 +241,7 @@ fn a_data_disk_that_nobody_writes_to() {
     let mut trial = Trial::new(rig, "data", Way::Agent);
     let (disk, data) = (trial.disk(), trial.path("data.img"));
     rig.a.make_template(&disk, &trial.guest.template);
-    let content: Vec<u8> = (0..3_000_320_u32).map(|i| (i * i >> 7) as u8).collect();
+    let content: Vec<u8> = (0..3_000_320_u32).map(|i| ((i * i) >> 7) as u8).collect();
     fs::write(rig.a.outside(&data), &content).unwrap();
     trial.run(&[Disk::qcow2(disk), Disk::raw(&*data)]);
     trial.migrate(&[]).ok();
