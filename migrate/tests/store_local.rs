@@ -2,6 +2,8 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod store_common;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -15,72 +17,7 @@ use migrate::store::{LocalStore, Mode, Store, Wanted};
 use proptest::prelude::*;
 use qcow::chain::Format;
 use qcow::{CancelToken, Observer, Silent};
-
-/// A directory that stands for a host, with one directory in it for images.
-struct Host {
-    dir: tempfile::TempDir,
-    store: LocalStore,
-}
-
-impl Host {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("host")).unwrap();
-        fs::create_dir(dir.path().join("host/images")).unwrap();
-        let store = LocalStore::new(&dir.path().join("host")).unwrap();
-        Self { dir, store }
-    }
-
-    /// Where a path of the host really is.
-    fn real(&self, path: &str) -> PathBuf {
-        self.dir.path().join("host").join(path.trim_start_matches('/'))
-    }
-
-    fn put(&self, path: &str, content: &File) -> migrate::Result<Identity> {
-        self.store.put(Path::new(path), content, Mode::Private, &Silent, &CancelToken::new())
-    }
-
-    fn identity(&self, path: &str) -> Identity {
-        self.store.look(Path::new(path)).unwrap().unwrap().identity
-    }
-
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(self.real("/images"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-/// A file of `len` bytes with data at these places.
-fn sparse(len: u64, data: &[(u64, Vec<u8>)]) -> File {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(len).unwrap();
-    for (offset, bytes) in data {
-        file.write_all_at(bytes, *offset).unwrap();
-    }
-    file
-}
-
-fn bytes_of(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(len);
-    for _ in 0..len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.push((state >> 32) as u8);
-    }
-    bytes
-}
+use store_common::{Host, Stopper, bytes_of, noise, sparse, tree_hash};
 
 /// A qemu-io that holds an image open until it is dropped.
 struct Holder(Child);
@@ -113,7 +50,7 @@ impl Drop for Holder {
 #[test]
 fn what_was_put_is_whole_private_and_sparse() {
     let host = Host::new();
-    let data = [(3 << 20, noise(70_000, 1)), (40 << 20, noise(5000, 2))];
+    let data = [(3 << 20, noise(1, 70_000)), (40 << 20, noise(2, 5000))];
     let content = sparse(64 << 20, &data);
     let made = host.put("/images/disk", &content).unwrap();
     let file = File::open(host.real("/images/disk")).unwrap();
@@ -121,7 +58,8 @@ fn what_was_put_is_whole_private_and_sparse() {
     assert_eq!(bytes_of(&file), bytes_of(&content));
     assert_eq!(status.mode() & 0o7777, 0o600);
     assert!(status.blocks() * 512 < 1 << 20, "{} blocks", status.blocks());
-    assert_eq!(made, host.identity("/images/disk"));
+    let found = host.store.look(Path::new("/images/disk")).unwrap().unwrap();
+    assert_eq!(made, found.identity);
     assert_eq!((made.device, made.inode), (Some(status.dev()), Some(status.ino())));
     assert_eq!(host.names(), ["disk"], "no temporary file is left");
 }
@@ -172,19 +110,10 @@ fn a_name_that_is_taken_meanwhile_is_not_replaced() {
     assert_eq!(host.names(), ["disk"]);
 }
 
-/// Stops after the first bytes.
-struct Stopper(CancelToken);
-
-impl Observer for Stopper {
-    fn progress(&self, _done: u64, _total: u64) {
-        self.0.cancel();
-    }
-}
-
 #[test]
 fn a_put_that_is_stopped_leaves_nothing() {
     let host = Host::new();
-    let content = sparse(8 << 20, &[(0, noise(8 << 20, 3))]);
+    let content = sparse(8 << 20, &[(0, noise(3, 8 << 20))]);
     let cancel = CancelToken::new();
     let stopper = Stopper(cancel.clone());
     let path = Path::new("/images/disk");
@@ -216,7 +145,7 @@ fn tricks_at_the_temporary_name_are_refused() {
         let host = Host::new();
         let victim = victim(&host);
         let at = host.store.temporary(Path::new("/images/disk"), &content).unwrap().unwrap();
-        trick(&victim, &host.real(at.to_str().unwrap()));
+        trick(&victim, &host.real(at));
         host.put("/images/disk", &content).expect_err(name);
         assert_eq!(fs::read(&victim).unwrap(), b"theirs", "{name}");
         assert!(!host.real("/images/disk").exists(), "{name}");
@@ -233,7 +162,7 @@ fn two_do_not_make_one_file_at_once() {
         }
     }
     let host = Host::new();
-    let content = sparse(3 << 20, &[(0, noise(3 << 20, 3))]);
+    let content = sparse(3 << 20, &[(0, noise(3, 3 << 20))]);
     let second = Second(&host, &content);
     let path = Path::new("/images/disk");
     host.store.put(path, &content, Mode::Private, &second, &CancelToken::new()).unwrap();
@@ -378,7 +307,7 @@ fn chains_are_told_as_the_host_names_them() {
     fs::create_dir(scratch.path("images")).unwrap();
     let base = scratch.path("images/base");
     let top = scratch.path("images/top");
-    fs::write(&base, noise(1 << 20, 5)).unwrap();
+    fs::write(&base, noise(5, 1 << 20)).unwrap();
     // The name in the header is that of the host that the directory stands for.
     let options =
         args!["create", "-q", "-u", "-f", "qcow2", "-b", "/images/base", "-F", "raw", &top, "2M"];
@@ -395,7 +324,7 @@ fn chains_are_told_as_the_host_names_them() {
     assert_eq!(chain[1].identity.inode, Some(fs::metadata(&base).unwrap().ino()));
 
     // Its content is what the host would see, whatever the layers.
-    let mut flat = noise(1 << 20, 5);
+    let mut flat = noise(5, 1 << 20);
     flat.resize(2 << 20, 0);
     fs::write(scratch.path("images/flat"), &flat).unwrap();
     let same = |path: &str, format, digest: &str| {
@@ -403,7 +332,7 @@ fn chains_are_told_as_the_host_names_them() {
         let cancel = CancelToken::new();
         store.same_content(Path::new(path), format, &wanted, &Silent, &cancel).unwrap()
     };
-    let digest = digest_of(&scratch.path("images/flat"));
+    let digest = tree_hash(&scratch.path("images/flat"));
     assert_eq!(
         same("/images/top", Format::Qcow2, &digest),
         Content::Equal { digest: digest.clone() }
@@ -414,13 +343,6 @@ fn chains_are_told_as_the_host_names_them() {
     let in_use = same("/images/flat", Format::Raw, &digest);
     assert!(matches!(in_use, Content::Unknown { .. }), "{in_use:?}");
     drop(holder);
-}
-
-fn digest_of(raw: &Path) -> String {
-    use qcow::chain::{Chain, OpenOptions};
-    let options = OpenOptions { format: Some(Format::Raw), ..Default::default() };
-    let chain = Chain::open(raw, &options).unwrap();
-    qcow::ops::digest::tree_hash(&chain, 1, &Silent, &CancelToken::new()).unwrap().root.to_string()
 }
 
 #[test]
@@ -443,7 +365,7 @@ fn what_is_put_is_an_image_that_qemu_finds_identical() {
     let host = Host::new();
     let source = host.dir.path().join("source");
     let raw = host.dir.path().join("raw");
-    fs::write(&raw, noise(3 << 20, 9)).unwrap();
+    fs::write(&raw, noise(9, 3 << 20)).unwrap();
     qemu_img(&args!["convert", "-f", "raw", "-O", "qcow2", &raw, &source]);
     host.put("/images/disk", &File::open(&source).unwrap()).unwrap();
     let disk = host.real("/images/disk");
@@ -457,7 +379,7 @@ fn what_is_put_is_an_image_that_qemu_finds_identical() {
 #[test]
 fn a_fetch_has_a_limit() {
     let host = Host::new();
-    let content = sparse(1 << 20, &[(70_000, noise(5000, 2))]);
+    let content = sparse(1 << 20, &[(70_000, noise(2, 5000))]);
     host.put("/images/disk", &content).unwrap();
     let path = Path::new("/images/disk");
     let copy = host.store.fetch(path, 1 << 20).unwrap();
@@ -486,7 +408,7 @@ fn contents() -> impl Strategy<Value = Vec<(u64, Vec<u8>)>> {
     let piece = (0u64..6 << 20, 1usize..300_000, any::<bool>(), any::<u64>()).prop_map(
         |(offset, len, zeros, seed)| {
             let len = len.min(((6 << 20) - offset) as usize);
-            (offset, if zeros { vec![0; len] } else { noise(len, seed) })
+            (offset, if zeros { vec![0; len] } else { noise(seed, len) })
         },
     );
     proptest::collection::vec(piece, 0..6)
@@ -506,7 +428,7 @@ proptest! {
         let host = Host::new();
         let content = sparse(6 << 20, &data);
         let at = host.store.temporary(Path::new("/images/disk"), &content).unwrap().unwrap();
-        let at = host.real(at.to_str().unwrap());
+        let at = host.real(at);
         let unfinished = OpenOptions::new().write(true).create_new(true).open(&at).unwrap();
         unfinished.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
         for (offset, bytes) in data.iter().chain(&left) {

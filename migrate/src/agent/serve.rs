@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::message::{ALIVE_SECONDS, Hello, MAGIC, MOST_FILES, Reply, Request};
 use super::wire::{self, Frame, garbage};
-use crate::store::content::{BATCH, Piece, Sink, is_key};
+use crate::store::content::{BATCH, Sink, is_key};
 use crate::store::partial::Partial;
 use crate::store::{LocalStore, Mode, Store};
 use crate::{Error, Result};
@@ -273,20 +273,8 @@ impl<W: Write + Send> Server<'_, W> {
 struct Pieces<'a, W>(&'a Out<W>);
 
 impl<W: Write> Sink for Pieces<'_, W> {
-    fn resumed(&self) -> bool {
-        false
-    }
-
-    fn lacks(&mut self, pieces: &[Piece]) -> Result<Vec<bool>> {
-        Ok(vec![true; pieces.len()])
-    }
-
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.0.write(&wire::data(offset, bytes))
-    }
-
-    fn zero(&mut self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
     }
 }
 

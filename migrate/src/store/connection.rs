@@ -98,7 +98,13 @@ impl Connection {
         };
         match new.greet() {
             Ok(()) => Ok(new),
-            Err(error) => Err(new.explain(error)),
+            Err(error) => {
+                let error = new.explain(error);
+                if error.what_next().is_some() {
+                    return Err(error);
+                }
+                Err(error.hint("the command must start qcowtool on the other host"))
+            }
         }
     }
 
@@ -275,7 +281,7 @@ impl Connection {
         match rustix::io::read(&self.input, &mut buffer) {
             Ok(0) => Err(gone()),
             Ok(read) => {
-                self.received.extend(buffer.iter().take(read));
+                self.received.extend(buffer.get(..read).unwrap_or_default());
                 Ok(read)
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(0),

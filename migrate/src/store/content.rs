@@ -27,15 +27,24 @@ pub(crate) struct Piece {
     pub(crate) digest: String,
 }
 
-/// Takes the pieces.
+/// Takes the pieces. One that begins with nothing needs only the first method.
 pub(crate) trait Sink {
-    /// It may hold something of the content already.
-    fn resumed(&self) -> bool;
-    /// Which of the pieces it does not hold.
-    fn lacks(&mut self, pieces: &[Piece]) -> Result<Vec<bool>>;
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// It may hold something of the content already.
+    fn resumed(&self) -> bool {
+        false
+    }
+
+    /// Which of the pieces it does not hold.
+    fn lacks(&mut self, pieces: &[Piece]) -> Result<Vec<bool>> {
+        Ok(vec![true; pieces.len()])
+    }
+
     /// Forgets what it may hold in a range that reads as zeros.
-    fn zero(&mut self, offset: u64, len: u64) -> Result<()>;
+    fn zero(&mut self, _offset: u64, _len: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A file whose bytes are sent somewhere.

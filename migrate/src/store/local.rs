@@ -14,7 +14,7 @@ use qcow::ops::digest::{Manifest, tree_hash};
 use qcow::{CancelToken, ErrorKind, Observer, Silent};
 use rustix::fs::{AtFlags, Dir, FileType, RenameFlags, StatxFlags};
 
-use super::content::{Content, Piece, Sink, temporary};
+use super::content::{Content, Sink, temporary};
 use super::holders::holder;
 use super::partial::Partial;
 use super::root::{Pinned, Root, failed, identity_of, is_still, proc_path};
@@ -285,22 +285,10 @@ impl Copy {
 }
 
 impl Sink for Copy {
-    fn resumed(&self) -> bool {
-        false
-    }
-
-    fn lacks(&mut self, pieces: &[Piece]) -> Result<Vec<bool>> {
-        Ok(vec![true; pieces.len()])
-    }
-
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.0.write_all_at(bytes, offset).map_err(|error| {
             Error::environment(format!("could not write to a temporary file: {error}"))
         })
-    }
-
-    fn zero(&mut self, _offset: u64, _len: u64) -> Result<()> {
-        Ok(())
     }
 }
 
