@@ -459,8 +459,9 @@ impl Model {
         let length = layers.first().map_or(0, |top| top.clusters.len());
         (0..length)
             .map(|cluster| {
-                let held = |image: &&Image| image.clusters.get(cluster).copied().flatten();
-                layers.iter().find_map(held).unwrap_or(0)
+                // Past the end of a shorter layer there are zeros, whatever is below it.
+                let reach = layers.iter().take_while(|image| cluster < image.clusters.len());
+                reach.filter_map(|image| *image.clusters.get(cluster)?).next().unwrap_or(0)
             })
             .collect()
     }

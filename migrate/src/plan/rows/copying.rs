@@ -27,7 +27,7 @@ fn copy_whole(disk: &Disk<'_>, why: impl Into<String>) -> Option<Verdict> {
 }
 
 /// The name of the first layer that is gone but for the hypervisor, which holds it open.
-fn gone(disk: &Disk<'_>) -> Option<String> {
+pub(super) fn gone(disk: &Disk<'_>) -> Option<String> {
     let chain = disk.chain()?;
     if let Some(layer) = chain.layers.iter().find(|layer| layer.deleted) {
         return Some(layer.path.display().to_string());
