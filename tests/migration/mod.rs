@@ -263,7 +263,7 @@ impl<'a> Trial<'a> {
         a.make_template(&template, &self.guest.template);
         a.make_overlay(&disk, &template);
         let data = self.path("data.img");
-        fs::write(a.outside(&data), [0x5a; 48 << 20]).unwrap();
+        fs::write(a.outside(&data), vec![0x5a; 48 << 20]).unwrap();
         self.run(&[Disk::qcow2(disk), Disk::raw(data)]);
         self.delete_template();
     }
