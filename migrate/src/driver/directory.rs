@@ -34,6 +34,17 @@ impl Directory {
         self
     }
 
+    /// The domain that it was given.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if its XML cannot be read, or there is none.
+    pub fn given(&self) -> Result<DomainFacts> {
+        match &self.domain {
+            Some((path, state)) => Self::facts(path, *state),
+            None => Err(Error::usage("no domain was given")),
+        }
+    }
+
     fn facts(path: &Path, state: DomainState) -> Result<DomainFacts> {
         let xml = fs::read_to_string(path).map_err(|error| {
             Error::usage(format!("{} could not be read: {error}", path.display()))
@@ -124,6 +135,10 @@ impl Hypervisor for Directory {
     }
 
     fn volume_path(&self, _pool: &str, _volume: &str) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
+    fn pool_path(&self, _pool: &str) -> Result<Option<PathBuf>> {
         Ok(None)
     }
 

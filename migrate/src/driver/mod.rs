@@ -2,6 +2,9 @@
 //! behaves as libvirt was observed to is another.
 
 mod directory;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod words;
 
 use qcow::CancelToken;
 
@@ -51,6 +54,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
+
+    /// The directory of a storage pool; `None` if there is no such pool.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); also if the pool is no directory.
+    fn pool_path(&self, pool: &str) -> Result<Option<std::path::PathBuf>>;
 
     /// Paths that the host's domains, running or not, name as their disks or as layers below them.
     ///
@@ -124,6 +133,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
+
+    /// Returns when something happened to any of the host's domains or to the connection, or after
+    /// `at_most`. For whoever waits for a state: ask, wait, ask again.
+    fn wait(&self, at_most: std::time::Duration) {
+        std::thread::sleep(at_most);
+    }
 }
 
 /// How often the progress of a migration is told.

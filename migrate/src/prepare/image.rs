@@ -1,11 +1,13 @@
 //! New images: made here, and proven from what the destination hands back.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::extent::ExtentKind;
-use qcow::format::Incompatible;
+use qcow::format::{Extension, HeaderArea, Incompatible};
 use qcow::ops::create::{Backing, CreateOptions, create};
 use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
 
@@ -13,19 +15,14 @@ use crate::facts::NamedLayer;
 use crate::plan::NewImage;
 use crate::{Error, ErrorKind, Result};
 
+/// No cluster is larger.
+const LARGEST_CLUSTER: usize = 2 << 20;
+
 /// Makes the planned image as a temporary file on this machine. It is empty; an overlay names its base
 /// as the destination calls it.
 pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> {
     let dir = tempfile::tempdir().map_err(io("could not make a temporary directory"))?;
     let path = dir.path().join("image");
-    let target = match image.format {
-        Format::Raw => TargetOptions::Raw(RawOptions::default()),
-        _ => TargetOptions::Qcow2(Qcow2Options {
-            cluster_size: image.cluster_size.unwrap_or(65536),
-            extended_l2: image.extended_l2,
-            ..Default::default()
-        }),
-    };
     let backing = base.map(|base| -> Result<_> {
         let format = base.format.as_deref().unwrap_or_default().parse()?;
         // It is on another host.
@@ -35,8 +32,21 @@ pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> 
     });
     let backing = backing.transpose()?;
     let size = Some(image.virtual_size);
+    let target = target(image);
     create(&path, &CreateOptions { size, target, backing, replace: false })?;
     File::open(&path).map_err(io("could not open the new image"))
+}
+
+/// The format of a planned image and its options.
+pub(super) fn target(image: &NewImage) -> TargetOptions {
+    match image.format {
+        Format::Raw => TargetOptions::Raw(RawOptions::default()),
+        Format::Qcow2 => TargetOptions::Qcow2(Qcow2Options {
+            cluster_size: image.cluster_size.unwrap_or(65536),
+            extended_l2: image.extended_l2,
+            ..Default::default()
+        }),
+    }
 }
 
 /// Checks a file that was read back from the destination against what was planned: it has exactly the
@@ -91,6 +101,32 @@ pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) ->
         }
     }
     Ok(())
+}
+
+/// Gives the image in `file`, a copy that is ours, another base: `base`, which holds the same.
+pub(super) fn stand_on(file: &File, base: &NamedLayer) -> Result<()> {
+    let failed = io("could not change the copy's header");
+    let mut first = vec![0; LARGEST_CLUSTER];
+    let len = file.read_at(&mut first, 0).map_err(&failed)?;
+    first.truncate(len);
+    let cluster = HeaderArea::parse(&padded(&first))?.header.geometry().cluster_size();
+    first.resize(usize::try_from(cluster).unwrap_or(LARGEST_CLUSTER), 0);
+    let mut area = HeaderArea::parse(&first)?;
+    area.backing_name = Some(base.path.as_os_str().as_bytes().to_vec());
+    area.extensions.0.retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
+    let format = base.format.as_deref().unwrap_or_default().as_bytes().to_vec();
+    area.extensions.0.insert(0, Extension::BackingFormat(format));
+    let mut bytes = area.to_bytes()?;
+    // What was there is gone, not hidden behind the end of what is there now.
+    bytes.resize(first.len(), 0);
+    file.write_all_at(&bytes, 0).map_err(failed)
+}
+
+/// The header alone may be shorter than any cluster.
+fn padded(first: &[u8]) -> Vec<u8> {
+    let mut padded = first.to_vec();
+    padded.resize(LARGEST_CLUSTER, 0);
+    padded
 }
 
 /// How an I/O error of this machine is told.

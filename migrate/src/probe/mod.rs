@@ -89,7 +89,8 @@ pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Pro
         is_this_machine(&source)?;
     }
     let clash = clash(ends.destination, &domain)?;
-    let mut held = Held::default();
+    let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
+    let mut held = Held::of_guest(runs);
     let disks = Disks { ends, probing, files: files(ends, &domain) }.all(&domain, &mut held)?;
     Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, held })
 }

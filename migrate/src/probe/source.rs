@@ -139,22 +139,32 @@ impl SourceFiles {
 
 /// Keeps files open that have no name any more, so that they can be read after the guest's process is
 /// gone.
-#[derive(Debug, Default)]
-pub struct Held(Vec<(Identity, File)>);
+#[derive(Debug)]
+pub struct Held {
+    files: Vec<(Identity, File)>,
+    /// The guest runs, so its images are locked. Its lower layers do not change, and the active ones are
+    /// looked at only.
+    runs: bool,
+}
 
 impl Held {
+    /// Of a guest that runs, or does not.
+    pub fn of_guest(runs: bool) -> Self {
+        Self { files: Vec::new(), runs }
+    }
+
     /// Opens every deleted layer.
     pub(super) fn hold(&mut self, layers: &[LayerFacts]) -> std::io::Result<()> {
         for layer in layers.iter().filter(|layer| layer.deleted) {
             if self.file(layer).is_none() {
-                self.0.push((layer.identity, File::open(&layer.read_from)?));
+                self.files.push((layer.identity, File::open(&layer.read_from)?));
             }
         }
         Ok(())
     }
 
     fn file(&self, layer: &LayerFacts) -> Option<&File> {
-        self.0.iter().find(|(identity, _)| *identity == layer.identity).map(|(_, file)| file)
+        self.files.iter().find(|(identity, _)| *identity == layer.identity).map(|(_, file)| file)
     }
 
     /// Where this process can read a layer.
@@ -176,8 +186,7 @@ impl Held {
         let options = OpenOptions {
             format: Some(top.format),
             backing_format: unrecorded.map(|layer| layer.format),
-            // The guest may run: its lower layers do not change, and the active one is looked at only.
-            force_share: true,
+            force_share: self.runs,
             instead: layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
             ..Default::default()
         };
@@ -223,7 +232,7 @@ fn qcow2(image: &ImageInfo) -> Option<Qcow2Facts> {
 
 /// Bytes of data that the active layer holds, and that all layers together show.
 fn bytes(layers: &[LayerFacts]) -> Option<(u64, u64)> {
-    let chain = Held::default().open(layers).ok()?;
+    let chain = Held::of_guest(true).open(layers).ok()?;
     let (mut top, mut all) = (0_u64, 0_u64);
     for extent in chain.extents() {
         let extent = extent.ok()?;

@@ -4,6 +4,12 @@
 //! All paths are absolute paths of that host. Nothing that exists is ever written to: what is made is
 //! made under a name that was free, and only what was made can be removed.
 
+mod content;
+mod holders;
+mod local;
+mod partial;
+mod root;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::facts::{Identity, NamedLayer, ObjectFacts};
+
+pub use local::LocalStore;
+pub use root::identity_of;
 
 /// The files of one host.
 pub trait Store: Send + Sync {
@@ -54,6 +63,15 @@ pub trait Store: Send + Sync {
         observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> Result<Identity>;
+
+    /// The name under which [`put`](Self::put) makes this content before it gets its own; `None` if it
+    /// uses no other. Whoever keeps a journal writes it down first.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn temporary(&self, _path: &Path, _content: &File) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
 
     /// The file's bytes, copied to a temporary file here: for reading back what was made. Refused beyond
     /// `limit` bytes.
@@ -109,6 +127,13 @@ pub struct Wanted<'a> {
     /// If the content is that of one file: the file, for a comparison byte by byte where the other end
     /// cannot hash disks.
     pub file: Option<&'a File>,
+}
+
+impl<'a> Wanted<'a> {
+    /// A disk of this tree hash.
+    pub fn new(digest: &'a str) -> Self {
+        Self { digest, file: None }
+    }
 }
 
 /// One layer of a chain at the destination.

@@ -243,8 +243,9 @@ impl<'a> Walk<'a> {
                 .hint("flatten a lower part of the chain first"));
         }
         let instead = self.options.instead.iter().find(|(name, _)| *name == path);
-        let policy = match instead {
-            None if depth > 0 => &self.options.policy.backing,
+        let policy = match &self.options.policy.backing {
+            policy @ FilePolicy::InRoot(_) => policy,
+            policy if depth > 0 && instead.is_none() => policy,
             _ => &FilePolicy::AnyLocal,
         };
         let opened = instead.map_or(&path, |(_, file)| file);
