@@ -5,6 +5,7 @@ mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod words;
+pub mod model;
 
 use qcow::CancelToken;
 
