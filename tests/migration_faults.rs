@@ -14,14 +14,7 @@ use std::time::Duration;
 use migration::{CHANGED, INTERRUPTED, REFUSED, Trial, Way, both_ways, needs_migration};
 use rig::{Disk, Rig, wait_for};
 
-const DISK: &[&str] = &["disk.qcow2"];
-
-/// The guest of CloudStack's case: its template is deleted.
-fn orphan(rig: &Rig, way: Way) -> Trial<'_> {
-    let mut trial = Trial::on_template(rig, "fault", way);
-    trial.delete_template();
-    trial
-}
+const DISKS: &[&str] = &["disk.qcow2", "data.img"];
 
 /// Where the run left its transaction open, this puts back what it made.
 fn roll_back_if_open(trial: &Trial<'_>) {
@@ -33,19 +26,19 @@ fn roll_back_if_open(trial: &Trial<'_>) {
 both_ways! {
     fn somebody_aborts_the_job(way: Way) {
         let rig = Rig::up();
-        let trial = orphan(&rig, way);
+        let trial = Trial::slow_orphan(&rig, way);
         let running = trial.start_slowly(&[]);
         rig.a.virsh(["domjobabort", &trial.guest.name]).ok();
         let ran = running.end();
         assert!(!ran.succeeded(), "{ran}");
         trial.stayed();
         // What is left of the attempt is no obstacle to the next.
-        trial.arrived(trial.migrate(&[]), DISK);
+        trial.arrived(trial.migrate(&[]), DISKS);
     }
 
     fn the_operator_interrupts(way: Way) {
         let rig = Rig::up();
-        let trial = orphan(&rig, way);
+        let trial = Trial::slow_orphan(&rig, way);
         let running = trial.start_slowly(&[]);
         running.signal("INT");
         let ran = running.end();
@@ -55,7 +48,7 @@ both_ways! {
 
     fn killed_and_rolled_back(way: Way) {
         let rig = Rig::up();
-        let trial = orphan(&rig, way);
+        let trial = Trial::slow_orphan(&rig, way);
         let running = trial.start_slowly(&[]);
         running.signal("KILL");
         running.end();
@@ -65,18 +58,18 @@ both_ways! {
 
     fn killed_and_resumed(way: Way) {
         let rig = Rig::up();
-        let trial = orphan(&rig, way);
+        let trial = Trial::slow_orphan(&rig, way);
         let running = trial.start_slowly(&[]);
         running.signal("KILL");
         running.end();
         // The hosts do not need qcowtool to go on.
         wait_for(40, "guest on B", || trial.guest.state(&rig.a).is_none().then_some(()));
-        trial.arrived(trial.go_on("resume", &trial.transaction()), DISK);
+        trial.arrived(trial.go_on("resume", &trial.transaction()), DISKS);
     }
 
     fn the_destination_dies(way: Way) {
         let rig = Rig::up();
-        let trial = orphan(&rig, way);
+        let trial = Trial::slow_orphan(&rig, way);
         let running = trial.start_slowly(&[]);
         rig.b.crash();
         let ran = running.end();
@@ -95,7 +88,7 @@ both_ways! {
 fn killed_after(milliseconds: u64) {
     needs_migration!();
     let rig = Rig::up();
-    let trial = orphan(&rig, Way::Agent);
+    let trial = Trial::slow_orphan(&rig, Way::Agent);
     let mut child = rig.a.command("timeout");
     let words = ["-s", "KILL", &format!("{}.{:03}", milliseconds / 1000, milliseconds % 1000)];
     child.args(words).arg(migration::binary());
@@ -114,7 +107,7 @@ fn killed_after(milliseconds: u64) {
         for id in trial.transactions() {
             trial.go_on("resume", &id).ok();
         }
-        trial.lives_on_b(DISK);
+        trial.lives_on_b(DISKS);
     } else {
         for id in trial.transactions() {
             trial.go_on("rollback", &id).ok();
@@ -152,7 +145,7 @@ fn killed_after_1500_ms() {
 fn the_destinations_libvirtd_is_started_anew() {
     needs_migration!();
     let rig = Rig::up();
-    let trial = orphan(&rig, Way::Agent);
+    let trial = Trial::slow_orphan(&rig, Way::Agent);
     let running = trial.start_slowly(&[]);
     rig.b.stop_daemon();
     rig.b.start_daemon();
@@ -167,7 +160,7 @@ fn the_destinations_libvirtd_is_started_anew() {
 fn the_sources_libvirtd_is_started_anew() {
     needs_migration!();
     let rig = Rig::up();
-    let trial = orphan(&rig, Way::Agent);
+    let trial = Trial::slow_orphan(&rig, Way::Agent);
     let running = trial.start_slowly(&[]);
     rig.a.stop_daemon();
     rig.a.start_daemon();
@@ -182,7 +175,7 @@ fn the_sources_libvirtd_is_started_anew() {
 fn the_cable_is_cut_and_mended() {
     needs_migration!();
     let rig = Rig::up();
-    let trial = orphan(&rig, Way::Agent);
+    let trial = Trial::slow_orphan(&rig, Way::Agent);
     let running = trial.start_slowly(&[]);
     rig.a.link(false);
     // Longer than the hosts' libvirtds wait for each other.
@@ -191,7 +184,7 @@ fn the_cable_is_cut_and_mended() {
     let ran = running.end();
     roll_back_if_open(&trial);
     if ran.succeeded() {
-        trial.lives_on_b(DISK);
+        trial.lives_on_b(DISKS);
     } else {
         trial.stayed();
     }
@@ -201,10 +194,9 @@ fn the_cable_is_cut_and_mended() {
 fn a_file_system_that_is_too_small_is_refused() {
     needs_migration!();
     let rig = Rig::up();
-    let mut trial = orphan(&rig, Way::Agent);
-    trial.guest.cache = "writeback"; // tmpfs may not do more
-    rig.b.small_file_system(&trial.guest.directory(), 4);
-    trial.watch();
+    let mut trial = Trial::new(&rig, "small", Way::Agent);
+    rig.b.small_file_system(&trial.guest.directory(), 20);
+    trial.run_slow_orphan("writeback"); // some kernels' tmpfs can do no more
     trial.refused(trial.migrate(&[]), "space");
 }
 
@@ -214,10 +206,8 @@ fn a_file_system_that_becomes_full() {
     needs_migration!();
     let rig = Rig::up();
     let mut trial = Trial::new(&rig, "full", Way::Agent);
-    trial.guest.cache = "writeback"; // tmpfs may not do more
-    rig.b.small_file_system(&trial.guest.directory(), 40);
-    trial.guest.run_on_template();
-    trial.delete_template();
+    rig.b.small_file_system(&trial.guest.directory(), 100);
+    trial.run_slow_orphan("writeback");
     let running = trial.start_slowly(&[]);
     let junk = trial.path("junk");
     rig.b.run(["dd", "if=/dev/zero", "bs=64k", &format!("of={junk}")]);
@@ -274,7 +264,7 @@ fn a_chain_that_grows_after_the_plan() {
 fn another_guest_of_the_same_name_there_is_refused() {
     needs_migration!();
     let rig = Rig::up();
-    let trial = orphan(&rig, Way::Agent);
+    let trial = Trial::slow_orphan(&rig, Way::Agent);
     trial.guest.define(&rig.b, &[Disk::qcow2("/nowhere")]);
     let ran = trial.migrate(&[]);
     assert_eq!(ran.code(), Some(REFUSED), "{ran}");

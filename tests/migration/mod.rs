@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use rig::{Disk, Guest, Host, Kind, Ran, Rig, wait_for};
 use serde_json::Value;
@@ -75,8 +75,8 @@ pub(crate) struct Trial<'a> {
     deleted: Option<(String, Vec<u8>)>,
 }
 
-/// Name, inode, and content of each file of a directory and of those below.
-type Listing = BTreeMap<String, (u64, u64)>;
+/// Each file of a directory and of those below: its inode, and when it was last written to.
+type Listing = BTreeMap<String, (u64, i64)>;
 
 impl<'a> Trial<'a> {
     pub(crate) fn new(rig: &'a Rig, name: &str, way: Way) -> Self {
@@ -154,10 +154,12 @@ impl<'a> Trial<'a> {
                     continue;
                 }
                 let name = path.strip_prefix(&top).unwrap().to_string_lossy().into_owned();
+                let is = fs::metadata(&path).unwrap();
                 // The disks of the running guest change all the time.
                 let changes = std::ptr::eq(host, &self.rig.a) && !name.contains("template");
-                let content = if changes { 0 } else { hash(&fs::read(&path).unwrap()) };
-                listing.insert(name, (fs::metadata(&path).unwrap().ino(), content));
+                let written =
+                    if changes { 0 } else { is.mtime() * 1_000_000_000 + is.mtime_nsec() };
+                listing.insert(name, (is.ino(), written));
             }
         }
         listing
@@ -180,11 +182,10 @@ impl<'a> Trial<'a> {
         command
     }
 
-    fn moving<'w>(&'w self, verb: &'w str, options: &[&'w str]) -> Command {
-        let words = [verb, &self.guest.name, "--connect", "qemu:///system", "--to"];
-        let mut command = self.command(&words);
-        command.arg(self.rig.b.uri()).args(options);
-        command
+    fn moving(&self, verb: &str, options: &[&str]) -> Command {
+        let to = self.rig.b.uri();
+        let words = [verb, &self.guest.name, "--connect", "qemu:///system", "--to", &to];
+        self.command(&[&words, options].concat())
     }
 
     /// `qcowtool VERB DOMAIN --connect ... --to ... OPTIONS`.
@@ -247,20 +248,43 @@ impl<'a> Trial<'a> {
         id.clone()
     }
 
+    /// The guest of CloudStack's case, whose template is deleted, with enough data on a second disk and few
+    /// enough writes on the first that a migration takes some seconds, and ends.
+    pub(crate) fn slow_orphan(rig: &'a Rig, way: Way) -> Self {
+        let mut trial = Self::new(rig, "slow", way);
+        trial.run_slow_orphan("none");
+        trial
+    }
+
+    /// The same for a guest that is there already, with a cache mode that the file systems allow.
+    pub(crate) fn run_slow_orphan(&mut self, cache: &'static str) {
+        (self.guest.template.burst, self.guest.cache) = (1, cache);
+        let (a, disk, template) = (&self.rig.a, self.disk(), self.path("template.qcow2"));
+        a.make_template(&template, &self.guest.template);
+        a.make_overlay(&disk, &template);
+        let data = self.path("data.img");
+        fs::write(a.outside(&data), vec![0x5a; 48 << 20]).unwrap();
+        self.run(&[Disk::qcow2(disk), Disk::raw(data)]);
+        self.delete_template();
+    }
+
     /// Starts a migration that takes some seconds, and returns when libvirt is at it.
     pub(crate) fn start_slowly(&self, options: &[&str]) -> Running {
-        let slow = [&["--bandwidth", "2M"], options].concat();
-        let child =
-            self.moving("migrate", &slow).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut running = Running { child: child.expect("qcowtool starts") };
+        // That is for three streams together.
+        let slow = [&["--bandwidth", "18M"], options].concat();
+        let said = [0; 2].map(|_| tempfile::NamedTempFile::new_in(self.rig.directory()).unwrap());
+        let [out, err] = [0, 1].map(|i| Stdio::from(said[i].reopen().unwrap()));
+        let child = self.moving("migrate", &slow).stdout(out).stderr(err).spawn();
+        let mut running = Running { child: child.expect("qcowtool starts"), said };
         wait_for(20, "migration under way", || {
             let job = self.rig.a.virsh(["domjobinfo", &self.guest.name]).stdout();
             let done = job.lines().find_map(|l| l.strip_prefix("File processed:").map(str::trim));
             if done.is_some_and(|amount| !amount.starts_with("0.000")) {
                 return Some(());
             }
-            let ended = running.child.try_wait().unwrap();
-            assert!(ended.is_none(), "it ended early: {}", running.output());
+            if let Some(status) = running.child.try_wait().unwrap() {
+                panic!("it ended early: {}", running.ran(status));
+            }
             None
         });
         running
@@ -278,6 +302,7 @@ impl<'a> Trial<'a> {
         self.source_is_kept(&self.disk());
     }
 
+    /// See [`arrived`](Self::arrived), of which this is the part about B.
     #[track_caller]
     pub(crate) fn lives_on_b(&self, leaves: &[&str]) {
         let (guest, a, b) = (&self.guest, &self.rig.a, &self.rig.b);
@@ -386,6 +411,8 @@ impl Drop for Trial<'_> {
 /// A migration under way.
 pub(crate) struct Running {
     child: Child,
+    /// Files, because a pipe would wait for whoever else holds it.
+    said: [tempfile::NamedTempFile; 2],
 }
 
 impl Running {
@@ -399,16 +426,14 @@ impl Running {
     }
 
     /// Waits for its end.
-    pub(crate) fn end(self) -> Ran {
-        Ran::of("qcowtool migrate", self.child.wait_with_output().unwrap())
+    pub(crate) fn end(mut self) -> Ran {
+        let status = self.child.wait().unwrap();
+        self.ran(status)
     }
 
-    fn output(&mut self) -> String {
-        let mut text = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            let _ = std::io::Read::read_to_string(&mut stderr, &mut text);
-        }
-        text
+    fn ran(&self, status: ExitStatus) -> Ran {
+        let [stdout, stderr] = self.said.each_ref().map(|file| fs::read(file.path()).unwrap());
+        Ran::of("qcowtool migrate", Output { status, stdout, stderr })
     }
 }
 
@@ -422,11 +447,4 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) fn can_migrate() -> bool {
     let asked = Command::new(binary()).args(["migrate", "--help"]).stdin(Stdio::null()).output();
     asked.expect("qcowtool starts").status.success()
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }

@@ -245,6 +245,7 @@ impl Drop for Guest<'_> {
             host.virsh(["destroy", &self.name]);
             host.virsh(["undefine", "--snapshots-metadata", &self.name]);
             let _ = fs::remove_dir_all(host.outside(self.directory()));
+            let _ = fs::remove_file(host.qemu_log(&self.serial_name()));
         }
     }
 }

@@ -305,10 +305,10 @@ impl Host {
         wait_for(30, "answer from libvirtd", || self.virsh(["version"]).succeeded().then_some(()));
     }
 
-    /// Ends libvirtd; guests go on.
+    /// Kills libvirtd, as a crash does; guests go on.
     pub fn stop_daemon(&self) {
         let pid = self.run(["cat", "/run/libvirt/libvirtd.pid"]).ok();
-        self.run(["kill", pid.trim()]).ok();
+        self.run(["kill", "-KILL", pid.trim()]).ok();
         let process = format!("/proc/{}", pid.trim());
         wait_for(20, "end of libvirtd", || (!self.has(&process)).then_some(()));
     }
