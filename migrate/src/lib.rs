@@ -11,7 +11,11 @@ pub mod domain;
 pub mod driver;
 mod error;
 pub mod facts;
+pub mod journal;
 pub mod plan;
+pub mod prepare;
+pub mod probe;
+pub mod run;
 pub mod store;
 pub mod target;
 

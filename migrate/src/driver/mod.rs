@@ -1,6 +1,7 @@
 //! What we ask of a hypervisor's management, as a trait; libvirt is one that does it, and a model that
 //! behaves as libvirt was observed to is another.
 
+mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod words;
@@ -10,6 +11,8 @@ use qcow::CancelToken;
 use crate::facts::{DomainFacts, DomainState, HostFacts};
 use crate::plan::Flag;
 use crate::{Error, Result};
+
+pub use directory::Directory;
 
 /// One connection to one host's virtualisation management.
 ///
@@ -51,6 +54,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
+
+    /// The directory of a storage pool; `None` if there is no such pool.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); also if the pool is no directory.
+    fn pool_path(&self, pool: &str) -> Result<Option<std::path::PathBuf>>;
 
     /// Paths that the host's domains, running or not, name as their disks or as layers below them.
     ///

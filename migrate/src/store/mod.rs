@@ -4,8 +4,13 @@
 //! All paths are absolute paths of that host. Nothing that exists is ever written to: what is made is
 //! made under a name that was free, and only what was made can be removed.
 
+mod content;
+mod holders;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
+mod local;
+mod partial;
+mod root;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::facts::{Identity, NamedLayer, ObjectFacts};
+
+pub use local::LocalStore;
+pub use root::identity_of;
 
 /// The files of one host.
 pub trait Store: Send + Sync {
@@ -57,6 +65,15 @@ pub trait Store: Send + Sync {
         observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> Result<Identity>;
+
+    /// The name under which [`put`](Self::put) makes this content before it gets its own; `None` if it
+    /// uses no other. Whoever keeps a journal writes it down first.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn temporary(&self, _path: &Path, _content: &File) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
 
     /// The file's bytes, copied to a temporary file here: for reading back what was made. Refused beyond
     /// `limit` bytes.

@@ -16,6 +16,9 @@ pub enum FilePolicy {
     AnyLocal,
     /// Only files that really live below one of these directories, symbolic links resolved.
     Within(Vec<PathBuf>),
+    /// Only files below this directory, which is taken for the root of all names: absolute ones and
+    /// symbolic links begin there as well, and nothing leads out. Holds for the active layer too.
+    InRoot(PathBuf),
     /// None.
     Deny,
 }
@@ -26,6 +29,9 @@ impl FilePolicy {
     pub(crate) fn open(&self, path: &Path) -> Result<FileStorage> {
         if *self == Self::Deny {
             return Err(Error::denied("the policy does not allow opening it").file(path));
+        }
+        if let Self::InRoot(root) = self {
+            return FileStorage::open_in_root(root, path);
         }
         let storage = FileStorage::open(path)?;
         if let Self::Within(roots) = self {
@@ -43,7 +49,8 @@ impl FilePolicy {
     }
 }
 
-/// What may be opened on the word of an image. The image that the caller names is always opened.
+/// What may be opened on the word of an image. The image that the caller names is always opened,
+/// but within the root if `backing` gives one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     /// Backing files.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Access, Storage, lock};
@@ -29,6 +29,18 @@ pub struct Identity {
     inode: u64,
 }
 
+impl Identity {
+    /// The device that holds it; `u64::MAX` for block devices.
+    pub fn device(self) -> u64 {
+        self.device
+    }
+
+    /// Its number there; a block device's own number.
+    pub fn inode(self) -> u64 {
+        self.inode
+    }
+}
+
 /// What the system knows about an open file now. Times are in nanoseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,6 +49,8 @@ pub struct FileStatus {
     pub device: u64,
     /// Its number there.
     pub inode: u64,
+    /// How many names it has.
+    pub links: u64,
     /// Its length in bytes; 0 for block devices.
     pub size: u64,
     /// When its content was last changed.
@@ -55,6 +69,7 @@ impl FileStatus {
         Self {
             device: status.dev(),
             inode: status.ino(),
+            links: status.nlink(),
             size: status.len(),
             mtime_ns: time(status.mtime(), status.mtime_nsec()),
             ctime_ns: time(status.ctime(), status.ctime_nsec()),
@@ -101,6 +116,19 @@ impl FileStorage {
         Self::from_file(file).map_err(|error| error.file(path))
     }
 
+    /// As [`open`](Self::open), with the directory `root` for the root of all names; symbolic
+    /// links do not lead out of it.
+    pub(crate) fn open_in_root(root: &Path, path: &Path) -> Result<Self> {
+        let failed = |error: Errno| Error::io("could not open", error.into()).file(path);
+        let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(root, directory, Mode::empty()).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let file =
+            rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(failed)?;
+        Self::from_file(file.into()).map_err(|error| error.file(path))
+    }
+
     /// Takes an open descriptor, for example one that was passed by another process.
     ///
     /// # Errors
@@ -137,6 +165,12 @@ impl FileStorage {
     /// [`Denied`](crate::ErrorKind::Denied) if somebody else does or forbids just that.
     pub fn lock(&self, does: Access, forbids: Access) -> Result<()> {
         lock::announce(&self.file, does, forbids)
+    }
+
+    /// What others do with the file, as far as QEMU's image locks tell. Nothing is announced, so
+    /// nobody is disturbed.
+    pub fn used_for(&self) -> Access {
+        lock::done_by_others(&self.file)
     }
 
     /// Checks that nobody has changed the file since it was opened, as far as its size and times

@@ -58,6 +58,11 @@ pub(super) fn announce(file: &File, does: Access, forbids: Access) -> Result<()>
     Ok(())
 }
 
+/// What others say that they do with `file`.
+pub(super) fn done_by_others(file: &File) -> Access {
+    bits().filter(|bit| is_held(file, byte(DOES, *bit))).collect()
+}
+
 fn bits() -> impl Iterator<Item = Access> {
     Access::all().iter()
 }
@@ -121,7 +126,9 @@ mod tests {
         announce(&writer, Access::READ | changes, changes).unwrap();
         let error = announce(&open(), Access::READ, changes).unwrap_err();
         assert!(error.to_string().contains("may write to it"), "{error}");
+        assert_eq!(done_by_others(&open()), Access::READ | changes);
         drop(writer);
+        assert_eq!(done_by_others(&open()), Access::empty());
         announce(&open(), Access::READ, changes).unwrap();
     }
 }

@@ -320,6 +320,19 @@ impl Hypervisor for Connection {
         Ok(self.say(unless(code::NO_STORAGE_VOL, path))?.map(PathBuf::from))
     }
 
+    fn pool_path(&self, pool: &str) -> Result<Option<PathBuf>> {
+        let connect = self.connect()?;
+        let Some(pool) = self.say(unless(code::NO_STORAGE_POOL, connect.pool_by_name(pool)))?
+        else {
+            return Ok(None);
+        };
+        let xml = self.say(pool.xml())?;
+        let document = xml::document(&xml, "a storage pool")?;
+        let path = xml::text(document.root_element(), &["target", "path"]).map(PathBuf::from);
+        let none = || Error::usage("the storage pool is no directory");
+        path.map(Some).ok_or_else(none)
+    }
+
     fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
         let mut paths: Vec<_> = self.uses()?.into_iter().map(|used| used.path).collect();
         paths.sort_unstable();

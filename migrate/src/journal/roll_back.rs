@@ -1,0 +1,152 @@
+//! Undoing what a transaction made: exactly that, and nothing else.
+
+use std::path::{Path, PathBuf};
+
+use super::record::{Ended, Outcome, Record, Side};
+use super::transaction::Made;
+use super::{Journal, Transaction};
+use crate::store::Store;
+use crate::{Error, ErrorKind, Result};
+
+/// What was undone and what was not.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct RolledBack {
+    /// What was removed, with its host.
+    pub removed: Vec<(Side, PathBuf)>,
+    /// What was left.
+    pub left: Vec<Left>,
+    /// Storage pools that the transaction made; whoever made them removes them.
+    pub pools: Vec<(Side, String)>,
+}
+
+impl RolledBack {
+    /// Everything that could be done is done, and the journal is closed. Otherwise it stays open, and
+    /// the roll-back can be tried again.
+    pub fn is_complete(&self) -> bool {
+        !self.left.iter().any(|left| left.again)
+    }
+}
+
+/// Something that a roll-back did not remove.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Left {
+    /// On which host.
+    pub host: Side,
+    /// Where.
+    pub path: PathBuf,
+    /// Why.
+    pub why: String,
+    /// It is ours and should go: worth another try when the reason has passed.
+    pub again: bool,
+}
+
+/// Removes what the transaction made, the last first, and closes the journal.
+///
+/// What the journal says was made is removed if it is still the same object and nobody uses it. Where
+/// it only says that something was going to be made, the unfinished file is removed; something
+/// that has the final name is left and named, because nothing proves that it is ours.
+///
+/// # Errors
+/// [`Refused`](crate::ErrorKind::Refused) if the transaction has ended;
+/// [`InDoubt`](crate::ErrorKind::InDoubt) if libvirt was asked to migrate and it is not on record that
+/// the guest stayed at the source; [`Environment`](crate::ErrorKind::Environment) if the journal
+/// cannot be written.
+pub fn roll_back(
+    journal: &mut Journal,
+    source: &dyn Store,
+    destination: &dyn Store,
+) -> Result<RolledBack> {
+    check(journal.transaction())?;
+    let mut result =
+        RolledBack { pools: journal.transaction().pools.clone(), ..Default::default() };
+    let objects = journal.transaction().objects.clone();
+    for object in objects.iter().rev() {
+        let store = match object.host {
+            Side::Source => source,
+            Side::Destination => destination,
+        };
+        let left = result.left.len();
+        if let Some(path) = undo(store, object, &mut result.left) {
+            result.removed.push((object.host, path));
+        }
+        if result.left.len() == left {
+            journal.write(Record::Removed { host: object.host, path: object.path.clone() })?;
+        }
+    }
+    if result.is_complete() {
+        journal.write(Record::Closed { result: Ended::RolledBack })?;
+    }
+    Ok(result)
+}
+
+/// Only a guest that stayed where it was needs none of what we made.
+fn check(transaction: &Transaction) -> Result<()> {
+    let id = &transaction.id;
+    if transaction.closed.is_some() {
+        return Err(Error::refused(format!("the transaction {id} has ended")));
+    }
+    if transaction.migrate_called && transaction.outcome != Some(Outcome::AtSource) {
+        return Err(Error::new(
+            ErrorKind::InDoubt,
+            format!("it is not on record that the guest of {id} stayed at its source"),
+        )
+        .hint("find out where it runs first"));
+    }
+    if !transaction.renamed.is_empty() {
+        return Err(Error::refused(format!("{id} has put away files of the source"))
+            .hint("its guest has moved; move it back with a transaction of its own"));
+    }
+    Ok(())
+}
+
+/// The path that was removed, if any.
+fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBuf> {
+    let mut leave = |path: &Path, why: String, again: bool| {
+        left.push(Left { host: object.host, path: path.to_path_buf(), why, again });
+        None
+    };
+    let path = &object.path;
+    if let Some(identity) = &object.identity {
+        return match store.remove(path, identity) {
+            Ok(removed) => removed.then(|| path.clone()),
+            Err(error) => {
+                // Another object is not ours. One that somebody uses is, and so may be one that cannot be
+                // seen now.
+                let other = store.look(path).is_ok_and(|now| {
+                    now.is_some_and(|now| {
+                        (now.identity.device, now.identity.inode)
+                            != (identity.device, identity.inode)
+                    })
+                });
+                leave(path, error.to_string(), !other)
+            }
+        };
+    }
+    let unfinished = object.temporary.as_deref().and_then(|temporary| {
+        let removed = match store.look(temporary) {
+            Ok(Some(found)) if !found.block_device && found.identity.links == Some(1) => {
+                store.remove(temporary, &found.identity)
+            }
+            Ok(Some(_)) => Err(Error::refused("it is not an unfinished file of ours")),
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(removed) => removed.then(|| temporary.to_path_buf()),
+            Err(error) => leave(temporary, error.to_string(), true),
+        }
+    });
+    match store.look(path) {
+        Ok(None) => {}
+        Ok(Some(_)) => {
+            let why = "something is there, but it is not on record that we made it";
+            leave(path, why.to_owned(), false);
+        }
+        Err(error) => {
+            leave(path, error.to_string(), true);
+        }
+    }
+    unfinished
+}

@@ -1,0 +1,224 @@
+//! A file that is being built under a temporary name, and gets its own when it is whole.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use qcow::io::{Access, FileStorage};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, OFlags, RenameFlags, SeekFrom, Stat};
+use rustix::io::Errno;
+
+use super::Mode;
+use super::content::{PIECE, Piece, Sink, digest, temporary};
+use super::root::{Root, failed, identity_of, is_still};
+use crate::facts::Identity;
+use crate::{Error, Result};
+
+/// A file that is being built. Dropping it leaves what is there for the next try.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    directory: OwnedFd,
+    name: OsString,
+    temporary: OsString,
+    /// For messages.
+    path: PathBuf,
+    file: File,
+    status: Stat,
+    /// Holds the locks by which others see that somebody works on it.
+    _locked: FileStorage,
+    len: u64,
+    resumed: bool,
+}
+
+impl Partial {
+    /// Starts the file of `len` bytes that will be at `path`, or goes on with what is there of it
+    /// under the temporary name that belongs to `key`.
+    pub(super) fn begin(root: &Root, path: &Path, key: &str, len: u64) -> Result<Self> {
+        let (directory, name) = root.parent(path)?;
+        if rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            return Err(exists(path));
+        }
+        let at = temporary(path, key);
+        let temporary = at.file_name().unwrap_or_default().to_owned();
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let new = flags | OFlags::CREATE | OFlags::EXCL;
+        let private = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let (file, resumed) = match rustix::fs::openat(&directory, &temporary, new, private) {
+            Ok(file) => (file, false),
+            Err(Errno::EXIST) => {
+                let old = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
+                let file =
+                    rustix::fs::openat(&directory, &temporary, old, rustix::fs::Mode::empty());
+                (file.map_err(|error| failed("could not go on with it", &at, error))?, true)
+            }
+            Err(error) => return Err(failed("could not create it", &at, error)),
+        };
+        let file = File::from(file);
+        let status = rustix::fs::fstat(&file)
+            .map_err(|error| failed("could not read the status", &at, error))?;
+        if !is_ours(&status) {
+            return Err(Error::refused(format!(
+                "{}: something is in the way that is not an unfinished file of ours",
+                at.display()
+            ))
+            .hint("move it away"));
+        }
+        let locked = file.try_clone().map_err(|error| io("could not lock it", &at, &error))?;
+        let locked = FileStorage::from_file(locked)?;
+        let alone = locked.lock(Access::all(), Access::all()).is_ok();
+        if !alone || !is_still(&directory, &temporary, status.st_dev, status.st_ino) {
+            return Err(Error::refused(format!("{}: somebody else is making it", path.display()))
+                .hint("wait until that is done, then try again"));
+        }
+        file.set_len(len).map_err(|error| io("could not set the length", &at, &error))?;
+        Ok(Self {
+            directory,
+            name: name.to_owned(),
+            temporary,
+            path: path.to_path_buf(),
+            file,
+            status,
+            _locked: locked,
+            len,
+            resumed,
+        })
+    }
+
+    /// Takes all of the content at once, where the file system can share it; `false` if it cannot.
+    pub(super) fn clone_of(&self, content: &File) -> bool {
+        !self.resumed && rustix::fs::ioctl_ficlone(&self.file, content).is_ok()
+    }
+
+    /// Gives it its rights and its name, on stable storage.
+    pub(crate) fn publish(self, mode: Mode) -> Result<Identity> {
+        let mode = match mode {
+            Mode::Private => 0o600,
+            Mode::ReadOnly => 0o444,
+        };
+        rustix::fs::fchmod(&self.file, rustix::fs::Mode::from_raw_mode(mode))
+            .map_err(|error| failed("could not set its mode", &self.path, error))?;
+        self.file.sync_all().map_err(|error| io("could not sync", &self.path, &error))?;
+        if let Err(error) = self.give_name() {
+            if error != Errno::EXIST {
+                return Err(failed("could not give the file its name", &self.path, error));
+            }
+            let error = exists(&self.path);
+            self.discard();
+            return Err(error);
+        }
+        rustix::fs::fsync(&self.directory)
+            .map_err(|error| failed("could not sync the directory", &self.path, error))?;
+        identity_of(&FileStorage::from_file(self.file)?)
+    }
+
+    fn give_name(&self) -> rustix::io::Result<()> {
+        let directory = &self.directory;
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(directory, &self.temporary, directory, &self.name, flags) {
+            // Some network file systems cannot do that in one step.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                let flags = AtFlags::empty();
+                rustix::fs::linkat(directory, &self.temporary, directory, &self.name, flags)?;
+                rustix::fs::unlinkat(directory, &self.temporary, flags)
+            }
+            result => result,
+        }
+    }
+
+    /// Removes it.
+    pub(crate) fn discard(self) {
+        let Stat { st_dev, st_ino, .. } = self.status;
+        if is_still(&self.directory, &self.temporary, st_dev, st_ino) {
+            let _ = rustix::fs::unlinkat(&self.directory, &self.temporary, AtFlags::empty());
+        }
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        if offset.checked_add(len).is_some_and(|end| end <= self.len) {
+            return Ok(());
+        }
+        Err(Error::environment(format!(
+            "{}: {len} bytes at {offset} do not belong to a file of {} bytes",
+            self.path.display(),
+            self.len
+        )))
+    }
+
+    fn holds(&self, piece: &Piece) -> Result<bool> {
+        self.check(piece.offset, piece.len.min(PIECE))?;
+        let mut bytes = vec![0; usize::try_from(piece.len.min(PIECE)).unwrap_or_default()];
+        self.file
+            .read_exact_at(&mut bytes, piece.offset)
+            .map_err(|error| io("could not read back", &self.path, &error))?;
+        Ok(digest(&bytes) == piece.digest)
+    }
+}
+
+impl Sink for Partial {
+    fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    fn lacks(&mut self, pieces: &[Piece]) -> Result<Vec<bool>> {
+        pieces.iter().map(|piece| Ok(!self.holds(piece)?)).collect()
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check(offset, bytes.len() as u64)?;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|error| io("could not write", &self.path, &error))
+    }
+
+    fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.check(offset, len)?;
+        let end = offset.saturating_add(len);
+        let mut at = offset;
+        while at < end {
+            at = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(data) => data.max(at),
+                Err(Errno::NXIO) => end,
+                Err(_) => at,
+            };
+            let piece = end.saturating_sub(at).min(PIECE);
+            if piece > 0 {
+                self.punch(at, piece)?;
+            }
+            at = at.saturating_add(piece.max(1));
+        }
+        Ok(())
+    }
+}
+
+impl Partial {
+    fn punch(&self, offset: u64, len: u64) -> Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if rustix::fs::fallocate(&self.file, flags, offset, len).is_ok() {
+            return Ok(());
+        }
+        let zeros = vec![0; usize::try_from(len).unwrap_or_default()];
+        self.file
+            .write_all_at(&zeros, offset)
+            .map_err(|error| io("could not write", &self.path, &error))
+    }
+}
+
+/// Nobody else can have put it there, or can have written to it.
+fn is_ours(status: &Stat) -> bool {
+    FileType::from_raw_mode(status.st_mode) == FileType::RegularFile
+        && status.st_nlink == 1
+        && status.st_uid == rustix::process::geteuid().as_raw()
+        && status.st_mode & 0o033 == 0
+}
+
+fn exists(path: &Path) -> Error {
+    Error::refused(format!("{}: something is there already", path.display()))
+        .hint("nothing that exists is written to: move it away, or choose another path")
+}
+
+fn io(what: &str, path: &Path, error: &std::io::Error) -> Error {
+    let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+    failed(what, path, errno)
+}
