@@ -1,6 +1,14 @@
-//! The libvirt driver and store against two real hosts, given by QCOWTOOL_TEST_URI_A and
-//! QCOWTOOL_TEST_URI_B (as this machine reaches them) and QCOWTOOL_TEST_PEER_B (as A reaches B). Both
-//! need /var/lib/libvirt/images, and it must not be the same storage.
+//! The libvirt driver and store against two real hosts.
+//!
+//! | variable | what it is |
+//! |---|---|
+//! | `QCOWTOOL_TEST_URI_A`, `QCOWTOOL_TEST_URI_B` | the hosts, as this machine reaches them |
+//! | `QCOWTOOL_TEST_PEER_B` | B, as A reaches it |
+//! | `QCOWTOOL_TEST_DIR_B` | where B's /var/lib/libvirt/images is seen from here |
+//! | `QCOWTOOL_TEST_VIRSH_B` | a command: virsh, connected to B |
+//! | `QCOWTOOL_TEST_RESTART_B` | a command that restarts B's libvirtd |
+//!
+//! Both hosts need /var/lib/libvirt/images, and it must not be the same storage. What is not set is skipped.
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 #![cfg(feature = "libvirt")]
@@ -230,6 +238,60 @@ fn a_directory_that_is_not_there_is_told_apart_from_an_empty_one() {
     assert!(error.message().contains("no directory"), "{error}");
 }
 
+#[test]
+fn nothing_that_exists_is_overwritten_even_where_libvirt_does_not_see_it() {
+    let Some(hosts) = hosts() else { return };
+    let Some(dir) = std::env::var_os("QCOWTOOL_TEST_DIR_B").map(PathBuf::from) else {
+        eprintln!(
+            "SKIPPED: QCOWTOOL_TEST_DIR_B, where that directory of B is seen from here, is not set"
+        );
+        return;
+    };
+    let inside = |path: &Path| dir.join(path.file_name().unwrap());
+    let (dangling, directory, pipe) = (path("dangling"), path("directory"), path("pipe"));
+    std::os::unix::fs::symlink("/nonexistent", inside(&dangling)).unwrap();
+    std::fs::create_dir(inside(&directory)).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(inside(&pipe)).status().unwrap();
+    let content = image(64 << 20, None);
+    let outcomes = [&dangling, &directory, &pipe]
+        .map(|path| hosts.at_b.put(path, &content, Mode::Private, &Silent, &CancelToken::new()));
+    let looked = hosts.at_b.look(&directory);
+    std::fs::remove_file(inside(&dangling)).unwrap();
+    std::fs::remove_dir(inside(&directory)).unwrap();
+    std::fs::remove_file(inside(&pipe)).unwrap();
+    assert!(made.success());
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Refused);
+    }
+    assert!(looked.unwrap_err().message().contains("neither a file"));
+}
+
+#[test]
+fn a_pool_that_is_defined_but_not_active_is_left_as_it_was() {
+    let Some(hosts) = hosts() else { return };
+    let Ok(virsh) = std::env::var("QCOWTOOL_TEST_VIRSH_B") else {
+        eprintln!("SKIPPED: QCOWTOOL_TEST_VIRSH_B, a command for B, is not set");
+        return;
+    };
+    let virsh = |arguments: &str| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", &format!("{virsh} {arguments}")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    virsh("pool-define-as qcowtool-sleeping dir --target /var/tmp");
+    let store = LibvirtStore::new(Arc::clone(&hosts.b));
+    let available = store.available(Path::new("/var/tmp"));
+    let during = virsh("pool-list --name --inactive");
+    drop(store);
+    let after = virsh("pool-list --name --inactive");
+    virsh("pool-undefine qcowtool-sleeping");
+    assert!(available.unwrap() > 0);
+    assert!(!during.contains("sleeping") && after.contains("sleeping"), "{during} {after}");
+}
+
 /// A guest on A whose disk of 64 MiB holds 32 MiB of data.
 struct Guest<'a> {
     hosts: &'a Hosts,
@@ -386,6 +448,17 @@ fn what_is_wrong_with_a_target_is_told() {
     assert!(error.message().contains("the target of disk vda has another size"), "{error}");
     let error = migrate(guest.request(Path::new("/var/tmp/none.qcow2")));
     assert!(error.what_next().is_some_and(|next| next.contains("prepare")), "{error}");
+    let mut nowhere = guest.request(&target);
+    nowhere.to = "qemu+tcp://no-such-host.invalid/system".into();
+    let error = migrate(nowhere);
+    assert!(error.message().contains("name is not known"), "{error}");
+    // A stranger of the same name.
+    let uuid = format!("00000000-0000-4000-8000-{:012x}", std::process::id());
+    let xml = hosts.a.domain(&guest.uuid).unwrap().unwrap().inactive_xml.unwrap();
+    hosts.b.define(&xml.replace(&guest.uuid, &uuid)).unwrap();
+    let error = migrate(guest.request(&target));
+    hosts.b.undefine(&uuid).unwrap();
+    assert!(error.message().contains("has a guest of this name"), "{error}");
     assert_eq!(hosts.a.state(&guest.uuid).unwrap(), Some(DomainState::Running));
 }
 

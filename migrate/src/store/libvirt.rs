@@ -25,9 +25,9 @@ use qcow::io::{FileStorage, Storage};
 use qcow::{CancelToken, Observer};
 
 use self::chain::Head;
-use self::volume::{Kind, VolumeFacts, split};
+use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
-use crate::driver::libvirt::raw::{Pool, Volume};
+use crate::driver::libvirt::raw::{Failure, Pool, Volume};
 use crate::driver::libvirt::{Connection, Use, patiently, unless};
 use crate::driver::words::code;
 use crate::facts::{Content, Identity, ObjectFacts};
@@ -126,15 +126,15 @@ impl LibvirtStore {
             return Ok(None);
         };
         let facts = volume::parse(&xml).map_err(|error| error.on(&self.connection.hostname()))?;
+        let facts = facts.ok_or_else(|| {
+            self.wrong(format!("{} is neither a file nor a device", path.display()))
+        })?;
         Ok(Some(Found { volume, facts }))
     }
 
     /// A file or device that must be there.
     fn existing(&self, path: &Path) -> Result<Found> {
-        let found = self.find(path)?;
-        found
-            .filter(|found| found.facts.kind != Kind::Other)
-            .ok_or_else(|| self.wrong(format!("{} is not there, or is no file", path.display())))
+        self.find(path)?.ok_or_else(|| self.wrong(format!("{} is not there", path.display())))
     }
 
     /// Asks again if the pool was stopped meanwhile: it may have been another run's, which has ended.
@@ -186,6 +186,13 @@ fn writer(uses: &[Use], path: &Path) -> Option<String> {
     Some(format!("the guest '{}' writes to it", used.domain))
 }
 
+/// A file, or anything else, has the name: libvirt's list says so, or a look at the file system, or at
+/// last the call that makes files.
+fn is_there(failure: &Failure) -> bool {
+    failure.code == code::STORAGE_VOL_EXIST
+        || ["already exists", "File exists"].iter().any(|words| failure.message.contains(words))
+}
+
 /// Differs from that of every other process and time.
 fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
@@ -211,12 +218,9 @@ impl Store for LibvirtStore {
     /// A symbolic link cannot be told from the file that it leads to.
     fn look(&self, path: &Path) -> Result<Option<ObjectFacts>> {
         let Some(found) = self.steadily(|| self.find(path))? else { return Ok(None) };
-        if found.facts.kind == Kind::Other {
-            return Err(self.wrong(format!("{} is neither a file nor a device", path.display())));
-        }
         Ok(Some(ObjectFacts {
             identity: found.facts.identity,
-            block_device: found.facts.kind == Kind::Block,
+            block_device: found.facts.block_device,
             image: found.facts.image,
             in_use: writer(&self.connection.uses()?, path),
         }))
@@ -247,7 +251,7 @@ impl Store for LibvirtStore {
                 // It may have gone meanwhile.
                 let asked = self.connection.say(unless(code::NO_STORAGE_VOL, asked))?;
                 let Some((path, xml)) = asked else { continue };
-                if volume::parse(&xml).is_ok_and(|facts| facts.kind != Kind::Other) {
+                if volume::parse(&xml).is_ok_and(|facts| facts.is_some()) {
                     paths.push(PathBuf::from(path));
                 }
             }
@@ -274,19 +278,11 @@ impl Store for LibvirtStore {
         cancel.check()?;
         self.available(Path::new(directory))?;
         let new = volume::new_volume(name, content.len(), mode);
-        self.steadily(|| {
-            match self.existing_pool(directory)?.create_volume(&new) {
-                // The list of the pool may lag behind: then the file system says so.
-                Err(failure)
-                    if failure.code == code::STORAGE_VOL_EXIST
-                        || failure.message.contains("File exists") =>
-                {
-                    Err(self
-                        .refused(format!("{} is there already", path.display()))
-                        .hint("nothing that exists is overwritten"))
-                }
-                outcome => self.connection.say(outcome).map(drop),
-            }
+        self.steadily(|| match self.existing_pool(directory)?.create_volume(&new) {
+            Err(failure) if is_there(&failure) => Err(self
+                .refused(format!("{} is there already", path.display()))
+                .hint("nothing that exists is overwritten")),
+            outcome => self.connection.say(outcome).map(drop),
         })?;
         let done = self.steadily(|| {
             let volume = self.existing(path)?.volume;

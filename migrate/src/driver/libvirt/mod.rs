@@ -7,7 +7,7 @@ pub(crate) mod xml;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qcow::CancelToken;
 use virt_sys as sys;
@@ -15,7 +15,7 @@ use virt_sys as sys;
 use self::events::Signal;
 use self::raw::{Connect, Domain, Failure, Outcome, Pool, Subscription};
 use super::words::{code, translate};
-use super::{Hypervisor, JobProgress, MigrateRequest};
+use super::{Hypervisor, JobProgress, MigrateRequest, TICK};
 use crate::facts::{DomainFacts, DomainState, HostFacts, Version};
 use crate::{Error, Result};
 
@@ -24,6 +24,9 @@ const KEEP_ALIVE_SECONDS: i32 = 5;
 
 /// So many unanswered questions end the connection.
 const KEEP_ALIVE_COUNT: u32 = 4;
+
+/// How long a connection that broke is tried to be made anew, once: a daemon that is restarted is back by then.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// From here on, undefining a guest needs to be told to keep its TPM's state.
 const KEEP_TPM: Version = Version::new(8, 9, 0);
@@ -95,8 +98,15 @@ impl Connection {
         if let Some(live) = live.as_ref().filter(|live| live.connect.is_alive()) {
             return Ok(live.connect.clone());
         }
-        *live = None;
-        let opened = self.open_live().map_err(|failure| told(&failure).on(&self.uri))?;
+        let until = live.take().and_then(|_| Instant::now().checked_add(PATIENCE));
+        let opened = loop {
+            match self.open_live() {
+                Err(_) if until.is_some_and(|until| Instant::now() < until) => {
+                    std::thread::sleep(TICK);
+                }
+                outcome => break outcome.map_err(|failure| told(&failure).on(&self.uri))?,
+            }
+        };
         let connect = opened.connect.clone();
         *live = Some(opened);
         Ok(connect)

@@ -9,30 +9,23 @@ use crate::facts::{Identity, ImageFacts};
 use crate::store::Mode;
 use crate::{Error, Result};
 
-/// What a volume is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    File,
-    Block,
-    Other,
-}
-
 /// A volume as its XML tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct VolumeFacts {
-    pub(super) kind: Kind,
+    pub(super) block_device: bool,
     pub(super) identity: Identity,
     /// As libvirt guessed it from the first bytes.
     pub(super) image: Option<ImageFacts>,
 }
 
-pub(super) fn parse(xml: &str) -> Result<VolumeFacts> {
+/// `None` for what is neither a file nor a device.
+pub(super) fn parse(xml: &str) -> Result<Option<VolumeFacts>> {
     let document = document(xml, "a volume")?;
     let volume = document.root_element();
-    let kind = match volume.attribute("type") {
-        Some("file") => Kind::File,
-        Some("block") => Kind::Block,
-        _ => Kind::Other,
+    let block_device = match volume.attribute("type") {
+        Some("file") => false,
+        Some("block") => true,
+        _ => return Ok(None),
     };
     let number = |name: &str| text(volume, &[name]).and_then(|text| text.parse::<u64>().ok());
     let target = |path: &[&str]| {
@@ -60,7 +53,7 @@ pub(super) fn parse(xml: &str) -> Result<VolumeFacts> {
     };
     let image =
         format.map(|format| ImageFacts { format, virtual_size: disk_size(format, capacity) });
-    Ok(VolumeFacts { kind, identity, image })
+    Ok(Some(VolumeFacts { block_device, identity, image }))
 }
 
 /// The last sector of a raw file may be cut off.
@@ -157,8 +150,8 @@ mod tests {
 
     #[test]
     fn a_qcow2_volume() {
-        let facts = parse(TEMPLATE).unwrap();
-        assert_eq!(facts.kind, Kind::File);
+        let facts = parse(TEMPLATE).unwrap().unwrap();
+        assert!(!facts.block_device);
         assert_eq!(facts.identity.size, 43_384_832);
         assert_eq!(facts.identity.mtime_ns, 1_795_369_220_049_654_089);
         assert_eq!(facts.identity.ctime_ns, 1_795_369_221_000_000_000);
@@ -169,14 +162,22 @@ mod tests {
     #[test]
     fn a_raw_volume_ends_with_a_whole_sector() {
         let raw = TEMPLATE.replace("'qcow2'", "'raw'").replace("67108864", "1000001");
-        let image = parse(&raw).unwrap().image.unwrap();
+        let image = parse(&raw).unwrap().unwrap().image.unwrap();
         assert_eq!((image.format, image.virtual_size), (Format::Raw, 1_000_448));
     }
 
     #[test]
     fn formats_that_we_cannot_read_are_told_as_such() {
         let vmdk = TEMPLATE.replace("'qcow2'", "'vmdk'");
-        assert_eq!(parse(&vmdk).unwrap().image, None);
+        assert_eq!(parse(&vmdk).unwrap().unwrap().image, None);
+    }
+
+    #[test]
+    fn a_directory_is_neither_a_file_nor_a_device() {
+        let directory = TEMPLATE.replace("type='file'", "type='dir'").replace("physical", "other");
+        assert_eq!(parse(&directory).unwrap(), None);
+        let device = TEMPLATE.replace("type='file'", "type='block'");
+        assert!(parse(&device).unwrap().unwrap().block_device);
     }
 
     #[test]
