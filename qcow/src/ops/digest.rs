@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::pipeline::{self, Job};
 use super::turns::lock;
 use crate::chain::Chain;
+use crate::format::GuestOffset;
 use crate::{CancelToken, Observer, Result};
 
 pub use manifest::{LayerIdentity, Manifest};
@@ -51,6 +52,42 @@ pub fn tree_hash(
     let builder = tree::Builder::new();
     let builder = pipeline::run(chain, &TreeJob, builder, threads, observer, cancel)?;
     Ok(builder.finish(chain.virtual_size()))
+}
+
+/// The hashes of some leaves of the [`tree_hash`] of `chain`, those of zeros included: for a look at a
+/// part of a disk that takes too long to read whole. A leaf past the end of the disk is one of zeros.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("disk.qcow2");
+/// use qcow::chain::{Chain, OpenOptions};
+/// use qcow::ops::create::{CreateOptions, create};
+/// use qcow::ops::digest::leaves;
+/// use qcow::CancelToken;
+///
+/// create(&path, &CreateOptions { size: Some(1 << 40), ..Default::default() })?;
+/// let chain = Chain::open(&path, &OpenOptions::default())?;
+/// let found = leaves(&chain, &[0, 1000], &CancelToken::new())?;
+/// assert_eq!(found[0].hash, found[1].hash); // both are zeros
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`tree_hash`].
+pub fn leaves(chain: &Chain, indexes: &[u64], cancel: &CancelToken) -> Result<Vec<Leaf>> {
+    let mut reader = chain.reader();
+    let mut bytes = vec![0; usize::try_from(LEAF).unwrap_or_default()];
+    indexes
+        .iter()
+        .map(|&index| {
+            cancel.check()?;
+            let start = index.saturating_mul(LEAF).min(chain.virtual_size());
+            let len = chain.virtual_size().saturating_sub(start).min(LEAF);
+            let part = bytes.get_mut(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+            reader.read_at(part, GuestOffset(start))?;
+            Ok(Leaf { index, hash: tree::hash_leaf(part) })
+        })
+        .collect()
 }
 
 /// The SHA-256 of the guest-visible content of `chain`, as of the disk as a raw image: 64 hex
@@ -148,5 +185,33 @@ impl Job for Sha256Job<'_> {
     fn write(&self, (): &mut (), _bytes: &[u8], ready: Vec<u8>, (): ()) -> Result<()> {
         lock(&self.spare).push(ready);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Silent;
+    use crate::chain::{Format, OpenOptions};
+
+    #[test]
+    fn single_leaves_are_those_of_the_whole_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.raw");
+        // Data in either half, zeros, and a last leaf that is cut short.
+        let mut disk = vec![0_u8; (3 << 22) + 70_000];
+        disk[100] = 1;
+        disk[(1 << 22) + (3 << 20)] = 2;
+        disk[(3 << 22) + 5] = 3;
+        std::fs::write(&path, &disk).unwrap();
+        let open = OpenOptions { format: Some(Format::Raw), ..Default::default() };
+        let chain = Chain::open(&path, &open).unwrap();
+        let cancel = CancelToken::new();
+        let whole = tree_hash(&chain, 1, &Silent, &cancel).unwrap();
+        let single = leaves(&chain, &[0, 1, 2, 3], &cancel).unwrap();
+        let zeros = leaves(&chain, &[999], &cancel).unwrap();
+        assert_eq!(single[2].hash, zeros[0].hash);
+        let data: Vec<_> = single.into_iter().filter(|leaf| leaf.index != 2).collect();
+        assert_eq!(data, whole.leaves);
     }
 }

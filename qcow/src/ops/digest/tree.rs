@@ -164,6 +164,16 @@ pub(super) fn hash_half(guest: u64, bytes: &[u8]) -> Option<Half> {
     Some(subtree(bytes, offset))
 }
 
+/// The hash of one leaf, of which `bytes` may be a first part, followed by zeros.
+pub(super) fn hash_leaf(bytes: &[u8]) -> Hash {
+    let half = usize::try_from(HALF).unwrap_or_default();
+    let (left, right) = bytes.split_at_checked(half).unwrap_or((bytes, &[]));
+    leaf(
+        &hash_half(0, left).unwrap_or(ZERO_HALVES.0),
+        &hash_half(HALF, right).unwrap_or(ZERO_HALVES.1),
+    )
+}
+
 fn subtree(half: &[u8], offset: u64) -> ChainingValue {
     let mut hasher = Hasher::new_from_context_key(&LEAF_KEY);
     hasher.set_input_offset(offset);
