@@ -6,7 +6,7 @@
 
 mod connection;
 pub(crate) mod content;
-mod holders;
+pub(crate) mod holders;
 mod local;
 pub(crate) mod partial;
 mod remote;
