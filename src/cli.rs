@@ -3,7 +3,8 @@
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure,
+    Agent, Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure, Migrate,
+    PlanCommand, Prepare, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -106,6 +107,13 @@ commands! {
     Compare "compare" "Tell whether two images hold the same, and where they differ";
     Check "check" "Hold an image's metadata against itself, and count what is wrong";
     Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
+    PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
+    Migrate "migrate" "Move a guest with its local disks to another host";
+    Prepare "prepare" "Make and prove a guest's images at the destination, for a manager that migrates";
+    Transactions "transactions" "List runs of migrate and prepare, and those that were cut off";
+    Resume "resume" "Go on with a run that was cut off";
+    Rollback "rollback" "Undo a run that was cut off, or what prepare made";
+    Agent "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
     Generate "generate" "Write man pages or shell completions" hidden true;
 }
 

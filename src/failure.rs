@@ -13,6 +13,9 @@ use crate::output::{OutputFormat, say, to_json};
 /// Refused or failed.
 const FAILED: u8 = 1;
 
+/// A migration was refused.
+pub(crate) const REFUSED: u8 = 2;
+
 /// Why a command did not end well.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -34,6 +37,8 @@ pub(crate) enum Failure {
         /// What the operation said.
         error: Error,
     },
+    /// A migration was refused or failed. Interrupted ones are [`Stopped`](Self::Stopped).
+    Migration(migrate::Error),
     /// The reader of standard output went away; there is nobody to tell.
     OutputClosed,
 }
@@ -41,6 +46,12 @@ pub(crate) enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self::Error(error)
+    }
+}
+
+impl From<migrate::Error> for Failure {
+    fn from(error: migrate::Error) -> Self {
+        Self::Migration(error)
     }
 }
 
@@ -61,6 +72,7 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Error(_) | Self::OutputClosed => FAILED,
+            Self::Migration(error) => migration_code(error.kind()),
             Self::Coded { code, .. } | Self::Verdict(code) => *code,
             Self::Stopped { signal, .. } => {
                 signal.checked_add(128).and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)
@@ -70,14 +82,30 @@ impl Failure {
 
     /// Says on standard error what happened: one line, or one JSON object.
     pub(crate) fn report(&self, format: OutputFormat) {
-        let error = match self {
-            Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => error,
+        let (text, object) = match self {
+            Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => {
+                (error.to_string(), ErrorObject::from(error))
+            }
+            Self::Migration(error) => (error.to_string(), ErrorObject::from(error)),
             Self::OutputClosed | Self::Verdict(_) => return,
         };
-        match (format, to_json(&Report { error: ErrorObject::from(error) })) {
+        match (format, to_json(&Report { error: object })) {
             (OutputFormat::Json, Ok(json)) => eprint_quietly(&json),
-            _ => say(format_args!("qcowtool: {error}")),
+            _ => say(format_args!("qcowtool: {text}")),
         }
+    }
+}
+
+/// The exit codes of migrations: what the caller has to do next differs (docs/exit-codes.md).
+fn migration_code(kind: migrate::ErrorKind) -> u8 {
+    match kind {
+        migrate::ErrorKind::Refused => REFUSED,
+        migrate::ErrorKind::Changed => 3,
+        migrate::ErrorKind::Unverified => 4,
+        migrate::ErrorKind::InDoubt => 5,
+        migrate::ErrorKind::Environment => 6,
+        migrate::ErrorKind::Interrupted => 130,
+        _ => FAILED,
     }
 }
 
@@ -140,6 +168,8 @@ struct ErrorObject {
     kind: &'static str,
     message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     structure: Option<&'static str>,
@@ -163,11 +193,28 @@ impl From<&Error> for ErrorObject {
         Self {
             kind: error.kind().as_str(),
             message,
+            host: None,
             file: place.file.as_ref().map(|file| file.to_string_lossy().into_owned()),
             structure: place.structure,
             index: place.index,
             host_offset: place.host_offset,
             guest_offset: place.guest_offset,
+            hint: error.what_next().map(str::to_owned),
+        }
+    }
+}
+
+impl From<&migrate::Error> for ErrorObject {
+    fn from(error: &migrate::Error) -> Self {
+        Self {
+            kind: error.kind().as_str(),
+            message: error.message().to_owned(),
+            host: error.host().map(str::to_owned),
+            file: None,
+            structure: None,
+            index: None,
+            host_offset: None,
+            guest_offset: None,
             hint: error.what_next().map(str::to_owned),
         }
     }

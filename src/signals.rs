@@ -60,6 +60,16 @@ impl Watch {
             _ => Failure::Error(error),
         })
     }
+
+    /// As [`settle`](Self::settle), for migrations.
+    pub(crate) fn settle_migration<T>(&self, result: migrate::Result<T>) -> Result<T, Failure> {
+        result.map_err(|error| match self.caught.load(Ordering::SeqCst) {
+            signal if signal != 0 && error.kind() == migrate::ErrorKind::Interrupted => {
+                Failure::Stopped { signal, error: Error::interrupted() }
+            }
+            _ => Failure::Migration(error),
+        })
+    }
 }
 
 /// Whether a process with this `/proc/PID/status` ignores a signal, as `nohup` makes it ignore

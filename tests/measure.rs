@@ -147,3 +147,38 @@ fn exact_is_the_length_of_what_flatten_writes() {
         }
     }
 }
+
+#[test]
+fn with_a_data_file_both_files_count() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let raw = scratch.path("raw");
+    pattern::write_raw(&raw, 3_000_001, &[(0, &[1; 10]), (200_000, &[1; 70_000])]);
+    let split = scratch.path("split.qcow2");
+    qemu::create(&split, &format!("data_file={}", scratch.path("split.raw").display()), "5M");
+    qemu_io("qcow2", &split, &["write -P 1 1M 1M"]);
+    for (format, image) in [("raw", &raw), ("qcow2", &split)] {
+        // A source's data is data wherever it lies.
+        like_qemu(args!["-f", format, "-O", "qcow2", image]);
+        like_qemu(args!["-f", format, "-O", "raw", image]);
+        let (flat, data) = (scratch.path("flat.qcow2"), scratch.path("flat.raw"));
+        for more in ["", ",data_file_raw=on", ",preallocation=full"] {
+            let options = format!("data_file={}{more}", data.display());
+            like_qemu(args!["-f", format, "-O", "qcow2", "-o", options, image]);
+            let words = args!["-f", format, "-O", "qcow2", "-o", options, image];
+            let fixed = args!["measure", "--exact", "--output", "json"];
+            let told = qcowtool([fixed, words.clone()].concat()).json();
+            assert!(!data.exists(), "measuring writes nothing");
+            qcowtool([args!["flatten", "-q"], words.clone(), args![flat]].concat()).ok();
+            let length = |path: &Path| fs::metadata(path).unwrap().len();
+            assert_eq!(told["data-file"], length(&data), "{options}");
+            assert_eq!(told["required"], length(&flat) + length(&data), "{options}");
+            let text = qcowtool([args!["measure", "--exact"], words].concat()).ok();
+            let size = length(&data);
+            assert!(text.ends_with(&format!("\ndata file size: {size}\n")), "{text}");
+            fs::remove_file(&flat).unwrap();
+            fs::remove_file(&data).unwrap();
+        }
+        exact(image, &["-f", format, "-O", "qcow2"]);
+    }
+}

@@ -25,6 +25,21 @@ pub enum ErrorKind {
     Interrupted,
 }
 
+impl ErrorKind {
+    /// A stable word for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::Refused => "refused",
+            Self::Changed => "changed",
+            Self::Unverified => "unverified",
+            Self::InDoubt => "in-doubt",
+            Self::Environment => "environment",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// An error: what happened, on which host, and what to do next.
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
@@ -79,6 +94,14 @@ impl Error {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// Says something more about what happened.
+    #[must_use]
+    pub fn and_also(mut self, more: impl AsRef<str>) -> Self {
+        self.0.message.push_str("; ");
+        self.0.message.push_str(more.as_ref());
         self
     }
 

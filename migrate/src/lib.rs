@@ -14,6 +14,9 @@ mod error;
 pub mod facts;
 pub mod journal;
 pub mod plan;
+pub mod prepare;
+pub mod probe;
+pub mod run;
 pub mod store;
 pub mod target;
 

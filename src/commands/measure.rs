@@ -8,7 +8,6 @@ use qcow::Error;
 use qcow::chain::{Chain, Format};
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
-use serde::Serialize;
 
 use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser};
 use crate::cli::exit_codes;
@@ -27,7 +26,7 @@ use crate::size;
     after_help = concat!(
     "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone.
 --exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
-same options, to the byte.
+same options, to the byte; with an external data file, of both files, and of that file by itself.
 
 Examples:
   qcowtool measure -O qcow2 vm.qcow2
@@ -76,11 +75,6 @@ pub(crate) struct Measure {
     path: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
-struct Exact {
-    required: u64,
-}
-
 impl Measure {
     /// Measures and prints.
     pub(crate) fn run(self) -> Result<(), Failure> {
@@ -123,11 +117,15 @@ impl Measure {
         let progress = Progress::new(self.work.progress(&self.voice));
         let result = exact(&chain, &options, &progress, watch.token());
         progress.finish(result.is_ok());
-        let required = watch.settle(result)?;
-        match self.output.output {
-            OutputFormat::Json => print_json(&Exact { required }),
-            OutputFormat::Human => print(format_args!("required size: {required}\n")),
+        let outcome = watch.settle(result)?;
+        if self.output.output == OutputFormat::Json {
+            return print_json(&outcome);
         }
+        let mut text = format!("required size: {}\n", outcome.required);
+        if let Some(data_file) = outcome.data_file {
+            text.push_str(&format!("data file size: {data_file}\n"));
+        }
+        print(text)
     }
 
     fn open(&self, path: &Path) -> qcow::Result<Chain> {

@@ -9,6 +9,7 @@ mod generate;
 mod info;
 mod map;
 mod measure;
+mod migration;
 
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
@@ -19,3 +20,4 @@ pub(crate) use generate::Generate;
 pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
+pub(crate) use migration::{Agent, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions};

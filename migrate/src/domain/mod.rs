@@ -1,12 +1,26 @@
 //! The domain's XML: read as far as disks need it, and edited for the destination without touching
 //! anything else.
+//!
+//! An edit replaces pieces of the text; whatever is not replaced stays as it is to the byte: unknown
+//! elements, comments, entities, the order of attributes, blanks. Every result is read again and compared
+//! with the original, by code that shares nothing with the edit but the parser.
+//!
+//! No DTD is accepted, so there are no entities but XML's own five; size, depth and number of nodes are bounded.
+
+mod check;
+mod edit;
+mod parse;
+mod splice;
+#[cfg(test)]
+mod tests;
+mod tree;
 
 use std::path::PathBuf;
 
 use qcow::chain::Format;
 
+use crate::Result;
 use crate::facts::{Device, NamedLayer, Source, XmlChain};
-use crate::{Error, Result};
 
 /// A disk as the XML tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +35,7 @@ pub struct XmlDisk {
     pub format: Option<String>,
     /// The cache mode.
     pub cache: Option<String>,
-    /// The guest cannot write to it.
+    /// The guest cannot write to it: the XML says so, or it is a CD-ROM.
     pub readonly: bool,
     /// Other guests may write to it.
     pub shareable: bool,
@@ -29,7 +43,12 @@ pub struct XmlDisk {
     pub transient: bool,
     /// It is being mirrored (`<mirror>`): the kind of job.
     pub mirror: Option<String>,
-    /// The chain, the disk's own source first; empty if that is no file or device.
+    /// The chain, the disk's own source first; without layers if that is no file or device and nothing
+    /// is named below it.
+    ///
+    /// A layer that is no file or device is listed as well, because a chain that left it out would look
+    /// like another chain: its path is no path but its kind and name, such as `volume:default/base` or
+    /// `rbd:pool/base`, and never absolute. So is a volume on top if there are layers below.
     pub chain: XmlChain,
 }
 
@@ -54,17 +73,27 @@ pub enum Change {
         /// Its format there.
         format: Format,
         /// What it stands on, the uppermost first; empty if it stands alone. Every layer has a format.
+        /// Those below `/dev`, but not `/dev/shm`, are written as devices.
         below: Vec<NamedLayer>,
         /// Use only so many bytes of the device, because it is larger than the disk.
         slice: Option<u64>,
     },
     /// A read-only medium is at another path.
     Medium {
-        /// Its path at the destination.
+        /// Its path at the destination; below `/dev`, but not `/dev/shm`, it is a device's.
         path: PathBuf,
     },
     /// The drive is empty.
     Eject,
+}
+
+/// Which of a domain's descriptions an XML is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// What runs at the destination: every edited disk has an explicit, terminated chain.
+    Running,
+    /// What the next start uses: chains are in the images' headers, unless the XML had one.
+    NextStart,
 }
 
 /// The name, UUID and disks of a domain.
@@ -82,24 +111,46 @@ pub struct XmlDomain {
 ///
 /// # Errors
 /// [`Usage`](crate::ErrorKind::Usage) if it is not one.
-pub fn parse(_xml: &str) -> Result<XmlDomain> {
-    Err(Error::usage("not done yet"))
+pub fn parse(xml: &str) -> Result<XmlDomain> {
+    parse::domain(&tree::read(xml)?)
 }
 
 /// The XML for the destination's running domain, from the migratable one: edited disks have an explicit,
 /// terminated chain, everything else stays as it is. The result has been checked against the original.
 ///
+/// Of an edited disk, what describes its old place is dropped: its slices, external data file, mirror,
+/// reservations, the descriptors and numbers that libvirt gave it. What holds at any place stays:
+/// security labels, `startupPolicy`, cache mode, limits.
+///
 /// # Errors
-/// [`Usage`](crate::ErrorKind::Usage) if a disk is not there, or the XML not understood.
-pub fn destination_xml(_migratable: &str, _edits: &[DiskEdit]) -> Result<String> {
-    Err(Error::usage("not done yet"))
+/// [`Usage`](crate::ErrorKind::Usage) if a disk is not there, an edit makes no sense, or the XML is not
+/// understood. [`Refused`](crate::ErrorKind::Refused) if an edit would lose something: the disk is
+/// encrypted, is passed through or is not on a file, device or volume; a medium has layers below it.
+pub fn destination_xml(migratable: &str, edits: &[DiskEdit]) -> Result<String> {
+    edit::edit(migratable, edits, Form::Running)
 }
 
 /// The XML for the destination's next start, from the inactive one: no `<backingStore>` for edited disks
-/// unless somebody had written one, because the header is the truth then.
+/// unless somebody had written one, because the header is the truth then. Where one was written, it is
+/// replaced by the new chain.
+///
+/// A disk that this XML does not have, because it was plugged in for this run only, and a drive that is
+/// empty in it stay so. The caller must not ask for an edit of a disk that is another one in this
+/// XML than in the running domain's.
 ///
 /// # Errors
-/// As [`destination_xml`].
-pub fn persistent_xml(_inactive: &str, _edits: &[DiskEdit]) -> Result<String> {
-    Err(Error::usage("not done yet"))
+/// As [`destination_xml`], but that a disk may be missing.
+pub fn persistent_xml(inactive: &str, edits: &[DiskEdit]) -> Result<String> {
+    edit::edit(inactive, edits, Form::NextStart)
+}
+
+/// Whether `after` is what the edits make of `before`, and nothing more: the same devices in the same
+/// order, everything outside the edited disks equal, and in these only what had to change. A net below
+/// [`destination_xml`] and [`persistent_xml`], which have called it already.
+///
+/// # Errors
+/// [`Refused`](crate::ErrorKind::Refused) with the first difference, and [`Usage`](crate::ErrorKind::Usage)
+/// if either is not a domain's XML.
+pub fn check_edit(before: &str, after: &str, edits: &[DiskEdit], form: Form) -> Result<()> {
+    check::check(before, after, edits, form)
 }

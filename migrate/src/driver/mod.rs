@@ -1,11 +1,19 @@
 //! What we ask of a hypervisor's management, as a trait; libvirt is one that does it, and a model that
 //! behaves as libvirt was observed to is another.
 
+mod directory;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod model;
+pub mod words;
+
 use qcow::CancelToken;
 
 use crate::facts::{DomainFacts, DomainState, HostFacts};
 use crate::plan::Flag;
 use crate::{Error, Result};
+
+pub use directory::Directory;
 
 /// One connection to one host's virtualisation management.
 ///
@@ -47,6 +55,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
+
+    /// The directory of a storage pool; `None` if there is no such pool.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); also if the pool is no directory.
+    fn pool_path(&self, pool: &str) -> Result<Option<std::path::PathBuf>>;
 
     /// Paths that the host's domains, running or not, name as their disks or as layers below them.
     ///
@@ -120,6 +134,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
+
+    /// Returns when something happened to any of the host's domains or to the connection, or after
+    /// `at_most`. For whoever waits for a state: ask, wait, ask again.
+    fn wait(&self, at_most: std::time::Duration) {
+        std::thread::sleep(at_most);
+    }
 }
 
 /// How often the progress of a migration is told.

@@ -105,6 +105,18 @@ impl Journal {
         Ok(Self { file, path, transaction, broken: false })
     }
 
+    /// What the journal of the transaction `id` says. Nothing is locked or changed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but others may have it open.
+    pub fn peek(directory: &Path, id: &str) -> Result<Transaction> {
+        check_id(id)?;
+        let path = file_of(directory, id);
+        let file = File::open(&path);
+        let mut file = file.map_err(|error| failed("could not open", &path, &error))?;
+        Ok(read(&mut file, &path)?.0)
+    }
+
     /// The journals in a directory, the oldest first. Nothing is locked or changed. No directory is
     /// no journals.
     ///
@@ -124,10 +136,7 @@ impl Journal {
                 continue;
             };
             if check_id(id).is_ok() {
-                let path = file_of(directory, id);
-                let transaction = File::open(&path)
-                    .map_err(|error| failed("could not open", &path, &error))
-                    .and_then(|mut file| Ok(read(&mut file, &path)?.0));
+                let transaction = Self::peek(directory, id);
                 found.push(Listed { id: id.to_owned(), transaction });
             }
         }

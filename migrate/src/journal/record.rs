@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::Identity;
+use crate::facts::{Facts, Identity};
 use crate::plan::Plan;
+use crate::run::Route;
 
 /// Version of the records.
 pub const VERSION: u32 = 1;
@@ -48,6 +49,13 @@ pub enum Record {
         id: String,
         /// What it carries out.
         plan: Box<Plan>,
+    },
+    /// What the plan was made of, and how both hosts are reached.
+    Begun {
+        /// The facts.
+        facts: Box<Facts>,
+        /// The way to both hosts.
+        route: Box<Route>,
     },
     /// A phase of the work begins.
     Phase {

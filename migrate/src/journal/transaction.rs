@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::record::{Ended, Entry, Outcome, Record, Side, VERSION};
-use crate::facts::Identity;
+use crate::facts::{Facts, Identity};
 use crate::plan::Plan;
+use crate::run::Route;
 
 /// The state of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,10 @@ pub struct Transaction {
     pub begun: String,
     /// What it carries out.
     pub plan: Plan,
+    /// What the plan was made of; `None` if the run was cut off before that was on record.
+    pub facts: Option<Facts>,
+    /// How both hosts are reached.
+    pub route: Option<Route>,
     /// The phase that was begun last.
     pub phase: Option<(u8, String)>,
     /// What was made or was going to be made, and is not known to be gone; in that order.
@@ -66,6 +71,8 @@ impl Transaction {
             id: id.clone(),
             begun: entry.time.clone(),
             plan: (**plan).clone(),
+            facts: None,
+            route: None,
             phase: None,
             objects: Vec::new(),
             pools: Vec::new(),
@@ -79,6 +86,10 @@ impl Transaction {
     pub(super) fn apply(&mut self, entry: &Entry) {
         match entry.record.clone() {
             Record::Opened { .. } => {}
+            Record::Begun { facts, route } => {
+                self.facts = Some(*facts);
+                self.route = Some(*route);
+            }
             Record::Phase { number, name } => self.phase = Some((number, name)),
             Record::Intended { host, path, temporary } => {
                 self.forget(host, &path);

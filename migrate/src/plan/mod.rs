@@ -3,21 +3,114 @@
 //! The decision table (which row fits a disk) and the proof obligations (when an incremental copy may
 //! be used) live here and nowhere else.
 
+mod assemble;
+mod copy_mode;
+mod domain_rules;
+mod edits;
+mod fingerprint;
 mod policy;
+mod predicted;
+mod proofs;
+mod rows;
+mod seal;
 mod value;
+mod warnings;
+mod words;
 
+pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
+pub use proofs::seed_name;
 pub use value::{
     Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,
     Row, SCHEMA, SeedHow, Warning,
 };
 
+use crate::domain::{DiskEdit, XmlDomain, destination_xml, parse, persistent_xml};
 use crate::facts::Facts;
 
 /// Decides for every disk what to do, or says why not.
 ///
 /// # Errors
 /// All refusals, not only the first.
-pub fn plan(_facts: &Facts, _policy: &Policy) -> Result<Plan, Vec<Refusal>> {
-    Err(vec![])
+pub fn plan(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
+    let (mut plan, edits) = decide(facts, policy)?;
+    render(&mut plan, &edits, facts).map_err(|error| {
+        vec![words::refuse(
+            "xml",
+            None,
+            format!("the destination's XML cannot be made: {}", error.message()),
+            "report this together with the guest's XML",
+        )]
+    })?;
+    plan.sealed().map_err(|error| {
+        vec![words::refuse(
+            "xml",
+            None,
+            format!("the plan cannot be written down: {}", error.message()),
+            "give the images names in UTF-8",
+        )]
+    })
+}
+
+/// Everything that [`plan`] decides, without writing XML: the two documents of the plan and its digest
+/// are still empty, and the changes that shall be in them are beside it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn decide(facts: &Facts, policy: &Policy) -> Result<(Plan, Vec<DiskEdit>), Vec<Refusal>> {
+    let mut refusals = domain_rules::check(facts);
+    match assemble::assemble(facts, policy) {
+        Ok(plan) if refusals.is_empty() => {
+            let edits = edits(&plan.disks, facts);
+            Ok((plan, edits))
+        }
+        Ok(_) => Err(refusals),
+        Err(more) => {
+            refusals.extend(more);
+            Err(refusals)
+        }
+    }
+}
+
+/// The one place where the plan's XML is written.
+fn render(plan: &mut Plan, edits: &[DiskEdit], facts: &Facts) -> crate::Result<()> {
+    let domain = &facts.domain;
+    plan.destination_xml = destination_xml(&domain.migratable_xml, edits)?;
+    plan.persistent_xml = match &domain.inactive_xml {
+        Some(xml) if domain.persistent => {
+            let (edits, others) = of_the_definition(edits, &domain.live_xml, xml)?;
+            plan.warnings.extend(others.into_iter().map(|disk| {
+                Warning {
+                    code: "definition-differs".into(),
+                    message:
+                        "the next start uses another image than the one that runs; the definition \
+                          keeps its path"
+                            .into(),
+                    disk: Some(disk),
+                }
+            }));
+            Some(persistent_xml(xml, &edits)?)
+        }
+        _ => None,
+    };
+    Ok(())
+}
+
+/// The edits of disks that the definition for the next start has as they run, and the names of the
+/// others: the medium was changed, or the disk was plugged in.
+fn of_the_definition(
+    edits: &[DiskEdit],
+    live: &str,
+    inactive: &str,
+) -> crate::Result<(Vec<DiskEdit>, Vec<String>)> {
+    let (live, inactive) = (parse(live)?, parse(inactive)?);
+    let source = |domain: &XmlDomain, target: &str| {
+        domain.disks.iter().find(|disk| disk.target == target).map(|disk| disk.source.clone())
+    };
+    let same = |edit: &&DiskEdit| {
+        source(&inactive, &edit.target).is_none_or(|own| source(&live, &edit.target) == Some(own))
+    };
+    let (same, others): (Vec<_>, Vec<_>) = edits.iter().partition(same);
+    let names = others.into_iter().map(|edit| edit.target.clone()).collect();
+    Ok((same.into_iter().cloned().collect(), names))
 }

@@ -1,6 +1,6 @@
 //! The plan as a value: printable, comparable, serialisable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,26 @@ pub enum Flag {
     Tls,
 }
 
+impl Flag {
+    /// The name, as in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::PeerToPeer => "peer-to-peer",
+            Self::PersistDest => "persist-dest",
+            Self::UndefineSource => "undefine-source",
+            Self::Paused => "paused",
+            Self::NonSharedDisk => "non-shared-disk",
+            Self::NonSharedInc => "non-shared-inc",
+            Self::ChangeProtection => "change-protection",
+            Self::AbortOnError => "abort-on-error",
+            Self::AutoConverge => "auto-converge",
+            Self::NonSharedSynchronousWrites => "non-shared-synchronous-writes",
+            Self::Tls => "tls",
+        }
+    }
+}
+
 /// The rows of the decision table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "docs/migration.md describes the rows")]
@@ -179,6 +199,47 @@ pub enum Action {
         /// Its format.
         format: Format,
     },
+}
+
+impl Action {
+    /// Path of the disk at the destination, if the action gives it one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Skip | Self::Eject => None,
+            Self::CopyMedium { to, .. } => Some(to),
+            Self::Create { image, .. } => Some(&image.path),
+            Self::Adopt { path, .. } => Some(path),
+        }
+    }
+
+    /// Format of the image that libvirt, or we, fill.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Self::Skip | Self::Eject | Self::CopyMedium { .. } => None,
+            Self::Create { image, .. } => Some(image.format),
+            Self::Adopt { format, .. } => Some(*format),
+        }
+    }
+}
+
+impl Plan {
+    /// Every path at the destination where something is made.
+    pub fn made_paths(&self) -> Vec<&Path> {
+        let mut paths = Vec::new();
+        for disk in &self.disks {
+            match &disk.action {
+                Action::Skip | Action::Eject | Action::Adopt { .. } => {}
+                Action::CopyMedium { to, .. } => paths.push(to.as_path()),
+                Action::Create { image, base } => {
+                    if let Some(BasePlan::Seed { path, .. }) = base {
+                        paths.push(path);
+                    }
+                    paths.push(&image.path);
+                }
+            }
+        }
+        paths
+    }
 }
 
 /// An image that is to be made at the destination. It must not exist.

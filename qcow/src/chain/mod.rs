@@ -31,6 +31,10 @@ pub struct OpenOptions {
     /// Read images that another process may be changing (`qemu-img -U`): what is read may be
     /// neither the old nor the new state.
     pub force_share: bool,
+    /// Files to open in place of others: wherever the chain comes to the first path, the second is
+    /// opened, whatever `policy` says. For a base that was deleted while a process holds it open: its
+    /// name, and `/proc/PID/fd/N`.
+    pub instead: Vec<(PathBuf, PathBuf)>,
     /// What may be opened.
     pub policy: Policy,
     /// How much may be demanded.
@@ -67,9 +71,25 @@ impl Chain {
     /// [`Limit`](crate::ErrorKind::Limit) or [`Usage`](crate::ErrorKind::Usage), each naming the
     /// file and the structure.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        Self::open_layers(path, options, usize::MAX)
+    }
+
+    /// Opens the image at `path` without what it stands on: to see what it holds itself. What it leaves
+    /// to its backing file is [`Unallocated`](crate::extent::ExtentKind::Unallocated), and reads as
+    /// zeros.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but nothing below the image is looked at.
+    pub fn open_alone(path: &Path, options: &OpenOptions) -> Result<Self> {
+        Self::open_layers(path, options, 1)
+    }
+
+    fn open_layers(path: &Path, options: &OpenOptions, most: usize) -> Result<Self> {
         let mut layers = Vec::new();
         let mut walk = Walk::start(path, options)?;
-        while let Some(layer) = walk.next_layer()? {
+        while layers.len() < most
+            && let Some(layer) = walk.next_layer()?
+        {
             layers.push(layer.ready_for_data(&options.policy)?);
         }
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
@@ -152,8 +172,21 @@ pub(crate) fn probe_format(
     .map_err(|error: Error| error.file(path))
 }
 
-/// The file that `name`, as it stands in the header of the image at `holder`, means.
-pub(crate) fn resolve_name(name: &Path, holder: &Path) -> Result<PathBuf> {
+/// The file that `name`, as it stands in the header of the image at `holder`, means: a path, `file:` or
+/// `json:`, relative ones seen from the holder's directory. Looks at no file.
+///
+/// ```
+/// use std::path::Path;
+/// let base = qcow::chain::resolve_name(Path::new("base.qcow2"), Path::new("/images/top.qcow2"))?;
+/// assert_eq!(base, Path::new("/images/base.qcow2"));
+/// # Ok::<(), qcow::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Unsupported`](crate::ErrorKind::Unsupported) or [`Denied`](crate::ErrorKind::Denied) if it is the
+/// name of something that is not a local file; [`Corrupt`](crate::ErrorKind::Corrupt) if it is not
+/// understood.
+pub fn resolve_name(name: &Path, holder: &Path) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let name = ImageName::from_header(name.as_os_str().as_bytes())?;
     Ok(name.relative_to(holder))
@@ -209,12 +242,14 @@ impl<'a> Walk<'a> {
                 .file(path)
                 .hint("flatten a lower part of the chain first"));
         }
+        let instead = self.options.instead.iter().find(|(name, _)| *name == path);
         let policy = match &self.options.policy.backing {
             policy @ FilePolicy::InRoot(_) => policy,
-            _ if depth == 0 => &FilePolicy::AnyLocal,
-            policy => policy,
+            policy if depth > 0 && instead.is_none() => policy,
+            _ => &FilePolicy::AnyLocal,
         };
-        let file = policy.open(&path).map_err(|error| missing_base(error, depth))?;
+        let opened = instead.map_or(&path, |(_, file)| file);
+        let file = policy.open(opened).map_err(|error| missing_base(error, depth))?;
         if !self.seen.insert(file.identity()) {
             return Err(Error::corrupt("the backing chain comes back to this file").file(path));
         }
@@ -274,5 +309,43 @@ fn missing_base(error: Error, depth: usize) -> Error {
             .hint("the image cannot be read without it: bring the file back under this name")
     } else {
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::ops::create::{Backing, CreateOptions, create};
+
+    #[test]
+    fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let on = |name: &str| {
+            Some(Backing {
+                name: name.into(),
+                format: Format::Qcow2,
+                unchecked: false,
+                open: OpenOptions::default(),
+            })
+        };
+        let make = |name: &str, backing, size| {
+            let options = CreateOptions { backing, size, ..Default::default() };
+            create(&path(name), &options).unwrap();
+        };
+        make("base", None, Some(1 << 20));
+        make("middle", on("base"), None);
+        make("top", on("middle"), None);
+        let held = std::fs::File::open(path("middle")).unwrap();
+        std::fs::remove_file(path("middle")).unwrap();
+        let mut options = OpenOptions::default();
+        Chain::open(&path("top"), &options).unwrap_err();
+        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+        options.instead = vec![(path("middle"), descriptor)];
+        let chain = Chain::open(&path("top"), &options).unwrap();
+        let names: Vec<_> = chain.layers().iter().map(|layer| layer.path().to_owned()).collect();
+        assert_eq!(names, [path("top"), path("middle"), path("base")]);
     }
 }

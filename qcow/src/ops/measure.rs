@@ -83,9 +83,21 @@ pub fn measure(chain: &Chain, options: &MeasureOptions) -> Result<MeasureOutcome
     Ok(MeasureOutcome { bitmaps: bitmaps(chain, &target), ..outcome })
 }
 
-/// The length of the file that [`flatten`](super::flatten::flatten) writes with the same options,
-/// to the byte. Reads and, if asked, compresses everything, and writes nothing. With an external
-/// data file, that file is not counted.
+/// Lengths of the files that a flatten writes, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct ExactOutcome {
+    /// Of all files together.
+    pub required: u64,
+    /// Of the external data file, if there is to be one: as long as the disk, but with holes where
+    /// the disk has zeros.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<u64>,
+}
+
+/// The lengths of the files that [`flatten`](super::flatten::flatten) writes with the same options,
+/// to the byte. Reads and, if asked, compresses everything, and writes nothing.
 ///
 /// # Errors
 /// As [`flatten`](super::flatten::flatten).
@@ -94,8 +106,13 @@ pub fn exact(
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<u64> {
-    flatten::file_length(chain, options, observer, cancel)
+) -> Result<ExactOutcome> {
+    let image = flatten::file_length(chain, options, observer, cancel)?;
+    let data_file = match &options.target {
+        TargetOptions::Qcow2(target) => target.data_file.as_ref().map(|_| chain.virtual_size()),
+        TargetOptions::Raw(_) => None,
+    };
+    Ok(ExactOutcome { required: image.saturating_add(data_file.unwrap_or(0)), data_file })
 }
 
 fn raw(size: u64) -> MeasureOutcome {

@@ -1,0 +1,216 @@
+//! A directory in place of a host: no guest runs there, and none moves by itself. For planning and
+//! preparing without libvirt, and for guests that are shut off.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qcow::CancelToken;
+
+use super::{Hypervisor, JobProgress, MigrateRequest};
+use crate::domain::parse;
+use crate::facts::{DomainFacts, DomainState, HostFacts};
+use crate::{Error, Result};
+
+/// Where definitions are, below the directory.
+const DEFINITIONS: &str = "etc/libvirt/qemu";
+
+/// A directory that stands for a host's root.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    root: PathBuf,
+    domain: Option<(PathBuf, DomainState)>,
+}
+
+impl Directory {
+    /// A host whose files are below `root`. Its domains are the files of `etc/libvirt/qemu` there.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_path_buf(), domain: None }
+    }
+
+    /// And which has the domain that the XML at `path` (of this machine) describes, in this state.
+    #[must_use]
+    pub fn with_domain(mut self, path: &Path, state: DomainState) -> Self {
+        self.domain = Some((path.to_path_buf(), state));
+        self
+    }
+
+    /// The domain that it was given.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if its XML cannot be read, or there is none.
+    pub fn given(&self) -> Result<DomainFacts> {
+        match &self.domain {
+            Some((path, state)) => Self::facts(path, *state),
+            None => Err(Error::usage("no domain was given")),
+        }
+    }
+
+    fn facts(path: &Path, state: DomainState) -> Result<DomainFacts> {
+        let xml = fs::read_to_string(path).map_err(|error| {
+            Error::usage(format!("{} could not be read: {error}", path.display()))
+        })?;
+        let domain = parse(&xml)?;
+        Ok(DomainFacts {
+            uuid: domain.uuid.unwrap_or_else(|| domain.name.clone()),
+            name: domain.name,
+            state,
+            persistent: true,
+            live_xml: xml.clone(),
+            migratable_xml: xml.clone(),
+            inactive_xml: Some(xml),
+            job: None,
+            snapshots: Vec::new(),
+            checkpoints: Vec::new(),
+        })
+    }
+
+    fn definition(&self, name: &str) -> PathBuf {
+        self.root.join(DEFINITIONS).join(format!("{name}.xml"))
+    }
+
+    /// All domains, with the files that define them.
+    fn domains(&self) -> Result<Vec<(PathBuf, DomainFacts)>> {
+        if let Some((path, state)) = &self.domain {
+            return Ok(vec![(path.clone(), Self::facts(path, *state)?)]);
+        }
+        let Ok(entries) = fs::read_dir(self.root.join(DEFINITIONS)) else { return Ok(Vec::new()) };
+        let xml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "xml");
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(xml).collect();
+        paths.sort();
+        paths
+            .into_iter()
+            .map(|path| Self::facts(&path, DomainState::ShutOff).map(|domain| (path, domain)))
+            .collect()
+    }
+
+    fn find(&self, key: &str) -> Result<Option<(PathBuf, DomainFacts)>> {
+        let mut domains = self.domains()?.into_iter();
+        Ok(domains.find(|(_, domain)| domain.name == key || domain.uuid == key))
+    }
+
+    fn nothing_runs<T>(&self) -> Result<T> {
+        Err(Error::environment("a directory runs no guests").on(&self.name()))
+    }
+
+    fn name(&self) -> String {
+        format!("dir:{}", self.root.display())
+    }
+}
+
+impl Hypervisor for Directory {
+    fn host(&self) -> Result<HostFacts> {
+        Ok(HostFacts {
+            uri: self.name(),
+            hostname: self.name(),
+            uuid: None,
+            libvirt: None,
+            qemu: None,
+        })
+    }
+
+    fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
+        Ok(self.find(name_or_uuid)?.map(|(_, domain)| domain))
+    }
+
+    fn state(&self, uuid: &str) -> Result<Option<DomainState>> {
+        Ok(self.find(uuid)?.map(|(_, domain)| domain.state))
+    }
+
+    fn capacity(&self, uuid: &str, target: &str) -> Result<u64> {
+        // Whoever says that the guest runs elsewhere has only its image to tell the size.
+        let (_, domain) =
+            self.find(uuid)?.ok_or_else(|| Error::usage("there is no such domain"))?;
+        let disks = parse(&domain.live_xml)?.disks;
+        let disk = disks.into_iter().find(|disk| disk.target == target);
+        let layer = disk.as_ref().and_then(|disk| disk.chain.layers.first());
+        let (Some(disk), Some(layer)) = (&disk, layer) else { return self.nothing_runs() };
+        let path = self.root.join(layer.path.strip_prefix("/").unwrap_or(&layer.path));
+        let format = disk.format.as_deref().map(str::parse).transpose()?;
+        let open = qcow::chain::OpenOptions { format, force_share: true, ..Default::default() };
+        Ok(qcow::chain::Chain::open_alone(&path, &open)?.virtual_size())
+    }
+
+    fn block_job(&self, _uuid: &str, _target: &str) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    fn volume_path(&self, _pool: &str, _volume: &str) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
+    fn pool_path(&self, _pool: &str) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
+    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for (_, domain) in self.domains()? {
+            for disk in parse(&domain.live_xml)?.disks {
+                paths.extend(disk.chain.layers.into_iter().map(|layer| layer.path));
+            }
+        }
+        Ok(paths)
+    }
+
+    fn migrate(
+        &self,
+        _request: &MigrateRequest,
+        _watch: &dyn Fn(&JobProgress),
+        _cancel: &CancelToken,
+    ) -> Result<()> {
+        self.nothing_runs()
+    }
+
+    fn abort(&self, _uuid: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn job(&self, _uuid: &str) -> Result<Option<JobProgress>> {
+        Ok(None)
+    }
+
+    fn suspend(&self, _uuid: &str) -> Result<()> {
+        self.nothing_runs()
+    }
+
+    fn resume(&self, _uuid: &str) -> Result<()> {
+        self.nothing_runs()
+    }
+
+    fn start(&self, _uuid: &str) -> Result<()> {
+        self.nothing_runs()
+    }
+
+    fn destroy(&self, _uuid: &str) -> Result<()> {
+        self.nothing_runs()
+    }
+
+    fn define(&self, xml: &str) -> Result<()> {
+        let path = self.definition(&parse(xml)?.name);
+        let failed =
+            |error| Error::environment(format!("{} could not be written: {error}", path.display()));
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        // The definition appears whole, and never in place of another.
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
+        std::io::Write::write_all(&mut file, xml.as_bytes()).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist_noclobber(&path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+
+    fn undefine(&self, uuid: &str) -> Result<()> {
+        // The file that the caller named is the caller's.
+        let found = if self.domain.is_none() { self.find(uuid)? } else { None };
+        let Some((path, _)) = found else { return Ok(()) };
+        fs::remove_file(&path).map_err(|error| {
+            Error::environment(format!("{} could not be removed: {error}", path.display()))
+        })
+    }
+
+    fn refresh_pools(&self, _directories: &[&Path]) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! Puts the verdicts on the disks and the decision for the guest together.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use qcow::chain::Format;
+
+use super::policy::Policy;
+use super::proofs::SeedNames;
+use super::rows::{Copy, Disk, Verdict};
+use super::value::{
+    Action, BasePlan, CopyMode, DiskPlan, Mode, NewImage, Plan, Predicted, Refusal, Row, SCHEMA,
+    Warning,
+};
+use super::words::{refuse, warn};
+use super::{copy_mode, domain_rules, predicted, proofs, warnings};
+use crate::facts::Facts;
+
+/// A disk and what the table says about it.
+type Judged<'a> = (Disk<'a>, Row, Verdict);
+
+/// The plan without its XML and its digest.
+pub(super) fn assemble(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
+    let mode = domain_rules::mode(facts.domain.state);
+    let seeds = SeedNames::new(facts);
+    let first = judge(facts, policy, &seeds, None);
+    let refusals = refusals(&first);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    // One disk that must be copied whole makes it so for all; then overlays make no sense.
+    let alone_because = copy_mode::alone_because(facts, mode, &copies(&first));
+    let judged = match &alone_because {
+        Some(why) => judge(facts, policy, &seeds, Some(why)),
+        None => first,
+    };
+    let copies = copies(&judged);
+    let copy = copy_mode::choose(mode, &copies);
+
+    let mut brought = BTreeSet::new();
+    let disks: Vec<DiskPlan> =
+        judged.iter().filter_map(|judged| disk_plan(judged, copy, &mut brought)).collect();
+    let refusals = predicted::check_space(facts, &disks);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+
+    let migrate_disks = match mode {
+        Mode::Live => copies.iter().map(|(target, _)| (*target).to_owned()).collect(),
+        Mode::Offline => Vec::new(),
+    };
+    let detect_zeroes = match copy {
+        CopyMode::None => Vec::new(),
+        _ if copy_mode::detects_zeroes(facts) => raw_copies(&judged),
+        _ => Vec::new(),
+    };
+    let sum = |bytes: fn(&DiskPlan) -> u64| disks.iter().map(bytes).fold(0, u64::saturating_add);
+    let predicted = Predicted {
+        transfer_bytes: sum(|disk| disk.transfer_bytes),
+        space_bytes: sum(|disk| disk.space_bytes),
+    };
+    Ok(Plan {
+        schema: SCHEMA.to_owned(),
+        digest: String::new(),
+        facts: facts.fingerprint(),
+        domain: facts.domain.name.clone(),
+        uuid: facts.domain.uuid.clone(),
+        from: facts.source.uri.clone(),
+        to: facts.destination.uri.clone(),
+        mode,
+        copy,
+        flags: copy_mode::flags(facts, policy, mode, copy),
+        bandwidth_mib: policy
+            .bandwidth
+            .filter(|_| mode == Mode::Live)
+            .map(|bytes| copy_mode::bandwidth_mib(bytes, copies.len())),
+        migrate_disks,
+        detect_zeroes,
+        disks,
+        destination_xml: String::new(),
+        persistent_xml: None,
+        predicted,
+        warnings: all_warnings(facts, policy, copy, &judged),
+        policy: policy.clone(),
+    })
+}
+
+fn judge<'a>(
+    facts: &'a Facts,
+    policy: &'a Policy,
+    seeds: &'a SeedNames,
+    alone_because: Option<&'a str>,
+) -> Vec<Judged<'a>> {
+    facts
+        .disks
+        .iter()
+        .map(|disk| {
+            let disk = Disk { facts, disk, policy, alone_because, seeds };
+            let (row, verdict) = disk.judge();
+            (disk, row, verdict)
+        })
+        .collect()
+}
+
+fn refusals(judged: &[Judged<'_>]) -> Vec<Refusal> {
+    judged
+        .iter()
+        .filter_map(|(disk, row, verdict)| match verdict {
+            Verdict::Refuse { message, way_out } => {
+                Some(refuse(&format!("{row:?}"), Some(&disk.disk.target), message, way_out))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn copies<'a, 'b>(judged: &'b [Judged<'a>]) -> Vec<(&'a str, &'b Copy)> {
+    judged
+        .iter()
+        .filter_map(|(disk, _, verdict)| match verdict {
+            Verdict::Copy(copy) => Some((disk.disk.target.as_str(), copy)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn raw_copies(judged: &[Judged<'_>]) -> Vec<String> {
+    let raw = |disk: &Disk<'_>| disk.top().is_some_and(|top| top.format == Format::Raw);
+    judged
+        .iter()
+        .filter(|(disk, _, verdict)| matches!(verdict, Verdict::Copy(_)) && raw(disk))
+        .map(|(disk, _, _)| disk.disk.target.clone())
+        .collect()
+}
+
+/// What is done to one disk; `None` if that is refused.
+fn disk_plan(
+    (disk, row, verdict): &Judged<'_>,
+    copy: CopyMode,
+    brought: &mut BTreeSet<PathBuf>,
+) -> Option<DiskPlan> {
+    let (why, action) = match verdict {
+        Verdict::Refuse { .. } => return None,
+        Verdict::Skip { why } => (why, Action::Skip),
+        Verdict::Eject { why } => (why, Action::Eject),
+        Verdict::CopyMedium { why, from, to } => {
+            (why, Action::CopyMedium { from: from.clone(), to: to.clone() })
+        }
+        Verdict::Copy(copy) => (&copy.why, fill(disk, copy)?),
+    };
+    let again = match &action {
+        Action::Create { base: Some(BasePlan::Seed { path, .. }), .. } => {
+            !brought.insert(path.clone())
+        }
+        _ => false,
+    };
+    let cost = predicted::cost(disk, *row, &action, again);
+    Some(DiskPlan {
+        target: disk.disk.target.clone(),
+        row: *row,
+        why: why.clone(),
+        proofs: proofs::obligations(&action, copy),
+        action,
+        transfer_bytes: cost.transfer_bytes,
+        space_bytes: cost.space_bytes,
+    })
+}
+
+fn fill(disk: &Disk<'_>, copy: &Copy) -> Option<Action> {
+    let (top, there) = (disk.top()?, disk.there()?);
+    let path = there.path.clone();
+    if copy.adopt {
+        return Some(Action::Adopt { path, format: top.format });
+    }
+    let qcow2 = top.qcow2.as_ref();
+    let image = NewImage {
+        path,
+        format: top.format,
+        virtual_size: disk.size(),
+        cluster_size: qcow2.map(|qcow2| qcow2.cluster_size),
+        extended_l2: qcow2.is_some_and(|qcow2| qcow2.extended_l2),
+    };
+    Some(Action::Create { image, base: copy.base.clone() })
+}
+
+fn all_warnings(
+    facts: &Facts,
+    policy: &Policy,
+    copy: CopyMode,
+    judged: &[Judged<'_>],
+) -> Vec<Warning> {
+    let mut all = warnings::of_guest(facts, policy, copy);
+    for (disk, row, verdict) in judged {
+        let target = Some(disk.disk.target.as_str());
+        match verdict {
+            Verdict::Eject { why } => all.push(warn("medium-ejected", target, why)),
+            Verdict::Copy(copy) => all.extend(warnings::of_copy(disk, *row, copy)),
+            _ => {}
+        }
+    }
+    all
+}

@@ -1,0 +1,214 @@
+//! The rows that copy a disk, and say how.
+
+use super::{Copy, Disk, Verdict, refusing, whole_sectors};
+use crate::facts::{FormatFrom, NamedLayer};
+use crate::plan::policy::Style;
+use crate::plan::proofs::{self, Thin};
+use crate::plan::value::{BasePlan, Row};
+use qcow::chain::Format;
+
+/// A copy of the whole disk into an image that stands alone.
+fn whole(disk: &Disk<'_>, why: String) -> Copy {
+    let not_thin = thin_wanted(disk).then(|| why.clone());
+    Copy { whole: Some(why.clone()), why, not_thin, ..Copy::default() }
+}
+
+/// Whether the operator expects an overlay.
+fn thin_wanted(disk: &Disk<'_>) -> bool {
+    match disk.style() {
+        Style::Full => false,
+        Style::Thin => !disk.below().is_empty(),
+        Style::Auto => proofs::on_existing(disk).is_some(),
+    }
+}
+
+fn copy_whole(disk: &Disk<'_>, why: impl Into<String>) -> Option<Verdict> {
+    Some(Verdict::Copy(whole(disk, why.into())))
+}
+
+/// The name of the first layer that is gone but for the hypervisor, which holds it open.
+pub(super) fn gone(disk: &Disk<'_>) -> Option<String> {
+    let chain = disk.chain()?;
+    if let Some(layer) = chain.layers.iter().find(|layer| layer.deleted) {
+        return Some(layer.path.display().to_string());
+    }
+    chain.missing.as_ref().map(|missing| missing.path.display().to_string())
+}
+
+/// D08b: a base was deleted, and an overlay is wanted: what the hypervisor holds open is brought there.
+pub(super) fn layer_rescued(disk: &Disk<'_>) -> Option<Verdict> {
+    let path = gone(disk)?;
+    if disk.style() != Style::Thin {
+        return None;
+    }
+    let Thin::Base(base) = proofs::thin(disk) else { return None };
+    if doubt(disk).is_some() || disk.there()?.object.is_some() {
+        return None;
+    }
+    let why = format!("the layer '{path}' was deleted, but can still be read and is brought there");
+    Some(Verdict::Copy(Copy { why, base: Some(base), ..Copy::default() }))
+}
+
+/// D08a: a layer was deleted; the running hypervisor reads it, and so can a full copy.
+pub(super) fn layer_deleted(disk: &Disk<'_>) -> Option<Verdict> {
+    let path = gone(disk)?;
+    let mut copy =
+        whole(disk, format!("the layer '{path}' is gone, but the running guest still reads it"));
+    if let (Some(not_thin), Thin::Not(reason)) = (&mut copy.not_thin, proofs::thin(disk)) {
+        *not_thin = format!("{not_thin}; {reason}");
+    }
+    copy.adopt = disk.there()?.object.is_some();
+    Some(Verdict::Copy(copy))
+}
+
+/// D09: what runs is right, but what it stands on is not what the headers say.
+pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
+    let difference = chain_difference(disk)?;
+    let mut copy = whole(
+        disk,
+        format!("the running guest's chain is not that of the images' headers: {difference}"),
+    );
+    copy.adopt = disk.there()?.object.is_some();
+    Some(Verdict::Copy(copy))
+}
+
+/// Where the XML's chain departs from the headers', in words.
+pub(super) fn chain_difference(disk: &Disk<'_>) -> Option<String> {
+    let named = &disk.disk.live_chain;
+    let layers = disk.layers();
+    for (named, layer) in named.layers.iter().zip(layers) {
+        if named.path != layer.path {
+            return Some(format!(
+                "'{}' in the XML is '{}' in a header",
+                named.path.display(),
+                layer.path.display()
+            ));
+        }
+        if named.format.as_deref().is_some_and(|format| format != layer.format.as_str()) {
+            return Some(format!("they give '{}' different formats", layer.path.display()));
+        }
+    }
+    let longer = named.layers.len() > layers.len();
+    let shorter = named.terminated && named.layers.len() < layers.len();
+    (longer || shorter).then(|| {
+        format!("{} layers in the XML, {} in the headers", named.layers.len(), layers.len())
+    })
+}
+
+/// D20, where the operator allows it: what is there is overwritten from end to end.
+pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
+    let there = disk.there()?;
+    there.object.as_ref()?;
+    let why = format!("'{}' is there and is overwritten, as allowed", there.path.display());
+    Some(Verdict::Copy(Copy { adopt: true, ..whole(disk, why) }))
+}
+
+/// D10, where the operator allows it.
+pub(super) fn data_file_left(disk: &Disk<'_>) -> Option<Verdict> {
+    let (_, name) = refusing::data_file_of(disk)?;
+    copy_whole(disk, format!("its data is in another file, '{name}'; the copy is one file"))
+}
+
+/// D11, where the operator allows it.
+pub(super) fn internal_snapshots_left(disk: &Disk<'_>) -> Option<Verdict> {
+    let names = &disk.top()?.qcow2.as_ref()?.snapshots;
+    (!names.is_empty()).then_some(())?;
+    copy_whole(disk, "it has internal snapshots, which stay behind")
+}
+
+/// D21: a lower layer that was not closed properly can be read, but vouches for nothing.
+pub(super) fn dirty_below(disk: &Disk<'_>) -> Option<Verdict> {
+    let dirty = |layer: &&crate::facts::LayerFacts| layer.qcow2.as_ref().is_some_and(|it| it.dirty);
+    let layer = disk.below().iter().find(dirty)?;
+    copy_whole(disk, format!("'{}' was not closed properly", layer.path.display()))
+}
+
+/// D13 to D19: an ordinary image.
+pub(super) fn any_other(disk: &Disk<'_>) -> Option<Verdict> {
+    let top = disk.top()?;
+    let mut copy = if disk.below().is_empty() {
+        alone(disk, top.format, top.block_device)
+    } else {
+        backed(disk)
+    };
+    if top.format == Format::Qcow2 && top.block_device {
+        copy.row = Some(Row::D15);
+    }
+    if copy.whole.is_none() {
+        copy.whole = doubt(disk);
+    }
+    Some(Verdict::Copy(copy))
+}
+
+/// D13, D14, D16: a disk without lower layers.
+fn alone(disk: &Disk<'_>, format: Format, device: bool) -> Copy {
+    match (format, device) {
+        (Format::Raw, true) => {
+            Copy { row: Some(Row::D14), ..whole(disk, "a raw block device".to_owned()) }
+        }
+        (Format::Raw, false) => {
+            Copy { row: Some(Row::D13), why: "a raw file".to_owned(), ..Copy::default() }
+        }
+        (Format::Qcow2, _) => Copy {
+            row: Some(Row::D16),
+            why: "a QCOW2 image without a base".to_owned(),
+            ..Copy::default()
+        },
+    }
+}
+
+/// D17 to D19: a disk that stands on a base.
+fn backed(disk: &Disk<'_>) -> Copy {
+    let thin = match doubt(disk) {
+        Some(doubt) => Thin::Not(doubt),
+        None => proofs::thin(disk),
+    };
+    match thin {
+        Thin::Base(base) => {
+            let (row, why) = match &base {
+                BasePlan::Existing { chain, .. } => {
+                    (Row::D17, format!("the base is there already, as {}", first(chain)))
+                }
+                BasePlan::Seed { path, .. } => {
+                    (Row::D18, format!("the base is brought there as '{}'", path.display()))
+                }
+            };
+            Copy { row: Some(row), why, base: Some(base), ..Copy::default() }
+        }
+        Thin::Not(reason) => Copy {
+            row: Some(Row::D19),
+            not_thin: thin_wanted(disk).then(|| reason.clone()),
+            ..whole(disk, format!("its lower layers go into the copy: {reason}"))
+        },
+    }
+}
+
+fn first(chain: &[NamedLayer]) -> String {
+    chain.first().map_or_else(String::new, |layer| format!("'{}'", layer.path.display()))
+}
+
+/// What is not known well enough about the source for anything but a copy of the whole disk.
+fn doubt(disk: &Disk<'_>) -> Option<String> {
+    let top = disk.top()?;
+    if disk.live() {
+        match disk.disk.live_capacity {
+            None => return Some("the hypervisor does not tell the disk's size".to_owned()),
+            Some(capacity) if whole_sectors(capacity) != whole_sectors(top.virtual_size) => {
+                return Some(format!(
+                    "the hypervisor says that the disk has {capacity} bytes, its header {}",
+                    top.virtual_size
+                ));
+            }
+            Some(_) => {}
+        }
+        // A directory has only what somebody wrote down, and that may stop anywhere.
+        let told = disk.facts.source.libvirt.is_some() || disk.disk.live_chain.terminated;
+        if told && disk.disk.live_chain.layers.len() != disk.layers().len() {
+            return Some("libvirt does not tell all of the running chain".to_owned());
+        }
+    }
+    disk.below()
+        .iter()
+        .find(|layer| layer.format_from == FormatFrom::Nowhere)
+        .map(|layer| format!("nobody recorded the format of '{}'", layer.path.display()))
+}

@@ -1,0 +1,199 @@
+//! New images: made here, and proven from what the destination hands back.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::extent::ExtentKind;
+use qcow::format::{Extension, HeaderArea, Incompatible};
+use qcow::ops::create::{Backing, CreateOptions, create};
+use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
+
+use crate::facts::NamedLayer;
+use crate::plan::NewImage;
+use crate::{Error, ErrorKind, Result};
+
+/// No cluster is larger.
+const LARGEST_CLUSTER: usize = 2 << 20;
+
+/// Makes the planned image as a temporary file on this machine. It is empty; an overlay names its base
+/// as the destination calls it.
+pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> {
+    let dir = tempfile::tempdir().map_err(io("could not make a temporary directory"))?;
+    let path = dir.path().join("image");
+    let backing = base.map(|base| -> Result<_> {
+        let format = base.format.as_deref().unwrap_or_default().parse()?;
+        // It is on another host.
+        let unchecked = true;
+        let open = OpenOptions::default();
+        Ok(Backing { name: base.path.clone(), format, unchecked, open })
+    });
+    let backing = backing.transpose()?;
+    let size = Some(image.virtual_size);
+    let target = target(image);
+    create(&path, &CreateOptions { size, target, backing, replace: false })?;
+    File::open(&path).map_err(io("could not open the new image"))
+}
+
+/// The format of a planned image and its options.
+pub(super) fn target(image: &NewImage) -> TargetOptions {
+    match image.format {
+        Format::Raw => TargetOptions::Raw(RawOptions::default()),
+        Format::Qcow2 => TargetOptions::Qcow2(Qcow2Options {
+            cluster_size: image.cluster_size.unwrap_or(65536),
+            extended_l2: image.extended_l2,
+            ..Default::default()
+        }),
+    }
+}
+
+/// Checks a file that was read back from the destination against what was planned: it has exactly the
+/// planned size (P1), holds nothing (P2, and P4 where it stands alone), and its header names exactly the
+/// planned base (P7).
+///
+/// # Errors
+/// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be.
+pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) -> Result<()> {
+    let wrong = |what: String| {
+        let name = image.path.display();
+        Err(Error::new(ErrorKind::Unverified, format!("the new image {name} {what}"))
+            .hint("something else writes to that place: choose another one"))
+    };
+    let open = OpenOptions { format: Some(image.format), ..Default::default() };
+    let chain = Chain::open_alone(copy, &open)?;
+    if chain.virtual_size() != image.virtual_size {
+        return wrong(format!(
+            "has a disk of {} bytes instead of {}",
+            chain.virtual_size(),
+            image.virtual_size
+        ));
+    }
+    if let Some(header) = chain.layers().first().and_then(|layer| layer.image()) {
+        let area = header.area();
+        let named = area.backing_name.as_deref().map(String::from_utf8_lossy);
+        let format = area.backing_format().map(String::from_utf8_lossy);
+        let wanted = base.map(|base| base.path.to_string_lossy());
+        if named != wanted || format.as_deref() != base.and_then(|base| base.format.as_deref()) {
+            return wrong(format!("does not name its base as planned: {named:?}, {format:?}"));
+        }
+        if header.header().incompatible.intersects(Incompatible::DIRTY | Incompatible::CORRUPT) {
+            return wrong("is marked as dirty or corrupt".into());
+        }
+        if !header.snapshots().is_empty() || !header.bitmaps().is_empty() {
+            return wrong("has snapshots or bitmaps".into());
+        }
+        if header.has_data_file() || header.is_encrypted() {
+            return wrong("has a data file, or is encrypted".into());
+        }
+    }
+    for extent in chain.extents() {
+        let extent = extent?;
+        let empty = match extent.kind {
+            ExtentKind::Unallocated => true,
+            // A hole of a raw file is all the emptiness that raw knows.
+            ExtentKind::Zero { host: None } => image.format == Format::Raw,
+            _ => false,
+        };
+        if !empty {
+            return wrong(format!("is not empty at guest offset {}", extent.guest));
+        }
+    }
+    Ok(())
+}
+
+/// Gives the image in `file`, a copy that is ours, another base: `base`, which holds the same.
+pub(super) fn stand_on(file: &File, base: &NamedLayer) -> Result<()> {
+    let failed = io("could not change the copy's header");
+    let mut first = vec![0; LARGEST_CLUSTER];
+    let len = file.read_at(&mut first, 0).map_err(&failed)?;
+    first.truncate(len);
+    let cluster = HeaderArea::parse(&padded(&first))?.header.geometry().cluster_size();
+    first.resize(usize::try_from(cluster).unwrap_or(LARGEST_CLUSTER), 0);
+    let mut area = HeaderArea::parse(&first)?;
+    area.backing_name = Some(base.path.as_os_str().as_bytes().to_vec());
+    area.extensions.0.retain(|extension| !matches!(extension, Extension::BackingFormat(_)));
+    let format = base.format.as_deref().unwrap_or_default().as_bytes().to_vec();
+    area.extensions.0.insert(0, Extension::BackingFormat(format));
+    let mut bytes = area.to_bytes()?;
+    // What was there is gone, not hidden behind the end of what is there now.
+    bytes.resize(first.len(), 0);
+    file.write_all_at(&bytes, 0).map_err(failed)
+}
+
+/// The header alone may be shorter than any cluster.
+fn padded(first: &[u8]) -> Vec<u8> {
+    let mut padded = first.to_vec();
+    padded.resize(LARGEST_CLUSTER, 0);
+    padded
+}
+
+/// How an I/O error of this machine is told.
+pub(super) fn io(what: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |error| Error::environment(format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn image() -> NewImage {
+        NewImage {
+            path: "/there/vm.qcow2".into(),
+            format: Format::Qcow2,
+            virtual_size: 10 << 20,
+            cluster_size: Some(65536),
+            extended_l2: false,
+        }
+    }
+
+    fn base(path: &str) -> NamedLayer {
+        NamedLayer { path: path.into(), format: Some("qcow2".into()) }
+    }
+
+    fn name(file: &File) -> PathBuf {
+        format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+    }
+
+    #[test]
+    fn what_is_made_is_proven() {
+        for (format, below) in
+            [(Format::Raw, None), (Format::Qcow2, None), (Format::Qcow2, Some(base("/b")))]
+        {
+            let image = NewImage { format, ..image() };
+            let file = make(&image, below.as_ref()).unwrap();
+            prove(&name(&file), &image, below.as_ref()).unwrap();
+        }
+    }
+
+    #[test]
+    fn every_difference_from_the_plan_is_seen() {
+        let file = make(&image(), Some(&base("/b"))).unwrap();
+        let refused = |image: &NewImage, base: Option<NamedLayer>| {
+            let error = prove(&name(&file), image, base.as_ref()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unverified);
+            error.to_string()
+        };
+        let larger = NewImage { virtual_size: (10 << 20) + 512, ..image() };
+        assert!(refused(&larger, Some(base("/b"))).contains("10485760 bytes"));
+        assert!(refused(&image(), None).contains("base"));
+        assert!(refused(&image(), Some(base("/c"))).contains("base"));
+        let raw = NamedLayer { format: Some("raw".into()), ..base("/b") };
+        assert!(refused(&image(), Some(raw)).contains("base"));
+    }
+
+    #[test]
+    fn content_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, vec![1; 4096]).unwrap();
+        let raw =
+            NewImage { format: Format::Raw, virtual_size: 4096, cluster_size: None, ..image() };
+        let error = prove(&path, &raw, None).unwrap_err();
+        assert!(error.to_string().contains("not empty at guest offset 0x0"), "{error}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Carries out the part of a plan that comes before the guest moves: bases are brought, new images made
+//! and proven.
+//!
+//! Everything goes into the journal before it is made and once it is there, so that what is left of a run
+//! that was cut off can be told from what others made.
+
+mod image;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use qcow::chain::Format;
+use qcow::ops::digest::tree_hash;
+use qcow::ops::flatten::{FlattenOptions, flatten};
+use qcow::{CancelToken, Observer};
+
+use crate::driver::Hypervisor;
+use crate::facts::{Content, Facts, LayerFacts, NamedLayer};
+use crate::journal::{Journal, Record, Side};
+use crate::plan::{Action, BasePlan, DiskPlan, Mode as CopyAs, NewImage, Plan, SeedHow};
+use crate::probe::Held;
+use crate::store::{Mode, Store, Wanted};
+use crate::{Error, ErrorKind, Result};
+
+use image::io;
+
+/// Longest image file that is read back to be proven: that of an empty disk of many TiB.
+const LONGEST_EMPTY: u64 = 1 << 30;
+
+/// Makes what a plan says must be at the destination before the guest moves.
+pub(crate) struct Preparation<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) facts: &'a Facts,
+    pub(crate) held: &'a Held,
+    pub(crate) destination: &'a dyn Hypervisor,
+    pub(crate) store: &'a dyn Store,
+    pub(crate) journal: &'a mut Journal,
+    pub(crate) observer: &'a dyn Observer,
+    pub(crate) cancel: &'a CancelToken,
+}
+
+impl Preparation<'_> {
+    /// Makes all of it, and proves it.
+    ///
+    /// # Errors
+    /// [`Changed`](ErrorKind::Changed) if a place is taken by now, [`Unverified`](ErrorKind::Unverified)
+    /// if what arrived is not what was sent; what was made stays for the journal's owner to undo.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        let plan = self.plan;
+        let mut seeded = Vec::new();
+        for disk in &plan.disks {
+            self.cancel.check()?;
+            match &disk.action {
+                Action::Skip | Action::Eject | Action::Adopt { .. } => {}
+                Action::CopyMedium { from, to } => self.copy_medium(disk, from, to)?,
+                Action::Create { image, base } => {
+                    let below = match base {
+                        None => None,
+                        Some(base) => Some(self.base(disk, base, &mut seeded)?),
+                    };
+                    match plan.mode {
+                        CopyAs::Live => self.top(image, below.as_ref())?,
+                        CopyAs::Offline => self.filled(disk, image, below.as_ref())?,
+                    }
+                }
+            }
+        }
+        self.refresh()
+    }
+
+    /// Has libvirt look at the directories where something was made.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        let mut directories: Vec<&Path> =
+            self.plan.made_paths().into_iter().filter_map(Path::parent).collect();
+        directories.sort();
+        directories.dedup();
+        self.destination.refresh_pools(&directories)
+    }
+
+    fn put(&mut self, path: &Path, content: &File, mode: Mode) -> Result<()> {
+        if self.store.look(path)?.is_some() {
+            return Err(Error::changed(format!("there is something at {} by now", path.display()))
+                .on(&self.facts.destination.hostname)
+                .hint("plan again"));
+        }
+        let (host, path_buf) = (Side::Destination, path.to_path_buf());
+        let temporary = self.store.temporary(path, content)?;
+        self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary })?;
+        let identity = self.store.put(path, content, mode, self.observer, self.cancel)?;
+        self.journal.write(Record::Made { host, path: path_buf, identity })
+    }
+
+    /// A new active layer: made here, sent, read back and proven.
+    fn top(&mut self, image: &NewImage, base: Option<&NamedLayer>) -> Result<()> {
+        let file = image::make(image, base)?;
+        self.put(&image.path, &file, Mode::Private)?;
+        let copy = self.store.fetch(&image.path, LONGEST_EMPTY)?;
+        image::prove(&name_of(&copy), image, base)
+            .map_err(|error| error.on(&self.facts.destination.hostname))
+    }
+
+    /// The active layer of a guest that is shut off: as it is if it stands on nothing or stays an overlay,
+    /// otherwise made of its whole chain.
+    fn filled(
+        &mut self,
+        disk: &DiskPlan,
+        image: &NewImage,
+        base: Option<&NamedLayer>,
+    ) -> Result<()> {
+        let facts = self.facts;
+        let layers = facts.disks.iter().find(|facts| facts.target == disk.target);
+        let layers = layers.and_then(|facts| facts.chain.as_ref()).map(|chain| &*chain.layers);
+        let Some((top, below)) = layers.and_then(<[LayerFacts]>::split_first) else {
+            return Err(Error::usage(format!("{} has no image to copy", disk.target)));
+        };
+        let scratch = |what| scratch_beside(&top.read_from).map_err(io(what));
+        let (file, _directory) = match base {
+            Some(base) if below.first().is_some_and(|own| names(top, own, base)) => {
+                (open(&top.read_from)?, None)
+            }
+            Some(base) => {
+                let directory = scratch("could not make a temporary directory")?;
+                let copy = directory.path().join("image");
+                std::fs::copy(&top.read_from, &copy).map_err(io("could not copy the image"))?;
+                let file = File::options().read(true).write(true).open(&copy);
+                let file = file.map_err(io("could not open the copy"))?;
+                image::stand_on(&file, base)?;
+                (file, Some(directory))
+            }
+            None if below.is_empty() && top.format == image.format && plain(top) => {
+                (open(&top.read_from)?, None)
+            }
+            None => {
+                let directory = scratch("could not make a temporary directory")?;
+                let made = directory.path().join("image");
+                let options = FlattenOptions { target: image::target(image), ..Default::default() };
+                let chain = self.held.open(layers.unwrap_or_default())?;
+                flatten(&chain, &made, &options, self.observer, self.cancel)?;
+                (open(&made)?, Some(directory))
+            }
+        };
+        let chain = self.held.open(layers.unwrap_or_default())?;
+        let digest = tree_hash(&chain, 0, self.observer, self.cancel)?.root.to_string();
+        self.put(&image.path, &file, Mode::Private)?;
+        self.arrived(&image.path, image.format, &digest, &file)
+    }
+
+    /// What the new image of `disk` stands on: brought there unless it is there already.
+    fn base(
+        &mut self,
+        disk: &DiskPlan,
+        base: &BasePlan,
+        seeded: &mut Vec<PathBuf>,
+    ) -> Result<NamedLayer> {
+        match base {
+            BasePlan::Existing { chain, .. } => chain.first().cloned().ok_or_else(|| {
+                Error::usage(format!("the plan does not say what {} stands on", disk.target))
+            }),
+            BasePlan::Seed { path, format, how, digest } => {
+                // Disks that share a base share its copy.
+                if !seeded.contains(path) {
+                    self.seed(path, *format, how, digest)?;
+                    seeded.push(path.clone());
+                }
+                Ok(NamedLayer { path: path.clone(), format: Some(format.to_string()) })
+            }
+        }
+    }
+
+    fn seed(&mut self, path: &Path, format: Format, how: &SeedHow, digest: &str) -> Result<()> {
+        let scratch = tempfile::tempdir().map_err(io("could not make a temporary directory"))?;
+        let content = match how {
+            SeedHow::CopyFile { from } => from.clone(),
+            SeedHow::Flatten { from, .. } => self.flatten(from, scratch.path())?,
+        };
+        let file = File::open(&content).map_err(|error| {
+            Error::changed(format!("the base {} cannot be read: {error}", content.display()))
+        })?;
+        self.put(path, &file, Mode::ReadOnly)?;
+        self.arrived(path, format, digest, &file)
+    }
+
+    /// Makes one file of the lower layers whose uppermost is read from `from`.
+    fn flatten(&self, from: &Path, scratch: &Path) -> Result<PathBuf> {
+        let below = self.lower_layers(from).ok_or_else(|| {
+            Error::usage(format!("the plan names {}, which no disk stands on", from.display()))
+        })?;
+        let chain = self.held.open(below)?;
+        let made = scratch.join("base");
+        flatten(&chain, &made, &FlattenOptions::default(), self.observer, self.cancel)?;
+        Ok(made)
+    }
+
+    fn lower_layers(&self, from: &Path) -> Option<&[LayerFacts]> {
+        self.facts.disks.iter().find_map(|disk| {
+            let below = disk.chain.as_ref()?.layers.get(1..)?;
+            (below.first()?.read_from == from).then_some(below)
+        })
+    }
+
+    /// A read-only medium, copied as the file it is.
+    fn copy_medium(&mut self, disk: &DiskPlan, from: &Path, to: &Path) -> Result<()> {
+        let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
+        let layers = facts.and_then(|facts| facts.chain.as_ref()).map(|chain| &*chain.layers);
+        let layers = layers.unwrap_or_default();
+        let file = File::open(from).map_err(|error| {
+            Error::changed(format!("the medium {} cannot be read: {error}", from.display()))
+        })?;
+        let format = layers.first().map_or(Format::Raw, |layer| layer.format);
+        let digest = tree_hash(&self.held.open(layers)?, 0, self.observer, self.cancel)?;
+        self.put(to, &file, Mode::ReadOnly)?;
+        self.arrived(to, format, &digest.root.to_string(), &file)
+    }
+
+    /// Proves that what was sent is what is there (P3).
+    fn arrived(&self, path: &Path, format: Format, digest: &str, file: &File) -> Result<()> {
+        let wanted = Wanted { digest, file: Some(file) };
+        let found = self.store.same_content(path, format, &wanted, self.observer, self.cancel)?;
+        match found {
+            Content::Equal { .. } => Ok(()),
+            Content::Different | Content::Unknown { .. } => Err(Error::new(
+                ErrorKind::Unverified,
+                format!("the copy {} does not hold what was sent", path.display()),
+            )
+            .on(&self.facts.destination.hostname)),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| {
+        Error::changed(format!("{} cannot be read: {error}", path.display())).hint("plan again")
+    })
+}
+
+/// A directory for large files: where the image is there is room for images.
+fn scratch_beside(path: &Path) -> std::io::Result<tempfile::TempDir> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    tempfile::Builder::new().prefix(".qcowtool-").tempdir_in(directory)
+}
+
+/// Whether the header of `top`, which stands on `own`, would find `base` at the destination.
+fn names(top: &LayerFacts, own: &LayerFacts, base: &NamedLayer) -> bool {
+    own.path == base.path
+        && top.backing.as_deref() == base.path.to_str()
+        && top.backing_format == base.format
+}
+
+/// Nothing outside the file belongs to it, and nothing in it needs mending.
+fn plain(layer: &LayerFacts) -> bool {
+    !layer.block_device
+        && layer.qcow2.as_ref().is_none_or(|qcow2| qcow2.data_file.is_none() && !qcow2.dirty)
+}
+
+/// A name under which this process can open a file that has none.
+pub(crate) fn name_of(file: &File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}

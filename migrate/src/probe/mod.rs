@@ -1,0 +1,314 @@
+//! Finds out what is so on both hosts, and changes nothing there but for a file that is made and removed
+//! again to see whether two directories are the same storage.
+//!
+//! The source's files are read here, on the guest's own host; the destination's through a
+//! [`Store`].
+
+mod process;
+mod source;
+mod there;
+
+use std::fs::File;
+use std::path::Path;
+
+use qcow::ops::digest::Manifest;
+use qcow::{CancelToken, Observer};
+
+use crate::domain::{XmlDisk, XmlDomain, parse};
+use crate::driver::Hypervisor;
+use crate::facts::{
+    ChainFacts, Content, DiskFacts, DomainFacts, DomainState, Facts, HostFacts, LayerFacts, Source,
+    Storage, TargetFacts, XmlChain,
+};
+use crate::plan::{Policy, seed_name};
+use crate::store::{Store, Wanted};
+use crate::{Error, Result};
+
+pub use source::Held;
+use source::SourceFiles;
+
+/// The two ends of a migration, as they are reached.
+#[derive(Clone, Copy)]
+pub struct Ends<'a> {
+    /// The virtualisation of the guest's host.
+    pub source: &'a dyn Hypervisor,
+    /// That of the other host.
+    pub destination: &'a dyn Hypervisor,
+    /// What stands for `/` of the guest's host on this machine: `/` itself, or a directory.
+    pub source_root: &'a Path,
+    /// The files of the other host.
+    pub store: &'a dyn Store,
+}
+
+impl std::fmt::Debug for Ends<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ends").field("source_root", &self.source_root).finish_non_exhaustive()
+    }
+}
+
+/// How a probe goes about it.
+#[derive(Clone, Copy)]
+pub struct Probing<'a> {
+    /// What the operator wants: paths, and whether bases matter.
+    pub policy: &'a Policy,
+    /// Directory where digests of disks that have not changed since are kept; `None` keeps none.
+    pub cache: Option<&'a Path>,
+    /// Is told how far the reading of bases is.
+    pub observer: &'a dyn Observer,
+    /// Stops it.
+    pub cancel: &'a CancelToken,
+}
+
+impl std::fmt::Debug for Probing<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probing").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// What a probe brings.
+#[derive(Debug)]
+pub struct Probed {
+    /// The facts.
+    pub facts: Facts,
+    /// Deleted files, held open from now on.
+    pub held: Held,
+}
+
+/// Finds out everything about the domain of this name or UUID.
+///
+/// # Errors
+/// [`Usage`](crate::ErrorKind::Usage) if there is no such domain; [`Environment`](crate::ErrorKind::Environment)
+/// if a host cannot be asked; [`Interrupted`](crate::ErrorKind::Interrupted).
+pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Probed> {
+    let source = ends.source.host()?;
+    let destination = ends.destination.host()?;
+    let domain = ends.source.domain(domain)?.ok_or_else(|| {
+        Error::usage(format!("there is no domain '{domain}'")).on(&source.hostname)
+    })?;
+    if source.libvirt.is_some() {
+        is_this_machine(&source)?;
+    }
+    let clash = clash(ends.destination, &domain)?;
+    let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
+    let mut held = Held::of_guest(runs);
+    let disks = Disks { ends, probing, files: files(ends, &domain) }.all(&domain, &mut held)?;
+    Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, held })
+}
+
+/// The images of the guest are files of its host: only there can they be read.
+fn is_this_machine(source: &HostFacts) -> Result<()> {
+    let name = rustix::system::uname();
+    let here = name.nodename().to_string_lossy();
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    if short(&here) == short(&source.hostname) {
+        return Ok(());
+    }
+    Err(Error::environment(format!("the guest is on {}, and this is {here}", source.hostname))
+        .hint("run qcowtool on the guest's host: it reads the headers of its images there"))
+}
+
+fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<String>> {
+    for key in [&domain.uuid, &domain.name] {
+        if let Some(other) = destination.domain(key)? {
+            return Ok(Some(format!("'{}' with UUID {}", other.name, other.uuid)));
+        }
+    }
+    Ok(None)
+}
+
+fn files(ends: &Ends<'_>, domain: &DomainFacts) -> SourceFiles {
+    let open = match domain.state {
+        DomainState::Running | DomainState::Paused => process::OpenFiles::of_domain(&domain.uuid),
+        _ => process::OpenFiles::default(),
+    };
+    SourceFiles { root: ends.source_root.to_path_buf(), open }
+}
+
+/// Goes through the disks of one domain.
+struct Disks<'a> {
+    ends: &'a Ends<'a>,
+    probing: &'a Probing<'a>,
+    files: SourceFiles,
+}
+
+impl Disks<'_> {
+    fn all(&self, domain: &DomainFacts, held: &mut Held) -> Result<Vec<DiskFacts>> {
+        let live = parse(&domain.live_xml)?;
+        let migratable = parse(&domain.migratable_xml)?;
+        live.disks.iter().map(|disk| self.disk(domain, disk, &migratable, held)).collect()
+    }
+
+    fn disk(
+        &self,
+        domain: &DomainFacts,
+        disk: &XmlDisk,
+        migratable: &XmlDomain,
+        held: &mut Held,
+    ) -> Result<DiskFacts> {
+        self.probing.cancel.check()?;
+        let source = self.named(disk)?;
+        let path = local(&source).map(Path::to_path_buf);
+        let mut chain =
+            path.as_deref().map(|path| self.files.chain(path, disk.format.as_deref(), &disk.chain));
+        if let Some(chain) = &chain {
+            held.hold(&chain.layers).map_err(|error| {
+                Error::environment(format!("a deleted base could not be held open: {error}"))
+            })?;
+        }
+        let there = match (&path, &mut chain) {
+            (Some(path), Some(chain)) => Some(self.there(disk, path, chain, held)?),
+            _ => None,
+        };
+        let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
+        let live = runs && path.is_some();
+        let in_migratable = migratable.disks.iter().find(|other| other.target == disk.target);
+        Ok(DiskFacts {
+            target: disk.target.clone(),
+            device: disk.device,
+            format: disk.format.clone(),
+            readonly: disk.readonly,
+            shareable: disk.shareable,
+            transient: disk.transient,
+            cache: disk.cache.clone(),
+            block_job: match &disk.mirror {
+                Some(job) => Some(job.clone()),
+                None if live => self.ends.source.block_job(&domain.uuid, &disk.target)?,
+                None => None,
+            },
+            live_capacity: if live {
+                Some(self.ends.source.capacity(&domain.uuid, &disk.target)?)
+            } else {
+                None
+            },
+            live_chain: on_path(&disk.chain, path.as_deref()),
+            migratable_chain: in_migratable
+                .map(|disk| on_path(&disk.chain, path.as_deref()))
+                .unwrap_or_default(),
+            source,
+            chain,
+            there,
+        })
+    }
+
+    /// The source with the path of a volume filled in.
+    fn named(&self, disk: &XmlDisk) -> Result<Source> {
+        Ok(match &disk.source {
+            Source::Volume { pool, volume, path: None } => Source::Volume {
+                path: self.ends.source.volume_path(pool, volume)?,
+                pool: pool.clone(),
+                volume: volume.clone(),
+            },
+            other => other.clone(),
+        })
+    }
+
+    /// The place where the disk at `path` shall go, and what could be its base there.
+    fn there(
+        &self,
+        disk: &XmlDisk,
+        path: &Path,
+        chain: &mut ChainFacts,
+        held: &Held,
+    ) -> Result<TargetFacts> {
+        let (policy, store) = (self.probing.policy, self.ends.store);
+        let target = policy.mapped(path);
+        let directory = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
+        let (named, there) = (directory(path), directory(&target));
+        // A directory that is not there cannot be the same.
+        let storage = match store.available(&there) {
+            Ok(_) => there::storage(policy, (&named, &self.files.real(&named)), store, &there),
+            Err(_) => Storage::Distinct,
+        };
+        let mut facts = there::place(store, policy, target, storage, Some(chain))?;
+        let read_only = disk.readonly || facts.storage == Storage::Shared;
+        let below = chain.layers.get(1..).unwrap_or_default().to_vec();
+        let (Some(base), Some(path), false) = (below.first(), facts.base_path.clone(), read_only)
+        else {
+            return Ok(facts);
+        };
+        facts.bases = there::bases(store, std::slice::from_ref(&path));
+        let complete = chain.missing.is_none();
+        if !complete || !there::wants_digest(policy.style, &facts.bases, base.virtual_size) {
+            return Ok(facts);
+        }
+        let digest = self.digest(&below, held)?;
+        // A base that an earlier migration brought there.
+        facts.bases.extend(there::bases(store, &[seed_name(&path, &digest)]));
+        chain.below = Some(digest);
+        self.compare(&mut facts, &below, chain.below.as_deref().unwrap_or_default(), held)?;
+        Ok(facts)
+    }
+
+    /// The tree hash of what `layers` show, read once and kept while no layer changes.
+    fn digest(&self, layers: &[LayerFacts], held: &Held) -> Result<String> {
+        let chain = held.open(layers)?;
+        let kept = self.probing.cache.zip(layers.first()).map(|(cache, top)| {
+            let name = blake3::hash(top.path.as_os_str().as_encoded_bytes()).to_hex();
+            cache.join(format!("{name}.manifest"))
+        });
+        if let Some(kept) = &kept
+            && let Ok(manifest) = Manifest::read_trusted(kept, &chain, None)
+        {
+            return Ok(manifest.tree.root.to_string());
+        }
+        let Probing { observer, cancel, .. } = self.probing;
+        let manifest = Manifest::take(&chain, None, 0, *observer, cancel)?;
+        if let Some(kept) = kept {
+            // Next time it is read again; that is all.
+            let _ = manifest.write(&kept, true);
+        }
+        Ok(manifest.tree.root.to_string())
+    }
+
+    fn compare(
+        &self,
+        facts: &mut TargetFacts,
+        below: &[LayerFacts],
+        digest: &str,
+        held: &Held,
+    ) -> Result<()> {
+        let size = below.first().map_or(0, |layer| layer.virtual_size);
+        // Where the other end can only hand out files, one file can be compared with one file.
+        let file = match below {
+            [only] => File::open(held.place(only)).ok(),
+            _ => None,
+        };
+        let wanted = Wanted { digest, file: file.as_ref() };
+        for base in &mut facts.bases {
+            let Some(format) = base.chain.first().and_then(|layer| layer.format.as_deref()) else {
+                continue;
+            };
+            if base.virtual_size != size {
+                base.content = Content::Different;
+                continue;
+            }
+            let Probing { observer, cancel, .. } = self.probing;
+            base.content = self.ends.store.same_content(
+                &base.path,
+                format.parse()?,
+                &wanted,
+                *observer,
+                cancel,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The chain with its first name, which may be that of a volume, as a path.
+fn on_path(chain: &XmlChain, path: Option<&Path>) -> XmlChain {
+    let mut chain = chain.clone();
+    if let (Some(path), Some(first)) = (path, chain.layers.first_mut()) {
+        first.path = path.to_path_buf();
+    }
+    chain
+}
+
+/// The path of a source that is a file or a device of its host.
+fn local(source: &Source) -> Option<&Path> {
+    match source {
+        Source::File { path } | Source::Block { path } => Some(path),
+        Source::Volume { path, .. } => path.as_deref(),
+        Source::None | Source::Network { .. } | Source::Other { .. } => None,
+    }
+}

@@ -1,0 +1,252 @@
+//! The chains of the source host's disks, layer by layer, as their headers tell them.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use qcow::chain::{Chain, Format, OpenOptions, resolve_name};
+use qcow::extent::ExtentKind;
+use qcow::ops::info::{EncryptionInfo, FormatSpecific, ImageInfo, InfoOptions, Qcow2Info, info};
+
+use super::process::OpenFiles;
+use crate::facts::{ChainFacts, FormatFrom, Identity, LayerFacts, Missing, Qcow2Facts, XmlChain};
+
+/// The files of the source host: below `root`, or held open by the guest's process.
+#[derive(Debug)]
+pub(super) struct SourceFiles {
+    /// `/`, or the directory that stands for it.
+    pub(super) root: PathBuf,
+    pub(super) open: OpenFiles,
+}
+
+impl SourceFiles {
+    /// Where the file that the host calls `name` can be read, and whether that name is gone.
+    fn place(&self, name: &Path) -> (PathBuf, bool) {
+        match self.open.deleted(name) {
+            Some(through) => (through.to_path_buf(), true),
+            None => (self.real(name), false),
+        }
+    }
+
+    /// `name` as a path of this machine.
+    pub(super) fn real(&self, name: &Path) -> PathBuf {
+        self.root.join(name.strip_prefix("/").unwrap_or(name))
+    }
+
+    /// The chain of the disk at `top`. `format` is what the XML says of it, `xml` what it says of the layers
+    /// below. Nothing is read but headers and tables.
+    pub(super) fn chain(&self, top: &Path, format: Option<&str>, xml: &XmlChain) -> ChainFacts {
+        let (layers, missing) = self.layers(top, format, xml);
+        let complete = missing.is_none();
+        let bytes = if complete { bytes(&layers) } else { None };
+        let held = layers.first().map_or(0, |layer| allocated(&layer.read_from));
+        ChainFacts {
+            top_bytes: bytes.map_or(held, |(top, _)| top),
+            guest_bytes: bytes.map(|(_, all)| all),
+            below: None,
+            layers,
+            missing,
+        }
+    }
+
+    fn layers(
+        &self,
+        top: &Path,
+        format: Option<&str>,
+        xml: &XmlChain,
+    ) -> (Vec<LayerFacts>, Option<Missing>) {
+        let mut layers: Vec<LayerFacts> = Vec::new();
+        let mut next = Some((top.to_path_buf(), format.map(str::to_owned), FormatFrom::Xml));
+        while let Some((path, format, from)) = next.take() {
+            let missing = |why: String| Some(Missing { path: path.clone(), why });
+            if layers.len() >= qcow::chain::MAX_DEPTH {
+                return (layers, missing("the chain is too deep".into()));
+            }
+            let layer = match self.layer(&path, format.as_deref(), from) {
+                Ok(layer) => layer,
+                Err(why) => return (layers, missing(why)),
+            };
+            let id = |layer: &LayerFacts| (layer.identity.device, layer.identity.inode);
+            if layers.iter().any(|above| id(above) == id(&layer)) {
+                return (layers, missing("the chain comes back to this file".into()));
+            }
+            if let Some(name) = &layer.backing {
+                match resolve_name(Path::new(name), &layer.path) {
+                    Ok(below) => {
+                        let said = |named: &crate::facts::NamedLayer| {
+                            (named.path == below).then(|| named.format.clone()).flatten()
+                        };
+                        next =
+                            Some(match (&layer.backing_format, xml.layers.iter().find_map(said)) {
+                                (Some(format), _) => {
+                                    (below, Some(format.clone()), FormatFrom::Header)
+                                }
+                                (None, Some(format)) => (below, Some(format), FormatFrom::Xml),
+                                (None, None) => (below, None, FormatFrom::Nowhere),
+                            });
+                    }
+                    Err(error) => {
+                        let missing = Missing { path: name.into(), why: error.message().into() };
+                        layers.push(layer);
+                        return (layers, Some(missing));
+                    }
+                }
+            }
+            layers.push(layer);
+        }
+        (layers, None)
+    }
+
+    /// One layer, by its header; otherwise why not.
+    fn layer(
+        &self,
+        path: &Path,
+        format: Option<&str>,
+        format_from: FormatFrom,
+    ) -> Result<LayerFacts, String> {
+        let Some(format) = format else {
+            return Err("its format is recorded nowhere, and formats are never guessed".into());
+        };
+        let format: Format =
+            format.parse().map_err(|error: qcow::Error| error.message().to_owned())?;
+        let (read_from, deleted) = self.place(path);
+        let in_words = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            _ => error.to_string(),
+        };
+        let metadata = fs::metadata(&read_from).map_err(in_words)?;
+        let open = OpenOptions { format: Some(format), force_share: true, ..Default::default() };
+        let options = InfoOptions { open, backing_chain: false };
+        let images = info(&read_from, &options).map_err(|error| error.message().to_owned())?;
+        let image = images.first().ok_or("it could not be read")?;
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        Ok(LayerFacts {
+            path: path.to_path_buf(),
+            deleted,
+            block_device: metadata.file_type().is_block_device(),
+            identity: identity(&metadata, image),
+            format,
+            format_from,
+            virtual_size: image.virtual_size,
+            qcow2: qcow2(image),
+            backing: image.backing_filename.as_ref().map(text),
+            backing_format: image.backing_filename_format.clone(),
+            read_from,
+        })
+    }
+}
+
+/// Keeps files open that have no name any more, so that they can be read after the guest's process is
+/// gone.
+#[derive(Debug)]
+pub struct Held {
+    files: Vec<(Identity, File)>,
+    /// The guest runs, so its images are locked. Its lower layers do not change, and the active ones are
+    /// looked at only.
+    runs: bool,
+}
+
+impl Held {
+    /// Of a guest that runs, or does not.
+    pub fn of_guest(runs: bool) -> Self {
+        Self { files: Vec::new(), runs }
+    }
+
+    /// Opens every deleted layer.
+    pub(super) fn hold(&mut self, layers: &[LayerFacts]) -> std::io::Result<()> {
+        for layer in layers.iter().filter(|layer| layer.deleted) {
+            if self.file(layer).is_none() {
+                self.files.push((layer.identity, File::open(&layer.read_from)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, layer: &LayerFacts) -> Option<&File> {
+        self.files.iter().find(|(identity, _)| *identity == layer.identity).map(|(_, file)| file)
+    }
+
+    /// Where this process can read a layer.
+    pub fn place(&self, layer: &LayerFacts) -> PathBuf {
+        match self.file(layer) {
+            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+            None => layer.read_from.clone(),
+        }
+    }
+
+    /// Opens layers as the chain that they are, each from where it can be read.
+    ///
+    /// # Errors
+    /// As [`Chain::open`].
+    pub fn open(&self, layers: &[LayerFacts]) -> qcow::Result<Chain> {
+        let top = layers.first().ok_or_else(|| qcow::Error::usage("the chain has no layer"))?;
+        // A backing format that only the XML knows.
+        let unrecorded = layers.iter().skip(1).find(|layer| layer.format_from == FormatFrom::Xml);
+        let options = OpenOptions {
+            format: Some(top.format),
+            backing_format: unrecorded.map(|layer| layer.format),
+            force_share: self.runs,
+            instead: layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
+            ..Default::default()
+        };
+        Chain::open(&top.path, &options)
+    }
+}
+
+fn identity(metadata: &fs::Metadata, image: &ImageInfo) -> Identity {
+    let nanoseconds =
+        |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
+    let device = metadata.file_type().is_block_device();
+    // A device's own length is that of the node below the format.
+    let below = image.children.first().map_or(0, |child| child.info.virtual_size);
+    Identity {
+        device: Some(metadata.dev()),
+        inode: Some(metadata.ino()),
+        links: Some(metadata.nlink()),
+        size: if device { below } else { metadata.len() },
+        mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+        ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+    }
+}
+
+fn qcow2(image: &ImageInfo) -> Option<Qcow2Facts> {
+    let Some(FormatSpecific::Qcow2(qcow2)) = &image.format_specific else { return None };
+    let qcow2: &Qcow2Info = qcow2;
+    Some(Qcow2Facts {
+        version: if qcow2.compat == "1.1" { 3 } else { 2 },
+        cluster_size: image.cluster_size.unwrap_or_default(),
+        extended_l2: qcow2.extended_l2.unwrap_or_default(),
+        dirty: image.dirty_flag,
+        corrupt: qcow2.corrupt.unwrap_or_default(),
+        encryption: match (&qcow2.encrypt, image.encrypted) {
+            (Some(EncryptionInfo::Aes { .. }), _) => Some("aes".into()),
+            (Some(_), _) | (None, Some(true)) => Some("luks".into()),
+            (None, _) => None,
+        },
+        data_file: qcow2.data_file.clone(),
+        snapshots: image.snapshots.iter().map(|snapshot| snapshot.name.clone()).collect(),
+        bitmaps: qcow2.bitmaps.iter().map(|bitmap| bitmap.name.clone()).collect(),
+    })
+}
+
+/// Bytes of data that the active layer holds, and that all layers together show.
+fn bytes(layers: &[LayerFacts]) -> Option<(u64, u64)> {
+    let chain = Held::of_guest(true).open(layers).ok()?;
+    let (mut top, mut all) = (0_u64, 0_u64);
+    for extent in chain.extents() {
+        let extent = extent.ok()?;
+        if matches!(extent.kind, ExtentKind::Unallocated | ExtentKind::Zero { .. }) {
+            continue;
+        }
+        all = all.saturating_add(extent.len);
+        if extent.depth == 0 {
+            top = top.saturating_add(extent.len);
+        }
+    }
+    Some((top, all))
+}
+
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.blocks().saturating_mul(512))
+}

@@ -1,0 +1,109 @@
+//! The places at the destination where disks shall go.
+
+use std::path::{Path, PathBuf};
+
+use crate::Result;
+use crate::facts::{BaseFacts, ChainFacts, Content, Storage, TargetFacts};
+use crate::plan::{Policy, Style};
+use crate::store::Store;
+
+/// Whether `here` and `there`, a directory on each host, are the same storage: what is made in the one
+/// must appear in the other, or must not.
+pub(super) fn storage(
+    policy: &Policy,
+    (named, real): (&Path, &Path),
+    store: &dyn Store,
+    there: &Path,
+) -> Storage {
+    let stated = |directories: &[PathBuf]| directories.iter().any(|dir| named.starts_with(dir));
+    if stated(&policy.distinct) {
+        return Storage::Distinct;
+    }
+    if stated(&policy.shared) {
+        return Storage::Shared;
+    }
+    // It goes when it is dropped.
+    let token = match tempfile::Builder::new().prefix(".qcowtool-").tempfile_in(real) {
+        Ok(token) => token,
+        Err(error) => {
+            return Storage::Unknown {
+                why: format!(
+                    "no file could be made in {} to look for there: {error}",
+                    named.display()
+                ),
+            };
+        }
+    };
+    match store.look(&there.join(token.path().file_name().unwrap_or_default())) {
+        Ok(Some(_)) => Storage::Shared,
+        Ok(None) => Storage::Distinct,
+        Err(error) => Storage::Unknown { why: error.to_string() },
+    }
+}
+
+/// What is at `path` at the destination, and whether something can be made there. Bases are not looked
+/// at yet.
+pub(super) fn place(
+    store: &dyn Store,
+    policy: &Policy,
+    path: PathBuf,
+    storage: Storage,
+    chain: Option<&ChainFacts>,
+) -> Result<TargetFacts> {
+    let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
+    let below = chain.and_then(|chain| chain.layers.get(1));
+    let mut facts = TargetFacts {
+        storage,
+        object: None,
+        unusable: None,
+        available: None,
+        base_path: below.map(|layer| policy.mapped(&layer.path)),
+        bases: Vec::new(),
+        path,
+    };
+    match store.available(&directory) {
+        Ok(bytes) => facts.available = Some(bytes),
+        Err(error) => {
+            facts.unusable = Some(error.message().to_owned());
+            return Ok(facts);
+        }
+    }
+    facts.object = store.look(&facts.path)?;
+    Ok(facts)
+}
+
+/// The images at the destination that may be what the disk's lower layers are; not compared yet.
+pub(super) fn bases(store: &dyn Store, names: &[PathBuf]) -> Vec<BaseFacts> {
+    let mut found = Vec::new();
+    for path in names {
+        let Ok(Some(object)) = store.look(path) else { continue };
+        let format = object.image.as_ref().map(|image| image.format);
+        let unreadable = |why: String| BaseFacts {
+            path: path.clone(),
+            identity: object.identity,
+            chain: Vec::new(),
+            virtual_size: 0,
+            in_use: object.in_use.clone(),
+            content: Content::Unknown { why },
+        };
+        found.push(match store.chain(path, format) {
+            Ok(layers) => BaseFacts {
+                virtual_size: layers.first().map_or(0, |layer| layer.virtual_size),
+                in_use: layers.iter().find_map(|layer| layer.in_use.clone()),
+                chain: layers.into_iter().map(|layer| layer.layer).collect(),
+                ..unreadable("not compared".into())
+            },
+            Err(error) => unreadable(error.to_string()),
+        });
+    }
+    found
+}
+
+/// Whether the digest of a disk's lower layers is worth reading all of them.
+pub(super) fn wants_digest(style: Style, bases: &[BaseFacts], size: u64) -> bool {
+    match style {
+        Style::Full => false,
+        Style::Thin => true,
+        Style::Auto => bases.iter().any(|base| base.virtual_size == size),
+    }
+}

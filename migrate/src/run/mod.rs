@@ -1,0 +1,430 @@
+//! Carries out plans, each step under a journal: prepare, migrate, look where the guest is, verify,
+//! resume, put the source's files away; or put everything back.
+
+mod offline;
+mod outcome;
+mod report;
+mod retire;
+mod still;
+mod verify;
+
+use std::path::Path;
+use std::time::Instant;
+
+use qcow::CancelToken;
+
+use crate::driver::{JobProgress, MigrateRequest, check_request};
+use crate::facts::Facts;
+use crate::journal::{DomainLock, Ended, Journal, Outcome, Record, RolledBack, roll_back};
+use crate::plan::{Flag, Mode, Plan};
+use crate::prepare::Preparation;
+use crate::probe::{Ends, Held};
+use crate::store::LocalStore;
+use crate::{Error, ErrorKind, Result};
+
+use outcome::{Whereabouts, whereabouts};
+pub use report::{Finished, Phase, Report, Retained, Route, Verified};
+
+/// Where journals are, below the state directory.
+pub const JOURNALS: &str = "transactions";
+/// Where the locks of guests are, below the state directory.
+const LOCKS: &str = "domains";
+
+/// A plan that is being carried out.
+pub struct Run<'a> {
+    /// Both hosts.
+    ends: Ends<'a>,
+    /// The files of the guest's own host.
+    here: LocalStore,
+    facts: &'a Facts,
+    held: &'a Held,
+    journal: Journal,
+    report: &'a dyn Report,
+    cancel: &'a CancelToken,
+    /// Keeps others away from this guest.
+    _lock: DomainLock,
+}
+
+impl std::fmt::Debug for Run<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Run").field("journal", &self.journal).finish_non_exhaustive()
+    }
+}
+
+/// What a run needs besides its plan.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    /// Both hosts.
+    pub ends: Ends<'a>,
+    /// What a probe found just now; the plan must be of these facts.
+    pub facts: &'a Facts,
+    /// Deleted files that the probe holds open.
+    pub held: &'a Held,
+    /// How both hosts are reached.
+    pub route: &'a Route,
+    /// Directory of journals and locks.
+    pub state: &'a Path,
+    /// Is told what happens.
+    pub report: &'a dyn Report,
+    /// Stops it: what was begun is put back.
+    pub cancel: &'a CancelToken,
+}
+
+impl std::fmt::Debug for Means<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Means").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Run<'a> {
+    /// Begins to carry out `plan`.
+    ///
+    /// # Errors
+    /// [`Changed`](ErrorKind::Changed) if the plan was made of other facts,
+    /// [`Refused`](ErrorKind::Refused) if another run is at this guest,
+    /// [`Environment`](ErrorKind::Environment) if there can be no journal.
+    pub fn begin(plan: &Plan, means: &Means<'a>) -> Result<Self> {
+        if plan.facts != means.facts.fingerprint() {
+            return Err(Error::changed("a host is no longer as it was when the plan was made")
+                .hint("plan again, and look what is different"));
+        }
+        let lock = DomainLock::take(&means.state.join(LOCKS), &plan.uuid)?;
+        let mut journal = Journal::create(&means.state.join(JOURNALS), plan)?;
+        let (facts, route) = (Box::new(means.facts.clone()), Box::new(means.route.clone()));
+        journal.write(Record::Begun { facts, route })?;
+        Self::over(journal, lock, means)
+    }
+
+    /// Takes up the transaction `id` again.
+    ///
+    /// # Errors
+    /// As [`Journal::open`]; [`Refused`](ErrorKind::Refused) if another run is at this guest.
+    pub fn again(id: &str, means: &Means<'a>) -> Result<Self> {
+        let journal = Journal::open(&means.state.join(JOURNALS), id)?;
+        let lock = DomainLock::take(&means.state.join(LOCKS), &journal.transaction().plan.uuid)?;
+        Self::over(journal, lock, means)
+    }
+
+    fn over(journal: Journal, lock: DomainLock, means: &Means<'a>) -> Result<Self> {
+        Ok(Self {
+            ends: means.ends,
+            here: LocalStore::new(means.ends.source_root)?,
+            facts: means.facts,
+            held: means.held,
+            journal,
+            report: means.report,
+            cancel: means.cancel,
+            _lock: lock,
+        })
+    }
+
+    /// Name of the transaction.
+    pub fn id(&self) -> &str {
+        &self.journal.transaction().id
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.journal.transaction().plan
+    }
+
+    fn phase(&mut self, phase: Phase) -> Result<()> {
+        let name = phase.name().to_owned();
+        self.journal.write(Record::Phase { number: phase.number(), name })?;
+        self.report.phase(phase);
+        Ok(())
+    }
+
+    /// Makes what must be at the destination, and leaves the rest to somebody else. If that fails,
+    /// everything is put back.
+    ///
+    /// # Errors
+    /// What went wrong first; what could not be put back is named in it.
+    pub fn prepare(mut self) -> Result<String> {
+        match self.make_targets() {
+            Ok(()) => Ok(self.id().to_owned()),
+            Err(error) => Err(self.put_back(error)),
+        }
+    }
+
+    /// Carries out the whole plan. If it fails, everything is put back as far as both hosts can be asked.
+    ///
+    /// # Errors
+    /// What went wrong first, by the caller's next step: see [`ErrorKind`].
+    pub fn migrate(mut self) -> Result<Finished> {
+        let start = Instant::now();
+        if let Err(error) = self.make_targets() {
+            return Err(self.put_back(error));
+        }
+        if self.plan().mode == Mode::Offline {
+            return match self.move_definition() {
+                Ok(verified) => self.finish(start, verified),
+                Err(error) => Err(self.put_back(error)),
+            };
+        }
+        let called = self.call();
+        self.settle(start, called)
+    }
+
+    /// Goes on where a run was cut off: waits for libvirt if it is still at it, then finds out where the
+    /// guest is, and does what is left to do there.
+    ///
+    /// # Errors
+    /// As [`migrate`](Self::migrate).
+    pub fn resume(self) -> Result<Finished> {
+        self.not_ended()?;
+        let start = Instant::now();
+        if !self.journal.transaction().migrate_called {
+            let error =
+                Error::environment("the run was cut off before libvirt was asked to migrate")
+                    .hint("everything was put back: migrate again");
+            return Err(self.put_back(error));
+        }
+        self.wait_for_job()?;
+        self.settle(start, Err(Error::environment("the migration did not succeed")))
+    }
+
+    /// Puts everything back: stops libvirt if it is at it, and removes what this transaction made.
+    ///
+    /// # Errors
+    /// [`Refused`](ErrorKind::Refused) if the guest has moved already, [`InDoubt`](ErrorKind::InDoubt) if
+    /// nobody can say.
+    pub fn roll_back(mut self) -> Result<RolledBack> {
+        self.not_ended()?;
+        if self.journal.transaction().migrate_called {
+            let uuid = self.plan().uuid.clone();
+            let _ = self.ends.source.abort(&uuid);
+            match self.look()? {
+                Whereabouts::Source => {}
+                Whereabouts::Destination => {
+                    return Err(Error::refused("the guest has arrived at the destination")
+                        .hint(format!("qcowtool resume {} does what is left to do", self.id())));
+                }
+                other => return Err(self.in_doubt(other)),
+            }
+        }
+        roll_back(&mut self.journal, &self.here, self.ends.store)
+    }
+
+    fn not_ended(&self) -> Result<()> {
+        match self.journal.transaction().closed {
+            Some(_) => Err(Error::refused(format!("the transaction {} has ended", self.id()))),
+            None => Ok(()),
+        }
+    }
+
+    fn make_targets(&mut self) -> Result<()> {
+        self.phase(Phase::Prepare)?;
+        let plan = self.plan().clone();
+        Preparation {
+            plan: &plan,
+            facts: self.facts,
+            held: self.held,
+            destination: self.ends.destination,
+            store: self.ends.store,
+            journal: &mut self.journal,
+            observer: self.report.observer(),
+            cancel: self.cancel,
+        }
+        .run()?;
+        self.lower_layers_are_still_the_same()?;
+        self.targets_are_still_ours()?;
+        self.cancel.check().map_err(Error::from)
+    }
+
+    /// Asks libvirt to migrate, and watches it.
+    fn call(&mut self) -> Result<()> {
+        self.phase(Phase::Migrate)?;
+        let plan = self.plan().clone();
+        let request = MigrateRequest {
+            uuid: plan.uuid,
+            to: plan.to,
+            flags: plan.flags,
+            migrate_disks: plan.migrate_disks,
+            detect_zeroes: plan.detect_zeroes,
+            destination_xml: plan.destination_xml,
+            persistent_xml: plan.persistent_xml,
+            bandwidth_mib: plan.bandwidth_mib,
+            migrate_uri: None,
+        };
+        check_request(&request)?;
+        let timeout = plan.policy.timeout;
+        self.journal.write(Record::MigrateCalled)?;
+        let (begun, stop) = (Instant::now(), CancelToken::new());
+        let ready_looked_at = std::cell::Cell::new(false);
+        let why = std::cell::RefCell::new(None);
+        let give_up = |error: Error| {
+            why.borrow_mut().get_or_insert(error);
+            stop.cancel();
+        };
+        let watch = |job: &JobProgress| {
+            self.report.job(job);
+            if self.cancel.is_cancelled() {
+                give_up(Error::interrupted());
+            }
+            if timeout.is_some_and(|seconds| begun.elapsed().as_secs() >= seconds) {
+                give_up(
+                    Error::environment("the migration did not end within its time")
+                        .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
+                );
+            }
+            // The disks are in step: a last look below them, before the guest moves.
+            if job.memory_total > 0 && !ready_looked_at.replace(true) {
+                let still = self
+                    .lower_layers_are_still_the_same()
+                    .and_then(|()| self.bases_are_still_the_same());
+                if let Err(error) = still {
+                    give_up(error);
+                }
+            }
+        };
+        let called = self.ends.source.migrate(&request, &watch, &stop);
+        match why.take() {
+            Some(error) if called.is_err() => Err(error),
+            _ => called,
+        }
+    }
+
+    /// Waits until no job runs on the guest.
+    fn wait_for_job(&self) -> Result<()> {
+        let uuid = &self.plan().uuid;
+        while let Ok(Some(job)) = self.ends.source.job(uuid) {
+            self.report.job(&job);
+            if self.cancel.is_cancelled() {
+                self.ends.source.abort(uuid)?;
+            }
+            std::thread::sleep(crate::driver::TICK);
+        }
+        Ok(())
+    }
+
+    /// Where the guest is, also on record.
+    fn look(&mut self) -> Result<Whereabouts> {
+        let uuid = self.plan().uuid.clone();
+        let place = whereabouts(self.ends.source, self.ends.destination, &uuid);
+        let guest = match place {
+            Whereabouts::Source => Outcome::AtSource,
+            Whereabouts::Destination => Outcome::AtDestination,
+            Whereabouts::Nowhere => Outcome::Lost,
+            Whereabouts::SourceAndUnreachable | Whereabouts::Unknown => Outcome::InDoubt,
+        };
+        self.journal.write(Record::Outcome { guest })?;
+        Ok(place)
+    }
+
+    /// What is to be done once libvirt has `called` back.
+    fn settle(mut self, start: Instant, called: Result<()>) -> Result<Finished> {
+        self.report.phase(Phase::Outcome);
+        match self.look()? {
+            Whereabouts::Destination => {
+                if let Err(error) = called {
+                    self.report
+                        .note(&format!("libvirt reported an error, but the guest moved: {error}"));
+                }
+                let verified = self.verify()?;
+                self.finish(start, verified)
+            }
+            Whereabouts::Source => {
+                let error = match called {
+                    Err(error) => error,
+                    Ok(()) => Error::environment("libvirt reported success, but the guest stayed"),
+                };
+                self.wake_source();
+                Err(self.put_back(error))
+            }
+            Whereabouts::SourceAndUnreachable => Err(self.unreachable(called.err())),
+            other => Err(self.in_doubt(other)),
+        }
+    }
+
+    /// A guest that ran before, and is the only one, runs again.
+    fn wake_source(&self) {
+        let uuid = &self.plan().uuid;
+        let ran = self.facts.domain.state == crate::facts::DomainState::Running;
+        if ran
+            && matches!(self.ends.source.state(uuid), Ok(Some(crate::facts::DomainState::Paused)))
+        {
+            let _ = self.ends.source.resume(uuid);
+        }
+    }
+
+    fn unreachable(&self, error: Option<Error>) -> Error {
+        let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
+        Error::environment(format!(
+            "the guest runs on at the source; the destination cannot be reached{why}"
+        ))
+        .hint(format!("once it can: qcowtool rollback {} removes what was made there", self.id()))
+    }
+
+    fn in_doubt(&self, place: Whereabouts) -> Error {
+        let (what, hint) = match place {
+            Whereabouts::Nowhere => (
+                "the guest runs on neither host; its files are all there",
+                "if the destination's guest never ran, start it at the source; otherwise there",
+            ),
+            _ => (
+                "nobody can say on which host the guest runs",
+                "look at both with 'virsh domstate' and stop the one that is not to go on",
+            ),
+        };
+        Error::new(ErrorKind::InDoubt, what)
+            .hint(format!("{hint}; then: qcowtool resume {}, or rollback", self.id()))
+    }
+
+    /// The last steps of a guest that has moved.
+    fn finish(mut self, start: Instant, verified: Verified) -> Result<Finished> {
+        if self.plan().flags.contains(&Flag::Paused)
+            && self.facts.domain.state == crate::facts::DomainState::Running
+        {
+            self.phase(Phase::Resume)?;
+            let uuid = self.plan().uuid.clone();
+            self.ends.destination.resume(&uuid)?;
+        }
+        let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let retained = self.retire()?;
+        self.journal.write(Record::Closed { result: Ended::Done })?;
+        let plan = self.plan();
+        Ok(Finished {
+            transaction: self.id().to_owned(),
+            domain: plan.domain.clone(),
+            uuid: plan.uuid.clone(),
+            to: plan.to.clone(),
+            mode: plan.mode,
+            copy: plan.copy,
+            elapsed_ms,
+            verified,
+            retained,
+            warnings: plan.warnings.clone(),
+        })
+    }
+
+    /// Undoes what was made, because of `error`.
+    fn put_back(mut self, error: Error) -> Error {
+        self.report.phase(Phase::RollBack);
+        match roll_back(&mut self.journal, &self.here, self.ends.store) {
+            Ok(done) if done.left.is_empty() => {
+                let _ = self.refresh();
+                error
+            }
+            Ok(done) => {
+                let left: Vec<_> = done
+                    .left
+                    .iter()
+                    .map(|left| format!("{}: {}", left.path.display(), left.why))
+                    .collect();
+                error.and_also(format!("left at the destination: {}", left.join("; ")))
+            }
+            Err(undo) => error.and_also(format!(
+                "not everything could be put back: {undo}; later: qcowtool rollback {}",
+                self.id()
+            )),
+        }
+    }
+
+    fn refresh(&self) -> Result<()> {
+        let made = self.plan().made_paths();
+        let mut directories: Vec<&Path> = made.into_iter().filter_map(Path::parent).collect();
+        directories.sort();
+        directories.dedup();
+        self.ends.destination.refresh_pools(&directories)
+    }
+}

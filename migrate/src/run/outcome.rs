@@ -1,0 +1,99 @@
+//! Where the guest is after a migration, decided by the state of both hosts and never by what the call
+//! returned.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::driver::Hypervisor;
+use crate::facts::DomainState;
+
+/// How long hosts are asked again while one cannot be reached or has not cleaned up yet.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Where the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whereabouts {
+    /// Only on the source: the migration failed, or never began.
+    Source,
+    /// Only on the destination: it succeeded, even if the call failed.
+    Destination,
+    /// On the source, and the destination cannot be asked: it may hold a half-made guest.
+    SourceAndUnreachable,
+    /// It runs nowhere. Its files are all there.
+    Nowhere,
+    /// On both, or that cannot be told.
+    Unknown,
+}
+
+/// What one look at both hosts says; `None` if it may change by waiting.
+fn judge(
+    source: &Result<Option<DomainState>>,
+    destination: &Result<Option<DomainState>>,
+) -> Result<Whereabouts, Whereabouts> {
+    use DomainState::{Paused, Running, ShutOff};
+    match (source, destination) {
+        (Ok(Some(Running | Paused)), Ok(None | Some(ShutOff))) => Ok(Whereabouts::Source),
+        (Ok(None | Some(ShutOff)), Ok(Some(Running | Paused))) => Ok(Whereabouts::Destination),
+        // A host that was just reached may still be at it; one that was not may come back.
+        (Ok(Some(Running)), Err(_)) => Err(Whereabouts::SourceAndUnreachable),
+        (Ok(None | Some(ShutOff)), Ok(None | Some(ShutOff))) => Err(Whereabouts::Nowhere),
+        _ => Err(Whereabouts::Unknown),
+    }
+}
+
+/// Finds out where the guest is, and waits a while for hosts that are still at it.
+pub(super) fn whereabouts(
+    source: &dyn Hypervisor,
+    destination: &dyn Hypervisor,
+    uuid: &str,
+) -> Whereabouts {
+    let start = Instant::now();
+    loop {
+        match judge(&source.state(uuid), &destination.state(uuid)) {
+            Ok(sure) => return sure,
+            Err(unsure) if start.elapsed() >= PATIENCE => return unsure,
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn only_a_look_at_both_hosts_decides() {
+        use DomainState::{Other, Paused, Running, ShutOff};
+        let down = || Err(Error::environment("no route"));
+        let sure = [
+            (Some(Running), None, Whereabouts::Source),
+            (Some(Paused), None, Whereabouts::Source),
+            (None, Some(Running), Whereabouts::Destination),
+            (None, Some(Paused), Whereabouts::Destination),
+            (Some(ShutOff), Some(Running), Whereabouts::Destination),
+        ];
+        for (source, destination, expected) in sure {
+            assert_eq!(judge(&Ok(source), &Ok(destination)), Ok(expected));
+        }
+        let unsure = [
+            (Some(Running), Some(Paused), Whereabouts::Unknown),
+            (Some(Running), Some(Running), Whereabouts::Unknown),
+            (Some(Paused), Some(Paused), Whereabouts::Unknown),
+            (Some(Paused), Some(Running), Whereabouts::Unknown),
+            (Some(Other), None, Whereabouts::Unknown),
+            (None, None, Whereabouts::Nowhere),
+            (Some(ShutOff), None, Whereabouts::Nowhere),
+        ];
+        for (source, destination, expected) in unsure {
+            assert_eq!(judge(&Ok(source), &Ok(destination)), Err(expected));
+        }
+        let unreachable = Err(Whereabouts::SourceAndUnreachable);
+        assert_eq!(judge(&Ok(Some(Running)), &down()), unreachable);
+        assert_eq!(judge(&Ok(Some(Paused)), &down()), Err(Whereabouts::Unknown));
+        assert_eq!(judge(&down(), &Ok(Some(Running))), Err(Whereabouts::Unknown));
+        assert_eq!(judge(&down(), &down()), Err(Whereabouts::Unknown));
+    }
+}

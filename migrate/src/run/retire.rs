@@ -1,0 +1,66 @@
+//! Putting the source's files away, once the guest lives elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use super::{Phase, Retained, Run};
+use crate::Result;
+use crate::facts::{DiskFacts, DomainState};
+use crate::journal::Record;
+use crate::plan::Action;
+use crate::store::Store;
+
+impl Run<'_> {
+    /// Gives the active layers of the moved disks another name, or removes them if they are not to be
+    /// kept. What they stood on stays: other guests may stand on it too.
+    pub(super) fn retire(&mut self) -> Result<Vec<Retained>> {
+        self.phase(Phase::Retire)?;
+        let plan = self.plan().clone();
+        // A definition that stayed would start the guest a second time from the files that it names.
+        let defined = self.ends.source.state(&plan.uuid);
+        match defined {
+            Ok(None) => {}
+            Ok(Some(DomainState::ShutOff)) if plan.mode == crate::plan::Mode::Offline => {
+                self.ends.source.undefine(&plan.uuid)?;
+            }
+            _ => {
+                self.report.note("the source still has the guest's definition: its files stay");
+                return Ok(Vec::new());
+            }
+        }
+        let mut retained = Vec::new();
+        for disk in &plan.disks {
+            let moved = matches!(disk.action, Action::Create { .. } | Action::Adopt { .. });
+            let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
+            let Some((path, identity)) = facts.filter(|_| moved).and_then(file_of) else {
+                continue;
+            };
+            let kept = retired_name(&path, self.id());
+            // The guest wrote to it after the probe: its times are others, it is the same file.
+            if let Err(error) = self.here.rename(&path, &kept, &identity) {
+                self.report.note(&format!("{} stays under its name: {error}", path.display()));
+                continue;
+            }
+            self.journal.write(Record::Renamed {
+                from: path.clone(),
+                to: kept.clone(),
+                identity,
+            })?;
+            let removed = plan.policy.retain_days == 0 && self.here.remove(&kept, &identity)?;
+            retained.push(Retained { was: path, is: (!removed).then_some(kept) });
+        }
+        Ok(retained)
+    }
+}
+
+/// The file of a disk's active layer; `None` for devices and for files that have no name any more.
+fn file_of(disk: &DiskFacts) -> Option<(PathBuf, crate::facts::Identity)> {
+    let top = disk.chain.as_ref()?.layers.first()?;
+    (!top.block_device && !top.deleted).then(|| (top.path.clone(), top.identity))
+}
+
+/// The name under which the source's file is kept.
+fn retired_name(path: &Path, id: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".migrated-{id}"));
+    path.with_file_name(name)
+}

@@ -1,0 +1,273 @@
+//! Arguments that say which guest goes where, and what is wanted and allowed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use migrate::driver::{Directory, Hypervisor};
+use migrate::facts::DomainState;
+use migrate::plan::{PathMap, Policy, Style, Verify};
+use migrate::probe::Ends;
+use migrate::run::Route;
+use migrate::store::{LocalStore, RemoteStore, Store};
+use migrate::{Error, Result};
+
+use crate::libvirt::connect;
+use crate::size;
+
+/// What stands before a directory that is used in place of a host.
+const DIRECTORY: &str = "dir:";
+
+/// Which guest goes where.
+#[derive(Debug, Args)]
+pub(crate) struct RouteArgs {
+    /// The guest: its name or UUID
+    #[arg(value_name = "DOMAIN", required_unless_present = "domain_xml")]
+    domain: Option<String>,
+
+    /// The libvirt of the guest's host, which must be this machine
+    #[arg(long, value_name = "URI", default_value = "qemu:///system")]
+    connect: String,
+
+    /// The libvirt of the destination as both hosts reach it, or dir:DIRECTORY
+    #[arg(long, value_name = "URI")]
+    to: String,
+
+    /// Reach the destination's files by this command and the qcowtool there, such as 'ssh host-b';
+    /// left out, through its libvirt alone
+    #[arg(short = 'e', long, value_name = "COMMAND")]
+    rsh: Option<String>,
+
+    /// qcowtool at the other end of --rsh
+    #[arg(long, value_name = "PROGRAM", default_value = "qcowtool", requires = "rsh")]
+    rsh_program: String,
+
+    /// Take the guest from this file instead of from a libvirt
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["domain", "connect"],
+          help_heading = WITHOUT)]
+    domain_xml: Option<PathBuf>,
+
+    /// Directory that holds the guest's files, in place of /
+    #[arg(long, value_name = "DIR", requires = "domain_xml", default_value = "/",
+          hide_default_value = true, help_heading = WITHOUT)]
+    source_root: PathBuf,
+
+    /// The guest runs, somewhere: plan for moving it alive
+    #[arg(long, requires = "domain_xml", help_heading = WITHOUT)]
+    running: bool,
+}
+
+/// The help's heading of what is said about directories in place of hosts.
+const WITHOUT: &str = "Without libvirt";
+
+/// What is wanted and allowed.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArgs {
+    /// Whether overlays stay overlays: where the same base is there already, always, or never
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "auto")]
+    policy: StyleArg,
+
+    /// What is at OLD (a file or a directory) goes to NEW (may be repeated)
+    #[arg(long = "map-path", value_name = "OLD=NEW", value_parser = path_map)]
+    map_path: Vec<PathMap>,
+
+    /// Directory for the new images
+    #[arg(long, value_name = "DIR")]
+    target_dir: Option<PathBuf>,
+
+    /// Storage pool of the destination for the new images
+    #[arg(long, value_name = "NAME", conflicts_with = "target_dir")]
+    target_pool: Option<String>,
+
+    /// Say that both hosts share what is below DIR (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    shared: Vec<PathBuf>,
+
+    /// Say that they do not (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    distinct: Vec<PathBuf>,
+
+    /// Fill images that exist already, if size and format are right
+    #[arg(long)]
+    adopt: bool,
+
+    /// Go on although internal snapshots stay behind
+    #[arg(long)]
+    drop_internal_snapshots: bool,
+
+    /// Copy disks with an external data file into images without one
+    #[arg(long)]
+    allow_data_file: bool,
+
+    /// Empty removable drives whose medium cannot be brought along
+    #[arg(long)]
+    eject: bool,
+
+    /// Refuse a chain of more images than this
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u64).range(1..=200))]
+    max_depth: u64,
+
+    /// How much to compare once the guest has moved; it stands still while content is compared
+    #[arg(long, value_enum, value_name = "LEVEL", default_value = "meta")]
+    verify: VerifyArg,
+
+    /// Bytes a second for all streams together, such as 100M
+    #[arg(long, value_name = "RATE", value_parser = size::parse)]
+    bandwidth: Option<u64>,
+
+    /// Have the guest's writes wait for the copy, so that it cannot outrun it
+    #[arg(long)]
+    sync_writes: bool,
+
+    /// Stop a migration that has not ended after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+
+    /// Days for which the source's files are kept under another name; 0 removes them as soon
+    /// as all is proven
+    #[arg(long, value_name = "DAYS", default_value_t = 7)]
+    retain: u32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StyleArg {
+    Auto,
+    Thin,
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum VerifyArg {
+    None,
+    Meta,
+    Sample,
+    Content,
+}
+
+fn path_map(text: &str) -> std::result::Result<PathMap, String> {
+    match text.split_once('=') {
+        Some((old, new)) if old.starts_with('/') && new.starts_with('/') => {
+            Ok(PathMap { old: old.into(), new: new.into() })
+        }
+        _ => Err("expected OLD=NEW, both absolute paths".into()),
+    }
+}
+
+/// Both ends, connected.
+pub(crate) struct Reached {
+    source: Arc<dyn Hypervisor>,
+    destination: Arc<dyn Hypervisor>,
+    store: Arc<dyn Store>,
+    /// How that was done.
+    pub(crate) route: Route,
+}
+
+impl Reached {
+    /// As the library takes them.
+    pub(crate) fn ends(&self) -> Ends<'_> {
+        Ends {
+            source: &*self.source,
+            source_root: &self.route.source_root,
+            destination: &*self.destination,
+            store: &*self.store,
+        }
+    }
+}
+
+impl RouteArgs {
+    /// As it is kept in journals.
+    pub(crate) fn route(&self) -> Result<Route> {
+        let domain = match (&self.domain_xml, &self.domain) {
+            (Some(xml), _) => {
+                Directory::new(&self.source_root).with_domain(xml, self.state()).given()?.name
+            }
+            (None, Some(domain)) => domain.clone(),
+            (None, None) => return Err(Error::usage("DOMAIN is missing")),
+        };
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let to = match self.to.strip_prefix(DIRECTORY) {
+            Some(directory) => format!("{DIRECTORY}{}", absolute(Path::new(directory)).display()),
+            None => self.to.clone(),
+        };
+        Ok(Route {
+            domain,
+            from: self.connect.clone(),
+            to,
+            rsh: self.rsh.clone(),
+            rsh_program: self.rsh_program.clone(),
+            domain_xml: self.domain_xml.as_deref().map(absolute),
+            source_root: absolute(&self.source_root),
+            running: self.running,
+        })
+    }
+
+    fn state(&self) -> DomainState {
+        if self.running { DomainState::Running } else { DomainState::ShutOff }
+    }
+}
+
+/// Connects to both ends.
+pub(crate) fn reach(route: &Route) -> Result<Reached> {
+    let source: Arc<dyn Hypervisor> = match &route.domain_xml {
+        Some(xml) => {
+            let state = if route.running { DomainState::Running } else { DomainState::ShutOff };
+            Arc::new(Directory::new(&route.source_root).with_domain(xml, state))
+        }
+        None => connect(&route.from)?.hypervisor,
+    };
+    let (destination, store) = far(route)?;
+    Ok(Reached { source, destination, store, route: route.clone() })
+}
+
+/// Connects to the other host and to its files.
+fn far(route: &Route) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Store>)> {
+    if let Some(root) = route.to.strip_prefix(DIRECTORY).map(Path::new) {
+        return Ok((Arc::new(Directory::new(root)), Arc::new(LocalStore::new(root)?)));
+    }
+    let connected = connect(&route.to)?;
+    let Some(rsh) = &route.rsh else { return Ok((connected.hypervisor, connected.store)) };
+    let words: Vec<String> = rsh.split_whitespace().map(str::to_owned).collect();
+    let store = RemoteStore::spawn(&words, &route.rsh_program)?;
+    Ok((connected.hypervisor, Arc::new(store)))
+}
+
+impl PolicyArgs {
+    /// As the library takes it.
+    pub(crate) fn policy(&self, reached: &Reached) -> Result<Policy> {
+        let target_dir = match &self.target_pool {
+            None => self.target_dir.clone(),
+            Some(pool) => {
+                let path = reached.destination.pool_path(pool)?;
+                let missing = || Error::usage(format!("there is no storage pool '{pool}'"));
+                Some(path.ok_or_else(|| missing().hint("virsh pool-list --all lists them"))?)
+            }
+        };
+        Ok(Policy {
+            style: match self.policy {
+                StyleArg::Auto => Style::Auto,
+                StyleArg::Thin => Style::Thin,
+                StyleArg::Full => Style::Full,
+            },
+            path_map: self.map_path.clone(),
+            target_dir,
+            shared: self.shared.clone(),
+            distinct: self.distinct.clone(),
+            adopt: self.adopt,
+            drop_internal_snapshots: self.drop_internal_snapshots,
+            allow_data_file: self.allow_data_file,
+            eject: self.eject,
+            max_depth: usize::try_from(self.max_depth).unwrap_or(usize::MAX),
+            verify: match self.verify {
+                VerifyArg::None => Verify::None,
+                VerifyArg::Meta => Verify::Meta,
+                VerifyArg::Sample => Verify::Sample,
+                VerifyArg::Content => Verify::Content,
+            },
+            bandwidth: self.bandwidth,
+            sync_writes: self.sync_writes,
+            timeout: self.timeout,
+            retain_days: self.retain,
+        })
+    }
+}

@@ -1,0 +1,215 @@
+//! `qcowtool migrate` and `qcowtool prepare`: a plan is carried out, all of it or up to libvirt's part.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use migrate::Error;
+use migrate::plan::{CopyMode, Flag, Plan, plan};
+use migrate::probe::Probed;
+use migrate::run::{Finished, Means, Run};
+use serde::Serialize;
+
+use super::args::{PolicyArgs, RouteArgs, reach};
+use super::plan::refuse;
+use super::voice::Teller;
+use super::{State, look, migration_codes, show};
+use crate::args::{OutputArgs, Voice};
+use crate::failure::Failure;
+use crate::output::{OutputFormat, print, print_json, shown};
+use crate::progress::When;
+use crate::signals::Watch;
+
+/// What `migrate` and `prepare` share.
+#[derive(Debug, Args)]
+struct Work {
+    #[command(flatten)]
+    route: RouteArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    state: State,
+    #[command(flatten)]
+    voice: Voice,
+
+    /// Carry out this plan of 'qcowtool plan --output json', if both hosts are still as they were
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+
+    /// Show progress on standard error: as bars on a terminal, else as lines if 'always'
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    progress: When,
+}
+
+/// Arguments of `migrate`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "Plans, prepares the destination, has libvirt move the guest, looks at both hosts where it is,
+compares, and puts the source's files away under another name. If anything goes wrong, everything
+is put back, and the guest runs on where it was. A run that was killed is found by
+'qcowtool transactions' and ended by 'qcowtool resume' or 'qcowtool rollback'.
+
+A guest that is shut off is copied as files.
+
+Examples:
+  qcowtool migrate web-1 --to qemu+tls://host-b/system
+  qcowtool migrate web-1 --to qemu+ssh://host-b/system -e 'ssh host-b' --policy thin
+  qcowtool migrate web-1 --to qemu+tls://host-b/system --dry-run
+  qcowtool migrate web-1 --to qemu+tls://host-b/system --plan plan.json --verify content
+  qcowtool migrate --domain-xml web-1.xml --source-root /mnt/a --to dir:/mnt/b
+
+", migration_codes!()))]
+pub(crate) struct Migrate {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    work: Work,
+
+    /// Only say what would be done, as 'qcowtool plan' does
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Arguments of `prepare`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "For a manager that calls libvirt itself: makes and proves the images at the destination, and says
+with which flags, disks and XML virDomainMigrateToURI3 is to be called. 'qcowtool rollback ID'
+removes what was made, and nothing else.
+
+Examples:
+  qcowtool prepare web-1 --to qemu+tls://host-b/system --output json
+  qcowtool prepare --domain-xml web-1.xml --running --source-root /mnt/a --to dir:/mnt/b
+
+", migration_codes!()))]
+pub(crate) struct Prepare {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    work: Work,
+}
+
+/// What a manager has to tell libvirt.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Prepared<'a> {
+    transaction: &'a str,
+    copy: CopyMode,
+    flags: &'a [Flag],
+    migrate_disks: &'a [String],
+    detect_zeroes: &'a [String],
+    bandwidth_mib: Option<u64>,
+    destination_xml: &'a str,
+    persistent_xml: Option<&'a str>,
+    plan: &'a Plan,
+}
+
+impl Migrate {
+    /// Moves the guest.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let format = self.output.output;
+        let dry_run = self.dry_run;
+        self.work.run(format, |plan, means, watch| {
+            if dry_run {
+                return match format {
+                    OutputFormat::Json => print_json(plan),
+                    OutputFormat::Human => print(show::plan(plan)),
+                };
+            }
+            let run = watch.settle_migration(Run::begin(plan, means))?;
+            let finished = watch.settle_migration(run.migrate())?;
+            match format {
+                OutputFormat::Json => print_json(&finished),
+                OutputFormat::Human => print(in_words(&finished)),
+            }
+        })
+    }
+}
+
+impl Prepare {
+    /// Makes the targets.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let format = self.output.output;
+        self.work.run(format, |plan, means, watch| {
+            let run = watch.settle_migration(Run::begin(plan, means))?;
+            let id = watch.settle_migration(run.prepare())?;
+            let prepared = Prepared {
+                transaction: &id,
+                copy: plan.copy,
+                flags: &plan.flags,
+                migrate_disks: &plan.migrate_disks,
+                detect_zeroes: &plan.detect_zeroes,
+                bandwidth_mib: plan.bandwidth_mib,
+                destination_xml: &plan.destination_xml,
+                persistent_xml: plan.persistent_xml.as_deref(),
+                plan,
+            };
+            match format {
+                OutputFormat::Json => print_json(&prepared),
+                OutputFormat::Human => {
+                    print(format_args!("{}\nprepared as transaction {id}\n", show::plan(plan)))
+                }
+            }
+        })
+    }
+}
+
+impl Work {
+    /// Looks, plans, and hands over to `act`.
+    fn run(
+        self,
+        format: OutputFormat,
+        act: impl FnOnce(&Plan, &Means<'_>, &Watch) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let kept = self.plan.as_deref().map(read).transpose()?;
+        let reached = reach(&self.route.route()?)?;
+        let policy = match &kept {
+            Some(plan) => plan.policy.clone(),
+            None => self.policy.policy(&reached)?,
+        };
+        let watch = Watch::start()?;
+        let probed = look(&reached, &policy, &self.state, self.progress, &watch)?;
+        let plan = match kept {
+            Some(plan) => plan,
+            None => plan(&probed.facts, &policy).map_err(|refusals| refuse(refusals, format))?,
+        };
+        let teller = Teller::new(self.progress, self.voice.quiet);
+        let Probed { facts, held } = &probed;
+        let ends = reached.ends();
+        let state = self.state.directory();
+        let means = Means {
+            ends,
+            facts,
+            held,
+            route: &reached.route,
+            state,
+            report: &teller,
+            cancel: watch.token(),
+        };
+        let done = act(&plan, &means, &watch);
+        teller.finish();
+        done
+    }
+}
+
+fn read(path: &Path) -> migrate::Result<Plan> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::usage(format!("{} could not be read: {error}", shown(path))))?;
+    Plan::from_json(&text)
+}
+
+/// The outcome as text.
+pub(crate) fn in_words(finished: &Finished) -> String {
+    let Finished { domain, to, elapsed_ms, verified, retained, transaction, .. } = finished;
+    let seconds = elapsed_ms / 1000;
+    let tenths = elapsed_ms % 1000 / 100;
+    let mut text =
+        format!("{domain} is at {to} after {seconds}.{tenths} s; compared: {verified:?}\n");
+    for file in retained {
+        text += &match &file.is {
+            Some(kept) => format!("kept: '{}'\n", shown(kept)),
+            None => format!("removed: '{}'\n", shown(&file.was)),
+        };
+    }
+    text += &format!("transaction {transaction}\n");
+    text
+}

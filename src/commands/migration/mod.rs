@@ -1,0 +1,94 @@
+//! The commands that move guests.
+
+mod agent;
+mod args;
+mod migrate;
+mod plan;
+mod show;
+mod transactions;
+mod voice;
+
+pub(crate) use self::migrate::{Migrate, Prepare};
+pub(crate) use agent::Agent;
+pub(crate) use plan::PlanCommand;
+pub(crate) use transactions::{Resume, Rollback, Transactions};
+
+use std::path::{Path, PathBuf};
+
+use ::migrate::plan::Policy;
+use ::migrate::probe::{Probed, Probing, probe};
+use clap::Args;
+
+use crate::failure::Failure;
+use crate::progress::{Progress, When};
+use crate::signals::Watch;
+use args::Reached;
+
+/// The exit codes of the commands that move guests, as their help shows them.
+macro_rules! migration_codes {
+    () => {
+        "Exit codes:
+  0    done
+  1    the command line was not understood
+  2    refused: it would not be safe, or the policy forbids it; nothing was changed
+  3    a host is no longer as it was when the plan was made; nothing was changed
+  4    the content at the destination is not what it must be
+  5    nobody can say on which host the guest runs; nothing was deleted
+  6    a host, a file or a service did not do what was asked of it; everything was put back
+  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); everything was put back"
+    };
+}
+use migration_codes;
+
+/// Where migrations keep their journals and digests.
+#[derive(Debug, Args)]
+pub(crate) struct State {
+    /// Directory of journals, locks and digests
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QCOWTOOL_STATE_DIR",
+        default_value = "/var/lib/qcowtool"
+    )]
+    state_dir: PathBuf,
+}
+
+impl State {
+    /// The directory.
+    fn directory(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Where journals are kept.
+    fn journals(&self) -> PathBuf {
+        self.state_dir.join(::migrate::run::JOURNALS)
+    }
+
+    /// Where digests of bases are kept.
+    fn digests(&self) -> PathBuf {
+        self.state_dir.join("digests")
+    }
+}
+
+/// Looks at both hosts.
+fn look(
+    reached: &Reached,
+    policy: &Policy,
+    state: &State,
+    when: When,
+    watch: &Watch,
+) -> Result<Probed, Failure> {
+    let cache = state.digests();
+    // Without it, bases are just read again.
+    let kept = std::fs::create_dir_all(&cache).is_ok();
+    let progress = Progress::new(when);
+    let probing = Probing {
+        policy,
+        cache: kept.then_some(cache.as_path()),
+        observer: &progress,
+        cancel: watch.token(),
+    };
+    let probed = probe(&reached.ends(), &reached.route.domain, &probing);
+    progress.finish(probed.is_ok());
+    watch.settle_migration(probed)
+}

@@ -1,0 +1,68 @@
+//! `qcowtool plan`: what would be done to every disk, and why.
+
+use clap::Args;
+use migrate::plan::{Refusal, plan};
+use serde::Serialize;
+
+use super::args::{PolicyArgs, RouteArgs, reach};
+use super::{State, look, migration_codes, show};
+use crate::args::OutputArgs;
+use crate::failure::{Failure, REFUSED};
+use crate::output::{OutputFormat, print, print_json};
+use crate::progress::When;
+use crate::signals::Watch;
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "Looks at both hosts and changes nothing, but for an empty file that is made in the directory of
+each disk and removed again, to see whether the other host sees it too. The JSON is a plan that
+'qcowtool migrate --plan FILE' carries out as long as both hosts are as they were.
+
+Examples:
+  qcowtool plan web-1 --to qemu+tls://host-b/system
+  qcowtool plan web-1 --to qemu+ssh://host-b/system -e 'ssh host-b' --policy thin
+  qcowtool plan web-1 --to qemu+tls://host-b/system --map-path /data1=/data2 --output json > plan
+  qcowtool plan --domain-xml web-1.xml --source-root /mnt/a --to dir:/mnt/b
+
+", migration_codes!()))]
+pub(crate) struct PlanCommand {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    route: RouteArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Serialize)]
+struct Refused {
+    refusals: Vec<Refusal>,
+}
+
+impl PlanCommand {
+    /// Prints the plan, or why there is none.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let reached = reach(&self.route.route()?)?;
+        let policy = self.policy.policy(&reached)?;
+        let watch = Watch::start()?;
+        let probed = look(&reached, &policy, &self.state, When::Auto, &watch)?;
+        let plan = plan(&probed.facts, &policy);
+        let plan = plan.map_err(|refusals| refuse(refusals, self.output.output))?;
+        match self.output.output {
+            OutputFormat::Json => print_json(&plan),
+            OutputFormat::Human => print(show::plan(&plan)),
+        }
+    }
+}
+
+/// Prints why there is no plan.
+pub(crate) fn refuse(refusals: Vec<Refusal>, format: OutputFormat) -> Failure {
+    let printed = match format {
+        OutputFormat::Json => print_json(&Refused { refusals }),
+        OutputFormat::Human => print(show::refusals(&refusals)),
+    };
+    printed.err().unwrap_or(Failure::Verdict(REFUSED))
+}

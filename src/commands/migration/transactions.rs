@@ -1,0 +1,257 @@
+//! `qcowtool transactions`, `resume` and `rollback`: what became of earlier runs, and their end.
+
+use std::fmt::Write;
+
+use clap::Args;
+use migrate::Error;
+use migrate::journal::{Ended, Journal, Transaction};
+use migrate::probe::Held;
+use migrate::run::{Means, Run};
+use serde::Serialize;
+
+use super::args::reach;
+use super::migrate::in_words;
+use super::voice::Teller;
+use super::{State, migration_codes};
+use crate::args::OutputArgs;
+use crate::failure::Failure;
+use crate::output::{OutputFormat, print, print_json, say, shown};
+use crate::progress::When;
+use crate::signals::Watch;
+
+/// Arguments of `transactions`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "Lists the runs of migrate and prepare on this host: those that have ended, and those that were cut
+off and wait for 'qcowtool resume' or 'qcowtool rollback'.
+
+Examples:
+  qcowtool transactions
+  qcowtool transactions --output json
+
+", migration_codes!()))]
+pub(crate) struct Transactions {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    state: State,
+
+    /// Only those that have not ended
+    #[arg(long)]
+    open: bool,
+}
+
+/// Arguments of `resume`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "Goes on where a run was cut off: waits for libvirt if it is still at it, looks at both hosts where
+the guest is, then does what is left to do there, or puts everything back.
+
+Examples:
+  qcowtool resume 20261122-175501-123-0badcafe
+
+", migration_codes!()))]
+pub(crate) struct Resume {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    ending: Ending,
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "Stops libvirt if it is still at it, and removes exactly what the transaction made. Refused once the
+guest has arrived.
+
+Examples:
+  qcowtool rollback 20261122-175501-123-0badcafe
+
+", migration_codes!()))]
+pub(crate) struct Rollback {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    ending: Ending,
+}
+
+/// Which transaction is to be ended, and how its hosts are reached.
+#[derive(Debug, Args)]
+struct Ending {
+    /// The transaction
+    #[arg(value_name = "ID")]
+    id: String,
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Listed {
+    transaction: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    begun: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    phase: Option<String>,
+    made: Vec<String>,
+    kept: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Transactions {
+    /// Lists them.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let mut all: Vec<_> = Journal::list(&self.state.journals())?
+            .into_iter()
+            .map(|listed| match listed.transaction {
+                Ok(transaction) => listed_as(&transaction),
+                Err(error) => unreadable(listed.id, &error),
+            })
+            .collect();
+        all.retain(|listed| !self.open || matches!(listed.state, "open" | "unreadable"));
+        match self.output.output {
+            OutputFormat::Json => print_json(&all),
+            OutputFormat::Human => print(table(&all)),
+        }
+    }
+}
+
+fn listed_as(transaction: &Transaction) -> Listed {
+    Listed {
+        transaction: transaction.id.clone(),
+        begun: Some(transaction.begun.clone()),
+        domain: Some(transaction.plan.domain.clone()),
+        to: Some(transaction.plan.to.clone()),
+        state: match transaction.closed {
+            None => "open",
+            Some(Ended::Done) => "done",
+            Some(Ended::RolledBack) => "rolled-back",
+        },
+        phase: transaction.phase.as_ref().map(|(_, name)| name.clone()),
+        made: transaction.objects.iter().map(|made| shown(&made.path)).collect(),
+        kept: transaction.renamed.iter().map(|renamed| shown(&renamed.to)).collect(),
+        error: None,
+    }
+}
+
+fn unreadable(transaction: String, error: &Error) -> Listed {
+    Listed {
+        transaction,
+        begun: None,
+        domain: None,
+        to: None,
+        state: "unreadable",
+        phase: None,
+        made: Vec::new(),
+        kept: Vec::new(),
+        error: Some(error.to_string()),
+    }
+}
+
+fn table(all: &[Listed]) -> String {
+    let mut text = String::new();
+    for one in all {
+        let domain = one.domain.as_deref().unwrap_or_default();
+        let to = one.to.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "{}  {:11}  {domain} to {to}", one.transaction, one.state);
+        if let (Some(phase), "open") = (&one.phase, one.state) {
+            let _ = writeln!(text, "    was cut off in: {phase}");
+        }
+        for path in one.made.iter().filter(|_| one.state == "open") {
+            let _ = writeln!(text, "    made there: '{path}'");
+        }
+        for path in &one.kept {
+            let _ = writeln!(text, "    kept here: '{path}'");
+        }
+        if let Some(error) = &one.error {
+            let _ = writeln!(text, "    {error}");
+        }
+    }
+    text
+}
+
+impl Ending {
+    /// Takes the transaction up again and hands it to `act`.
+    fn run<T>(
+        &self,
+        act: impl FnOnce(Run<'_>, &Watch) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let transaction = Journal::peek(&self.state.journals(), &self.id)?;
+        let (Some(facts), Some(route)) = (&transaction.facts, &transaction.route) else {
+            return Err(Error::environment("the run was cut off before it began").into());
+        };
+        let reached = reach(route)?;
+        let watch = Watch::start()?;
+        let teller = Teller::new(When::Auto, false);
+        let means = Means {
+            ends: reached.ends(),
+            facts,
+            // Deleted files that were held open went with the process that held them.
+            held: &Held::of_guest(true),
+            route,
+            state: self.state.directory(),
+            report: &teller,
+            cancel: watch.token(),
+        };
+        let run = Run::again(&self.id, &means)?;
+        let done = act(run, &watch);
+        teller.finish();
+        done
+    }
+}
+
+impl Resume {
+    /// Ends it forwards.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let finished = self.ending.run(|run, watch| watch.settle_migration(run.resume()))?;
+        match self.output.output {
+            OutputFormat::Json => print_json(&finished),
+            OutputFormat::Human => print(in_words(&finished)),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct PutBack {
+    removed: Vec<String>,
+    left: Vec<String>,
+    complete: bool,
+}
+
+impl Rollback {
+    /// Ends it backwards.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let done = self.ending.run(|run, watch| watch.settle_migration(run.roll_back()))?;
+        let put_back = PutBack {
+            removed: done.removed.iter().map(|(_, path)| shown(path)).collect(),
+            left: done
+                .left
+                .iter()
+                .map(|left| format!("{}: {}", shown(&left.path), left.why))
+                .collect(),
+            complete: done.is_complete(),
+        };
+        match self.output.output {
+            OutputFormat::Json => print_json(&put_back)?,
+            OutputFormat::Human => {
+                for path in &put_back.removed {
+                    print(format_args!("removed: '{path}'\n"))?;
+                }
+                for left in &put_back.left {
+                    say(format_args!("left: {left}"));
+                }
+            }
+        }
+        if put_back.complete {
+            return Ok(());
+        }
+        Err(Error::environment("not everything could be removed; try again later").into())
+    }
+}

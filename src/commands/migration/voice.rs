@@ -1,0 +1,108 @@
+//! How a run is told on standard error.
+
+use std::cell::Cell;
+use std::io::{self, IsTerminal};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use migrate::driver::JobProgress;
+use migrate::run::{Phase, Report};
+use qcow::Observer;
+
+use crate::output::say;
+use crate::progress::{Progress, When};
+
+/// Tells phases, and shows two bars while libvirt is at it: disks and memory.
+pub(crate) struct Teller {
+    files: Progress,
+    bars: Option<Bars>,
+    quiet: bool,
+    last: Cell<Option<u64>>,
+}
+
+struct Bars {
+    all: MultiProgress,
+    disks: ProgressBar,
+    memory: ProgressBar,
+}
+
+/// Milliseconds between two lines where there is no terminal.
+const LINE_MS: u64 = 1000;
+
+impl Teller {
+    pub(crate) fn new(when: When, quiet: bool) -> Self {
+        let terminal = io::stderr().is_terminal() && when != When::Never;
+        Self {
+            files: Progress::new(when),
+            bars: terminal.then(Bars::new),
+            quiet: quiet || (when != When::Always && !terminal),
+            last: Cell::new(None),
+        }
+    }
+
+    /// Takes the bars away.
+    pub(crate) fn finish(&self) {
+        self.files.finish(false);
+        if let Some(bars) = &self.bars {
+            let _ = bars.all.clear();
+        }
+    }
+}
+
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        let template = "{prefix:7} {bar:30} {percent:>3}%  {binary_bytes} of {binary_total_bytes}  \
+                        {binary_bytes_per_sec}  {eta} left";
+        let style = ProgressStyle::with_template(template)
+            .map(|style| style.progress_chars("=> "))
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = |prefix: &'static str| {
+            all.add(ProgressBar::new(0).with_style(style.clone()).with_prefix(prefix))
+        };
+        let (disks, memory) = (bar("disks"), bar("memory"));
+        Self { all, disks, memory }
+    }
+}
+
+impl Report for Teller {
+    fn phase(&self, phase: Phase) {
+        if !self.quiet {
+            say(match phase {
+                Phase::Prepare => "preparing the destination",
+                Phase::Migrate => "migrating",
+                Phase::Define => "defining the guest there",
+                Phase::Outcome => "asking both hosts where the guest is",
+                Phase::Verify => "comparing",
+                Phase::Resume => "letting the guest run on",
+                Phase::Retire => "putting the source's files away",
+                Phase::RollBack => "putting everything back",
+            });
+        }
+    }
+
+    fn job(&self, job: &JobProgress) {
+        if let Some(bars) = &self.bars {
+            bars.disks.set_length(job.disk_total);
+            bars.disks.set_position(job.disk_processed);
+            bars.memory.set_length(job.memory_total);
+            bars.memory.set_position(job.memory_processed);
+            return;
+        }
+        let due = self.last.get().is_none_or(|last| job.elapsed_ms.saturating_sub(last) >= LINE_MS);
+        if !self.quiet && due {
+            self.last.set(Some(job.elapsed_ms));
+            say(format_args!(
+                "disks {} of {} bytes, memory {} of {} bytes",
+                job.disk_processed, job.disk_total, job.memory_processed, job.memory_total
+            ));
+        }
+    }
+
+    fn note(&self, text: &str) {
+        say(format_args!("note: {text}"));
+    }
+
+    fn observer(&self) -> &dyn Observer {
+        &self.files
+    }
+}

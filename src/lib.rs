@@ -1,0 +1,40 @@
+//! The `qcowtool` command line: arguments in, one call into the engine, its outcome out.
+//!
+//! Nothing is worked out here that the library could work out; this crate turns words into
+//! options, and outcomes and errors into text, JSON and exit codes.
+
+mod args;
+mod cli;
+mod commands;
+mod failure;
+mod libvirt;
+mod options;
+mod output;
+mod picture;
+mod progress;
+mod signals;
+mod size;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use libvirt::{Connect, Connected};
+
+/// Runs the command line of this process. `connect` is how commands reach libvirt; without it, those
+/// that need libvirt are handed to the program that has it, `qcowtool-libvirt`.
+pub fn run(connect: Option<Connect>) -> ExitCode {
+    libvirt::install(connect);
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::usage(&error),
+    };
+    let format = cli.command.output_format();
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.report(format);
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Both hosts.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::host::{Host, outside, which};
+
+/// Where a rig's directory is, and what its name begins with. Sockets have short names.
+const PREFIX: &str = "qcowtool-rig.";
+
+/// Two hosts that see each other. They end with this value or with the process that holds it, however
+/// that ends.
+#[derive(Debug)]
+pub struct Rig {
+    /// Where guests come from.
+    pub a: Host,
+    /// Where they go.
+    pub b: Host,
+    directory: PathBuf,
+    janitor: Child,
+    _lock: File,
+}
+
+/// Why there can be no rig here; `None` if there can.
+pub fn missing() -> Option<String> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    MISSING.get_or_init(look_what_is_missing).clone()
+}
+
+fn look_what_is_missing() -> Option<String> {
+    if std::env::var_os("QCOWTOOL_RIG").is_some_and(|v| v == "off") {
+        return Some("QCOWTOOL_RIG=off".into());
+    }
+    let programs = [
+        "unshare",
+        "nsenter",
+        "setpriv",
+        "ip",
+        "libvirtd",
+        "virsh",
+        "qemu-system-x86_64",
+        "qemu-img",
+        "qemu-io",
+        "sshd",
+        "ssh",
+        "ssh-keygen",
+        "losetup",
+    ];
+    if let Some(program) = programs.iter().find(|p| which(p).is_none()) {
+        return Some(format!("there is no {program}"));
+    }
+    let namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--", "true"];
+    let tried = outside("unshare").args(namespaces).output().expect("unshare starts");
+    if !tried.status.success() {
+        let said = String::from_utf8_lossy(&tried.stderr).trim().to_owned();
+        return Some(format!("no namespaces can be made, which needs root ({said})"));
+    }
+    None
+}
+
+impl Rig {
+    /// Starts two hosts.
+    pub fn up() -> Self {
+        sweep();
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap().keep();
+        let lock = File::create(directory.join("lock")).unwrap();
+        lock.lock().unwrap();
+        // The janitor's input ends when we end, even if we are killed.
+        let janitor = janitor(&directory).stdin(Stdio::piped()).spawn().expect("bash starts");
+        let a = Host::new(&directory, 'a');
+        let b = Host::new(&directory, 'b');
+        let rig = Self { a, b, directory, janitor, _lock: lock };
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.a.start());
+            scope.spawn(|| rig.b.start());
+        });
+        rig.join();
+        std::thread::scope(|scope| {
+            scope.spawn(|| rig.a.start_services());
+            scope.spawn(|| rig.b.start_services());
+        });
+        rig
+    }
+
+    /// Two hosts that all tests of one process share. Who harms a host takes his own.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Rig> = OnceLock::new();
+        SHARED.get_or_init(Self::up)
+    }
+
+    /// Both hosts.
+    pub fn hosts(&self) -> [&Host; 2] {
+        [&self.a, &self.b]
+    }
+
+    /// Where the rig keeps everything. It is the same directory in both hosts and outside.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts a host that was [crashed](Host::crash): its storage is as it was, its guests are gone.
+    pub fn revive(&self, host: &Host) {
+        host.start();
+        self.join();
+        host.start_services();
+    }
+
+    /// Lays the cable between the hosts.
+    fn join(&self) {
+        let b = self.b.pid().to_string();
+        let ip = |host: &Host, words: &str| {
+            let arguments = words.split(' ').map(Into::into).collect::<Vec<std::ffi::OsString>>();
+            outside("nsenter")
+                .args(["-t", &host.pid().to_string(), "-n", "ip"])
+                .args(arguments)
+                .output()
+                .unwrap()
+        };
+        // The end of a cable to a host that died may linger for a moment.
+        ip(&self.a, "link del eth0");
+        ip(&self.b, "link del eth0");
+        let made = ip(&self.a, &format!("link add eth0 type veth peer name eth0 netns {b}"));
+        assert!(made.status.success(), "ip link: {}", String::from_utf8_lossy(&made.stderr));
+        for host in self.hosts() {
+            ip(host, &format!("addr add {}/24 dev eth0", host.address()));
+            ip(host, "link set eth0 up");
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        drop(self.janitor.stdin.take());
+        let _ = self.janitor.wait();
+        for host in self.hosts() {
+            host.reap();
+        }
+    }
+}
+
+fn janitor(directory: &Path) -> Command {
+    let mut command = outside("bash");
+    command
+        .args(["-c", include_str!("janitor.sh"), "janitor.sh"])
+        .arg(directory)
+        .stdout(Stdio::null())
+        .process_group(0); // Ctrl-C is not for the janitor
+    command
+}
+
+/// Takes away what rigs left whose janitor was killed as well. A rig that lives holds its lock.
+fn sweep() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let directory = entry.path();
+        let abandoned = match File::open(directory.join("lock")) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            // It may be about to be locked.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let age = entry.metadata().and_then(|m| m.modified()).ok();
+                age.and_then(|t| t.elapsed().ok()).is_some_and(|age| age.as_secs() > 60)
+            }
+            Err(_) => false,
+        };
+        if abandoned {
+            let _ = janitor(&directory).stdin(Stdio::null()).status();
+        }
+    }
+}
