@@ -370,6 +370,25 @@ fn a_run_that_is_killed_at_any_moment_can_be_put_back() {
 }
 
 #[test]
+fn another_host_is_put_back_in_the_same_way() {
+    use std::io::pipe;
+    let world = World::new();
+    let before = foreign(&world, &["other".to_owned()]);
+    // One file is made, the next one is being made.
+    let crash = run(&world, 2, 9);
+    let (from_near, to_far) = pipe().unwrap();
+    let (from_far, to_near) = pipe().unwrap();
+    let store = LocalStore::new(&world.real(Path::new("/"))).unwrap();
+    std::thread::spawn(move || migrate::agent::serve(from_near, to_near, &store));
+    let far = migrate::store::RemoteStore::over(from_far.into(), to_far.into()).unwrap();
+    let mut journal = Journal::open(&world.state(), &crash.id.unwrap()).unwrap();
+    assert_eq!(world.files().len(), 3);
+    let result = roll_back(&mut journal, &world.source, &far).unwrap();
+    assert!(result.is_complete());
+    assert_eq!(world.files(), before);
+}
+
+#[test]
 fn what_is_in_use_can_be_put_back_later() {
     let world = World::new();
     let crash = run(&world, 2, 100);

@@ -376,6 +376,54 @@ fn what_is_put_is_an_image_that_qemu_finds_identical() {
     assert_eq!((image.format, image.virtual_size), (Format::Qcow2, 3 << 20));
 }
 
+/// Whether the disk was read.
+#[derive(Default)]
+struct Reads(std::sync::atomic::AtomicBool);
+
+impl Observer for Reads {
+    fn progress(&self, _done: u64, _total: u64) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_manifest_beside_an_image_is_believed_while_nothing_has_changed() {
+    use qcow::chain::{Chain, OpenOptions};
+    use qcow::ops::digest::Manifest;
+    let host = Host::new();
+    host.put("/images/disk", &sparse(5 << 20, &[(0, noise(1, 3 << 20))])).unwrap();
+    let disk = host.real("/images/disk");
+    let compare = |digest: &str| {
+        let (wanted, reads, cancel) = (Wanted::new(digest), Reads::default(), CancelToken::new());
+        let path = Path::new("/images/disk");
+        let content = host.store.same_content(path, Format::Raw, &wanted, &reads, &cancel).unwrap();
+        (content, reads.0.into_inner())
+    };
+    let digest = tree_hash(&disk);
+    let equal = Content::Equal { digest: digest.clone() };
+    assert_eq!(compare(&digest), (equal.clone(), true));
+    // A manifest is only believed if the file had been still for a second when it was made.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let options = OpenOptions { format: Some(Format::Raw), ..Default::default() };
+    let chain = Chain::open(&disk, &options).unwrap();
+    let manifest = Manifest::take(&chain, None, 1, &Silent, &CancelToken::new()).unwrap();
+    manifest.write(&host.real("/images/disk.manifest"), false).unwrap();
+    assert_eq!(compare(&digest), (equal, false));
+    fs::OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(b"other", 0).unwrap();
+    assert_eq!(compare(&digest), (Content::Different, true));
+}
+
+#[test]
+fn the_root_stays_the_same_directory_whatever_it_is_called() {
+    let host = Host::new();
+    host.put("/images/disk", &sparse(4096, &[(0, noise(1, 4096))])).unwrap();
+    fs::rename(host.real("/"), host.dir.path().join("renamed")).unwrap();
+    fs::create_dir_all(host.real("/images")).unwrap();
+    fs::write(host.real("/images/disk"), "of another host").unwrap();
+    let chain = host.store.chain(Path::new("/images/disk"), Some(Format::Raw)).unwrap();
+    assert_eq!(chain[0].virtual_size, 4096);
+}
+
 #[test]
 fn a_fetch_has_a_limit() {
     let host = Host::new();

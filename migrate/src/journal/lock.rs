@@ -4,9 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::FlockOperation;
-
-use super::{failed, make_directory};
+use super::{failed, is_locked_now, make_directory};
 use crate::{Error, Result};
 
 /// Holds a guest for one run, until it is dropped or the process ends.
@@ -36,10 +34,10 @@ impl DomainLock {
             .open(&path)
             .map_err(|error| failed("could not open", &path, &error))?;
         // The file stays: removing it would let a third run lock another one of the same name.
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Error::refused(format!("another run works on the guest {uuid}"))
-                .hint("wait until it has ended")
-        })?;
+        if !is_locked_now(&file) {
+            return Err(Error::refused(format!("another run works on the guest {uuid}"))
+                .hint("wait until it has ended"));
+        }
         Ok(Self(file))
     }
 }

@@ -19,6 +19,7 @@ use rustix::fs::FlockOperation;
 use rustix::rand::GetRandomFlags;
 
 use crate::plan::Plan;
+use crate::store::holders::soon;
 use crate::{Error, Result};
 
 pub use lock::DomainLock;
@@ -255,9 +256,15 @@ fn make_directory(directory: &Path) -> Result<()> {
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {
-    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        Error::refused(format!("{}: another run has this journal open", path.display()))
-    })
+    if is_locked_now(file) {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{}: another run has this journal open", path.display())))
+}
+
+/// Whether the lock could be taken.
+fn is_locked_now(file: &File) -> bool {
+    soon(|| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).ok()).is_some()
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {

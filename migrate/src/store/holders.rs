@@ -2,7 +2,25 @@
 
 use std::path::Path;
 
+use std::time::Duration;
+
 use rustix::fs::{AtFlags, CWD, StatxFlags};
+
+/// So often, and after so long, something is asked that will soon have another answer.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Asks until there is an answer, for a moment. A process that this one is just starting holds what this
+/// one had open, with its locks, until it runs its own program.
+pub(crate) fn soon<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    for _ in 1..TRIES {
+        match ask() {
+            None => std::thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+    ask()
+}
 
 /// A process other than this one that has the file open, in words. Image locks do not tell that of
 /// a guest that is just arriving, so the processes are looked through; those that we may not look into

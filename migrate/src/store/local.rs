@@ -15,7 +15,7 @@ use qcow::{CancelToken, ErrorKind, Observer, Silent};
 use rustix::fs::{AtFlags, Dir, FileType, RenameFlags, StatxFlags};
 
 use super::content::{Content, Sink, temporary};
-use super::holders::holder;
+use super::holders::{holder, soon};
 use super::partial::Partial;
 use super::root::{Pinned, Root, failed, identity_of, is_still, proc_path};
 use super::{Mode, Store, StoreLayer, Wanted};
@@ -126,7 +126,7 @@ impl LocalStore {
         let backing = if self.root.is_whole_host() {
             FilePolicy::AnyLocal
         } else {
-            FilePolicy::InRoot(self.root.path().to_path_buf())
+            FilePolicy::InRoot(self.root.pinned_path())
         };
         let policy = Policy { backing, data_file: FilePolicy::Deny };
         let options = OpenOptions { format, force_share, policy, ..Default::default() };
@@ -254,9 +254,15 @@ impl Store for LocalStore {
         {
             return Err(replaced(path));
         }
-        let used = pinned.storage(path)?.used_for();
-        let user = (!used.is_empty()).then(|| "another process".to_owned());
-        if let Some(user) = holder(device, inode).or(user) {
+        let file = pinned.storage(path)?;
+        let mut user = None;
+        let unused = soon(|| {
+            let locked = || (!file.used_for().is_empty()).then(|| "another process".to_owned());
+            user = holder(device, inode).or_else(locked);
+            user.is_none().then_some(())
+        });
+        if unused.is_none() {
+            let user = user.unwrap_or_default();
             return Err(Error::refused(format!("{}: {user} has it open", path.display()))
                 .hint("make sure that no guest uses it, then try again"));
         }

@@ -6,7 +6,7 @@
 
 mod connection;
 pub(crate) mod content;
-mod holders;
+pub(crate) mod holders;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 mod local;

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::Mode;
 use super::content::{PIECE, Piece, Sink, digest, temporary};
+use super::holders::soon;
 use super::root::{Root, failed, identity_of, is_still};
 use crate::facts::Identity;
 use crate::{Error, Result};
@@ -67,7 +68,7 @@ impl Partial {
         }
         let locked = file.try_clone().map_err(|error| io("could not lock it", &at, &error))?;
         let locked = FileStorage::from_file(locked)?;
-        let alone = locked.lock(Access::all(), Access::all()).is_ok();
+        let alone = soon(|| locked.lock(Access::all(), Access::all()).ok()).is_some();
         if !alone || !is_still(&directory, &temporary, status.st_dev, status.st_ino) {
             return Err(Error::refused(format!("{}: somebody else is making it", path.display()))
                 .hint("wait until that is done, then try again"));

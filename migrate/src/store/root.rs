@@ -37,6 +37,11 @@ impl Root {
         &self.path
     }
 
+    /// A name for it that stays, whatever becomes of its own.
+    pub(super) fn pinned_path(&self) -> PathBuf {
+        proc_path(&self.directory)
+    }
+
     /// Whether it is the host's own root.
     pub(super) fn is_whole_host(&self) -> bool {
         self.path == Path::new("/")
