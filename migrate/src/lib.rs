@@ -7,6 +7,7 @@
 //!
 //! Uses only the public API of the [`qcow`] crate.
 
+pub mod agent;
 pub mod domain;
 pub mod driver;
 mod error;

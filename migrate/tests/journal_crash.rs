@@ -308,6 +308,68 @@ fn what_somebody_put_in_place_of_ours_is_left() {
 }
 
 #[test]
+fn a_file_that_was_just_given_its_name_goes_with_both() {
+    // Where the two names cannot be exchanged in one step, there is a moment with both.
+    let world = World::new();
+    let before = foreign(&world, &["other".to_owned()]);
+    let crash = run(&world, 1, 5);
+    let temporary = world.files().into_keys().find(|name| name.contains(".part-")).unwrap();
+    let temporary = world.real(&Path::new("/").join(temporary));
+    fs::hard_link(temporary, world.real(Path::new("/disk0"))).unwrap();
+    assert!(world.roll_back(&crash.id.unwrap()).unwrap().is_complete());
+    assert_eq!(world.files(), before);
+}
+
+/// The run that is killed, when this file runs as a child of its own test.
+#[test]
+#[ignore = "not a test"]
+fn victim() {
+    let dir = PathBuf::from(std::env::var("VICTIM").unwrap());
+    let store = LocalStore::new(&dir.join("destination")).unwrap();
+    let mut journal = Journal::create(&dir.join("state"), &plan()).unwrap();
+    for disk in 0..1000 {
+        let (host, path) = (Side::Destination, PathBuf::from(format!("/disk{disk}")));
+        let content = content(&format!("disk {disk}"));
+        let temporary = store.temporary(&path, &content).unwrap();
+        journal.write(Record::Intended { host, path: path.clone(), temporary }).unwrap();
+        let cancel = CancelToken::new();
+        let identity = store.put(&path, &content, Mode::Private, &Silent, &cancel).unwrap();
+        journal.write(Record::Made { host, path, identity }).unwrap();
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_can_be_put_back() {
+    for round in 0..12u64 {
+        let world = World::new();
+        let before = foreign(&world, &["disk0.part".to_owned(), "diskette".to_owned()]);
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--ignored"])
+            .env("VICTIM", world.dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(3000 + round * 2713));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for listed in Journal::list(&world.state()).unwrap() {
+            // A journal of which not even the first record is whole made nothing.
+            if listed.transaction.is_err() {
+                continue;
+            }
+            let result = world.roll_back(&listed.id).unwrap();
+            assert!(result.is_complete(), "{:?}", result.left);
+            // At most the one that had its name, but not yet its record.
+            assert!(result.left.len() <= 1, "{:?}", result.left);
+            for left in result.left {
+                fs::remove_file(world.real(&left.path)).unwrap();
+            }
+        }
+        assert_eq!(world.files(), before);
+    }
+}
+
+#[test]
 fn what_is_in_use_can_be_put_back_later() {
     let world = World::new();
     let crash = run(&world, 2, 100);

@@ -205,7 +205,7 @@ fn expected(was: &XmlDisk, node: Node<'_, '_>, change: &Change, form: Form) -> X
             disk.chain = XmlChain { layers, terminated };
         }
         Change::Medium { path } => {
-            disk.source = place(path, path.starts_with("/dev"));
+            disk.source = place(path, parse::is_device(path));
             let layers = vec![NamedLayer { path: path.clone(), format: was.format.clone() }];
             disk.chain = XmlChain { layers, terminated: was.chain.terminated };
         }

@@ -82,6 +82,10 @@ impl<'a, 'i: 'a> Editor<'_, '_, 'a, 'i> {
         if self.encrypted() {
             return Err(self.refuse("is encrypted, and would not be at its new place"));
         }
+        if format == Format::Raw && !below.is_empty() {
+            let message = format!("disk {} cannot stand on other images as raw", self.disk.target);
+            return Err(Error::usage(message));
+        }
         let source = self.movable_source()?;
         self.drop_all(self.node, &PASSING);
         self.set_place(source, place, &OLD_NEEDS)?;
@@ -106,7 +110,7 @@ impl<'a, 'i: 'a> Editor<'_, '_, 'a, 'i> {
             return Err(self.refuse("is a medium that needs other images beside its own"));
         }
         self.drop_all(self.node, &PASSING);
-        let place = Place { path, block: is_device(path), slice: None };
+        let place = Place { path, block: parse::is_device(path), slice: None };
         self.set_place(source, &place, &["privateData"])
     }
 
@@ -216,11 +220,6 @@ struct Place<'p> {
     slice: Option<u64>,
 }
 
-/// Whether a path is taken for a device's, where nothing else tells.
-fn is_device(path: &Path) -> bool {
-    path.starts_with("/dev")
-}
-
 /// A path as XML can hold it.
 fn absolute(path: &Path) -> Result<&str> {
     let wrong = |what: &str| Error::usage(format!("the path '{}' is not {what}", path.display()));
@@ -243,7 +242,7 @@ fn chain(below: &[NamedLayer], indent: &str) -> Result<String> {
             let message = format!("the layer '{}' has no format", path.display());
             return Err(Error::usage(message));
         };
-        let (kind, name) = if is_device(path) { ("block", "dev") } else { ("file", "file") };
+        let (kind, name) = if parse::is_device(path) { ("block", "dev") } else { ("file", "file") };
         let inner = deeper(indents.last().map_or("", String::as_str));
         let path = quoted(absolute(path)?)?;
         xml.push_str(&format!(

@@ -73,13 +73,14 @@ pub enum Change {
         /// Its format there.
         format: Format,
         /// What it stands on, the uppermost first; empty if it stands alone. Every layer has a format.
+        /// Those below `/dev`, but not `/dev/shm`, are written as devices.
         below: Vec<NamedLayer>,
         /// Use only so many bytes of the device, because it is larger than the disk.
         slice: Option<u64>,
     },
     /// A read-only medium is at another path.
     Medium {
-        /// Its path at the destination.
+        /// Its path at the destination; below `/dev`, but not `/dev/shm`, it is a device's.
         path: PathBuf,
     },
     /// The drive is empty.

@@ -1,6 +1,6 @@
 //! From the tree to what is told about disks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use roxmltree::{Document, Node};
 
@@ -128,4 +128,10 @@ fn chain(disk: Node<'_, '_>, own: &Source, format: Option<String>) -> XmlChain {
 /// Whether a `<disk>` says anything about its chain.
 pub(super) fn has_chain(disk: Node<'_, '_>) -> bool {
     children(disk, "backingStore").next().is_some()
+}
+
+/// Whether a path is taken for a device's where nothing else tells: of a medium, of a lower layer. QEMU
+/// opens devices and files with different drivers, and refuses the wrong one.
+pub(super) fn is_device(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }

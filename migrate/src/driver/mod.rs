@@ -4,6 +4,7 @@
 mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
+pub mod model;
 pub mod words;
 
 use qcow::CancelToken;

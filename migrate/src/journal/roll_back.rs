@@ -125,15 +125,7 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
         };
     }
     let unfinished = object.temporary.as_deref().and_then(|temporary| {
-        let removed = match store.look(temporary) {
-            Ok(Some(found)) if !found.block_device && found.identity.links == Some(1) => {
-                store.remove(temporary, &found.identity)
-            }
-            Ok(Some(_)) => Err(Error::refused("it is not an unfinished file of ours")),
-            Ok(None) => Ok(false),
-            Err(error) => Err(error),
-        };
-        match removed {
+        match remove_unfinished(store, temporary, path) {
             Ok(removed) => removed.then(|| temporary.to_path_buf()),
             Err(error) => leave(temporary, error.to_string(), true),
         }
@@ -149,4 +141,24 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
         }
     }
     unfinished
+}
+
+/// Removes what has the name that only unfinished files of ours have, and its own name if it was just
+/// being given that.
+fn remove_unfinished(store: &dyn Store, temporary: &Path, path: &Path) -> Result<bool> {
+    let Some(found) = store.look(temporary)? else { return Ok(false) };
+    let identity = found.identity;
+    match identity.links {
+        _ if found.block_device => {}
+        Some(1) => return store.remove(temporary, &identity),
+        Some(2) => {
+            let named = store.look(path)?.map(|named| named.identity);
+            if named == Some(identity) {
+                store.remove(path, &identity)?;
+                return store.remove(temporary, &identity);
+            }
+        }
+        _ => {}
+    }
+    Err(Error::refused("it is not an unfinished file of ours"))
 }

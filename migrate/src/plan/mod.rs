@@ -25,7 +25,7 @@ pub use value::{
     Row, SCHEMA, SeedHow, Warning,
 };
 
-use crate::domain::{DiskEdit, destination_xml, persistent_xml};
+use crate::domain::{DiskEdit, XmlDomain, destination_xml, parse, persistent_xml};
 use crate::facts::Facts;
 
 /// Decides for every disk what to do, or says why not.
@@ -77,8 +77,40 @@ fn render(plan: &mut Plan, edits: &[DiskEdit], facts: &Facts) -> crate::Result<(
     let domain = &facts.domain;
     plan.destination_xml = destination_xml(&domain.migratable_xml, edits)?;
     plan.persistent_xml = match &domain.inactive_xml {
-        Some(xml) if domain.persistent => Some(persistent_xml(xml, edits)?),
+        Some(xml) if domain.persistent => {
+            let (edits, others) = of_the_definition(edits, &domain.live_xml, xml)?;
+            plan.warnings.extend(others.into_iter().map(|disk| {
+                Warning {
+                    code: "definition-differs".into(),
+                    message:
+                        "the next start uses another image than the one that runs; the definition \
+                          keeps its path"
+                            .into(),
+                    disk: Some(disk),
+                }
+            }));
+            Some(persistent_xml(xml, &edits)?)
+        }
         _ => None,
     };
     Ok(())
+}
+
+/// The edits of disks that the definition for the next start has as they run, and the names of the
+/// others: the medium was changed, or the disk was plugged in.
+fn of_the_definition(
+    edits: &[DiskEdit],
+    live: &str,
+    inactive: &str,
+) -> crate::Result<(Vec<DiskEdit>, Vec<String>)> {
+    let (live, inactive) = (parse(live)?, parse(inactive)?);
+    let source = |domain: &XmlDomain, target: &str| {
+        domain.disks.iter().find(|disk| disk.target == target).map(|disk| disk.source.clone())
+    };
+    let same = |edit: &&DiskEdit| {
+        source(&inactive, &edit.target).is_none_or(|own| source(&live, &edit.target) == Some(own))
+    };
+    let (same, others): (Vec<_>, Vec<_>) = edits.iter().partition(same);
+    let names = others.into_iter().map(|edit| edit.target.clone()).collect();
+    Ok((same.into_iter().cloned().collect(), names))
 }

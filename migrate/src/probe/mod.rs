@@ -18,7 +18,7 @@ use crate::domain::{XmlDisk, XmlDomain, parse};
 use crate::driver::Hypervisor;
 use crate::facts::{
     ChainFacts, Content, DiskFacts, DomainFacts, DomainState, Facts, HostFacts, LayerFacts, Source,
-    Storage, TargetFacts,
+    Storage, TargetFacts, XmlChain,
 };
 use crate::plan::{Policy, seed_name};
 use crate::store::{Store, Wanted};
@@ -180,8 +180,10 @@ impl Disks<'_> {
             } else {
                 None
             },
-            live_chain: disk.chain.clone(),
-            migratable_chain: in_migratable.map(|disk| disk.chain.clone()).unwrap_or_default(),
+            live_chain: on_path(&disk.chain, path.as_deref()),
+            migratable_chain: in_migratable
+                .map(|disk| on_path(&disk.chain, path.as_deref()))
+                .unwrap_or_default(),
             source,
             chain,
             there,
@@ -291,6 +293,15 @@ impl Disks<'_> {
         }
         Ok(())
     }
+}
+
+/// The chain with its first name, which may be that of a volume, as a path.
+fn on_path(chain: &XmlChain, path: Option<&Path>) -> XmlChain {
+    let mut chain = chain.clone();
+    if let (Some(path), Some(first)) = (path, chain.layers.first_mut()) {
+        first.path = path.to_path_buf();
+    }
+    chain
 }
 
 /// The path of a source that is a file or a device of its host.

@@ -157,7 +157,6 @@ impl Sender<'_> {
 const KEY_DIGITS: usize = 16;
 
 /// Whether it can be a [`key`](Content::key).
-#[allow(dead_code, reason = "for the far end")]
 pub(crate) fn is_key(key: &str) -> bool {
     key.len() == KEY_DIGITS && key.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

@@ -203,9 +203,9 @@ impl Store for LocalStore {
     ) -> Result<Identity> {
         let bytes = Content::new(content)?;
         let mut partial = self.begin(path, &bytes.key(path)?, bytes.len())?;
-        if !partial.clone_of(content)
-            && let Err(error) = bytes.send(&mut partial, observer, cancel)
-        {
+        if partial.clone_of(content) {
+            observer.progress(bytes.len(), bytes.len());
+        } else if let Err(error) = bytes.send(&mut partial, observer, cancel) {
             if error.kind() == crate::ErrorKind::Interrupted {
                 partial.discard();
             }

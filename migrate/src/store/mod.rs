@@ -4,12 +4,14 @@
 //! All paths are absolute paths of that host. Nothing that exists is ever written to: what is made is
 //! made under a name that was free, and only what was made can be removed.
 
-mod content;
+mod connection;
+pub(crate) mod content;
 mod holders;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 mod local;
-mod partial;
+pub(crate) mod partial;
+mod remote;
 mod root;
 
 use std::fs::File;
@@ -23,6 +25,7 @@ use crate::Result;
 use crate::facts::{Identity, NamedLayer, ObjectFacts};
 
 pub use local::LocalStore;
+pub use remote::RemoteStore;
 pub use root::identity_of;
 
 /// The files of one host.

@@ -72,8 +72,7 @@ impl Partial {
             return Err(Error::refused(format!("{}: somebody else is making it", path.display()))
                 .hint("wait until that is done, then try again"));
         }
-        file.set_len(len).map_err(|error| io("could not set the length", &at, &error))?;
-        Ok(Self {
+        let partial = Self {
             directory,
             name: name.to_owned(),
             temporary,
@@ -83,7 +82,12 @@ impl Partial {
             _locked: locked,
             len,
             resumed,
-        })
+        };
+        if let Err(error) = partial.file.set_len(len) {
+            partial.discard();
+            return Err(io("could not set the length", path, &error));
+        }
+        Ok(partial)
     }
 
     /// Takes all of the content at once, where the file system can share it; `false` if it cannot.

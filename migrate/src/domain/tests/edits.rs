@@ -219,6 +219,10 @@ fn media_move_and_drives_become_empty() {
     let disk = edited(MEDIA, &medium("sdd", "/new/copied.iso"), Form::NextStart);
     assert!(disk.starts_with("<disk type='file' device='cdrom'>"));
     assert!(disk.contains("<source file='/new/copied.iso'/>"));
+    let disk = edited(MEDIA, &medium("sda", "/dev/sr1"), Form::Running);
+    assert!(disk.contains("<disk type='block'") && disk.contains("<source dev='/dev/sr1' "));
+    let disk = edited(MEDIA, &medium("sda", "/dev/shm/a.iso"), Form::Running);
+    assert!(disk.contains("<disk type='file'") && disk.contains("<source file='/dev/shm/a.iso' "));
     edited(MEDIA, &medium("fda", "/new/floppy.img"), Form::Running);
     edited(MEDIA, &alone("fda", "/new/floppy.qcow2"), Form::Running);
     for (target, driver) in [("sda", true), ("sdb", false), ("sdc", true), ("fdb", false)] {
@@ -244,7 +248,12 @@ fn what_an_edit_would_lose_is_refused() {
 #[test]
 fn edits_that_make_no_sense() {
     let no_format = NamedLayer { path: "/b".into(), format: None };
+    let mut raw_overlay = on("vda", "/new/x", &[layer("/b", "raw")]);
+    if let Change::Move { format, .. } = &mut raw_overlay.change {
+        *format = Format::Raw;
+    }
     let senseless = [
+        raw_overlay,
         alone("vdz", "/new/x"),
         alone("vda", "relative"),
         alone("vda", ""),

@@ -21,7 +21,7 @@ fn survive(xml: &str) {
 fn cut_anywhere() {
     for xml in ALL {
         let domain_ends = xml.rfind("</domain>").unwrap() + "</domain>".len();
-        for end in (0..xml.len()).filter(|end| xml.is_char_boundary(*end)) {
+        for end in (0..xml.len()).rev().step_by(3).filter(|end| xml.is_char_boundary(*end)) {
             let rest = xml[end..].trim_start();
             let whole = end >= domain_ends && (rest.is_empty() || rest.starts_with("<!--"));
             assert_eq!(parse(&xml[..end]).is_ok(), whole, "{}", &xml[..end]);
@@ -39,7 +39,7 @@ fn pieces_removed_doubled_and_exchanged() {
     };
     for xml in ALL {
         let characters: Vec<char> = xml.chars().collect();
-        for _ in 0..100 {
+        for _ in 0..40 {
             let mut mangled = characters.clone();
             let at = next(mangled.len());
             match next(4) {
@@ -65,10 +65,12 @@ fn pieces_removed_doubled_and_exchanged() {
 fn elements_removed_and_doubled() {
     for xml in ALL {
         let document = roxmltree::Document::parse(xml).unwrap();
-        for node in document.descendants().filter(roxmltree::Node::is_element) {
+        let elements = document.descendants().filter(roxmltree::Node::is_element);
+        for (n, node) in elements.enumerate() {
             let range = node.range();
-            survive(&format!("{}{}", &xml[..range.start], &xml[range.end..]));
-            survive(&format!("{}{}", &xml[..range.end], &xml[range.start..]));
+            let (until, from) =
+                if n % 2 == 0 { (range.start, range.end) } else { (range.end, range.start) };
+            survive(&format!("{}{}", &xml[..until], &xml[from..]));
         }
     }
 }

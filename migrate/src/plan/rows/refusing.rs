@@ -1,6 +1,6 @@
 //! The rows that refuse a disk or leave it where it is.
 
-use super::{Disk, Verdict, source_path};
+use super::{Disk, Verdict, copying, source_path};
 use crate::facts::{Device, FormatFrom, Identity, LayerFacts, Source, Storage, Version};
 use crate::plan::predicted::worst_file;
 use crate::plan::words::list;
@@ -33,10 +33,14 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
     let removable = cdrom || disk.disk.device == Device::Floppy;
     let problem = match disk.there() {
         Some(there) => {
-            if there.storage == Storage::Shared && there.path == path {
+            let stays = there.storage == Storage::Shared && there.path == path;
+            let problem = if stays { not_the_same_there(disk) } else { None };
+            if stays && problem.is_none() {
                 return skip("a read-only medium on storage that both hosts share");
             }
-            if let Storage::Unknown { why } = &there.storage {
+            if let Some((why, _)) = problem {
+                why
+            } else if let Storage::Unknown { why } = &there.storage {
                 format!("nobody can say whether the destination shares its storage: {why}")
             } else if there.object.is_some() {
                 format!("the destination has another '{}' already", there.path.display())
@@ -86,32 +90,8 @@ pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
     if there.storage != Storage::Shared || there.path != path {
         return None;
     }
-    let Some(object) = &there.object else {
-        return refuse(
-            format!(
-                "'{}' is said to be on shared storage, but the destination has no such file",
-                path.display()
-            ),
-            "look whether the storage is mounted on both hosts",
-        );
-    };
-    if disk.top().is_some_and(|top| other_inode(&top.identity, &object.identity)) {
-        return refuse(
-            format!(
-                "'{}' is said to be on shared storage, but the destination has another file of that name",
-                path.display()
-            ),
-            "look whether the same storage is mounted on both hosts",
-        );
-    }
-    if let Some(layer) = disk.below().iter().find(|layer| !shared_too(disk, layer)) {
-        return refuse(
-            format!(
-                "the disk is on shared storage, but nobody can say whether its layer '{}' is",
-                layer.path.display()
-            ),
-            "say so with --shared DIRECTORY if it is, or flatten the disk",
-        );
+    if let Some((why, way_out)) = not_the_same_there(disk) {
+        return refuse(format!("'{}' is on shared storage, but {why}", path.display()), way_out);
     }
     let cache = disk.disk.cache.as_deref();
     let careful = matches!(cache, Some("none" | "directsync"));
@@ -126,6 +106,27 @@ pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
         );
     }
     skip("on storage that both hosts share")
+}
+
+/// Why a start there from the same names would not give what the guest has here, and what to do.
+fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, &'static str)> {
+    let mount = "look whether the same storage is mounted on both hosts";
+    let flatten = "flatten the disk where it is (virsh blockcopy --pivot)";
+    let Some(object) = &disk.there()?.object else {
+        return Some(("the destination has no such file".to_owned(), mount));
+    };
+    if disk.top().is_some_and(|top| other_inode(&top.identity, &object.identity)) {
+        return Some(("the destination has another file of that name".to_owned(), mount));
+    }
+    if let Some(path) = copying::gone(disk) {
+        return Some((format!("its layer '{path}' is gone"), flatten));
+    }
+    if let Some(difference) = copying::chain_difference(disk) {
+        return Some((format!("what runs is not what its headers say: {difference}"), flatten));
+    }
+    let layer = disk.below().iter().find(|layer| !shared_too(disk, layer))?;
+    let why = format!("nobody can say whether its layer '{}' is, too", layer.path.display());
+    Some((why, "say so with --shared DIRECTORY if it is, or flatten the disk"))
 }
 
 /// Whether the two are known to be different files. The device's number is each host's own.
@@ -252,7 +253,7 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
             "record it in the header of the image above (qemu-img rebase -u -F)",
         );
     }
-    let difference = super::copying::chain_difference(disk)?;
+    let difference = copying::chain_difference(disk)?;
     refuse(
         format!("the definition and the images' headers disagree about the chain: {difference}"),
         "find out which is right, and correct the other",
