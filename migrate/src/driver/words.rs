@@ -308,7 +308,8 @@ const TABLE: &[Row] = &[
     Row {
         words: &["annot acquire state change lock"],
         means: "another job holds the guest",
-        next: "wait for it (virsh domjobinfo GUEST), or abort it",
+        next: "wait for it (virsh domjobinfo GUEST), or abort it; a migration over a network that broke \
+               ends only when TCP gives up, which can take a quarter of an hour",
         ..WORDS
     },
     Row {
@@ -556,6 +557,8 @@ mod tests {
             ErrorKind::Environment, &["smaller than the disk"]),
         (1, 18, "internal error: pool 'default' has asynchronous jobs running.",
             ErrorKind::Environment, &["pool 'default'", "try again"]),
+        (68, 10, "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomainMigratePerform3Params)",
+            ErrorKind::Environment, &["another job holds the guest", "TCP gives up"]),
         // As an orchestrator reports what its own look at a file said.
         (0, 0, "Unable to stat /mnt/pool/3d9f: No such file or directory",
             ErrorKind::Environment, &["not there or not readable", "prepare"]),

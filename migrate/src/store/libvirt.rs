@@ -361,8 +361,12 @@ impl Store for LibvirtStore {
                 Error::environment(format!("could not duplicate a descriptor: {error}"))
             })
             .and_then(|file| Ok(FileStorage::from_file(file)?))?;
-        if format == Format::Qcow2 && self.head(&found)?.is_none_or(|head| head.backing.is_some()) {
-            return unknown("it is not a QCOW2 image that stands alone");
+        if format == Format::Qcow2 {
+            match self.head(&found) {
+                Ok(Some(head)) if head.backing.is_none() => {}
+                Ok(_) => return unknown("it is not a QCOW2 image that stands alone"),
+                Err(error) => return unknown(error.message()),
+            }
         }
         let same = found.facts.identity.size == file.len()
             && transfer::same_bytes(&self.connection, &found.volume, &file, observer, cancel)?;
