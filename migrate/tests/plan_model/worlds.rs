@@ -149,7 +149,7 @@ fn disk() -> impl Strategy<Value = Disk> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let style = select(vec![Style::Auto, Style::Auto, Style::Thin, Style::Full]);
+    let style = select(vec![Style::Auto, Style::Thin, Style::Thin, Style::Full]);
     let map = prop::bool::weighted(0.8);
     (style, map, any::<bool>(), any::<bool>()).prop_map(|(style, map, adopt, drop)| Policy {
         style,
@@ -188,9 +188,24 @@ pub(crate) fn some_world() -> impl Strategy<Value = World> {
     let weather = (writes(), fault).prop_map(|(writes, fault)| Weather { writes, fault });
     let disks = prop::collection::vec(disk(), 1..=2);
     let running = prop::bool::weighted(0.8);
-    let names = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.05));
+    let names = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.05));
     (disks, names, running, tamper, writes(), policy(), weather).prop_map(
-        |(disks, (one_template, same_names, damage), running, tamper, before, policy, weather)| {
+        |(
+            mut disks,
+            (one_template, same_names, damage),
+            running,
+            tamper,
+            before,
+            policy,
+            weather,
+        )| {
+            if same_names {
+                // Both bases have to be brought for their names to meet.
+                for disk in &mut disks {
+                    (disk.base, disk.gone) = (BaseThere::Nothing, Gone::No);
+                }
+            }
+            let one_template = one_template && !same_names;
             World {
                 disks,
                 one_template,
