@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure, Migrate,
+    Agent, Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure, Migrate,
     PlanCommand, Prepare, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
@@ -113,6 +113,7 @@ commands! {
     Transactions "transactions" "List runs of migrate and prepare, and those that were cut off";
     Resume "resume" "Go on with a run that was cut off";
     Rollback "rollback" "Undo a run that was cut off, or what prepare made";
+    Agent "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
     Generate "generate" "Write man pages or shell completions" hidden true;
 }
 

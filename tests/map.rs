@@ -214,6 +214,25 @@ fn a_picture_names_the_layers_and_what_they_hold() {
 }
 
 #[test]
+fn a_picture_shortens_the_middle_of_long_names() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path(format!("first-{}-last.qcow2", "x".repeat(200)));
+    qemu::create(&image, "", "8M");
+    let svg = scratch.path("map.svg");
+    qcowtool(args!["map", "--picture", svg, image]).ok();
+    let drawn = std::fs::read_to_string(&svg).unwrap();
+    let lines = || drawn.lines().map(str::trim);
+    assert!(!drawn.contains(&"x".repeat(200)), "{drawn}");
+    assert!(
+        lines().any(|line| line.starts_with("first-x") && line.ends_with("x-last.qcow2, 8 MiB"))
+    );
+    assert!(
+        lines().any(|line| line.starts_with("layer 0: first-x") && line.ends_with("-last.qcow2"))
+    );
+}
+
+#[test]
 fn a_picture_is_png_by_name_and_replaces_nothing_unasked() {
     needs_qemu!();
     let scratch = Scratch::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use migrate::Result;
 use migrate::driver::libvirt::Connection;
-use migrate::store::LocalStore;
+use migrate::store::libvirt::LibvirtStore;
 use qcowtool::Connected;
 
 fn main() -> ExitCode {
@@ -14,6 +14,6 @@ fn main() -> ExitCode {
 
 fn connect(uri: &str) -> Result<Connected> {
     let connection = Arc::new(Connection::open(uri)?);
-    let store = Arc::new(LocalStore::new(std::path::Path::new("/"))?);
+    let store = Arc::new(LibvirtStore::new(Arc::clone(&connection)));
     Ok(Connected { hypervisor: connection, store })
 }

@@ -20,4 +20,4 @@ pub(crate) use generate::Generate;
 pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
-pub(crate) use migration::{Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions};
+pub(crate) use migration::{Agent, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions};

@@ -21,17 +21,21 @@ const LINE: RGBColor = RGBColor(0xc9, 0xd1, 0xda);
 const PAPER: RGBColor = RGBColor(0xff, 0xff, 0xff);
 const EMPTY: RGBColor = RGBColor(0xf6, 0xf8, 0xfa);
 const ZERO: RGBColor = RGBColor(0xd3, 0xda, 0xe3);
-/// Data, by depth: told apart by people who see colours differently too; they repeat.
+/// Data, by depth: told apart by people who see colours differently too, and none is like the paler
+/// tone of another; they repeat.
 const LAYERS: [RGBColor; 8] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xe6, 0x9f, 0x00),
     RGBColor(0x00, 0x9e, 0x73),
     RGBColor(0xcc, 0x79, 0xa7),
-    RGBColor(0x56, 0xb4, 0xe9),
+    RGBColor(0x33, 0x33, 0x33),
     RGBColor(0xd5, 0x5e, 0x00),
     RGBColor(0x8c, 0x6d, 0x31),
     RGBColor(0x7a, 0x5c, 0xb8),
 ];
+
+/// Up to so many layers, the legend has a line for each.
+const NAMED: usize = 4;
 
 const MARGIN: i32 = 40;
 const TITLE: i32 = 24;
@@ -72,7 +76,8 @@ impl<'a> Drawing<'a> {
     /// Draws everything.
     pub(super) fn on<B: DrawingBackend>(&self, area: &Area<B>) -> Result<()> {
         area.fill(&PAPER).map_err(|error| failed(&error.to_string()))?;
-        self.text(area, &self.caption.title, (MARGIN, TITLE), 19, INK, HPos::Left)?;
+        let title = self.shortened(area, &self.caption.title, columns(), 19)?;
+        self.text(area, &title, (MARGIN, TITLE), 19, INK, HPos::Left)?;
         self.legend(area)?;
         self.disk(area)?;
         for depth in 0..self.caption.layers.len() {
@@ -82,6 +87,7 @@ impl<'a> Drawing<'a> {
             let text = format!("the {} layers, the active one first", self.caption.layers.len());
             let over = self.top_of_layer(0).saturating_sub(18);
             self.text(area, &text, (MARGIN, over), 13, FAINT, HPos::Left)?;
+            self.depths(area)?;
         }
         self.axis(area)?;
         area.present().map_err(|error| failed(&error.to_string()))
@@ -91,14 +97,18 @@ impl<'a> Drawing<'a> {
         let totals = self.tally.totals();
         let all = |part: fn(&Amount) -> u64| totals.iter().map(part).fold(0, u64::saturating_add);
         let mut items = Vec::new();
-        for (depth, total) in totals.iter().enumerate().take(4) {
-            let name =
-                if totals.len() == 1 { "data".to_owned() } else { format!("data, layer {depth}") };
-            items.push((colour(depth), format!("{name}: {}", human(total.data))));
-        }
-        if let Some(rest) = totals.get(4..).filter(|rest| !rest.is_empty()) {
-            let data = rest.iter().map(|total| total.data).fold(0, u64::saturating_add);
-            items.push((colour(4), format!("data, deeper: {}", human(data))));
+        if totals.len() <= NAMED {
+            for (depth, total) in totals.iter().enumerate() {
+                let name = if totals.len() == 1 {
+                    "data".to_owned()
+                } else {
+                    format!("data, layer {depth}")
+                };
+                items.push((vec![colour(depth)], format!("{name}: {}", human(total.data))));
+            }
+        } else {
+            let data = human(all(|total| total.data));
+            items.push((LAYERS.to_vec(), format!("data, a colour for each layer: {data}")));
         }
         let (compressed, zero) = (all(|total| total.compressed), all(|total| total.zero));
         let nothing = self.tally.length().saturating_sub(all(Amount::sum));
@@ -108,19 +118,24 @@ impl<'a> Drawing<'a> {
             (EMPTY, "unallocated", nothing),
         ] {
             if bytes > 0 {
-                items.push((colour, format!("{what}: {}", human(bytes))));
+                items.push((vec![colour], format!("{what}: {}", human(bytes))));
             }
         }
         let (mut left, mut top) = (MARGIN, LEGEND);
-        for (colour, text) in items {
+        for (colours, text) in items {
             let letters = i32::try_from(text.len()).unwrap_or_default();
-            let width = letters.saturating_mul(6).saturating_add(56);
+            let stripe = if colours.len() == 1 { 13 } else { 5 };
+            let swatch = i32::try_from(colours.len()).unwrap_or(1).saturating_mul(stripe);
+            let width = letters.saturating_mul(6).saturating_add(swatch).saturating_add(43);
             if left.saturating_add(width) > columns().saturating_add(MARGIN) {
                 (left, top) = (MARGIN, top.saturating_add(20));
             }
-            self.block(area, (left, top), (13, 13), colour)?;
-            self.frame(area, (left, top), (13, 13))?;
-            let text_at = (left.saturating_add(20), top.saturating_add(3));
+            for (place, colour) in (0..).zip(&colours) {
+                let at = left.saturating_add(stripe.saturating_mul(place));
+                self.block(area, (at, top), (stripe, 13), *colour)?;
+            }
+            self.frame(area, (left, top), (swatch, 13))?;
+            let text_at = (left.saturating_add(swatch).saturating_add(7), top.saturating_add(3));
             self.text(area, &text, text_at, 13, INK, HPos::Left)?;
             left = left.saturating_add(width);
         }
@@ -164,12 +179,57 @@ impl<'a> Drawing<'a> {
             return Ok(());
         }
         self.frame(area, (MARGIN, top), (columns(), height))?;
-        let name = self.caption.layers.get(depth).map_or("", String::as_str);
-        let over = top.saturating_sub(18);
-        self.text(area, &format!("layer {depth}: {name}"), (MARGIN, over), 13, INK, HPos::Left)?;
         let total = self.tally.totals().get(depth).copied().unwrap_or_default();
-        let right = MARGIN.saturating_add(columns());
-        self.text(area, &contribution(&total), (right, over), 13, FAINT, HPos::Right)
+        let (total, right) = (contribution(&total), MARGIN.saturating_add(columns()));
+        let over = top.saturating_sub(18);
+        self.text(area, &total, (right, over), 13, FAINT, HPos::Right)?;
+        let name = self.caption.layers.get(depth).map_or("", String::as_str);
+        let room = columns().saturating_sub(self.width(area, &total, 13)?).saturating_sub(24);
+        let name = self.shortened(area, &format!("layer {depth}: {name}"), room, 13)?;
+        self.text(area, &name, (MARGIN, over), 13, INK, HPos::Left)
+    }
+
+    /// Depths beside layers that have no names.
+    fn depths<B: DrawingBackend>(&self, area: &Area<B>) -> Result<()> {
+        let step = self.layer_height().saturating_add(self.gap()).max(1);
+        let every = usize::try_from(20_i32.div_euclid(step)).unwrap_or(1).max(1);
+        for depth in (0..self.caption.layers.len()).step_by(every) {
+            let place = (MARGIN.saturating_sub(6), self.top_of_layer(depth).saturating_sub(4));
+            self.text(area, &depth.to_string(), place, 10, FAINT, HPos::Right)?;
+        }
+        Ok(())
+    }
+
+    /// The text as it is if it fits, else with an ellipsis for its middle: the ends of a name tell
+    /// more.
+    fn shortened<B: DrawingBackend>(
+        &self,
+        area: &Area<B>,
+        text: &str,
+        room: i32,
+        size: i32,
+    ) -> Result<String> {
+        let letters: Vec<char> = text.chars().collect();
+        let mut kept = letters.len();
+        let mut shown = text.to_owned();
+        while kept > 2 && self.width(area, &shown, size)? > room {
+            kept = kept.saturating_sub(kept.div_euclid(16).max(1));
+            let (tail, head) = (kept.div_euclid(2), kept.div_ceil(2));
+            let last = letters.len().saturating_sub(tail);
+            let ends = letters.get(..head).into_iter().chain(letters.get(last..));
+            let ends: Vec<String> = ends.map(|part| part.iter().collect()).collect();
+            shown = ends.join("\u{2026}");
+        }
+        Ok(shown)
+    }
+
+    /// How wide a text is, in units.
+    fn width<B: DrawingBackend>(&self, area: &Area<B>, text: &str, size: i32) -> Result<i32> {
+        let font = (FontFamily::Name(FONT), size.saturating_mul(self.scale));
+        let style: TextStyle<'_> = font.into_text_style(area);
+        let (pixels, _) =
+            area.estimate_text_size(text, &style).map_err(|error| failed(&error.to_string()))?;
+        Ok(i32::try_from(pixels).unwrap_or(i32::MAX).div_euclid(self.scale.max(1)))
     }
 
     /// Offsets along the disk, under the last band.

@@ -112,6 +112,9 @@ pub(crate) trait Places {
     /// The L2 table of the active image.
     fn l2(&self) -> usize;
     fn snapshot_table(&self) -> usize;
+    /// The L1 table of the first snapshot, and the L2 table that it names.
+    fn snapshot_l1(&self) -> usize;
+    fn snapshot_l2(&self) -> usize;
     /// The first bitmap's directory entry.
     fn bitmap_directory(&self) -> usize;
     /// The first offset past the file's end that starts a cluster.
@@ -141,6 +144,14 @@ impl Places for Patch {
 
     fn snapshot_table(&self) -> usize {
         to(self.u64(field::SNAPSHOTS_OFFSET))
+    }
+
+    fn snapshot_l1(&self) -> usize {
+        to(self.u64(self.snapshot_table()))
+    }
+
+    fn snapshot_l2(&self) -> usize {
+        to(self.u64(self.snapshot_l1()) & OFFSET_MASK)
     }
 
     fn bitmap_directory(&self) -> usize {

@@ -6,6 +6,7 @@ mod directory;
 pub mod libvirt;
 pub mod model;
 pub mod words;
+pub mod model;
 
 use qcow::CancelToken;
 

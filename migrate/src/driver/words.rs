@@ -27,6 +27,7 @@ pub(crate) mod code {
     pub(crate) const OPERATION_INVALID: i32 = 55;
     pub(crate) const OPERATION_TIMEOUT: i32 = 68;
     pub(crate) const MIGRATE_PERSIST_FAILED: i32 = 69;
+    pub(crate) const ARGUMENT_UNSUPPORTED: i32 = 74;
     pub(crate) const OPERATION_ABORTED: i32 = 78;
     pub(crate) const AUTH_CANCELLED: i32 = 79;
     pub(crate) const MIGRATE_UNSAFE: i32 = 81;
@@ -239,6 +240,12 @@ const TABLE: &[Row] = &[
         next: "make room at the destination, or choose another directory",
         ..WORDS
     },
+    Row {
+        words: &["asynchronous jobs running"],
+        means: "something is being made in the pool '{quoted}', and libvirt does not look into it meanwhile",
+        next: "try again when that is done",
+        ..WORDS
+    },
     // By words: the guest.
     Row {
         words: &["annot migrate empty or read-only disk"],
@@ -404,8 +411,8 @@ const TABLE: &[Row] = &[
         ..WORDS
     },
     Row {
-        codes: &[code::NO_SUPPORT, code::NO_CONNECT],
-        means: "this connection cannot do that",
+        codes: &[code::NO_SUPPORT, code::NO_CONNECT, code::ARGUMENT_UNSUPPORTED],
+        means: "this connection, or this version of libvirt, cannot do that",
         next: "a URI such as qemu:///system or qemu+ssh://HOST/system is needed",
         ..WORDS
     },
@@ -547,6 +554,8 @@ mod tests {
             ErrorKind::Environment, &["no free port", "migration_port_min"]),
         (1, 10, "internal error: process exited while connecting to monitor: qemu-system-x86_64: -blockdev {}: The sum of offset (0) and size (67108864) has to be smaller or equal to the  actual size of the containing file (33554432)",
             ErrorKind::Environment, &["smaller than the disk"]),
+        (1, 18, "internal error: pool 'default' has asynchronous jobs running.",
+            ErrorKind::Environment, &["pool 'default'", "try again"]),
         // As an orchestrator reports what its own look at a file said.
         (0, 0, "Unable to stat /mnt/pool/3d9f: No such file or directory",
             ErrorKind::Environment, &["not there or not readable", "prepare"]),

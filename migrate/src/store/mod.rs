@@ -7,6 +7,8 @@
 mod connection;
 pub(crate) mod content;
 mod holders;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 mod local;
 pub(crate) mod partial;
 mod remote;

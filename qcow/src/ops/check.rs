@@ -222,11 +222,12 @@ impl<'a> Survey<'a> {
     }
 
     /// Counts everything but the refcount structures, and compares nothing.
-    fn run_without_refcounts(&self) -> Result<()> {
+    fn run_without_refcounts(&self) -> Result<Found> {
         let tables = self.mapping()?;
         self.claim(&tables)?;
-        self.l2_tables(&tables, &Silent)?;
-        self.bitmaps()
+        let figures = self.l2_tables(&tables, &Silent)?;
+        self.bitmaps()?;
+        Ok(Found { tables, figures, highest: 0 })
     }
 
     /// Counts what leads to the L2 tables, and lists them.

@@ -1,6 +1,5 @@
 //! `qcowtool agent`: the other end of --rsh.
 
-use std::io;
 use std::path::Path;
 
 use clap::Args;
@@ -20,7 +19,7 @@ impl Agent {
     /// Serves the files of this host on standard input and output until the input ends.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let store = LocalStore::new(Path::new("/"))?;
-        migrate::agent::serve(io::stdin().lock(), io::stdout().lock(), &store)?;
+        migrate::agent::serve_standard_streams(&store)?;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use migrate::facts::DomainState;
 use migrate::plan::{PathMap, Policy, Style, Verify};
 use migrate::probe::Ends;
 use migrate::run::Route;
-use migrate::store::{LocalStore, Store};
+use migrate::store::{LocalStore, RemoteStore, Store};
 use migrate::{Error, Result};
 
 use crate::libvirt::connect;
@@ -227,7 +227,9 @@ fn far(route: &Route) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Store>)> {
     }
     let connected = connect(&route.to)?;
     let Some(rsh) = &route.rsh else { return Ok((connected.hypervisor, connected.store)) };
-    Err(Error::usage(format!("--rsh {rsh} is not there yet")))
+    let words: Vec<String> = rsh.split_whitespace().map(str::to_owned).collect();
+    let store = RemoteStore::spawn(&words, &route.rsh_program)?;
+    Ok((connected.hypervisor, Arc::new(store)))
 }
 
 impl PolicyArgs {

@@ -1,5 +1,6 @@
 //! The commands that move guests.
 
+mod agent;
 mod args;
 mod migrate;
 mod plan;
@@ -8,6 +9,7 @@ mod transactions;
 mod voice;
 
 pub(crate) use self::migrate::{Migrate, Prepare};
+pub(crate) use agent::Agent;
 pub(crate) use plan::PlanCommand;
 pub(crate) use transactions::{Resume, Rollback, Transactions};
 

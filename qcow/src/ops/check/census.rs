@@ -1,6 +1,7 @@
 //! Counts who refers to which host cluster, by QEMU's rules, and knows which clusters are metadata.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::counters::{ClusterSet, Counters};
@@ -19,7 +20,7 @@ pub(super) struct Census<'a> {
     file_len: u64,
     /// Clusters that are looked at: those of the file, and one more if something refers to it.
     clusters: AtomicU64,
-    references: Counters,
+    references: Arc<Counters>,
     metadata: ClusterSet,
     report: &'a Report,
 }
@@ -43,7 +44,7 @@ impl<'a> Census<'a> {
             geometry,
             file_len,
             clusters: AtomicU64::new(clusters),
-            references: Counters::new(most),
+            references: Arc::new(Counters::new(most)),
             metadata: ClusterSet::new(most),
             report,
         })
@@ -138,6 +139,11 @@ impl<'a> Census<'a> {
     /// References to a cluster.
     pub(super) fn references(&self, cluster: u64) -> u64 {
         self.references.get(cluster)
+    }
+
+    /// All counts, to be kept when the census is gone.
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.references)
     }
 
     /// The first cluster at or after `from` that may have references.

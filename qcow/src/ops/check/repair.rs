@@ -5,16 +5,24 @@
 //! disk in phases, each durable before the next, so that a crash leaves the old or the new state
 //! of each entry and at worst leaks:
 //!
-//! 1. entries that lead nowhere are dropped, copied flags that lie are cleared;
-//! 2. refcounts are raised, or written anew at the end of the file, and the header then switched;
-//! 3. refcounts are lowered;
-//! 4. copied flags are set;
-//! 5. the dirty and corrupt bits are cleared.
+//! 1. bitmaps that stand in the way are dropped; data that lies in metadata, and a snapshot table
+//!    that lacks something, get clusters behind the end of the file, and are then named there;
+//! 2. entries that lead nowhere are dropped, copied flags that lie are cleared;
+//! 3. refcounts are raised, or written anew at the end of the file, and the header then switched;
+//! 4. refcounts are lowered;
+//! 5. copied flags are set;
+//! 6. the dirty and corrupt bits are cleared.
+//!
+//! Between 4 and 5 a crash can leave copied flags unset that QEMU wants set. A flag and a refcount
+//! lie in different sectors, so one must come first; the other order could leave a flag that is
+//! set without right, and such a cluster may be written to in place though others use it.
 //!
 //! An image in which something is not understood (reserved bits, misaligned data, two structures
 //! in one cluster) is left alone: freeing what nobody seems to use could be the end of its data.
 
+mod bitmaps;
 mod entries;
+mod moves;
 mod plan;
 mod refcounts;
 
@@ -30,10 +38,11 @@ use crate::chain::{Format, local_path, probe_format};
 use crate::format::{Incompatible, Version};
 use crate::image::Skeleton;
 use crate::io::{Access, FileStorage, Storage, open_in_place};
-use crate::{CancelToken, Error, Observer, Result, Silent};
+use crate::{CancelToken, Error, ErrorKind, Observer, Result, Silent};
 
 use plan::Plan;
 pub use plan::{Action, Step};
+use refcounts::Target;
 
 /// Where a version 3 header keeps its incompatible feature bits.
 const INCOMPATIBLE_BITS: u64 = 72;
@@ -160,9 +169,19 @@ fn open(path: &Path, options: &RepairOptions) -> Result<Opened> {
 struct Look<'a> {
     survey: &'a Survey<'a>,
     found: &'a Found,
+    sound: bool,
 }
 
+/// One part of a plan, before refcounts are looked at.
+type Stage = fn(&Look<'_>, Scope, &mut Plan) -> Result<()>;
+
+/// What is planned one after the other; each sees the image as those before it have made it.
+const STAGES: [Stage; 3] = [moves::part_data_from_metadata, moves::complete_snapshots, drop_dead];
+
 /// Checks the image in `storage`, and plans what makes it whole.
+///
+/// Bitmaps say where a backup may skip data: wrong ones are worse than none. So where they stand in
+/// the way of a repair that is otherwise possible, all of them are dropped.
 fn make_plan(
     storage: &Arc<dyn Storage>,
     options: &RepairOptions,
@@ -170,63 +189,116 @@ fn make_plan(
     cancel: &CancelToken,
 ) -> Result<(CheckOutcome, Plan)> {
     let most = options.check.max_findings;
+    let mut before = None;
     let mut plan = Plan::new(Arc::clone(storage), most);
-    let image = Skeleton::open(Arc::clone(storage))?;
-    let report = Report::new(most);
-    let survey = Survey::new(&image, &report, cancel)?;
-    let found = survey.run(observer)?;
-    let before = survey.outcome(&found);
-    let sound = before.corruptions == 0 && before.check_errors == 0;
-    if options.scope == Scope::All && !sound {
-        entries::drop_dead(&Look { survey: &survey, found: &found }, &mut plan)?;
+    if let Err(refused) = make_whole(&mut plan, &mut before, options, observer, cancel) {
+        let damage = matches!(
+            refused.kind(),
+            ErrorKind::Corrupt | ErrorKind::Limit | ErrorKind::Unsupported
+        );
+        plan = Plan::new(Arc::clone(storage), most);
+        if options.scope != Scope::All || !damage || !bitmaps::drop_all(&**storage, &mut plan)? {
+            return Err(refused);
+        }
+        match make_whole(&mut plan, &mut before, options, &Silent, cancel) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Err(_) => return Err(refused),
+            Ok(()) => {}
+        }
     }
-    if plan.is_empty() {
-        plan_refcounts(&Look { survey: &survey, found: &found }, options.scope, &mut plan)?;
-    } else {
-        let image = Skeleton::open(plan.result())?;
-        let report = Report::new(most);
-        let survey = Survey::new(&image, &report, cancel)?;
-        let found = survey.run(&Silent)?;
-        plan_refcounts(&Look { survey: &survey, found: &found }, options.scope, &mut plan)?;
-    }
-    prove(&before, options.scope, &mut plan, cancel)?;
+    let before = before.ok_or_else(|| Error::unsupported("the image was not checked"))?;
     Ok((before, plan))
 }
 
-/// Plans refcounts and copied flags for an image in which all entries lead somewhere.
-fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
+/// Adds to `plan` what makes the image whole. The first check, if none was done, goes to `before`.
+fn make_whole(
+    plan: &mut Plan,
+    before: &mut Option<CheckOutcome>,
+    options: &RepairOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let given = plan.writes();
+    let mut stages = STAGES.iter();
+    let in_place = loop {
+        let image = Skeleton::open(plan.result())?;
+        let report = Report::new(options.check.max_findings);
+        let survey = Survey::new(&image, &report, cancel)?;
+        let first = plan.writes() == given;
+        let found = survey.run(if first { observer } else { &Silent })?;
+        let mut outcome = survey.outcome(&found);
+        let sound = outcome.corruptions == 0 && outcome.check_errors == 0;
+        let look = Look { survey: &survey, found: &found, sound };
+        if before.is_none() && given > 0 {
+            // Bitmaps were dropped before anything could be opened.
+            outcome.corruptions = outcome.corruptions.saturating_add(1);
+            outcome.findings.push(bitmaps::unreadable());
+        }
+        before.get_or_insert(outcome);
+        let seen = plan.writes();
+        for stage in stages.by_ref() {
+            stage(&look, options.scope, plan)?;
+            if plan.writes() != seen {
+                break;
+            }
+        }
+        if plan.writes() == seen {
+            break plan_refcounts(&look, options.scope, plan)?;
+        }
+    };
+    // What was counted so far is forgotten before anything is counted again: it takes memory.
+    if !in_place {
+        plan_anew(plan, cancel)?;
+    }
+    if let Some(before) = before { prove(before, options.scope, plan, cancel) } else { Ok(()) }
+}
+
+/// Drops entries that lead nowhere, and copied flags that mean nothing.
+fn drop_dead(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
+    if scope == Scope::All && !look.sound { entries::drop_dead(look, plan) } else { Ok(()) }
+}
+
+/// Plans refcounts and copied flags for an image in which all entries lead somewhere; says whether
+/// that can be done in place.
+fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool> {
     let report = look.survey.report;
     if report.corruptions() == 0 && report.leaks() == 0 && report.check_errors() == 0 {
-        return Ok(());
+        return Ok(true);
     }
     refuse_what_is_not_understood(report)?;
-    let in_place = refcounts::can_stay(look)?;
-    if scope == Scope::Leaks {
-        if !in_place {
-            return Err(Error::unsupported("the refcounts cannot be trusted")
+    if !refcounts::can_stay(look)? {
+        return match scope {
+            Scope::All => Ok(false),
+            Scope::Leaks => Err(Error::unsupported("the refcounts cannot be trusted")
                 .structure("refcount table")
-                .hint("`check -r all` writes them anew"));
-        }
-        let target = refcounts::Target::Lowered;
-        refcounts::lower(look, plan)?;
-        return entries::copied_flags(look, target, true, plan);
+                .hint("`check -r all` writes them anew")),
+        };
     }
-    if in_place {
-        refuse_overlaps(report)?;
-        entries::copied_flags(look, refcounts::Target::Exact, false, plan)?;
+    refuse_overlaps(report)?;
+    let target = match scope {
+        Scope::All => Target::Exact,
+        Scope::Leaks => Target::Lowered,
+    };
+    if scope == Scope::All {
+        entries::copied_flags(look, target, false, plan)?;
         refcounts::raise(look, plan)?;
-        refcounts::lower(look, plan)?;
-        entries::copied_flags(look, refcounts::Target::Exact, true, plan)
-    } else {
-        let counted = Report::new(0);
-        let fresh = Survey::new(look.survey.image, &counted, look.survey.cancel)?;
-        fresh.run_without_refcounts()?;
-        refuse_overlaps(&counted)?;
-        let anew = refcounts::Target::Anew(&fresh);
-        entries::copied_flags(look, anew, false, plan)?;
-        refcounts::rebuild(look, &fresh, plan)?;
-        entries::copied_flags(look, anew, true, plan)
     }
+    refcounts::lower(look, plan)?;
+    entries::copied_flags(look, target, true, plan)?;
+    Ok(true)
+}
+
+/// Plans new refcounts, as if the image had none, and the copied flags that go with them.
+fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
+    let image = Skeleton::open(plan.result())?;
+    let report = Report::new(0);
+    let survey = Survey::new(&image, &report, cancel)?;
+    let found = survey.run_without_refcounts()?;
+    refuse_overlaps(&report)?;
+    let look = Look { survey: &survey, found: &found, sound: false };
+    entries::copied_flags(&look, Target::Exact, false, plan)?;
+    refcounts::rebuild(&survey, plan)?;
+    entries::copied_flags(&look, Target::Exact, true, plan)
 }
 
 /// Anything but refcounts and copied flags may mean that references were misread.

@@ -1,33 +1,41 @@
 //! Repairs of L1 and L2 entries.
 
+use std::ops::Range;
+
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Look;
 use super::plan::{Action, Plan, Step};
 use super::refcounts::Target;
-use crate::Result;
 use crate::format::{L1Entry, L2Entry, Version, raw_l2_entry, set_raw_l2_entry};
 use crate::io::read_padded;
 use crate::ops::check::tables::L2Table;
 use crate::ops::check::{Structure, Survey};
+use crate::{Error, Result};
 
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const LOW: u64 = u32::MAX as u64;
+/// L1 tables are read in pieces of this many bytes.
+const PIECE: u64 = 64 << 10;
 
 /// Drops entries that lead past the end of the file, where all is zeros, and clears copied flags of
-/// compressed clusters. What a guest reads stays the same.
+/// compressed clusters, in the active image and in snapshots. What a guest reads stays the same.
 pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
     let survey = look.survey;
     let cluster_size = survey.geometry.cluster_size();
-    edit_l1(survey, plan, |entry| {
+    let without_dead = |entry: L1Entry| {
         let past_end = survey.geometry.is_aligned(entry.offset().0)
             && survey.census.is_past_end(entry.offset().0, cluster_size);
         // A flag without an offset means nothing either.
         let dead = entry.reserved() == 0 && (past_end || entry.is_empty());
         (Action::DropEntry, if dead { 0 } else { entry.0 })
-    })?;
+    };
+    edit_l1(survey, plan, without_dead)?;
+    for range in snapshot_l1s(survey) {
+        edit_entries(survey, plan, Structure::SnapshotL1Table, range, without_dead)?;
+    }
     for table in &look.found.tables {
         edit_l2(survey, table, plan, |word, bitmap| {
             if word & COMPRESSED != 0 {
@@ -74,7 +82,7 @@ fn without_dead_cluster(survey: &Survey<'_>, word: u64, bitmap: u64) -> Option<(
 /// Clears (or sets) copied flags of the active image where they will not (or will) be the truth.
 pub(super) fn copied_flags(
     look: &Look<'_>,
-    target: Target<'_>,
+    target: Target,
     set: bool,
     plan: &mut Plan,
 ) -> Result<()> {
@@ -112,42 +120,110 @@ pub(super) fn copied_flags(
 fn edit_l1(
     survey: &Survey<'_>,
     plan: &mut Plan,
-    mut edit: impl FnMut(L1Entry) -> (Action, u64),
+    edit: impl FnMut(L1Entry) -> (Action, u64),
 ) -> Result<()> {
     let header = &survey.image.area.header;
-    let offset = header.l1_table_offset.0;
-    let len = usize::try_from(header.l1_entries).unwrap_or_default().saturating_mul(8);
-    let mut old = vec![0; len];
-    read_padded(&*plan.result(), &mut old, offset)?;
-    let mut new = old.clone();
-    let mut at = offset;
-    for (index, bytes) in (0..).zip(new.chunks_exact_mut(8)) {
-        let from = BigEndian::read_u64(bytes);
-        if from != 0 {
-            let (action, to) = edit(L1Entry(from));
-            if to != from {
-                BigEndian::write_u64(bytes, to);
-                let structure = Structure::L1Table;
-                plan.step(Step { action, structure, index, host_offset: at, from, to });
+    let start = header.l1_table_offset.0;
+    let end = start.saturating_add(u64::from(header.l1_entries).saturating_mul(8));
+    edit_entries(survey, plan, Structure::L1Table, start..end, edit)
+}
+
+/// Where the snapshots' L1 tables lie, as far as the file reaches, each byte once.
+fn snapshot_l1s(survey: &Survey<'_>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let tables = survey.image.snapshots.iter();
+    for table in tables.filter(|table| table.check_l1(survey.geometry).is_ok()) {
+        let start = table.l1_table_offset.0;
+        ranges.push(start..start.saturating_add(u64::from(table.l1_entries).saturating_mul(8)));
+    }
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, first| {
+        let joined = next.start <= first.end;
+        if joined {
+            first.end = first.end.max(next.end);
+        }
+        joined
+    });
+    ranges
+}
+
+/// Rewrites entries of L1 tables, as far as the file reaches; entries of zero are not asked about.
+fn edit_entries(
+    survey: &Survey<'_>,
+    plan: &mut Plan,
+    structure: Structure,
+    range: Range<u64>,
+    mut edit: impl FnMut(L1Entry) -> (Action, u64),
+) -> Result<()> {
+    let result = plan.result();
+    let end = range.end.min(result.len());
+    let mut at = range.start;
+    while at < end {
+        survey.cancel.check()?;
+        let data = result.next_data(at).map_err(|error| Error::io("could not read", error))?;
+        at = at.max(data.unwrap_or(end) & !PIECE.wrapping_sub(1)).min(end);
+        // Pieces start at the table's, or at multiples of their own length: never within a sector.
+        let until = at.saturating_add(1).next_multiple_of(PIECE).min(end);
+        let len = until.saturating_sub(at).next_multiple_of(8);
+        let mut old = vec![0; usize::try_from(len).unwrap_or_default()];
+        read_padded(&*result, &mut old, at)?;
+        let mut new = old.clone();
+        let first = at.saturating_sub(range.start) >> 3;
+        for (place, bytes) in (0u64..).zip(new.chunks_exact_mut(8)) {
+            let from = BigEndian::read_u64(bytes);
+            if from != 0 {
+                let (action, to) = edit(L1Entry(from));
+                if to != from {
+                    BigEndian::write_u64(bytes, to);
+                    let index = first.saturating_add(place);
+                    let host_offset = at.saturating_add(place.saturating_mul(8));
+                    plan.step(Step { action, structure, index, host_offset, from, to });
+                }
             }
         }
-        at = at.saturating_add(8);
+        plan.replace(at, &old, &new)?;
+        at = until;
     }
-    plan.replace(offset, &old, &new)
+    Ok(())
+}
+
+/// Shows the entries of one L2 table, if it lies where one can, but those of zero.
+pub(super) fn read_l2(
+    survey: &Survey<'_>,
+    table: &L2Table,
+    mut see: impl FnMut(u64, u64),
+) -> Result<()> {
+    let geometry = survey.geometry;
+    if !is_whole(survey, table) {
+        return Ok(());
+    }
+    let mut bytes = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
+    read_padded(&*survey.image.storage, &mut bytes, table.offset)?;
+    for index in 0..geometry.l2_entries() {
+        let (word, bitmap) = raw_l2_entry(&bytes, index, geometry);
+        if word != 0 || bitmap != 0 {
+            see(word, bitmap);
+        }
+    }
+    Ok(())
+}
+
+fn is_whole(survey: &Survey<'_>, table: &L2Table) -> bool {
+    let geometry = survey.geometry;
+    geometry.is_aligned(table.offset)
+        && table.offset != 0
+        && !survey.census.is_past_end(table.offset, geometry.cluster_size())
 }
 
 /// Rewrites entries of one L2 table, if it lies where one can; entries of zero are not asked about.
-fn edit_l2(
+pub(super) fn edit_l2(
     survey: &Survey<'_>,
     table: &L2Table,
     plan: &mut Plan,
     mut edit: impl FnMut(u64, u64) -> (Action, (u64, u64)),
 ) -> Result<()> {
     let geometry = survey.geometry;
-    let whole = geometry.is_aligned(table.offset)
-        && table.offset != 0
-        && !survey.census.is_past_end(table.offset, geometry.cluster_size());
-    if !whole {
+    if !is_whole(survey, table) {
         return Ok(());
     }
     let mut old = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];

@@ -1,11 +1,11 @@
 //! What a repair is going to write, in phases, and what an image would be with it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde::{Serialize, Serializer};
 
+use super::refcounts::NewBlocks;
 use crate::io::{InPlace, Storage};
 use crate::ops::check::Structure;
 use crate::{Error, Result};
@@ -20,6 +20,15 @@ const PAGE: usize = 1 << PAGE_BITS;
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Action {
+    /// The persistent bitmaps, which cannot be trusted, are no longer vouched for: QEMU takes them
+    /// for lost.
+    DropBitmaps,
+    /// Guest data that lies in a cluster of metadata is copied to one of its own.
+    MoveData,
+    /// The snapshot table is written anew at the end of the file, with its entries completed.
+    WriteSnapshots,
+    /// The header is made to name the new snapshot table.
+    SwitchSnapshots,
     /// An entry that leads nowhere becomes one that says the same without leading there.
     DropEntry,
     /// A copied flag that lies is cleared.
@@ -42,6 +51,10 @@ impl Action {
     /// What the step does, in words.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::DropBitmaps => "drop the persistent bitmaps, which cannot be trusted",
+            Self::MoveData => "move data out of a cluster of metadata",
+            Self::WriteSnapshots => "write a completed snapshot table at the end of the file",
+            Self::SwitchSnapshots => "switch to the new snapshot table",
             Self::DropEntry => "drop an entry that leads nowhere",
             Self::ClearCopied => "clear the copied flag",
             Self::RaiseRefcount => "raise the refcount",
@@ -90,15 +103,15 @@ pub(super) struct Plan {
 }
 
 #[derive(Debug)]
-struct Write {
-    offset: u64,
-    bytes: Vec<u8>,
+enum Write {
+    Bytes(u64, Vec<u8>),
+    Blocks(Arc<NewBlocks>),
 }
 
 impl Plan {
     /// Nothing to do yet to `base`; lists at most `most` steps.
     pub(super) fn new(base: Arc<dyn Storage>, most: usize) -> Self {
-        let overlay = Arc::new(Overlay { base, pages: RwLock::default() });
+        let overlay = Arc::new(Overlay { base, changes: RwLock::default() });
         Self { phases: vec![Vec::new()], steps: Vec::new(), steps_left_out: 0, most, overlay }
     }
 
@@ -131,10 +144,21 @@ impl Plan {
     /// Writes to space that nobody uses yet, or a few bytes within one sector.
     pub(super) fn write(&mut self, offset: u64, bytes: Vec<u8>) -> Result<()> {
         self.overlay.write(&bytes, offset)?;
-        if let Some(phase) = self.phases.last_mut() {
-            phase.push(Write { offset, bytes });
-        }
+        self.push(Write::Bytes(offset, bytes));
         Ok(())
+    }
+
+    /// Writes new refcount blocks to space that nobody uses yet. A plan can have this once.
+    pub(super) fn write_blocks(&mut self, blocks: NewBlocks) {
+        let blocks = Arc::new(blocks);
+        self.overlay.changes_mut().blocks = Some(Arc::clone(&blocks));
+        self.push(Write::Blocks(blocks));
+    }
+
+    fn push(&mut self, write: Write) {
+        if let Some(phase) = self.phases.last_mut() {
+            phase.push(write);
+        }
     }
 
     /// What follows waits until what came before is durable.
@@ -144,9 +168,14 @@ impl Plan {
         }
     }
 
+    /// How many writes there are so far.
+    pub(super) fn writes(&self) -> usize {
+        self.phases.iter().map(Vec::len).sum()
+    }
+
     /// Whether nothing is to be written.
     pub(super) fn is_empty(&self) -> bool {
-        self.phases.iter().all(Vec::is_empty)
+        self.writes() == 0
     }
 
     /// Writes everything to `target`.
@@ -154,11 +183,21 @@ impl Plan {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io); what was written so far is in order.
     pub(super) fn apply(&self, target: &dyn InPlace) -> Result<()> {
+        let put = |bytes: &[u8], offset| {
+            let written = target.write_at(bytes, offset);
+            written.map_err(|error| Error::io("could not write", error).host_offset(offset))
+        };
         for phase in self.phases.iter().filter(|phase| !phase.is_empty()) {
             for write in phase {
-                target.write_at(&write.bytes, write.offset).map_err(|error| {
-                    Error::io("could not write", error).host_offset(write.offset)
-                })?;
+                match write {
+                    Write::Bytes(offset, bytes) => put(bytes, *offset)?,
+                    Write::Blocks(blocks) => {
+                        blocks.within(blocks.place()).try_for_each(|block| {
+                            let (offset, bytes) = block?;
+                            put(&bytes, offset)
+                        })?
+                    }
+                }
             }
             target.sync().map_err(|error| Error::io("could not sync", error))?;
         }
@@ -170,73 +209,104 @@ impl Plan {
 #[derive(Debug)]
 struct Overlay {
     base: Arc<dyn Storage>,
-    pages: RwLock<Changes>,
+    changes: RwLock<Changes>,
 }
 
 #[derive(Debug, Default)]
 struct Changes {
+    /// New refcount blocks; pages lie over them.
+    blocks: Option<Arc<NewBlocks>>,
     pages: BTreeMap<u64, Box<[u8]>>,
-    /// Where the last change ends.
+    /// Where the last page's change ends.
     end: u64,
 }
 
 impl Overlay {
+    fn changes(&self) -> RwLockReadGuard<'_, Changes> {
+        self.changes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changes_mut(&self) -> RwLockWriteGuard<'_, Changes> {
+        self.changes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let mut changes = self.pages.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = self.changes_mut();
         let (mut rest, mut at) = (bytes, offset);
         while !rest.is_empty() {
             let number = at >> PAGE_BITS;
-            let page = match changes.pages.entry(number) {
-                Entry::Occupied(page) => page.into_mut(),
-                Entry::Vacant(place) => {
-                    let mut page = vec![0; PAGE];
-                    crate::io::read_padded(&*self.base, &mut page, number << PAGE_BITS)?;
-                    place.insert(page.into())
-                }
-            };
+            if !changes.pages.contains_key(&number) {
+                let mut page = vec![0; PAGE];
+                self.read_below(&changes, &mut page, number << PAGE_BITS)?;
+                changes.pages.insert(number, page.into());
+            }
             let skip = in_page(at);
             let (now, later) = rest.split_at(rest.len().min(PAGE.saturating_sub(skip)));
-            let target = page.get_mut(skip..).unwrap_or_default();
-            for (to, from) in target.iter_mut().zip(now) {
-                *to = *from;
+            if let Some(page) = changes.pages.get_mut(&number) {
+                copy(page.get_mut(skip..), Some(now));
             }
             (rest, at) = (later, at.saturating_add(now.len() as u64));
         }
         changes.end = changes.end.max(at);
         Ok(())
     }
+
+    /// Reads what lies below the pages.
+    fn read_below(&self, changes: &Changes, buf: &mut [u8], offset: u64) -> Result<()> {
+        crate::io::read_padded(&*self.base, buf, offset)?;
+        let Some(blocks) = &changes.blocks else { return Ok(()) };
+        for block in blocks.within(offset..offset.saturating_add(buf.len() as u64)) {
+            let (start, block) = block?;
+            lay(buf, offset, &block, start);
+        }
+        Ok(())
+    }
+}
+
+/// Copies what `from`, which lies at `start` of the file, has of `buf`, which lies at `offset`.
+fn lay(buf: &mut [u8], offset: u64, from: &[u8], start: u64) {
+    let to = usize::try_from(start.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let skip = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
+    copy(buf.get_mut(to..), from.get(skip..));
+}
+
+/// Copies as much as there is room for.
+fn copy(to: Option<&mut [u8]>, from: Option<&[u8]>) {
+    let (to, from) = (to.unwrap_or_default(), from.unwrap_or_default());
+    let len = to.len().min(from.len());
+    let (to, _) = to.split_at_mut(len);
+    let (from, _) = from.split_at(len);
+    to.copy_from_slice(from);
 }
 
 impl Storage for Overlay {
     fn len(&self) -> u64 {
-        let changes = self.pages.read().unwrap_or_else(PoisonError::into_inner);
-        self.base.len().max(changes.end)
+        let changes = self.changes();
+        let blocks = changes.blocks.as_ref().map_or(0, |blocks| blocks.place().end);
+        self.base.len().max(changes.end).max(blocks)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
         let left = self.len().saturating_sub(offset).min(buf.len() as u64);
         let buf = buf.get_mut(..usize::try_from(left).unwrap_or_default()).unwrap_or_default();
-        crate::io::read_padded(&*self.base, buf, offset)
+        let changes = self.changes();
+        self.read_below(&changes, buf, offset)
             .map_err(|error| std::io::Error::other(error.to_string()))?;
-        let changes = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         let end = offset.saturating_add(left);
         for (number, page) in changes.pages.range(offset >> PAGE_BITS..end.div_ceil(PAGE as u64)) {
-            let start = number << PAGE_BITS;
-            let to = usize::try_from(start.saturating_sub(offset)).unwrap_or(usize::MAX);
-            let from = usize::try_from(offset.saturating_sub(start)).unwrap_or(usize::MAX);
-            let target = buf.get_mut(to..).unwrap_or_default();
-            for (to, from) in target.iter_mut().zip(page.get(from..).unwrap_or_default()) {
-                *to = *from;
-            }
+            lay(buf, offset, page, number << PAGE_BITS);
         }
         Ok(buf.len())
     }
 
     fn next_data(&self, offset: u64) -> std::io::Result<Option<u64>> {
         let base = if offset < self.base.len() { self.base.next_data(offset)? } else { None };
-        let changes = self.pages.read().unwrap_or_else(PoisonError::into_inner);
-        let changed = changes.pages.range(offset >> PAGE_BITS..).next();
-        let changed = changed.map(|(number, _)| (number << PAGE_BITS).max(offset));
+        let changes = self.changes();
+        let blocks = changes.blocks.as_ref().map(|blocks| blocks.place());
+        let blocks = blocks.filter(|place| offset < place.end).map(|place| place.start);
+        let page = changes.pages.range(offset >> PAGE_BITS..).next();
+        let page = page.map(|(number, _)| number << PAGE_BITS);
+        let changed = [blocks, page].into_iter().flatten().map(|start| start.max(offset));
         Ok(base.into_iter().chain(changed).min())
     }
 }

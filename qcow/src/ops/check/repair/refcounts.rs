@@ -1,8 +1,12 @@
 //! Repairs of refcounts: in their blocks where these are sound, else anew at the end of the file.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use super::Look;
 use super::plan::{Action, Plan, Step};
-use crate::format::{Geometry, MAX_REFCOUNT_TABLE_BYTES, encode_table};
+use crate::format::{Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_table};
+use crate::ops::check::counters::Counters;
 use crate::ops::check::stored::Block;
 use crate::ops::check::{Structure, Survey};
 use crate::{Error, Result};
@@ -12,16 +16,14 @@ const TABLE_FIELDS: u64 = 48;
 
 /// What refcounts will be when the repair is done.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Target<'a> {
+pub(super) enum Target {
     /// The references.
     Exact,
     /// The references, where refcounts are not too low; those that are stay what they are.
     Lowered,
-    /// The references as this survey counted them, without the old refcount structures.
-    Anew(&'a Survey<'a>),
 }
 
-impl Target<'_> {
+impl Target {
     /// The refcount of a cluster as it will be; 0 where that is not known to be the truth.
     pub(super) fn refcount(self, survey: &Survey<'_>, cluster: u64) -> u64 {
         let references = survey.census.references(cluster);
@@ -38,7 +40,6 @@ impl Target<'_> {
                 Some(stored) if stored >= references => references,
                 _ => 0,
             },
-            Self::Anew(fresh) => fresh.census.references(cluster),
         }
     }
 }
@@ -128,34 +129,30 @@ fn adjust(
 }
 
 /// Writes refcount blocks and table anew behind everything that is in use or in the file, then
-/// makes the header name them. The old ones are free from then on.
-pub(super) fn rebuild(look: &Look<'_>, fresh: &Survey<'_>, plan: &mut Plan) -> Result<()> {
-    let (survey, geometry) = (look.survey, look.survey.geometry);
-    let width = survey.stored.width();
+/// makes the header name them. The old ones are free from then on. The blocks are made when they
+/// are written or looked at, because all of them together may be large.
+pub(super) fn rebuild(fresh: &Survey<'_>, plan: &mut Plan) -> Result<()> {
+    let geometry = fresh.geometry;
     let start = fresh.census.clusters().max(geometry.clusters_for(plan.result().len()));
     let layout = Layout::new(fresh, start)?;
     plan.barrier();
     let mut table = vec![0; layout.table_entries(geometry)];
     for (number, &index) in (0u64..).zip(&layout.blocks) {
-        let mut block = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
-        let first = index.saturating_mul(survey.stored.per_block());
-        for at in 0..survey.stored.per_block() {
-            let cluster = first.saturating_add(at);
-            let ours = (start..layout.end()).contains(&cluster);
-            let count = if ours { 1 } else { fresh.census.references(cluster) };
-            if count > 0 {
-                width.set(&mut block, at, count)?;
-            }
-        }
         let offset = fresh.census.offset_of(start.saturating_add(number));
         if let Some(entry) = usize::try_from(index).ok().and_then(|index| table.get_mut(index)) {
             *entry = offset;
         }
-        plan.write(offset, block)?;
     }
+    plan.write_blocks(NewBlocks {
+        counters: fresh.census.counters(),
+        own: start..layout.end(),
+        indexes: layout.blocks.clone(),
+        width: fresh.stored.width(),
+        geometry,
+    });
     let table_offset = fresh.census.offset_of(layout.table_start());
     plan.write(table_offset, encode_table(&table))?;
-    let old = &survey.image.area.header;
+    let old = &fresh.image.area.header;
     let mut step = Step {
         action: Action::WriteRefcounts,
         structure: Structure::RefcountTable,
@@ -181,6 +178,55 @@ pub(super) fn rebuild(look: &Look<'_>, fresh: &Survey<'_>, plan: &mut Plan) -> R
     plan.write(TABLE_FIELDS, fields)?;
     plan.barrier();
     Ok(())
+}
+
+/// Refcount blocks that lie one behind the other, made from counts when they are asked for.
+#[derive(Debug)]
+pub(super) struct NewBlocks {
+    counters: Arc<Counters>,
+    /// The clusters of the new blocks and of their table. The blocks come first.
+    own: Range<u64>,
+    /// Which block each is.
+    indexes: Vec<u64>,
+    width: RefcountWidth,
+    geometry: Geometry,
+}
+
+impl NewBlocks {
+    /// Where they lie in the file, in bytes.
+    pub(super) fn place(&self) -> Range<u64> {
+        let offset = |cluster: u64| cluster.saturating_mul(self.geometry.cluster_size());
+        let end = self.own.start.saturating_add(self.indexes.len() as u64);
+        offset(self.own.start)..offset(end)
+    }
+
+    /// Offsets and bytes of the blocks that these bytes of the file touch.
+    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Result<(u64, Vec<u8>)>> {
+        let (place, size) = (self.place(), self.geometry.cluster_size());
+        let start = range.start.max(place.start);
+        let end = range.end.min(place.end);
+        let first = start.saturating_sub(place.start) >> self.geometry.cluster_bits();
+        let last = end.saturating_sub(place.start).div_ceil(size.max(1));
+        (first..last).map(move |number| {
+            let offset = place.start.saturating_add(number.saturating_mul(size));
+            self.block(number).map(|bytes| (offset, bytes))
+        })
+    }
+
+    fn block(&self, number: u64) -> Result<Vec<u8>> {
+        let mut block = vec![0; usize::try_from(self.geometry.cluster_size()).unwrap_or_default()];
+        let index = usize::try_from(number).ok().and_then(|number| self.indexes.get(number));
+        let per_block = self.width.entries_per_block(self.geometry);
+        let first = index.copied().unwrap_or_default().saturating_mul(per_block);
+        for at in 0..per_block {
+            let cluster = first.saturating_add(at);
+            let count = if self.own.contains(&cluster) { 1 } else { self.counters.get(cluster) };
+            if count > 0 {
+                self.width.set(&mut block, at, count)?;
+            }
+        }
+        Ok(block)
+    }
 }
 
 /// Where new refcount structures go: blocks from cluster `start` on, then the table.

@@ -55,12 +55,33 @@ fn checked(image: &[u8]) -> CheckOutcome {
     check_storage(storage, &CheckOptions::default(), &Silent, &CancelToken::new()).unwrap()
 }
 
-fn crc(image: &[u8]) -> String {
+/// What the active image and all snapshots read as.
+fn crc(image: &[u8]) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     std::fs::write(&path, image).unwrap();
-    let chain = Chain::open(Path::new(&path), &OpenOptions::default()).unwrap();
-    checksum(&chain, &ChecksumOptions::default(), &Silent, &CancelToken::new()).unwrap().crc32
+    let skeleton = Skeleton::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
+    let snapshots = skeleton.snapshots.iter();
+    let ids = snapshots.map(|snapshot| Some(String::from_utf8(snapshot.id.clone()).unwrap()));
+    let read = |snapshot: Option<String>| {
+        let open = OpenOptions { snapshot, ..OpenOptions::default() };
+        let chain = Chain::open(Path::new(&path), &open).unwrap();
+        checksum(&chain, &ChecksumOptions::default(), &Silent, &CancelToken::new()).unwrap().crc32
+    };
+    std::iter::once(None).chain(ids).map(read).collect()
+}
+
+/// One of the images that are kept in git.
+fn kept(name: &str) -> Vec<u8> {
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/images");
+    let mut image = std::fs::read(images.join(name)).unwrap();
+    let cluster = 1 << u32_at(&image, 20);
+    image.resize(image.len().next_multiple_of(cluster), 0);
+    image
+}
+
+fn u32_at(image: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(image[at..at + 4].try_into().unwrap())
 }
 
 /// The events of a repair of everything.
@@ -177,6 +198,56 @@ fn a_crash_while_refcounts_are_written_anew_leaves_the_old_or_the_new_ones() {
         set(&mut image, l2 + 8 * 12, &(end | 1 << 63).to_be_bytes());
         survives_crashes(&image);
     }
+}
+
+#[test]
+fn a_crash_while_data_is_moved_out_of_metadata_changes_no_content() {
+    let image = sound();
+    let (l2, ..) = places(&image);
+    for metadata in [l2 as u64, u64_at(&image, 40)] {
+        let mut image = image.clone();
+        set(&mut image, l2 + 8 * 20, &(metadata | 1 << 63).to_be_bytes());
+        assert!(checked(&image).corruptions > 0);
+        survives_crashes(&image);
+    }
+}
+
+#[test]
+fn a_crash_while_a_snapshot_table_is_completed_leaves_the_old_or_the_new_one() {
+    let mut image = kept("snapshots-v3.qcow2");
+    let table = usize::try_from(u64_at(&image, 64)).unwrap();
+    // The first entry loses its extra data, and the others go.
+    let extra = u32_at(&image, table + 36) as usize;
+    let names = image[table + 40 + extra..table + 40 + extra + 64].to_vec();
+    set(&mut image, table + 36, &[0; 4]);
+    set(&mut image, table + 40, &names);
+    set(&mut image, 60, &1u32.to_be_bytes());
+    assert_eq!(crc(&image).len(), 2);
+    survives_crashes(&image);
+}
+
+#[test]
+fn a_crash_while_a_snapshots_entries_are_dropped_makes_nothing_dangle() {
+    let mut image = kept("snapshots-v3.qcow2");
+    let l1 = offset(u64_at(&image, usize::try_from(u64_at(&image, 64)).unwrap()));
+    let end = image.len() as u64 + 0x10000;
+    set(&mut image, l1, &end.to_be_bytes());
+    survives_crashes(&image);
+}
+
+#[test]
+fn a_crash_after_bitmaps_were_dropped_leaves_leaks_at_worst() {
+    let mut image = kept("bitmaps.qcow2");
+    let magic = 0x2385_2875u32.to_be_bytes();
+    let extension = image.windows(4).position(|bytes| bytes == magic).unwrap();
+    let directory = offset(u64_at(&image, extension + 24));
+    let table = offset(u64_at(&image, directory));
+    let l2 = places(&image).0 as u64;
+    set(&mut image, table, &l2.to_be_bytes());
+    let events = repaired(&image);
+    let bits = u64_at(&image, 88) & !1;
+    assert_eq!(events[..2], [Event::Write(bits.to_be_bytes().to_vec(), 88), Event::Sync]);
+    survives_crashes(&image);
 }
 
 #[test]

@@ -1,0 +1,195 @@
+//! Repairs by moving: what must change its place or its length goes behind the end of the file,
+//! is counted there, and only then named.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::plan::{Action, Plan, Step};
+use super::{Look, Scope, entries, refcounts};
+use crate::format::{L2Entry, Snapshot, Version};
+use crate::io::read_padded;
+use crate::ops::check::stored::Block;
+use crate::ops::check::{FindingKind, Structure, Survey};
+use crate::{Error, Result};
+
+/// Most data that is moved, in bytes: it is held in memory.
+const MOST_MOVED: u64 = 64 << 20;
+/// Where the header keeps the snapshot table's offset.
+const SNAPSHOTS_FIELD: u64 = 64;
+
+const COMPRESSED: u64 = 1 << 62;
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Gives guest data that lies in a cluster of metadata a cluster of its own. All states of the disk
+/// read as before, and the metadata stays where it is, so nobody has to know which of the two was
+/// there first. Metadata that lies in other metadata is left alone.
+pub(super) fn part_data_from_metadata(
+    look: &Look<'_>,
+    scope: Scope,
+    plan: &mut Plan,
+) -> Result<()> {
+    let survey = look.survey;
+    let (structure, kind) = (Structure::L2Table, FindingKind::Overlap);
+    if scope != Scope::All || !survey.report.sorts().contains(&(structure, kind)) {
+        return Ok(());
+    }
+    // New refcounts part refcount structures from what shares their clusters.
+    if !refcounts::can_stay(look)? {
+        return Ok(());
+    }
+    let mut references: BTreeMap<u64, u64> = BTreeMap::new();
+    for table in &look.found.tables {
+        let times = table.active.saturating_add(table.others);
+        entries::read_l2(survey, table, |word, bitmap| {
+            if let Some(offset) = shared(survey, word, bitmap) {
+                let count = references.entry(offset).or_default();
+                *count = count.saturating_add(times);
+            }
+        })?;
+    }
+    let cluster_size = survey.geometry.cluster_size();
+    if (references.len() as u64).saturating_mul(cluster_size) > MOST_MOVED {
+        return Err(Error::unsupported("too much data lies in clusters of metadata")
+            .structure(structure.as_str())
+            .hint("copy what can be read with `qcowtool flatten`"));
+    }
+    let mut moved = BTreeMap::new();
+    let mut copies = Vec::new();
+    for (&offset, &count) in &references {
+        let mut bytes = vec![0; usize::try_from(cluster_size).unwrap_or_default()];
+        read_padded(&*survey.image.storage, &mut bytes, offset)?;
+        copies.push((offset, count, bytes));
+    }
+    for (offset, count, bytes) in copies {
+        moved.insert(offset, append(survey, plan, bytes, count)?);
+    }
+    plan.barrier();
+    for table in &look.found.tables {
+        entries::edit_l2(survey, table, plan, |word, bitmap| {
+            let to = shared(survey, word, bitmap).and_then(|offset| moved.get(&offset));
+            let to = to.map_or(word, |to| word & !OFFSET | to);
+            let alone = to != word && references.get(&(word & OFFSET)) == Some(&1);
+            let to = if to == word { word } else { L2Entry::with_copied(to, alone) };
+            (Action::MoveData, (to, bitmap))
+        })?;
+    }
+    plan.barrier();
+    Ok(())
+}
+
+/// Where an entry's cluster lies, if that is one of metadata and can be moved.
+fn shared(survey: &Survey<'_>, word: u64, bitmap: u64) -> Option<u64> {
+    let offset = word & OFFSET;
+    let plain = word & COMPRESSED == 0
+        && offset != 0
+        && !survey.rules.data_file
+        && survey.geometry.is_aligned(offset)
+        && L2Entry::reserved_bits(word, bitmap, &survey.rules) == 0;
+    let shared = plain && survey.census.hits_metadata(offset, survey.geometry.cluster_size());
+    shared.then_some(offset)
+}
+
+/// Gives the entries of the snapshot table what version 3 asks for: the size of the disk, which is
+/// the image's where an entry does not say (trap 81). Images that were upgraded from version 2 are
+/// like this.
+pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
+    let survey = look.survey;
+    let header = &survey.image.area.header;
+    let snapshots = &survey.image.snapshots;
+    let lacking = |snapshot: &Snapshot| snapshot.is_incomplete(header.version);
+    if scope != Scope::All || header.version == Version::V2 || !snapshots.iter().any(lacking) {
+        return Ok(());
+    }
+    if !snapshots.iter().all(|snapshot| is_plausible(survey, snapshot)) {
+        return Err(Error::unsupported("the snapshot table is damaged; nothing was written")
+            .structure(Structure::SnapshotTable.as_str())
+            .hint("copy what can be read with `qcowtool flatten`"));
+    }
+    let mut table = Vec::new();
+    for snapshot in snapshots {
+        let mut snapshot = snapshot.clone();
+        snapshot.disk_size.get_or_insert(header.virtual_size());
+        table.extend(snapshot.to_bytes()?);
+    }
+    let offset = append(survey, plan, table, 1)?;
+    let mut step = Step {
+        action: Action::WriteSnapshots,
+        structure: Structure::SnapshotTable,
+        index: 0,
+        host_offset: offset,
+        from: 0,
+        to: snapshots.len() as u64,
+    };
+    plan.step(step.clone());
+    plan.barrier();
+    step = Step {
+        action: Action::SwitchSnapshots,
+        structure: Structure::Header,
+        host_offset: SNAPSHOTS_FIELD,
+        from: header.snapshots_offset.0,
+        to: offset,
+        ..step
+    };
+    plan.step(step);
+    plan.write(SNAPSHOTS_FIELD, offset.to_be_bytes().to_vec())?;
+    plan.barrier();
+    Ok(())
+}
+
+/// Whether an entry looks like one that somebody wrote: it can be told from others, and leads to
+/// an L1 table in the file.
+fn is_plausible(survey: &Survey<'_>, snapshot: &Snapshot) -> bool {
+    let len = u64::from(snapshot.l1_entries).saturating_mul(8);
+    !snapshot.id.is_empty()
+        && snapshot.l1_entries > 0
+        && snapshot.check_l1(survey.geometry).is_ok()
+        && !survey.census.is_past_end(snapshot.l1_table_offset.0, len)
+}
+
+/// Writes `bytes` in whole clusters behind everything, where nobody looks yet, and gives these
+/// clusters that many references. Returns where they are.
+fn append(
+    survey: &Survey<'_>,
+    plan: &mut Plan,
+    mut bytes: Vec<u8>,
+    references: u64,
+) -> Result<u64> {
+    let geometry = survey.geometry;
+    let in_file = geometry.clusters_for(plan.result().len());
+    let first = in_file.max(survey.census.clusters());
+    let end = first.saturating_add(geometry.clusters_for(bytes.len() as u64));
+    let len = end.saturating_sub(first).saturating_mul(geometry.cluster_size());
+    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
+    let offset = survey.census.offset_of(first);
+    plan.write(offset, bytes)?;
+    count(survey, plan, first..end, references)?;
+    Ok(offset)
+}
+
+fn count(
+    survey: &Survey<'_>,
+    plan: &mut Plan,
+    clusters: Range<u64>,
+    references: u64,
+) -> Result<()> {
+    let (stored, width) = (&survey.stored, survey.stored.width());
+    for cluster in clusters {
+        let block = cluster.checked_div(stored.per_block()).unwrap_or_default();
+        let room = matches!(stored.block(block), Block::At(_)) && references <= width.max();
+        let (true, Block::At(offset)) = (room, stored.block(block)) else {
+            return Err(Error::unsupported(
+                "the refcounts have no room for what would be moved; nothing was written",
+            )
+            .structure(Structure::RefcountTable.as_str())
+            .hint("copy what can be read with `qcowtool flatten`"));
+        };
+        let len = usize::try_from(survey.geometry.cluster_size()).unwrap_or_default();
+        let mut old = vec![0; len];
+        read_padded(&*plan.result(), &mut old, offset)?;
+        let mut new = old.clone();
+        let index = cluster.checked_rem(stored.per_block()).unwrap_or_default();
+        width.set(&mut new, index, references)?;
+        plan.replace(offset, &old, &new)?;
+    }
+    Ok(())
+}
