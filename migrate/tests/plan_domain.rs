@@ -93,6 +93,19 @@ fn old_or_unknown_versions_get_full_copies_without_new_parameters() {
 }
 
 #[test]
+fn between_directories_a_live_move_can_be_planned_for_somebody_else() {
+    let mut facts = guest_with_base();
+    for (host, directory) in [(&mut facts.source, "dir:/a"), (&mut facts.destination, "dir:/b")] {
+        (host.uuid, host.libvirt, host.qemu) = (None, None, None);
+        host.uri = directory.into();
+    }
+    // A definition need tell no more than the first layer; the headers tell the rest.
+    facts.disks[0].live_chain.layers.truncate(1);
+    facts.disks[0].live_chain.terminated = false;
+    assert_eq!(planned(&facts, &Policy::default()).copy, CopyMode::Incremental);
+}
+
+#[test]
 fn nothing_to_copy_means_no_storage_flag_and_no_list() {
     // An empty list would mean: all of them.
     let mut network = alone("vda");

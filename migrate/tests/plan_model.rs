@@ -247,7 +247,7 @@ fn try_in(world: &World) -> Went {
         }
     }
     let before = model.files().clone();
-    let ended = carry_out(&mut model, &plan, &edits, &world.policy, &world.weather);
+    let ended = carry_out(&mut model, &plan, &edits, &world.policy, &world.weather, world.damage);
 
     let mut may_change: Vec<Inode> = Vec::new();
     for disk in &plan.disks {
@@ -295,7 +295,7 @@ fn try_in(world: &World) -> Went {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_plan_ends_in_a_wrong_disk_and_undisturbed_ones_end_well(world in worlds::some_world()) {
@@ -307,7 +307,7 @@ proptest! {
 fn the_worlds_that_are_tried_are_of_all_kinds() {
     let mut runner = TestRunner::deterministic();
     let mut seen: BTreeMap<Went, usize> = BTreeMap::new();
-    for _ in 0..4000 {
+    for _ in 0..2000 {
         let world = worlds::some_world().new_tree(&mut runner).unwrap().current();
         *seen.entry(try_in(&world)).or_default() += 1;
     }
@@ -315,6 +315,6 @@ fn the_worlds_that_are_tried_are_of_all_kinds() {
     let all = [Full, IncrementalOnExisting, IncrementalOnSeed, Nothing, Offline, OfflineThin];
     for went in [Went::Refused, Went::Stopped, Went::Failed].into_iter().chain(all.map(Went::Moved))
     {
-        assert!(seen.get(&went).is_some_and(|times| *times >= 20), "{went:?} of {seen:?}");
+        assert!(seen.get(&went).is_some_and(|times| *times >= 10), "{went:?} of {seen:?}");
     }
 }

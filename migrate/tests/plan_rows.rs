@@ -102,6 +102,11 @@ fn on_same_storage(facts: &mut Facts) {
     place.object = Some(object(10, Format::Qcow2));
 }
 
+fn base_elsewhere(facts: &mut Facts) {
+    layers(facts)[1].path = "/templates/base.qcow2".into();
+    vda(facts).live_chain.layers = named(layers(facts));
+}
+
 fn cdrom(facts: &mut Facts) {
     of(facts, vec![layer("/old/vda.iso", 10, Format::Raw)]);
     vda(facts).device = Device::Cdrom;
@@ -151,6 +156,7 @@ fn cases() -> Vec<Case> {
             cdrom(f);
             place(f).storage = Storage::Shared;
             place(f).path = "/old/vda.iso".into();
+            place(f).object = Some(object(10, Format::Raw));
         }, Row::D02, Skip),
         case("another medium of that name", auto(), |f| {
             cdrom(f);
@@ -185,11 +191,11 @@ fn cases() -> Vec<Case> {
         }, Row::D04, Refused),
         case("shared, its base elsewhere", auto(), |f| {
             on_same_storage(f);
-            layers(f)[1].path = "/templates/base.qcow2".into();
+            base_elsewhere(f);
         }, Row::D04, Refused),
         case("the same, and the operator vouches", Policy { shared: vec!["/templates".into()], ..auto() }, |f| {
             on_same_storage(f);
-            layers(f)[1].path = "/templates/base.qcow2".into();
+            base_elsewhere(f);
         }, Row::D04, Skip),
         case("shared, old QEMU, writeback", auto(), |f| {
             on_same_storage(f);
@@ -255,6 +261,17 @@ fn cases() -> Vec<Case> {
             shut_off(f);
             vda(f).live_chain.layers.pop();
         }, Row::D09, Refused),
+        case("too deep", Policy { max_depth: 1, ..auto() }, |_| (), Row::D09, Refused),
+        case("disagreement on shared storage", auto(), |f| {
+            on_same_storage(f);
+            vda(f).live_chain.layers[1].path = "/old/other.qcow2".into();
+        }, Row::D04, Refused),
+        case("deleted base on shared storage", auto(), |f| { on_same_storage(f); deleted(f) }, Row::D04, Refused),
+        case("read-only overlay on shared storage, its base elsewhere", auto(), |f| {
+            on_same_storage(f);
+            vda(f).readonly = true;
+            base_elsewhere(f);
+        }, Row::D02, Refused),
         case("format of the active layer recorded nowhere", auto(), |f| {
             layers(f)[0].format_from = FormatFrom::Nowhere;
         }, Row::D09, Refused),

@@ -28,11 +28,12 @@ pub(crate) fn carry_out(
     edits: &[DiskEdit],
     policy: &Policy,
     weather: &Weather,
+    damage: bool,
 ) -> Ended {
     if model.facts(policy).fingerprint() != plan.facts {
         return Ended::Stopped("the facts have changed".into());
     }
-    if let Err(why) = prepare(model, plan, edits) {
+    if let Err(why) = prepare(model, plan, edits, damage) {
         return Ended::Stopped(why);
     }
     others_write(model);
@@ -59,7 +60,7 @@ pub(crate) fn carry_out(
     }
 }
 
-fn prepare(model: &mut Model, plan: &Plan, edits: &[DiskEdit]) -> Step {
+fn prepare(model: &mut Model, plan: &Plan, edits: &[DiskEdit], damage: bool) -> Step {
     let mut brought = BTreeSet::new();
     for disk in &plan.disks {
         match &disk.action {
@@ -72,7 +73,10 @@ fn prepare(model: &mut Model, plan: &Plan, edits: &[DiskEdit]) -> Step {
                 if let Some(BasePlan::Seed { path, how, digest, .. }) = base
                     && brought.insert(path.clone())
                 {
-                    let seed = seed(model, how)?;
+                    let mut seed = seed(model, how)?;
+                    if let Some(cluster) = seed.clusters.first_mut().filter(|_| damage) {
+                        *cluster = Some(66);
+                    }
                     model.put(Side::Destination, path, seed).map_err(|error| error.to_string())?;
                     let found = model.digest(Side::Destination, path);
                     if disk.proofs.contains(&Proof::P3) && found.as_ref() != Some(digest) {

@@ -89,6 +89,10 @@ pub(crate) struct World {
     disks: Vec<Disk>,
     /// The second disk stands on the first one's lower layers.
     one_template: bool,
+    /// The second disk's lower layers have the names of the first one's, in another directory.
+    same_names: bool,
+    /// Bases arrive damaged.
+    pub(crate) damage: bool,
     running: bool,
     tamper: Tamper,
     before: Vec<(usize, usize, u8)>,
@@ -145,14 +149,14 @@ fn disk() -> impl Strategy<Value = Disk> {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    let style = select(vec![Style::Auto, Style::Auto, Style::Thin, Style::Full]);
+    let style = select(vec![Style::Auto, Style::Thin, Style::Thin, Style::Full]);
     let map = prop::bool::weighted(0.8);
     (style, map, any::<bool>(), any::<bool>()).prop_map(|(style, map, adopt, drop)| Policy {
         style,
         adopt,
         drop_internal_snapshots: drop,
         path_map: if map {
-            vec![PathMap { old: "/old".into(), new: "/new".into() }]
+            ["/old", "/more"].map(|old| PathMap { old: old.into(), new: "/new".into() }).into()
         } else {
             vec![]
         },
@@ -184,15 +188,35 @@ pub(crate) fn some_world() -> impl Strategy<Value = World> {
     let weather = (writes(), fault).prop_map(|(writes, fault)| Weather { writes, fault });
     let disks = prop::collection::vec(disk(), 1..=2);
     let running = prop::bool::weighted(0.8);
-    (disks, any::<bool>(), running, tamper, writes(), policy(), weather).prop_map(
-        |(disks, one_template, running, tamper, before, policy, weather)| World {
-            disks,
-            one_template,
+    let names = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.05));
+    (disks, names, running, tamper, writes(), policy(), weather).prop_map(
+        |(
+            mut disks,
+            (one_template, same_names, damage),
             running,
             tamper,
             before,
             policy,
             weather,
+        )| {
+            if same_names {
+                // Both bases have to be brought for their names to meet.
+                for disk in &mut disks {
+                    (disk.base, disk.gone) = (BaseThere::Nothing, Gone::No);
+                }
+            }
+            let one_template = one_template && !same_names;
+            World {
+                disks,
+                one_template,
+                same_names,
+                damage,
+                running,
+                tamper,
+                before,
+                policy,
+                weather,
+            }
         },
     )
 }
@@ -204,28 +228,33 @@ impl World {
         if self.disks[index].shared { "/shared" } else { "/old" }
     }
 
+    /// The disk that a layer of this disk was made for.
+    fn owner(&self, index: usize, depth: usize) -> usize {
+        let shares = self.one_template && depth > 0 && self.disks[0].layers.len() > 1;
+        if shares { 0 } else { index }
+    }
+
     /// The name of a layer on the source.
     fn path(&self, index: usize, depth: usize) -> PathBuf {
-        let shares = self.one_template && index == 1 && depth > 0 && self.disks[0].layers.len() > 1;
-        let directory = self.directory(if shares { 0 } else { index });
-        let name = NAMES[if shares { 0 } else { index }];
-        match depth {
-            0 => Path::new(directory).join(name),
-            _ => Path::new(directory).join(format!("{name}-{depth}")),
+        let owner = self.owner(index, depth);
+        let (directory, name) = (self.directory(owner), NAMES[owner]);
+        if depth == 0 {
+            Path::new(directory).join(name)
+        } else if self.same_names && owner == 1 && !self.disks[1].shared {
+            Path::new("/more").join(format!("{}-{depth}", NAMES[0]))
+        } else {
+            Path::new(directory).join(format!("{name}-{depth}"))
         }
     }
 
     /// The lower layers of a disk, as they are on the source.
     fn lower(&self, index: usize) -> &[Held] {
-        let shares = self.one_template && index == 1 && self.disks[0].layers.len() > 1;
-        &self.disks[if shares { 0 } else { index }].layers[1..]
+        &self.disks[self.owner(index, 1)].layers[1..]
     }
 
     fn format(&self, index: usize, depth: usize) -> Format {
-        let shares = self.one_template && index == 1 && depth > 0 && self.disks[0].layers.len() > 1;
-        let disk = &self.disks[if shares { 0 } else { index }];
-        let lowest = depth == if depth == 0 { 0 } else { self.lower(index).len() };
-        let raw = disk.raw && lowest && !(depth == 0 && !self.lower(index).is_empty());
+        let lowest = depth == self.lower(index).len();
+        let raw = self.disks[self.owner(index, depth)].raw && lowest;
         if raw { Format::Raw } else { Format::Qcow2 }
     }
 
@@ -235,14 +264,16 @@ impl World {
             (Side::Source, "/old", 1),
             (Side::Destination, "/new", 2),
             (Side::Destination, "/old", 2),
+            (Side::Source, "/more", 4),
+            (Side::Destination, "/more", 5),
             (Side::Source, "/shared", 3),
             (Side::Destination, "/shared", 3),
         ]);
-        for index in 0..self.disks.len() {
+        for (index, facts) in self.disks.iter().enumerate() {
             self.put_chain(&mut model, Side::Source, index, |path| path.to_path_buf());
             let mut disk =
                 GuestDisk::new(NAMES[index], &self.path(index, 0), self.format(index, 0));
-            disk.readonly = self.disks[index].readonly;
+            disk.readonly = facts.readonly;
             disk.content = model.read(&disk).unwrap();
             model.disks.push(disk);
         }
@@ -336,13 +367,15 @@ impl World {
     }
 
     fn lose(&self, model: &mut Model, index: usize) {
-        if !self.running || self.lower(index).is_empty() || self.disks[index].shared {
+        if self.lower(index).is_empty() || self.disks[index].shared {
             return;
         }
         let path = self.path(index, 1);
         let wrong = Image::new(self.format(index, 1), vec![Some(77); CLUSTERS], None);
         match self.disks[index].gone {
             Gone::No => {}
+            // Of a guest that is shut off nobody could tell any more.
+            Gone::Replaced | Gone::Rebased if !self.running => {}
             Gone::Deleted => model.unlink(Side::Source, &path),
             Gone::Replaced => {
                 model.unlink(Side::Source, &path);
@@ -365,7 +398,7 @@ impl World {
     }
 
     pub(crate) fn tampered(&self) -> bool {
-        self.tamper != Tamper::No
+        self.tamper != Tamper::No || self.damage
     }
 
     /// Somebody does something between the plan and its execution.

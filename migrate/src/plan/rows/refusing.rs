@@ -234,13 +234,20 @@ pub(super) fn corrupt(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D09, where a running hypervisor cannot settle which chain is right.
+/// D09, where a running hypervisor cannot settle which chain is right, or where it is too long.
 pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
     let top = disk.top()?;
     if top.format_from == FormatFrom::Nowhere {
         return refuse(
             "nobody recorded the format of the disk's image, and guessing it is dangerous",
             "put <driver type> into the guest's definition",
+        );
+    }
+    let (depth, most) = (disk.layers().len(), disk.policy.max_depth);
+    if depth > most {
+        return refuse(
+            format!("the disk's chain has {depth} layers, and {most} are allowed"),
+            "allow more with --max-depth, or flatten the disk",
         );
     }
     if disk.live() {
