@@ -70,7 +70,7 @@ fn holes_cost_nothing() {
 #[test]
 fn a_repair_that_writes_all_refcounts_anew_takes_ten() {
     needs_qemu!();
-    grows_by(10, (1, 64), |gib| {
+    grows_by(10, (1, 32), |gib| {
         let scratch = Scratch::new();
         let image = preallocated(&scratch, gib);
         lose_refcounts(&image);

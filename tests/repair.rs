@@ -283,6 +283,14 @@ fn bitmaps_that_cannot_be_trusted_are_dropped_and_nothing_else() {
             true,
         ),
         (
+            ("bits in guest data", |image| {
+                let table = to(image.u64(image.bitmap_directory()));
+                let data = image.l2_entry(20 << 10) & OFFSET_MASK;
+                image.set_u64(table, data)
+            }),
+            true,
+        ),
+        (
             ("a table in the L2 table", |image| {
                 let (at, table) = (image.bitmap_directory(), image.l2() as u64);
                 image.or_u64(at + 8, 1).set_u64(at, table)

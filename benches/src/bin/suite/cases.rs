@@ -1,7 +1,9 @@
 //! What is measured, against what, and what this project promises.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -13,13 +15,19 @@ use crate::measure::{Case, Contender, Goal, Verify, must};
 /// All cases, in the order of the report.
 pub(crate) fn all(qcowtool: &Path, disks: &Disks) -> Result<Vec<Case>> {
     let maker = Maker { qcowtool, disks };
+    let flat = maker.flat()?;
     Ok(vec![
         maker.create("1G"),
         maker.create("1T"),
         maker.info(),
-        maker.flatten("qcow2", true)?,
-        maker.flatten("raw", false)?,
+        maker.flatten("qcow2", Some(&flat))?,
+        maker.flatten("raw", None)?,
         maker.empty(),
+        maker.metadata("check", &["check", "--output", "json"], same_json()),
+        maker.metadata("map, JSON,", &["map", "--output", "json"], same_json()),
+        maker.metadata("measure", &["measure", "-O", "qcow2", "--output", "json"], same_json()),
+        maker.compare(&flat),
+        maker.checksum(),
     ])
 }
 
@@ -69,15 +77,15 @@ impl Maker<'_> {
         }
     }
 
-    fn flatten(&self, format: &str, with_copy: bool) -> Result<Case> {
+    fn flatten(&self, format: &str, copied: Option<&Path>) -> Result<Case> {
         let source = &self.disks.chain;
         let mut contenders = vec![
             self.ours(source, format, equal(source.clone())),
             self.qemu_convert(source, format, &["-W", "-m", "16"], equal(source.clone())),
             self.qemu_convert(source, format, &[], equal(source.clone())),
         ];
-        if with_copy {
-            contenders.push(self.plain_copy()?);
+        if let Some(result) = copied {
+            contenders.push(self.plain_copy(result)?);
         }
         Ok(Case {
             name: format!("flatten to {format}, 4 layers, {} MiB", self.disks.data >> 20),
@@ -87,18 +95,23 @@ impl Maker<'_> {
         })
     }
 
-    /// A flattened image, copied byte for byte: what moving this much data costs at the least.
-    fn plain_copy(&self) -> Result<Contender> {
-        let bytes = self.disks.target("flat.qcow2");
+    /// The chain as one image.
+    fn flat(&self) -> Result<PathBuf> {
+        let flat = self.disks.target("flat.qcow2");
         let words = ["flatten", "-q", "-O", "qcow2"];
-        let flatten = command(self.qcowtool, &words, &[&self.disks.chain, &bytes]);
+        let flatten = command(self.qcowtool, &words, &[&self.disks.chain, &flat]);
         must(Command::new(&flatten[0]).args(&flatten[1..]))?;
+        Ok(flat)
+    }
+
+    /// A flattened image, copied byte for byte: what moving this much data costs at the least.
+    fn plain_copy(&self, bytes: &Path) -> Result<Contender> {
         let target = self.disks.target("copy.qcow2");
         Ok(Contender {
             name: "plain copy of the result, all cores".to_owned(),
-            command: command(&std::env::current_exe()?, &["copy"], &[&bytes, &target]),
+            command: command(&std::env::current_exe()?, &["copy"], &[bytes, &target]),
             target: Some(target),
-            verify: equal(bytes),
+            verify: equal(bytes.to_owned()),
         })
     }
 
@@ -113,6 +126,72 @@ impl Maker<'_> {
             ],
             goal: Some(Goal::Time(Duration::from_millis(100))),
         }
+    }
+
+    /// The same words to both programs, about the image that is all metadata.
+    fn metadata(&self, what: &str, words: &[&str], verify: [Verify; 2]) -> Case {
+        let (image, size) = &self.disks.preallocated;
+        Case {
+            name: format!("{what} {size} of preallocated metadata"),
+            short: false,
+            contenders: self.both(words, &[image], verify),
+            goal: Some(Goal::Ratio(1.0)),
+        }
+    }
+
+    fn compare(&self, flat: &Path) -> Case {
+        Case {
+            name: format!("compare the chain with its copy, {} MiB", self.disks.data >> 20),
+            short: false,
+            contenders: self.both(&["compare"], &[&self.disks.chain, flat], same_text()),
+            goal: Some(Goal::Ratio(1.0)),
+        }
+    }
+
+    /// qemu-img has no digests and writes to no pipe: it makes a raw file, which is then read.
+    fn checksum(&self) -> Case {
+        let chain = &self.disks.chain;
+        let [ours, theirs] = same_digest();
+        let digest = |algorithm: &str, name: &str, verify| Contender {
+            name: name.to_owned(),
+            command: command(
+                self.qcowtool,
+                &["checksum", "-q", "--algorithm", algorithm],
+                &[chain],
+            ),
+            target: None,
+            verify,
+        };
+        let raw = self.disks.target("qemu.img");
+        let script = r#"qemu-img convert -W -m 16 -O raw "$1" "$2" && sha256sum <"$2""#;
+        let converted = Contender {
+            name: "qemu-img convert -O raw -W -m 16, sha256sum".to_owned(),
+            command: command(Path::new("sh"), &["-c", script, "sh"], &[chain, &raw]),
+            target: Some(raw),
+            verify: theirs,
+        };
+        Case {
+            name: format!("checksum of the chain, {} MiB, SHA-256", self.disks.data >> 20),
+            short: false,
+            contenders: vec![
+                digest("sha256", "qcowtool", ours),
+                converted,
+                digest("blake3-tree", "qcowtool, tree hash", Box::new(|_, _| Ok(()))),
+            ],
+            goal: Some(Goal::Ratio(1.0)),
+        }
+    }
+
+    fn both(&self, words: &[&str], paths: &[&Path], verify: [Verify; 2]) -> Vec<Contender> {
+        let programs = [("qcowtool", self.qcowtool), ("qemu-img", Path::new("qemu-img"))];
+        let contenders = programs.into_iter().zip(verify);
+        let contenders = contenders.map(|((name, program), verify)| Contender {
+            name: name.to_owned(),
+            command: command(program, words, paths),
+            target: None,
+            verify,
+        });
+        contenders.collect()
     }
 
     fn qemu_convert(
@@ -184,4 +263,44 @@ fn same_facts(image: PathBuf) -> Verify {
         }
         Ok(())
     })
+}
+
+/// Both print the same JSON, but for the findings that only qcowtool has.
+fn same_json() -> [Verify; 2] {
+    agree(|printed| {
+        let mut value: Value = serde_json::from_str(printed)?;
+        if let Some(object) = value.as_object_mut() {
+            object.retain(|key, _| !key.starts_with("findings"));
+        }
+        Ok(value)
+    })
+}
+
+/// Both print the same.
+fn same_text() -> [Verify; 2] {
+    agree(|printed| Ok(printed.trim().into()))
+}
+
+/// Both print the same digest, and then the name of what they read.
+fn same_digest() -> [Verify; 2] {
+    agree(|printed| Ok(printed.split_whitespace().next().unwrap_or_default().into()))
+}
+
+/// For two contenders: what `read` makes of the second's output is what it made of the first's.
+fn agree(read: fn(&str) -> Result<Value>) -> [Verify; 2] {
+    let first = Rc::new(RefCell::new(None));
+    let said = Rc::clone(&first);
+    [
+        Box::new(move |_, printed| {
+            *said.borrow_mut() = Some(read(printed)?);
+            Ok(())
+        }),
+        Box::new(move |_, printed| {
+            let (ours, theirs) = (first.borrow(), read(printed)?);
+            if ours.as_ref() == Some(&theirs) {
+                return Ok(());
+            }
+            Err(format!("{theirs} is not what qcowtool says: {ours:?}").into())
+        }),
+    ]
 }

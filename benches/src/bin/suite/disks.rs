@@ -19,22 +19,30 @@ pub(crate) struct Disks {
     pub(crate) chain: PathBuf,
     /// An image of 64 TiB that holds nothing.
     pub(crate) empty: PathBuf,
+    /// An image without data whose clusters are all allocated, and its size as text.
+    pub(crate) preallocated: (PathBuf, &'static str),
     /// What the guest's disk in the chain holds, in bytes, not counting holes.
     pub(crate) data: u64,
 }
 
 impl Disks {
-    /// Makes all disks in `dir`, the chain with at least `data` bytes of visible content.
-    pub(crate) fn make(dir: &Path, data: u64) -> Result<Self> {
+    /// Makes all disks in `dir`, the chain with at least `data` bytes of visible content, the one
+    /// that is all metadata for `metadata` of disk.
+    pub(crate) fn make(dir: &Path, data: u64, metadata: &'static str) -> Result<Self> {
         eprintln!("making the disks in {} ...", dir.display());
         let mut maker = Command::new(std::env::current_exe()?);
         must(maker.arg("chain").arg(dir).args([DEPTH.to_string(), data.to_string()]))?;
         let chain = PathBuf::from(fs::read_to_string(dir.join("top"))?);
-        let empty = dir.join("empty-64T.qcow2");
-        must(
-            Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&empty).arg("64T"),
-        )?;
-        Ok(Self { dir: dir.to_owned(), chain, empty, data })
+        let create = |name: &str, options: &[&str], size: &str| {
+            let path = dir.join(name);
+            let mut command = Command::new("qemu-img");
+            command.args(["create", "-q", "-f", "qcow2"]).args(options).arg(&path).arg(size);
+            must(&mut command).map(|_| path)
+        };
+        let empty = create("empty-64T.qcow2", &[], "64T")?;
+        let allocated = ["-o", "preallocation=metadata"];
+        let preallocated = (create("preallocated.qcow2", &allocated, metadata)?, metadata);
+        Ok(Self { dir: dir.to_owned(), chain, empty, preallocated, data })
     }
 
     /// A file that a command is to make.

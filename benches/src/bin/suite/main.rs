@@ -89,7 +89,8 @@ fn run(mut options: Options) -> Result<()> {
     };
     let machine = machine::Machine::look(&qcowtool, &options.dir)?;
     let dir = tempfile::Builder::new().prefix("qcowtool-suite.").tempdir_in(&options.dir)?;
-    let disks = disks::Disks::make(dir.path(), options.data << 20)?;
+    let metadata = if options.quick { "64G" } else { "1T" };
+    let disks = disks::Disks::make(dir.path(), options.data << 20, metadata)?;
 
     let mut results = Vec::new();
     for case in cases::all(&qcowtool, &disks)? {

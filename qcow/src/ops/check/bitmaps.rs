@@ -85,9 +85,12 @@ impl Survey<'_> {
             Ok(BitmapTableEntry::Stored(offset)) => {
                 let len = self.geometry.cluster_size();
                 self.census.count(offset.0, len, 1, spot)?;
-                if self.census.hits_metadata(offset.0, len) {
+                // Guest data was counted before.
+                let cluster = offset.0 >> self.geometry.cluster_bits();
+                let shared = self.census.references(cluster) > 1;
+                if shared || self.census.hits_metadata(offset.0, len) {
                     self.report.note(FindingKind::Overlap, spot, || {
-                        format!("the bits at {offset} lie in a cluster of metadata")
+                        format!("the bits at {offset} lie in a cluster of something else")
                     });
                 }
             }
