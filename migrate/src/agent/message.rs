@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::facts::Identity;
-use crate::store::Mode;
 use crate::store::content::Piece;
+use crate::store::{Mode, Part};
 use crate::{Error, ErrorKind};
 
 /// Version of the protocol. Both ends must have the same.
@@ -100,6 +100,11 @@ pub(crate) enum Request {
     Digest {
         path: PathBuf,
         format: Format,
+    },
+    StillDigest {
+        path: PathBuf,
+        format: Format,
+        part: Part,
     },
     Remove {
         path: PathBuf,

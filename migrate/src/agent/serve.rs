@@ -205,6 +205,10 @@ impl<W: Write + Send> Server<'_, W> {
                 let told = Told { out, cancel, last: Mutex::new(Instant::now()) };
                 out.answer(store.digest(&path, format, &told, cancel))
             }
+            Request::StillDigest { path, format, part } => {
+                let told = Told { out, cancel, last: Mutex::new(Instant::now()) };
+                out.answer(store.still_digest(&path, format, &part, &told, cancel))
+            }
             Request::Remove { path, made } => out.answer(store.remove(&path, &made)),
             Request::Fetch { path, limit } => match store.content(&path, limit) {
                 Ok(content) => {

@@ -94,7 +94,7 @@ impl Phase {
 }
 
 /// How thoroughly the moved disks were compared with what they were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verified {
     /// Not at all.

@@ -18,7 +18,7 @@ use super::content::{Content, Sink, temporary};
 use super::holders::{holder, soon};
 use super::partial::Partial;
 use super::root::{Pinned, Root, failed, identity_of, is_still, proc_path};
-use super::{Mode, Store, StoreLayer, Wanted};
+use super::{Mode, Part, Store, StoreLayer, Wanted};
 use crate::facts::{self, Identity, ImageFacts, NamedLayer, ObjectFacts};
 use crate::{Error, Result};
 
@@ -241,6 +241,19 @@ impl Store for LocalStore {
     ) -> Result<facts::Content> {
         let found = self.digest(path, format, observer, cancel)?;
         Ok(compared(found, wanted.digest))
+    }
+
+    fn still_digest(
+        &self,
+        path: &Path,
+        format: Format,
+        part: &Part,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Option<String>> {
+        let pinned = self.root.pin_existing(path)?;
+        let chain = self.open_chain(path, Some(format), true, &pinned)?;
+        part.digest(&chain, observer, cancel).map(Some)
     }
 
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool> {

@@ -17,7 +17,8 @@ mod root;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use qcow::chain::Format;
+use qcow::chain::{Chain, Format};
+use qcow::ops::digest::{leaves, tree_hash};
 use qcow::{CancelToken, Observer};
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +106,23 @@ pub trait Store: Send + Sync {
         cancel: &CancelToken,
     ) -> Result<crate::facts::Content>;
 
+    /// Digest of a disk, or of a part of it, whoever has the image open: for a guest that stands still, and
+    /// whose images nobody changes although its process holds them. `None` where disks cannot be hashed
+    /// this way.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Interrupted`](crate::ErrorKind::Interrupted).
+    fn still_digest(
+        &self,
+        _path: &Path,
+        _format: Format,
+        _part: &Part,
+        _observer: &dyn Observer,
+        _cancel: &CancelToken,
+    ) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Removes a file if it is still the object that we made. `Ok(false)` if nothing is there.
     ///
     /// # Errors
@@ -121,6 +139,41 @@ pub enum Mode {
     Private,
     /// A base that nobody may change: 0444.
     ReadOnly,
+}
+
+/// How much of a disk is hashed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// All of it: the root of its tree hash.
+    Whole,
+    /// These leaves of the tree, together.
+    Leaves(Vec<u64>),
+}
+
+impl Part {
+    /// Digest of this part of the disk that `chain` shows.
+    ///
+    /// # Errors
+    /// Whatever reading the chain raises; [`Interrupted`](crate::ErrorKind::Interrupted).
+    pub fn digest(
+        &self,
+        chain: &Chain,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<String> {
+        match self {
+            Self::Whole => Ok(tree_hash(chain, 0, observer, cancel)?.root.to_string()),
+            Self::Leaves(indexes) => {
+                let mut hasher = blake3::Hasher::new_derive_key("qcowtool sample of leaves 1");
+                hasher.update(&chain.virtual_size().to_be_bytes());
+                for leaf in leaves(chain, indexes, cancel)? {
+                    hasher.update(&leaf.index.to_be_bytes()).update(&leaf.hash.0);
+                }
+                Ok(hasher.finalize().to_hex().to_string())
+            }
+        }
+    }
 }
 
 /// The content that something at the destination is compared with.

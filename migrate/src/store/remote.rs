@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::connection::{Connection, PATIENCE, Trouble};
 use super::content::{Content, PIECE, Piece, Sink, temporary};
 use super::local::{Copy, compared};
-use super::{Mode, Store, StoreLayer, Wanted};
+use super::{Mode, Part, Store, StoreLayer, Wanted};
 use crate::agent::message::{Reply, Request, error_of};
 use crate::agent::wire::{self, Frame, garbage};
 use crate::facts::{self, Identity, ObjectFacts};
@@ -215,6 +215,19 @@ impl Store for RemoteStore {
         let request = Request::Digest { path: path.to_path_buf(), format };
         let found = self.with(cancel, |connection| connection.ask(&request, observer))?;
         Ok(compared(found, wanted.digest))
+    }
+
+    fn still_digest(
+        &self,
+        path: &Path,
+        format: Format,
+        part: &Part,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Option<String>> {
+        let part = part.clone();
+        let request = Request::StillDigest { path: path.to_path_buf(), format, part };
+        self.with(cancel, |connection| connection.ask(&request, observer))
     }
 
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool> {
