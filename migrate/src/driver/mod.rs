@@ -6,7 +6,6 @@ mod directory;
 pub mod libvirt;
 pub mod model;
 pub mod words;
-pub mod model;
 
 use qcow::CancelToken;
 
