@@ -197,3 +197,35 @@ fn a_full_copy_needs_what_all_layers_hold_and_an_overlay_only_its_own() {
     assert!((16 * MIB..20 * MIB).contains(&thin.predicted.space_bytes));
     assert!((100 * MIB..110 * MIB).contains(&full.predicted.space_bytes));
 }
+
+#[test]
+fn the_plan_carries_both_documents_and_its_digest() {
+    let xml = || {
+        String::from(
+            "<domain type='kvm'><name>guest</name><uuid>3b9a37ba-8e1c-4a3f-9c0e-8c1a52a6d6a1</uuid>\
+             <memory unit='MiB'>64</memory><os><type arch='x86_64'>hvm</type></os><devices>\
+             <disk type='file' device='disk'><driver name='qemu' type='qcow2'/>\
+             <source file='/old/vda.qcow2'/><target dev='vda' bus='virtio'/></disk>\
+             </devices></domain>",
+        )
+    };
+    let mut facts = guest_with_base();
+    facts.domain.live_xml = xml();
+    facts.domain.migratable_xml = xml();
+    facts.domain.inactive_xml = Some(xml());
+    let made = plan(&facts, &Policy::default()).unwrap();
+    assert!(made.destination_xml.contains("/new/vda.qcow2"), "{}", made.destination_xml);
+    assert!(made.destination_xml.contains("/new/base.qcow2"), "{}", made.destination_xml);
+    assert!(made.destination_xml.contains("<backingStore/>"), "{}", made.destination_xml);
+    let persistent = made.persistent_xml.as_ref().unwrap();
+    assert!(persistent.contains("/new/vda.qcow2") && !persistent.contains("base"), "{persistent}");
+    made.check().unwrap();
+
+    // A guest that is not defined has no next start.
+    facts.domain.persistent = false;
+    assert_eq!(plan(&facts, &Policy::default()).unwrap().persistent_xml, None);
+
+    facts.domain.migratable_xml = "<domain/>".into();
+    let refusals = plan(&facts, &Policy::default()).unwrap_err();
+    assert_eq!(refusals[0].code, "xml");
+}
