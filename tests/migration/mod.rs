@@ -176,7 +176,7 @@ impl<'a> Trial<'a> {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = self.rig.a.command(binary());
         command.args(words).args(["--state-dir", &self.state_directory()]);
-        if self.way == Way::Agent && words[0] != "transactions" {
+        if self.way == Way::Agent && words.contains(&"--to") {
             command.args(["-e", &self.rig.b.remote_shell()]);
         }
         command
@@ -381,7 +381,7 @@ impl<'a> Trial<'a> {
     #[track_caller]
     pub(crate) fn refused(&self, ran: Ran, words: &str) {
         assert_eq!(ran.code(), Some(REFUSED), "{ran}");
-        assert!(ran.stderr().contains(words), "it does not say '{words}': {ran}");
+        says(&ran, words);
         self.stayed();
     }
 
@@ -435,6 +435,13 @@ impl Running {
         let [stdout, stderr] = self.said.each_ref().map(|file| fs::read(file.path()).unwrap());
         Ran::of("qcowtool migrate", Output { status, stdout, stderr })
     }
+}
+
+/// Asserts that a refusal has these words in it.
+#[track_caller]
+pub(crate) fn says(ran: &Ran, words: &str) {
+    let said = ran.stdout() + &ran.stderr();
+    assert!(said.contains(words), "it does not say '{words}': {ran}");
 }
 
 /// The binary under test; `QCOWTOOL_BIN` names another build of it.

@@ -4,8 +4,8 @@
 mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
-pub mod words;
 pub mod model;
+pub mod words;
 
 use qcow::CancelToken;
 
