@@ -18,7 +18,7 @@ macro_rules! needs_migration {
     () => {
         rig::needs_rig!();
         if !migration::can_migrate() {
-            println!("SKIPPED: this build of qcowtool cannot migrate (see make test-migration)");
+            rig::rig::skipped("this build of qcowtool cannot migrate");
             return;
         }
     };
@@ -373,7 +373,9 @@ impl<'a> Trial<'a> {
         let after = self.listing(a);
         assert_eq!(after, self.before[0], "files on A");
         if self.deleted.is_none() {
-            guest.check_disk(a, &self.disk(), Kind::Boot);
+            let disks = a.virsh(["domblklist", &guest.name]).ok();
+            let boot = disks.lines().find_map(|line| line.trim().strip_prefix("vda"));
+            guest.check_disk(a, boot.expect("a disk vda").trim(), Kind::Boot);
         }
     }
 
