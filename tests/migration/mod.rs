@@ -262,9 +262,10 @@ impl<'a> Trial<'a> {
         let (a, disk, template) = (&self.rig.a, self.disk(), self.path("template.qcow2"));
         a.make_template(&template, &self.guest.template);
         a.make_overlay(&disk, &template);
-        let data = self.path("data.img");
-        fs::write(a.outside(&data), vec![0x5a; 48 << 20]).unwrap();
-        self.run(&[Disk::qcow2(disk), Disk::raw(data)]);
+        let data = self.path("data.qcow2");
+        a.qemu_img(["create", "-q", "-f", "qcow2", &data, "48M"]).ok();
+        a.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 90 0 48M", &data]).ok();
+        self.run(&[Disk::qcow2(disk), Disk::qcow2(data)]);
         self.delete_template();
     }
 
@@ -369,7 +370,16 @@ impl<'a> Trial<'a> {
         guest.goes_on(a);
         let job = a.virsh(["domjobinfo", &guest.name]).stdout();
         assert!(job.contains("None"), "a job is left: {job}");
-        assert_eq!(self.listing(b), self.before[1], "files on B");
+        let mut there = self.listing(b);
+        if self.way == Way::Libvirt {
+            // libvirt's storage API does not say which file is which. What was written to may then be
+            // another one by now, and is left, and named.
+            let journals = a.run(["grep", "-rh", "intended", &self.state_directory()]).stdout();
+            there.retain(|name, is| {
+                self.before[1].get(name) == Some(is) || !journals.contains(&self.path(name))
+            });
+        }
+        assert_eq!(there, self.before[1], "files on B");
         let after = self.listing(a);
         assert_eq!(after, self.before[0], "files on A");
         if self.deleted.is_none() {
