@@ -4,6 +4,7 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 use std::fs;
+use std::process::Stdio;
 
 use rig::{Disk, Guest, Kind, Ran, Rig, Template, needs_rig};
 
@@ -283,8 +284,12 @@ fn a_target_that_another_process_writes_to_is_an_error() {
     empty_target(&guest, rig, "64M");
     let disk = guest.path("disk.qcow2");
     let mut holder = rig.b.command("qemu-io");
-    let mut holder =
-        holder.args(["-f", "qcow2", &disk]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut holder = holder
+        .args(["-f", "qcow2", &disk])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let held = || {
         let look = rig.b.qemu_img(["info", &disk]);
         (!look.succeeded()).then_some(())

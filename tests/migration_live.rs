@@ -233,7 +233,8 @@ fn one_disk_that_must_be_copied_whole_decides_for_both() {
     trial.lives_on_b(&["disk.qcow2", "data.qcow2"]);
 }
 
-/// A data disk that nobody writes to is moved as well, to the byte.
+/// A data disk that nobody writes to is moved as well, to the byte. (Of a raw image whose size is no multiple of
+/// 4096 QEMU makes no target on storage with sectors of that size.)
 #[test]
 fn a_data_disk_that_nobody_writes_to() {
     needs_migration!();
@@ -241,7 +242,7 @@ fn a_data_disk_that_nobody_writes_to() {
     let mut trial = Trial::new(rig, "data", Way::Agent);
     let (disk, data) = (trial.disk(), trial.path("data.img"));
     rig.a.make_template(&disk, &trial.guest.template);
-    let content: Vec<u8> = (0..3_000_320_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+    let content: Vec<u8> = (0..733 * 4096_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
     fs::write(rig.a.outside(&data), &content).unwrap();
     trial.run(&[Disk::qcow2(disk), Disk::raw(&*data)]);
     trial.migrate(&[]).ok();
@@ -249,7 +250,7 @@ fn a_data_disk_that_nobody_writes_to() {
     trial.lives_on_b(&["disk.qcow2", "data.img"]);
 }
 
-/// D02: a medium that is in both places stays in the drive; nothing writes to it.
+/// D02: nothing writes to a medium, and a file of its name is not overwritten even if it is equal.
 #[test]
 fn a_cdrom_that_is_there_too() {
     needs_migration!();
@@ -260,7 +261,28 @@ fn a_cdrom_that_is_there_too() {
     fs::write(rig.a.outside(&medium), [7; 1 << 20]).unwrap();
     trial.copy_to_b("medium.iso");
     trial.run(&[Disk::qcow2(disk), Disk::cdrom(medium)]);
-    trial.arrived(trial.migrate(&[]), DISK);
+    let ran = trial.migrate(&[]);
+    if ran.code() == Some(migration::REFUSED) {
+        trial.stayed();
+        trial.arrived(trial.migrate(&["--eject"]), DISK);
+    } else {
+        trial.arrived(ran, DISK);
+    }
+}
+
+/// The same where it is not: it comes along.
+#[test]
+fn a_cdrom_that_is_only_here() {
+    needs_migration!();
+    let rig = Rig::shared();
+    let mut trial = Trial::new(rig, "brought", Way::Agent);
+    let (disk, medium) = (trial.disk(), trial.path("medium.iso"));
+    rig.a.make_template(&disk, &trial.guest.template);
+    fs::write(rig.a.outside(&medium), [7; 1 << 20]).unwrap();
+    trial.run(&[Disk::qcow2(disk), Disk::cdrom(&*medium)]);
+    trial.migrate(&[]).ok();
+    assert_eq!(fs::read(rig.b.outside(&medium)).unwrap(), [7; 1 << 20]);
+    trial.lives_on_b(&["disk.qcow2", "medium.iso"]);
 }
 
 /// D06: somebody else may write to it.
