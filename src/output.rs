@@ -38,6 +38,11 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{}", Printable(&line.to_string()));
 }
 
+/// Prints lines to standard error. Nobody can be told if that fails.
+pub(crate) fn complain(text: &str) {
+    text.lines().for_each(say);
+}
+
 /// A path as it can be shown on a terminal.
 pub(crate) fn shown(path: &Path) -> String {
     Printable(&path.to_string_lossy()).to_string()

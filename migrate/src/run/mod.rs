@@ -9,7 +9,7 @@ mod still;
 mod verify;
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qcow::CancelToken;
 
@@ -27,8 +27,33 @@ pub use report::{Finished, Phase, Report, Retained, Route, Verified};
 
 /// Where journals are, below the state directory.
 pub const JOURNALS: &str = "transactions";
-/// Where the locks of guests are, below the state directory.
-const LOCKS: &str = "domains";
+
+/// Whether a job still moves.
+struct Pace {
+    done: (u64, u64),
+    since: Instant,
+}
+
+impl Pace {
+    /// So long nothing may move before somebody asks why. libvirt itself waits for ever where the network
+    /// was cut for longer than its own patience.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn new() -> Self {
+        Self { done: (0, 0), since: Instant::now() }
+    }
+
+    /// True once whenever nothing has moved for that long.
+    fn stalls(&mut self, job: &JobProgress) -> bool {
+        let done = (job.disk_processed, job.memory_processed);
+        let moved = done != self.done;
+        let due = !moved && self.since.elapsed() >= Self::PATIENCE;
+        if moved || due {
+            *self = Self { done, since: Instant::now() };
+        }
+        due
+    }
+}
 
 /// A plan that is being carried out.
 pub struct Run<'a> {
@@ -88,7 +113,7 @@ impl<'a> Run<'a> {
             return Err(Error::changed("a host is no longer as it was when the plan was made")
                 .hint("plan again, and look what is different"));
         }
-        let lock = DomainLock::take(&means.state.join(LOCKS), &plan.uuid)?;
+        let lock = DomainLock::take(means.state, &plan.uuid)?;
         let mut journal = Journal::create(&means.state.join(JOURNALS), plan)?;
         let (facts, route) = (Box::new(means.facts.clone()), Box::new(means.route.clone()));
         journal.write(Record::Begun { facts, route })?;
@@ -101,7 +126,7 @@ impl<'a> Run<'a> {
     /// As [`Journal::open`]; [`Refused`](ErrorKind::Refused) if another run is at this guest.
     pub fn again(id: &str, means: &Means<'a>) -> Result<Self> {
         let journal = Journal::open(&means.state.join(JOURNALS), id)?;
-        let lock = DomainLock::take(&means.state.join(LOCKS), &journal.transaction().plan.uuid)?;
+        let lock = DomainLock::take(means.state, &journal.transaction().plan.uuid)?;
         Self::over(journal, lock, means)
     }
 
@@ -258,6 +283,7 @@ impl<'a> Run<'a> {
         let (begun, stop) = (Instant::now(), CancelToken::new());
         let ready_looked_at = std::cell::Cell::new(false);
         let why = std::cell::RefCell::new(None);
+        let pace = std::cell::RefCell::new(Pace::new());
         let give_up = |error: Error| {
             why.borrow_mut().get_or_insert(error);
             stop.cancel();
@@ -272,6 +298,9 @@ impl<'a> Run<'a> {
                     Error::environment("the migration did not end within its time")
                         .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
                 );
+            }
+            if pace.borrow_mut().stalls(job) && self.ends.destination.state(&request.uuid).is_err() {
+                give_up(Error::environment("the destination cannot be reached any more"));
             }
             // The disks are in step: a last look below them, before the guest moves.
             if job.memory_total > 0 && !ready_looked_at.replace(true) {

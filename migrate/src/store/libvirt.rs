@@ -45,8 +45,9 @@ pub struct LibvirtStore {
     connection: Arc<Connection>,
     /// Names of the pools that are active because of us.
     pools: Mutex<Vec<String>>,
-    /// How the headers of the images began that this store made.
-    made: Mutex<HashMap<PathBuf, Head>>,
+    /// How the headers of the images began that this store made; `None` for files that are no QCOW2
+    /// images.
+    made: Mutex<HashMap<PathBuf, Option<Head>>>,
 }
 
 /// A volume that is there.
@@ -303,10 +304,8 @@ impl Store for LibvirtStore {
             Err(self.wrong(format!("{path} has {size} bytes, not the {sent} that were sent")))
         });
         let (identity, head) = done.map_err(|error| self.discard(path, error))?;
-        if let Some(head) = head {
-            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-            made.insert(path.to_path_buf(), head);
-        }
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.insert(path.to_path_buf(), head);
         Ok(identity)
     }
 
@@ -400,9 +399,11 @@ impl Store for LibvirtStore {
         let untouched =
             (now.size, now.mtime_ns, now.ctime_ns) == (made.size, made.mtime_ns, made.ctime_ns);
         let known = || {
-            let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
-            Ok::<_, Error>(match made {
-                Some(made) => self.head(&found)?.as_ref() == Some(&made),
+            let known = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+            Ok::<_, Error>(match known {
+                Some(head) => {
+                    self.head(&found)? == head && (head.is_some() || now.size == made.size)
+                }
                 None => false,
             })
         };

@@ -15,7 +15,7 @@ use super::voice::Teller;
 use super::{State, look, migration_codes, show};
 use crate::args::{OutputArgs, Voice};
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, shown};
+use crate::output::{OutputFormat, complain, print, print_json, shown};
 use crate::progress::When;
 use crate::signals::Watch;
 
@@ -107,7 +107,7 @@ impl Migrate {
     /// Moves the guest.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let format = self.output.output;
-        let dry_run = self.dry_run;
+        let (dry_run, quiet) = (self.dry_run, self.work.voice.quiet);
         self.work.run(format, |plan, means, watch| {
             if dry_run {
                 return match format {
@@ -119,6 +119,7 @@ impl Migrate {
             let finished = watch.settle_migration(run.migrate())?;
             match format {
                 OutputFormat::Json => print_json(&finished),
+                OutputFormat::Human if quiet => Ok(()),
                 OutputFormat::Human => print(in_words(&finished)),
             }
         })
@@ -170,7 +171,8 @@ impl Work {
         let probed = look(&reached, &policy, &self.state, self.progress, &watch)?;
         let plan = match kept {
             Some(plan) => plan,
-            None => plan(&probed.facts, &policy).map_err(|refusals| refuse(refusals, format))?,
+            None => plan(&probed.facts, &policy)
+                .map_err(|refusals| refuse(refusals, format, |text| Ok(complain(&text))))?,
         };
         let teller = Teller::new(self.progress, self.voice.quiet);
         let Probed { facts, held } = &probed;

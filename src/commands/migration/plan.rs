@@ -50,7 +50,7 @@ impl PlanCommand {
         let watch = Watch::start()?;
         let probed = look(&reached, &policy, &self.state, When::Auto, &watch)?;
         let plan = plan(&probed.facts, &policy);
-        let plan = plan.map_err(|refusals| refuse(refusals, self.output.output))?;
+        let plan = plan.map_err(|refusals| refuse(refusals, self.output.output, print))?;
         match self.output.output {
             OutputFormat::Json => print_json(&plan),
             OutputFormat::Human => print(show::plan(&plan)),
@@ -58,11 +58,15 @@ impl PlanCommand {
     }
 }
 
-/// Prints why there is no plan.
-pub(crate) fn refuse(refusals: Vec<Refusal>, format: OutputFormat) -> Failure {
+/// Prints why there is no plan: as JSON, or as text by `tell`.
+pub(crate) fn refuse(
+    refusals: Vec<Refusal>,
+    format: OutputFormat,
+    tell: impl FnOnce(String) -> Result<(), Failure>,
+) -> Failure {
     let printed = match format {
         OutputFormat::Json => print_json(&Refused { refusals }),
-        OutputFormat::Human => print(show::refusals(&refusals)),
+        OutputFormat::Human => tell(show::refusals(&refusals)),
     };
     printed.err().unwrap_or(Failure::Verdict(REFUSED))
 }
