@@ -3,18 +3,27 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET)/release/qcowtool
 
-.PHONY: help demo test bench lint man release clean
+.PHONY: help demo demo-migration test test-migration bench lint man release clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: release ## Show the main job: an orphaned chain becomes one proven image
 	@scripts/setup demo
 	@QCOWTOOL=$(BINARY) demo/run
 
-test: ## Build and run every test of the workspace
+demo-migration: release ## Show it where it happens: two libvirt hosts, a deleted template, a live guest (as root)
+	@scripts/setup test-migration
+	cargo build --release --locked -p rig
+	@QCOWTOOL=$(BINARY) $(TARGET)/release/rig run demo/migration
+
+test: ## Build and run every test of the workspace but those of live migration
 	@scripts/setup test
 	@scripts/test
+
+test-migration: ## Migrate guests between two libvirt hosts on this machine (as root)
+	@scripts/setup test-migration
+	@scripts/test migration
 
 bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see benches/README.md)
 	@scripts/setup bench

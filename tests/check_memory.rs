@@ -29,7 +29,7 @@ fn preallocated(scratch: &Scratch, gib: u64) -> PathBuf {
 
 /// Most memory that the binary had resident, in bytes.
 fn peak(arguments: Vec<OsString>) -> u64 {
-    let mut child = command(&arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let child = command(&arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
     let used = child.wait4().unwrap();
     assert!(used.status.success(), "{arguments:?}");
     used.rusage.maxrss

@@ -179,6 +179,15 @@ fn broken_snapshots_are_found() {
             "reserved-bits",
         ),
         (
+            "copied flags in a snapshot's tables mean nothing",
+            |image| {
+                let (l1, l2) = (image.snapshot_l1(), image.snapshot_l2());
+                image.or_u64(l1, COPIED).or_u64(l2, COPIED)
+            },
+            0,
+            "",
+        ),
+        (
             "two snapshots share one L1 table",
             |image| {
                 let table = image.snapshot_table();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use migration::{CHANGED, INTERRUPTED, REFUSED, Trial, Way, both_ways, needs_migration};
 use rig::{Disk, Rig, wait_for};
 
-const DISKS: &[&str] = &["disk.qcow2", "data.img"];
+const DISKS: &[&str] = &["disk.qcow2", "data.qcow2"];
 
 /// Where the run left its transaction open, this puts back what it made.
 fn roll_back_if_open(trial: &Trial<'_>) {

@@ -63,6 +63,9 @@ pub(super) fn flags(facts: &Facts, policy: &Policy, mode: Mode, copy: CopyMode) 
         CopyMode::Incremental => flags.push(Flag::NonSharedInc),
     }
     flags.extend([Flag::ChangeProtection, Flag::AbortOnError]);
+    if policy.tls {
+        flags.push(Flag::Tls);
+    }
     if synchronous(facts, policy, copy) {
         flags.push(Flag::NonSharedSynchronousWrites);
     }

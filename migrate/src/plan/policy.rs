@@ -70,6 +70,8 @@ pub struct Policy {
     pub verify: Verify,
     /// Bytes a second, for all streams together; `None` is as fast as it goes.
     pub bandwidth: Option<u64>,
+    /// Memory and disks travel encrypted; both libvirts must be set up for it.
+    pub tls: bool,
     /// Guest writes wait for the copy, so that it ends in any case.
     pub sync_writes: bool,
     /// Seconds after which a migration that has not ended is stopped.
@@ -93,6 +95,7 @@ impl Default for Policy {
             max_depth: 16,
             verify: Verify::default(),
             bandwidth: None,
+            tls: false,
             sync_writes: false,
             timeout: None,
             retain_days: 7,

@@ -51,7 +51,8 @@ impl Preparation<'_> {
         for disk in &plan.disks {
             self.cancel.check()?;
             match &disk.action {
-                Action::Skip | Action::Eject | Action::Adopt { .. } => {}
+                Action::Skip | Action::Eject => {}
+                Action::Adopt { path, format } => self.can_adopt(disk, path, *format)?,
                 Action::CopyMedium { from, to } => self.copy_medium(disk, from, to)?,
                 Action::Create { image, base } => {
                     let below = match base {
@@ -97,6 +98,30 @@ impl Preparation<'_> {
         let copy = self.store.fetch(&image.path, LONGEST_EMPTY)?;
         image::prove(&name_of(&copy), image, base)
             .map_err(|error| error.on(&self.facts.destination.hostname))
+    }
+
+    /// An image that is there already has exactly the disk's size (P1), and stands on nothing, so that its
+    /// header and the XML name the same chain (P7).
+    fn can_adopt(&self, disk: &DiskPlan, path: &Path, format: Format) -> Result<()> {
+        let chain = self.store.chain(path, Some(format))?;
+        let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
+        let own = facts.and_then(|facts| facts.chain.as_ref()?.layers.first());
+        let size = facts.and_then(|facts| facts.live_capacity).or(own.map(|top| top.virtual_size));
+        let fits = match chain.as_slice() {
+            // A raw device may be larger: the XML says how much of it is the disk.
+            [only] => {
+                Some(only.virtual_size) == size
+                    || format == Format::Raw && Some(only.virtual_size) > size
+            }
+            _ => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let name = path.display();
+        Err(Error::refused(format!("{name} has another size, or stands on another image"))
+            .on(&self.facts.destination.hostname)
+            .hint("choose another place, where a new image can be made"))
     }
 
     /// The active layer of a guest that is shut off: as it is if it stands on nothing or stays an overlay,

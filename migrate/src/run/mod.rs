@@ -183,12 +183,13 @@ impl<'a> Run<'a> {
         self.settle(start, Err(Error::environment("the migration did not succeed")))
     }
 
-    /// Puts everything back: stops libvirt if it is at it, and removes what this transaction made.
+    /// Puts everything back: stops libvirt if it is at it, and removes what this transaction made. What
+    /// cannot be proven to be that is left and named; with `leave` the transaction ends all the same.
     ///
     /// # Errors
     /// [`Refused`](ErrorKind::Refused) if the guest has moved already, [`InDoubt`](ErrorKind::InDoubt) if
     /// nobody can say.
-    pub fn roll_back(mut self) -> Result<RolledBack> {
+    pub fn roll_back(mut self, leave: bool) -> Result<RolledBack> {
         self.not_ended()?;
         if self.journal.transaction().migrate_called {
             let uuid = self.plan().uuid.clone();
@@ -202,7 +203,12 @@ impl<'a> Run<'a> {
                 other => return Err(self.in_doubt(other)),
             }
         }
-        roll_back(&mut self.journal, &self.here, self.ends.store)
+        let done = roll_back(&mut self.journal, &self.here, self.ends.store)?;
+        if leave && !done.is_complete() {
+            self.journal.write(Record::Closed { result: Ended::RolledBack })?;
+        }
+        let _ = self.refresh();
+        Ok(done)
     }
 
     fn not_ended(&self) -> Result<()> {

@@ -116,6 +116,10 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "RATE", value_parser = size::parse)]
     bandwidth: Option<u64>,
 
+    /// Encrypt memory and disks on their way; both libvirts must have certificates
+    #[arg(long)]
+    tls: bool,
+
     /// Have the guest's writes wait for the copy, so that it cannot outrun it
     #[arg(long)]
     sync_writes: bool,
@@ -265,6 +269,7 @@ impl PolicyArgs {
                 VerifyArg::Content => Verify::Content,
             },
             bandwidth: self.bandwidth,
+            tls: self.tls,
             sync_writes: self.sync_writes,
             timeout: self.timeout,
             retain_days: self.retain,

@@ -73,6 +73,10 @@ pub(crate) struct Rollback {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     ending: Ending,
+
+    /// End the transaction although something that it made is left
+    #[arg(long)]
+    leave: bool,
 }
 
 /// Which transaction is to be ended, and how its hosts are reached.
@@ -228,7 +232,8 @@ struct PutBack {
 impl Rollback {
     /// Ends it backwards.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let done = self.ending.run(|run, watch| watch.settle_migration(run.roll_back()))?;
+        let leave = self.leave;
+        let done = self.ending.run(|run, watch| watch.settle_migration(run.roll_back(leave)))?;
         let put_back = PutBack {
             removed: done.removed.iter().map(|(_, path)| shown(path)).collect(),
             left: done
@@ -249,9 +254,11 @@ impl Rollback {
                 }
             }
         }
-        if put_back.complete {
+        if put_back.complete || leave {
             return Ok(());
         }
-        Err(Error::environment("not everything could be removed; try again later").into())
+        Err(Error::environment("not everything could be removed")
+            .hint("remove it by hand if it is not needed, then end the transaction with --leave")
+            .into())
     }
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Process 1 of a host, in namespaces of its own: gives them the look of a machine, says under which
 # number it is known outside, and reaps orphans until it is killed, which ends everything in the host.
 # Usage: bash -c "$(cat host.sh)" host.sh DIRECTORY NAME

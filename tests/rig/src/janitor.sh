@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Takes a rig away when its owner is gone, however that went: the other end of standard input is the
 # owner's. Usage: bash -c "$(cat janitor.sh)" janitor.sh DIRECTORY
 directory=$1

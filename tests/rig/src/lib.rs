@@ -30,7 +30,7 @@ pub use rig::Rig;
 macro_rules! needs_rig {
     () => {
         if let Some(why) = $crate::rig::missing() {
-            println!("SKIPPED: no two hosts here: {why} (see make test-migration)");
+            $crate::rig::skipped(&format!("no two hosts here: {why}"));
             return;
         }
     };

@@ -11,7 +11,7 @@ In COMMAND, HOST being a or b:
        rig template FILE [MIB]       make a bootable template, a raw image (64 MiB)
        rig check FILE [MIB]          check every sector of a guest's raw disk, print the number of writes
        rig xml GUEST DISK            print the XML of a guest that boots from a QCOW2 image
-Environment: RIG_DIR (the rig's directory), RIG_RSH (runs words on B, when called on A)";
+Environment: RIG (this program), RIG_DIR (the rig's directory), RIG_RSH (runs words on B, when called on A)";
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -47,6 +47,7 @@ fn run(program: &str, arguments: &[&str]) {
     let rig = rig::Rig::up();
     let status = Command::new(program)
         .args(arguments)
+        .env("RIG", std::env::current_exe().expect("a name"))
         .env("RIG_DIR", rig.directory())
         .env("RIG_RSH", rig.b.remote_shell())
         .status();
