@@ -79,15 +79,17 @@ pub(crate) fn checkpoints(domain: &Domain) -> Outcome<Vec<String>> {
     if array.is_null() {
         return Ok(Vec::new());
     }
-    // SAFETY: libvirt made an array of so many checkpoints. All are ours; names are copied before that is freed.
-    let names = unsafe { std::slice::from_raw_parts(array, count) }.iter().filter_map(
-        |checkpoint| unsafe {
+    // SAFETY: libvirt made an array of so many checkpoints, which are ours.
+    let all = unsafe { std::slice::from_raw_parts(array, count) };
+    let name = |checkpoint: &sys::virDomainCheckpointPtr| {
+        // SAFETY: the name is copied before its checkpoint is freed.
+        unsafe {
             let name = borrowed(sys::virDomainCheckpointGetName(*checkpoint));
             sys::virDomainCheckpointFree(*checkpoint);
             name
-        },
-    );
-    let names = names.collect();
+        }
+    };
+    let names = all.iter().filter_map(name).collect();
     // SAFETY: it came from malloc, and its elements have been freed.
     unsafe { libc::free(array.cast()) };
     Ok(names)
