@@ -479,6 +479,38 @@ fn a_restarted_daemon_is_connected_to_again() {
     assert!(hosts.at_b.remove(&path, &made).unwrap());
 }
 
+#[test]
+fn a_transfer_whose_daemon_goes_away_fails_and_leaves_nothing() {
+    struct RestartAt(String, AtomicU64);
+    impl Observer for RestartAt {
+        fn progress(&self, done: u64, _: u64) {
+            if done > 4 << 20 && self.1.fetch_add(1, Ordering::SeqCst) == 0 {
+                let status = std::process::Command::new("sh").args(["-c", &self.0]).status();
+                assert!(status.unwrap().success());
+            }
+        }
+    }
+    let _alone = DAEMONS.write().unwrap_or_else(|poison| poison.into_inner());
+    let Some(hosts) = connect() else { return };
+    let Ok(restart) = std::env::var("QCOWTOOL_TEST_RESTART_B") else {
+        eprintln!("SKIPPED: QCOWTOOL_TEST_RESTART_B is not set");
+        return;
+    };
+    let path = path("daemon.raw");
+    let _leaves = Leaves(&hosts.at_b, vec![path.clone()]);
+    let mut content = tempfile::tempfile().unwrap();
+    content.write_all(&vec![7; 16 << 20]).unwrap();
+    let observer = RestartAt(restart, AtomicU64::new(0));
+    let put = |observer: &dyn Observer| {
+        hosts.at_b.put(&path, &content, Mode::Private, observer, &CancelToken::new())
+    };
+    let error = put(&observer).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Environment);
+    assert_eq!(hosts.at_b.look(&path).unwrap(), None);
+    let made = put(&Silent).unwrap();
+    assert!(hosts.at_b.remove(&path, &made).unwrap());
+}
+
 fn settle(done: impl Fn() -> bool, host: &Connection) {
     let begin = Instant::now();
     while !done() {

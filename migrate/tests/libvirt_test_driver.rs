@@ -4,6 +4,7 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 #![cfg(feature = "libvirt")]
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -129,6 +130,32 @@ fn who_is_not_there_is_named() {
     );
     let error = Connection::open("nonsense").unwrap_err();
     assert!(error.to_string().starts_with("nonsense: "), "{error}");
+    assert_eq!(Connection::open("test:///\0").unwrap_err().kind(), ErrorKind::Environment);
+}
+
+#[test]
+fn the_snapshots_of_a_domain_are_named() {
+    let uuid = "22222222-3333-4444-8555-666666666666";
+    let domain = |inside: &str| {
+        format!(
+            "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'><name>kept</name>\
+             <uuid>{uuid}</uuid><memory>8192</memory><os><type>hvm</type></os>{inside}</domain>"
+        )
+    };
+    let snapshot = |name: &str| {
+        format!(
+            "<test:domainsnapshot><name>{name}</name><creationTime>1700000000</creationTime>\
+             <state>shutoff</state><active>0</active>{}</test:domainsnapshot>",
+            domain("")
+        )
+    };
+    let node = format!("<node>{}</node>", domain(&(snapshot("before") + &snapshot("after"))));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(node.as_bytes()).unwrap();
+    let connection = Connection::open(&format!("test://{}", file.path().display())).unwrap();
+    let mut snapshots = connection.domain("kept").unwrap().unwrap().snapshots;
+    snapshots.sort();
+    assert_eq!(snapshots, ["after", "before"]);
 }
 
 #[test]

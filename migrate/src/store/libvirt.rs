@@ -23,12 +23,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use qcow::chain::Format;
 use qcow::io::{FileStorage, Storage};
 use qcow::{CancelToken, Observer};
+use virt::storage_pool::StoragePool;
+use virt::storage_vol::StorageVol;
 
 use self::chain::Head;
 use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
-use crate::driver::libvirt::raw::{Failure, Pool, Volume};
-use crate::driver::libvirt::{Connection, Use, patiently, unless};
+use crate::driver::libvirt::raw::Failure;
+use crate::driver::libvirt::{Connection, Use, is, patiently, unless};
 use crate::driver::words::code;
 use crate::facts::{Content, Identity, ObjectFacts};
 use crate::{Error, Result};
@@ -52,7 +54,7 @@ pub struct LibvirtStore {
 
 /// A volume that is there.
 struct Found {
-    volume: Volume,
+    volume: StorageVol,
     facts: VolumeFacts,
 }
 
@@ -63,15 +65,16 @@ impl LibvirtStore {
     }
 
     /// The pool that covers `directory`, freshly refreshed; `None` if there is no such directory.
-    fn pool(&self, directory: &str) -> Result<Option<Pool>> {
+    fn pool(&self, directory: &str) -> Result<Option<StoragePool>> {
         let Some(pool) = self.find_pool(directory)? else { return Ok(None) };
         self.connection.refresh(&pool)?;
         Ok(Some(pool))
     }
 
-    fn find_pool(&self, directory: &str) -> Result<Option<Pool>> {
+    fn find_pool(&self, directory: &str) -> Result<Option<StoragePool>> {
         let connect = self.connection.connect()?;
-        let active = unless(code::NO_STORAGE_POOL, connect.pool_by_target_path(directory));
+        let active =
+            unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_target_path(directory));
         if let Some(pool) = self.connection.say(active)? {
             return Ok(Some(pool));
         }
@@ -80,37 +83,37 @@ impl LibvirtStore {
                 "{directory}: devices can be reached through libvirt only where a pool covers them"
             )));
         }
-        for pool in self.connection.say(connect.pools())? {
-            let (_, place) = volume::pool_place(&self.connection.say(pool.xml())?)?;
+        for pool in self.connection.say(connect.list_all_storage_pools(0))? {
+            let (_, place) = volume::pool_place(&self.connection.say(pool.xml_desc(0))?)?;
             let covers = place.is_some_and(|place| Path::new(&place) == Path::new(directory));
             if covers && !self.connection.say(pool.is_active())? {
-                self.connection.say(pool.start())?;
+                self.connection.say(pool.create(0))?;
                 self.ours(&pool)?;
                 return Ok(Some(pool));
             }
         }
         let name = format!("qcowtool-{:016x}", random());
-        match connect.create_pool(&volume::new_pool(&name, directory)) {
+        match connect.create_storage_pool_xml(&volume::new_pool(&name, directory), 0) {
             Ok(pool) => {
                 self.ours(&pool)?;
                 Ok(Some(pool))
             }
-            Err(failure) if failure.message.contains("No such file or directory") => Ok(None),
+            Err(failure) if failure.message().contains("No such file or directory") => Ok(None),
             // Somebody else was faster.
-            Err(failure) if failure.message.contains("source conflict with pool") => {
-                self.connection.say(connect.pool_by_target_path(directory)).map(Some)
+            Err(failure) if failure.message().contains("source conflict with pool") => {
+                self.connection.say(connect.lookup_storage_pool_by_target_path(directory)).map(Some)
             }
             Err(failure) => self.connection.say(Err(failure)),
         }
     }
 
-    fn ours(&self, pool: &Pool) -> Result<()> {
+    fn ours(&self, pool: &StoragePool) -> Result<()> {
         let name = self.connection.say(pool.name())?;
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).push(name);
         Ok(())
     }
 
-    fn existing_pool(&self, directory: &str) -> Result<Pool> {
+    fn existing_pool(&self, directory: &str) -> Result<StoragePool> {
         self.pool(directory)?.ok_or_else(|| {
             self.wrong(format!("there is no directory {directory}")).hint("create it first")
         })
@@ -119,8 +122,8 @@ impl LibvirtStore {
     fn find(&self, path: &Path) -> Result<Option<Found>> {
         let (directory, name) = split(path)?;
         let Some(pool) = self.pool(directory)? else { return Ok(None) };
-        let found = pool.volume(name).and_then(|volume| {
-            let xml = volume.xml()?;
+        let found = pool.lookup_storage_vol_by_name(name).and_then(|volume| {
+            let xml = volume.xml_desc(0)?;
             Ok((volume, xml))
         });
         let Some((volume, xml)) = self.connection.say(unless(code::NO_STORAGE_VOL, found))? else {
@@ -169,7 +172,7 @@ impl LibvirtStore {
         let removed = self.steadily(|| {
             let (directory, name) = split(path)?;
             let Some(pool) = self.find_pool(directory)? else { return Ok(()) };
-            let delete = || pool.volume(name)?.delete();
+            let delete = || pool.lookup_storage_vol_by_name(name)?.delete(0);
             self.connection.say(unless(code::NO_STORAGE_VOL, patiently(delete))).map(drop)
         });
         match removed {
@@ -190,8 +193,8 @@ fn writer(uses: &[Use], path: &Path) -> Option<String> {
 /// A file, or anything else, has the name: libvirt's list says so, or a look at the file system, or at
 /// last the call that makes files.
 fn is_there(failure: &Failure) -> bool {
-    failure.code == code::STORAGE_VOL_EXIST
-        || ["already exists", "File exists"].iter().any(|words| failure.message.contains(words))
+    is(failure, code::STORAGE_VOL_EXIST)
+        || ["already exists", "File exists"].iter().any(|words| failure.message().contains(words))
 }
 
 /// Differs from that of every other process and time.
@@ -206,7 +209,9 @@ impl Drop for LibvirtStore {
         let Ok(connect) = self.connection.connect() else { return };
         for name in pools {
             // Another program may have removed it; a pool that cannot be stopped holds nobody up.
-            let _ = connect.pool_by_name(&name).and_then(|pool| patiently(|| pool.stop()));
+            let _ = connect
+                .lookup_storage_pool_by_name(&name)
+                .and_then(|pool| patiently(|| pool.destroy()));
         }
     }
 }
@@ -231,12 +236,12 @@ impl Store for LibvirtStore {
         let text = directory.to_str().unwrap_or_default();
         self.steadily(|| {
             let pool = self.existing_pool(text)?;
-            let (kind, _) = volume::pool_place(&self.connection.say(pool.xml())?)?;
+            let (kind, _) = volume::pool_place(&self.connection.say(pool.xml_desc(0))?)?;
             if !OF_FILES.contains(&kind.as_str()) {
                 let message = format!("{text} is a pool of kind '{kind}', which holds no files");
                 return Err(self.wrong(message));
             }
-            self.connection.say(pool.available())
+            Ok(self.connection.say(pool.info())?.available)
         })
     }
 
@@ -244,11 +249,11 @@ impl Store for LibvirtStore {
         self.steadily(|| {
             let pool = self.existing_pool(directory.to_str().unwrap_or_default())?;
             let mut paths = Vec::new();
-            for volume in self.connection.say(pool.volumes())? {
+            for volume in self.connection.say(pool.list_all_volumes(0))? {
                 if paths.len() >= limit {
                     break;
                 }
-                let asked = volume.path().and_then(|path| Ok((path, volume.xml()?)));
+                let asked = volume.path().and_then(|path| Ok((path, volume.xml_desc(0)?)));
                 // It may have gone meanwhile.
                 let asked = self.connection.say(unless(code::NO_STORAGE_VOL, asked))?;
                 let Some((path, xml)) = asked else { continue };
@@ -279,7 +284,7 @@ impl Store for LibvirtStore {
         cancel.check()?;
         self.available(Path::new(directory))?;
         let new = volume::new_volume(name, content.len(), mode);
-        self.steadily(|| match self.existing_pool(directory)?.create_volume(&new) {
+        self.steadily(|| match StorageVol::create_xml(&self.existing_pool(directory)?, &new, 0) {
             Err(failure) if is_there(&failure) => Err(self
                 .refused(format!("{} is there already", path.display()))
                 .hint("nothing that exists is overwritten")),
@@ -415,7 +420,7 @@ impl Store for LibvirtStore {
                 ))
                 .hint("look at it, and remove it by hand"));
         }
-        self.connection.say(unless(code::NO_STORAGE_VOL, patiently(|| found.volume.delete())))?;
+        self.connection.say(unless(code::NO_STORAGE_VOL, patiently(|| found.volume.delete(0))))?;
         self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
         Ok(true)
     }

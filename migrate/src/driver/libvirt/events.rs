@@ -4,7 +4,9 @@
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::raw::{self, Failure};
+use super::raw::{self, Outcome};
+use super::told;
+use crate::{Error, Result};
 
 /// Rings when anything happened to any domain of a connection, or to the connection. What it was, the one
 /// who waits finds out by asking: an event may be lost with its connection, a state cannot.
@@ -35,25 +37,22 @@ impl Signal {
 
 /// Starts libvirt's event loop in a thread of its own, once in a process. Must come before the first
 /// connection.
-pub(crate) fn start() -> Result<(), Failure> {
-    static STARTED: OnceLock<Result<(), Failure>> = OnceLock::new();
-    STARTED
-        .get_or_init(|| {
-            raw::initialize()?;
-            let turn = || {
-                // A failure here is one of poll(2); trying again at once could spin.
-                loop {
-                    if raw::run_events().is_err() {
-                        std::thread::sleep(Duration::from_millis(100));
-                    }
+pub(crate) fn start() -> Result<()> {
+    static READY: OnceLock<Outcome<()>> = OnceLock::new();
+    static TURNING: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    READY.get_or_init(raw::initialize).as_ref().map_err(told)?;
+    let turning = TURNING.get_or_init(|| {
+        let turn = || {
+            // A failure here is one of poll(2); trying again at once could spin.
+            loop {
+                if raw::run_events().is_err() {
+                    std::thread::sleep(Duration::from_millis(100));
                 }
-            };
-            let thread = std::thread::Builder::new().name("libvirt events".into()).spawn(turn);
-            thread.map(drop).map_err(|error| Failure {
-                code: 0,
-                domain: 0,
-                message: format!("cannot start a thread for libvirt's events: {error}"),
-            })
-        })
-        .clone()
+            }
+        };
+        let thread = std::thread::Builder::new().name("libvirt events".into()).spawn(turn);
+        let failed = |error| format!("cannot start a thread for libvirt's events: {error}");
+        thread.map(drop).map_err(failed)
+    });
+    turning.clone().map_err(Error::environment)
 }

@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 
 use qcow::CancelToken;
+use virt::domain::Domain;
 use virt_sys as sys;
 
 use super::events::Signal;
-use super::raw::{Domain, Numbers, Outcome, Parameters};
-use super::{code, told};
+use super::raw::{self, Numbers, Outcome, Parameters};
+use super::{code, is, told};
 use crate::driver::{JobProgress, MigrateRequest, TICK, check_request};
 use crate::facts::Version;
 use crate::plan::Flag;
@@ -42,7 +43,7 @@ pub(super) fn run(
     let over = AtomicBool::new(false);
     let outcome = std::thread::scope(|scope| {
         let work = scope.spawn(|| {
-            let outcome = domain.migrate(&request.to, &parameters, flags);
+            let outcome = raw::migrate(domain, &request.to, &parameters, flags);
             over.store(true, Ordering::SeqCst);
             signal.raise();
             outcome
@@ -62,7 +63,7 @@ pub(super) fn run(
                 // begun when it was first asked for.
                 let idle = abort.as_ref().is_none_or(ScopedJoinHandle::is_finished);
                 if idle && !matches!(abort.take().map(ScopedJoinHandle::join), Some(Ok(Ok(())))) {
-                    abort = Some(scope.spawn(|| domain.abort_job()));
+                    abort = Some(scope.spawn(|| raw::abort_job(domain)));
                 }
             }
             signal.wait(seen, TICK);
@@ -71,9 +72,9 @@ pub(super) fn run(
     });
     match outcome {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(failure)) if failure.code == code::OPERATION_ABORTED && cancel.is_cancelled() => {
+        Ok(Err(failure)) if is(&failure, code::OPERATION_ABORTED) && cancel.is_cancelled() => {
             let message =
-                format!("the migration was aborted as asked; libvirt: {}", failure.message);
+                format!("the migration was aborted as asked; libvirt: {}", failure.message());
             Err(Error::new(ErrorKind::Interrupted, message))
         }
         Ok(Err(failure)) => Err(told(&failure)),
@@ -137,7 +138,7 @@ fn parameters(request: &MigrateRequest, version: Version) -> Outcome<Parameters>
 
 /// The domain's job and its figures, unless there is none or it is over.
 fn job(domain: &Domain) -> Outcome<Option<Numbers>> {
-    let (kind, numbers) = domain.job_stats()?;
+    let (kind, numbers) = raw::job_stats(domain)?;
     let runs = matches!(kind, sys::VIR_DOMAIN_JOB_BOUNDED | sys::VIR_DOMAIN_JOB_UNBOUNDED);
     Ok(runs.then_some(numbers))
 }
@@ -146,7 +147,7 @@ fn job(domain: &Domain) -> Outcome<Option<Numbers>> {
 pub(super) fn progress(domain: &Domain) -> Outcome<Option<JobProgress>> {
     let job = match job(domain) {
         // A guest without a process has no job.
-        Err(failure) if failure.code == code::OPERATION_INVALID => None,
+        Err(failure) if is(&failure, code::OPERATION_INVALID) => None,
         job => job?,
     };
     Ok(job.map(|numbers| JobProgress {
@@ -168,7 +169,9 @@ pub(super) fn has_job(domain: &Domain) -> bool {
 /// The domain's job in words.
 pub(super) fn job_in_words(domain: &Domain) -> Outcome<Option<String>> {
     let numbers = match job(domain) {
-        Err(failure) if matches!(failure.code, code::OPERATION_INVALID | code::NO_SUPPORT) => None,
+        Err(failure) if is(&failure, code::OPERATION_INVALID) || is(&failure, code::NO_SUPPORT) => {
+            None
+        }
         job => job?,
     };
     let Some(numbers) = numbers else { return Ok(None) };

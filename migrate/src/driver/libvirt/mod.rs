@@ -1,19 +1,25 @@
-//! libvirt, through its C library. Needs the feature `libvirt`.
+//! libvirt, through its C library by way of the `virt` crate, and past it where that is not enough. Needs the
+//! feature `libvirt`.
 
 mod events;
 mod migrate;
 pub(crate) mod raw;
 pub(crate) mod xml;
 
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qcow::CancelToken;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::domain_snapshot::DomainSnapshot;
+use virt::storage_pool::StoragePool;
 use virt_sys as sys;
 
 use self::events::Signal;
-use self::raw::{Connect, Domain, Failure, Outcome, Pool, Subscription};
+use self::raw::{Failure, Outcome, Subscription};
 use super::words::{code, translate};
 use super::{Hypervisor, JobProgress, MigrateRequest, TICK};
 use crate::facts::{DomainFacts, DomainState, HostFacts, Version};
@@ -73,7 +79,7 @@ impl Connection {
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment).
     pub fn open(uri: &str) -> Result<Self> {
-        events::start().map_err(|failure| told(&failure))?;
+        events::start()?;
         let connection = Self {
             uri: uri.to_owned(),
             live: Mutex::new(None),
@@ -95,7 +101,8 @@ impl Connection {
     /// The connection; a new one if it is known to be broken.
     pub(crate) fn connect(&self) -> Result<Connect> {
         let mut live = self.live();
-        if let Some(live) = live.as_ref().filter(|live| live.connect.is_alive()) {
+        if let Some(live) = live.as_ref().filter(|live| matches!(live.connect.is_alive(), Ok(true)))
+        {
             return Ok(live.connect.clone());
         }
         let until = live.take().and_then(|_| Instant::now().checked_add(PATIENCE));
@@ -113,12 +120,14 @@ impl Connection {
     }
 
     fn open_live(&self) -> Outcome<Live> {
-        let connect = Connect::open(&self.uri)?;
+        // `virt` panics where there is a NUL byte.
+        CString::new(self.uri.as_str())?;
+        let connect = Connect::open(Some(&self.uri))?;
         // Connections without a wire have no such thing.
-        let _ = connect.keep_alive(KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT);
+        let _ = connect.set_keep_alive(KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT);
         Ok(Live {
             hostname: connect.hostname()?,
-            version: Version::from_number(connect.libvirt_version()?),
+            version: Version::from_number(connect.lib_version()?.into()),
             _subscription: Subscription::new(&connect, &self.signal),
             connect,
         })
@@ -135,7 +144,7 @@ impl Connection {
         let known = self.live().as_ref().map(|live| live.version);
         match known {
             Some(version) => Ok(version),
-            None => self.say(connect.libvirt_version()).map(Version::from_number),
+            None => Ok(Version::from_number(self.say(connect.lib_version())?.into())),
         }
     }
 
@@ -145,7 +154,7 @@ impl Connection {
     }
 
     fn lookup(&self, uuid: &str) -> Result<Domain> {
-        self.say(self.connect()?.domain_by_uuid(uuid))
+        self.say(self.connect()?.lookup_domain_by_uuid_string(uuid))
     }
 
     /// What `ask` says of the domain; `None` if it is not there, or goes away meanwhile.
@@ -157,23 +166,23 @@ impl Connection {
         let connect = self.connect()?;
         self.say(unless(
             code::NO_DOMAIN,
-            connect.domain_by_uuid(uuid).and_then(|domain| ask(&domain)),
+            connect.lookup_domain_by_uuid_string(uuid).and_then(|domain| ask(&domain)),
         ))
     }
 
     /// Which files the host's domains use, running or not.
     pub(crate) fn uses(&self) -> Result<Vec<Use>> {
         let mut uses = Vec::new();
-        for domain in self.say(self.connect()?.domains())? {
+        for domain in self.say(self.connect()?.list_all_domains(0))? {
             let of_domain = || {
                 let name = domain.name()?;
                 let runs = matches!(
-                    state(domain.state()?),
+                    state(raw::state(&domain)?),
                     DomainState::Running | DomainState::Paused | DomainState::Other
                 );
-                let mut texts = vec![(domain.xml(0)?, runs)];
+                let mut texts = vec![(domain.xml_desc(0)?, runs)];
                 if runs && domain.is_persistent()? {
-                    texts.push((domain.xml(sys::VIR_DOMAIN_XML_INACTIVE)?, false));
+                    texts.push((domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?, false));
                 }
                 Ok((name, texts))
             };
@@ -194,20 +203,26 @@ impl Connection {
     }
 
     /// Makes libvirt look again at what is in a pool, waiting a little for whoever fills it.
-    pub(crate) fn refresh(&self, pool: &Pool) -> Result<()> {
-        self.say(patiently(|| pool.refresh()))
+    pub(crate) fn refresh(&self, pool: &StoragePool) -> Result<()> {
+        self.say(patiently(|| pool.refresh(0)))
     }
 }
 
 /// The error that a failure means.
 fn told(failure: &Failure) -> Error {
-    translate(failure.code, failure.domain, &failure.message)
+    let (code, from) = (failure.code().to_raw(), failure.domain().to_raw());
+    translate(code.cast_signed(), from.cast_signed(), failure.message())
+}
+
+/// Whether the failure has this code.
+pub(crate) fn is(failure: &Failure, code: i32) -> bool {
+    failure.code().to_raw().cast_signed() == code
 }
 
 /// `None` for a failure with this code.
 pub(crate) fn unless<T>(code: i32, outcome: Outcome<T>) -> Outcome<Option<T>> {
     match outcome {
-        Err(failure) if failure.code == code => Ok(None),
+        Err(failure) if is(&failure, code) => Ok(None),
         outcome => outcome.map(Some),
     }
 }
@@ -218,7 +233,7 @@ pub(crate) fn patiently<T>(mut ask: impl FnMut() -> Outcome<T>) -> Outcome<T> {
     const TIMES: u32 = 50;
     for _ in 0..TIMES {
         match ask() {
-            Err(failure) if is_busy(&failure.message) => std::thread::sleep(PAUSE),
+            Err(failure) if is_busy(failure.message()) => std::thread::sleep(PAUSE),
             outcome => return outcome,
         }
     }
@@ -259,62 +274,65 @@ impl Hypervisor for Connection {
     fn host(&self) -> Result<HostFacts> {
         let connect = self.connect()?;
         let capabilities = self.say(connect.capabilities())?;
-        let qemu = self.say(connect.hypervisor_version())?;
+        let qemu = self.say(connect.hyp_version())?;
         Ok(HostFacts {
             uri: self.uri.clone(),
             hostname: self.say(connect.hostname())?,
             uuid: xml::host_uuid(&capabilities).map_err(|error| error.on(&self.hostname()))?,
             libvirt: Some(self.version()?),
-            qemu: (qemu != 0).then(|| Version::from_number(qemu)),
+            qemu: (qemu != 0).then(|| Version::from_number(qemu.into())),
         })
     }
 
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
         let connect = self.connect()?;
         let by_uuid = match is_uuid(name_or_uuid) {
-            true => self.say(unless(code::NO_DOMAIN, connect.domain_by_uuid(name_or_uuid)))?,
+            true => self
+                .say(unless(code::NO_DOMAIN, connect.lookup_domain_by_uuid_string(name_or_uuid)))?,
             false => None,
         };
         let found = match by_uuid {
             Some(domain) => Some(domain),
-            None => self.say(unless(code::NO_DOMAIN, connect.domain_by_name(name_or_uuid)))?,
+            None => {
+                self.say(unless(code::NO_DOMAIN, connect.lookup_domain_by_name(name_or_uuid)))?
+            }
         };
         let Some(domain) = found else { return Ok(None) };
         let facts = || {
             let persistent = domain.is_persistent()?;
             // With passwords, or the guest would arrive without them.
             let secure = sys::VIR_DOMAIN_XML_SECURE;
-            let inactive = || domain.xml(secure | sys::VIR_DOMAIN_XML_INACTIVE);
+            let inactive = || domain.xml_desc(secure | sys::VIR_DOMAIN_XML_INACTIVE);
             Ok(DomainFacts {
                 name: domain.name()?,
-                uuid: domain.uuid()?,
-                state: state(domain.state()?),
+                uuid: domain.uuid_string()?,
+                state: state(raw::state(&domain)?),
                 persistent,
-                live_xml: domain.xml(0)?,
-                migratable_xml: domain.xml(secure | sys::VIR_DOMAIN_XML_MIGRATABLE)?,
+                live_xml: domain.xml_desc(0)?,
+                migratable_xml: domain.xml_desc(secure | sys::VIR_DOMAIN_XML_MIGRATABLE)?,
                 inactive_xml: persistent.then(inactive).transpose()?,
                 job: migrate::job_in_words(&domain)?,
-                snapshots: domain.snapshots()?,
-                checkpoints: supported(domain.checkpoints())?,
+                snapshots: snapshots(&domain)?,
+                checkpoints: supported(raw::checkpoints(&domain))?,
             })
         };
         self.say(unless(code::NO_DOMAIN, facts()))
     }
 
     fn state(&self, uuid: &str) -> Result<Option<DomainState>> {
-        Ok(self.of_domain(uuid, Domain::state)?.map(state))
+        Ok(self.of_domain(uuid, raw::state)?.map(state))
     }
 
     fn capacity(&self, uuid: &str, target: &str) -> Result<u64> {
         let domain = self.lookup(uuid)?;
-        self.say(domain.capacity(target))
+        self.say(raw::capacity(&domain, target))
     }
 
     fn block_job(&self, uuid: &str, target: &str) -> Result<Option<String>> {
         let domain = self.lookup(uuid)?;
-        let job = match domain.block_job(target) {
+        let job = match raw::block_job(&domain, target) {
             // A guest that is off has none.
-            Err(failure) if failure.code == code::OPERATION_INVALID => None,
+            Err(failure) if is(&failure, code::OPERATION_INVALID) => None,
             outcome => self.say(outcome)?,
         };
         Ok(job.map(|(kind, done, total)| format!("{}, {done} of {total} bytes", block_job(kind))))
@@ -322,21 +340,23 @@ impl Hypervisor for Connection {
 
     fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<PathBuf>> {
         let connect = self.connect()?;
-        let Some(pool) = self.say(unless(code::NO_STORAGE_POOL, connect.pool_by_name(pool)))?
+        let Some(pool) =
+            self.say(unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_name(pool)))?
         else {
             return Ok(None);
         };
-        let path = pool.volume(volume).and_then(|volume| volume.path());
+        let path = pool.lookup_storage_vol_by_name(volume).and_then(|volume| volume.path());
         Ok(self.say(unless(code::NO_STORAGE_VOL, path))?.map(PathBuf::from))
     }
 
     fn pool_path(&self, pool: &str) -> Result<Option<PathBuf>> {
         let connect = self.connect()?;
-        let Some(pool) = self.say(unless(code::NO_STORAGE_POOL, connect.pool_by_name(pool)))?
+        let Some(pool) =
+            self.say(unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_name(pool)))?
         else {
             return Ok(None);
         };
-        let xml = self.say(pool.xml())?;
+        let xml = self.say(pool.xml_desc(0))?;
         let document = xml::document(&xml, "a storage pool")?;
         let path = xml::text(document.root_element(), &["target", "path"]).map(PathBuf::from);
         let none = || Error::usage("the storage pool is no directory");
@@ -362,10 +382,10 @@ impl Hypervisor for Connection {
 
     fn abort(&self, uuid: &str) -> Result<()> {
         let aborted = self.of_domain(uuid, |domain| {
-            match domain.abort_job() {
+            match raw::abort_job(domain) {
                 // No job, or no process that could have one.
                 Err(failure)
-                    if failure.code == code::OPERATION_INVALID && !migrate::has_job(domain) =>
+                    if is(&failure, code::OPERATION_INVALID) && !migrate::has_job(domain) =>
                 {
                     Ok(())
                 }
@@ -401,7 +421,7 @@ impl Hypervisor for Connection {
 
     fn define(&self, xml: &str) -> Result<()> {
         let connect = self.connect()?;
-        self.say(connect.define(xml)).map(drop)
+        self.say(connect.define_domain_xml(xml)).map(drop)
     }
 
     /// A saved state, snapshots and checkpoints make it fail: they would be lost.
@@ -411,7 +431,7 @@ impl Hypervisor for Connection {
         if self.version()? >= KEEP_TPM {
             flags |= sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
         }
-        self.say(domain.undefine(flags))
+        self.say(domain.undefine_flags(flags))
     }
 
     fn wait(&self, at_most: Duration) {
@@ -422,13 +442,18 @@ impl Hypervisor for Connection {
         let connect = self.connect()?;
         for directory in directories {
             let Some(directory) = directory.to_str() else { continue };
-            let found = connect.pool_by_target_path(directory);
+            let found = connect.lookup_storage_pool_by_target_path(directory);
             if let Some(pool) = self.say(unless(code::NO_STORAGE_POOL, found))? {
                 self.refresh(&pool)?;
             }
         }
         Ok(())
     }
+}
+
+/// The names of the domain's snapshots.
+fn snapshots(domain: &Domain) -> Outcome<Vec<String>> {
+    domain.list_all_snapshots(0)?.iter().map(DomainSnapshot::name).collect()
 }
 
 /// Nothing, where the hypervisor has no such thing.

@@ -1,12 +1,12 @@
-//! Events.
+//! Events, of domains and of the connection, which `virt` cannot subscribe to.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
+use virt::connect::Connect;
 use virt_sys as sys;
 
-use super::Connect;
 use crate::driver::libvirt::events::Signal;
 
 /// Keeps a [`Signal`] told of what happens to domains and to the connection.
