@@ -38,9 +38,10 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{}", Printable(&line.to_string()));
 }
 
-/// Prints lines to standard error. Nobody can be told if that fails.
-pub(crate) fn complain(text: &str) {
+/// Prints lines to standard error, as [`say`].
+pub(crate) fn complain(text: &str) -> Result<(), Failure> {
     text.lines().for_each(say);
+    Ok(())
 }
 
 /// A path as it can be shown on a terminal.

@@ -229,6 +229,12 @@ const TABLE: &[Row] = &[
         ..WORDS
     },
     Row {
+        words: &["Image size is not a multiple of request alignment"],
+        means: "a raw image's size does not suit a cache mode that goes around the host's cache",
+        next: "resize the disk to a multiple of 4096 bytes, set another cache mode, or make it QCOW2",
+        ..WORDS
+    },
+    Row {
         words: &["No space left on device"],
         means: "there is no space left ({path})",
         next: "make room at the destination, or choose another directory",

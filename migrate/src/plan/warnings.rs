@@ -8,6 +8,9 @@ use super::value::{CopyMode, Row, Warning};
 use super::words::{list, warn};
 use crate::facts::{DomainState, Facts, FormatFrom};
 
+/// What file systems that are written to without a cache may ask sizes to be multiples of.
+const BLOCK: u64 = 4096;
+
 /// What concerns the guest as a whole.
 pub(super) fn of_guest(facts: &Facts, policy: &Policy, copy: CopyMode) -> Vec<Warning> {
     let mut all = Vec::new();
@@ -66,6 +69,16 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
     }
     if row == Row::D09 {
         say("chains-differ", copy.why.clone());
+    }
+    let direct = matches!(disk.disk.cache.as_deref(), Some("none" | "directsync"));
+    if row == Row::D13 && disk.live() && direct && !disk.size().is_multiple_of(BLOCK) {
+        say(
+            "raw-unaligned",
+            format!(
+                "its size is not a multiple of {BLOCK} bytes: with this cache mode the destination may \
+                 refuse it, and everything is put back"
+            ),
+        );
     }
     let Some((top, qcow2)) = disk.top().and_then(|top| Some((top, top.qcow2.as_ref()?))) else {
         return all;

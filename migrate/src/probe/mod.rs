@@ -220,23 +220,42 @@ impl Disks<'_> {
             Err(_) => Storage::Distinct,
         };
         let mut facts = there::place(store, policy, target, storage, Some(chain))?;
+        if disk.readonly && facts.storage != Storage::Shared && chain.layers.len() == 1 {
+            self.medium(&mut facts, &chain.layers, held)?;
+        }
         let read_only = disk.readonly || facts.storage == Storage::Shared;
         let below = chain.layers.get(1..).unwrap_or_default().to_vec();
         let (Some(base), Some(path), false) = (below.first(), facts.base_path.clone(), read_only)
         else {
             return Ok(facts);
         };
-        facts.bases = there::bases(store, std::slice::from_ref(&path));
+        facts.bases = there::bases(store, std::slice::from_ref(&path), base.format);
         let complete = chain.missing.is_none();
         if !complete || !there::wants_digest(policy.style, &facts.bases, base.virtual_size) {
             return Ok(facts);
         }
         let digest = self.digest(&below, held)?;
         // A base that an earlier migration brought there.
-        facts.bases.extend(there::bases(store, &[seed_name(&path, &digest)]));
+        facts.bases.extend(there::bases(store, &[seed_name(&path, &digest)], base.format));
         chain.below = Some(digest);
         self.compare(&mut facts, &below, chain.below.as_deref().unwrap_or_default(), held)?;
         Ok(facts)
+    }
+
+    /// Whether what is at the place of a read-only medium is that medium.
+    fn medium(&self, facts: &mut TargetFacts, layers: &[LayerFacts], held: &Held) -> Result<()> {
+        if facts.object.is_none() {
+            return Ok(());
+        }
+        let Some(medium) = layers.first() else { return Ok(()) };
+        let names = std::slice::from_ref(&facts.path);
+        facts.bases = there::bases(self.ends.store, names, medium.format);
+        let size = medium.virtual_size;
+        if facts.bases.iter().any(|base| base.virtual_size == size) {
+            let digest = self.digest(layers, held)?;
+            self.compare(facts, layers, &digest, held)?;
+        }
+        Ok(())
     }
 
     /// The tree hash of what `layers` show, read once and kept while no layer changes.

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::Result;
+use qcow::chain::Format;
+
 use crate::facts::{BaseFacts, ChainFacts, Content, Storage, TargetFacts};
 use crate::plan::{Policy, Style};
 use crate::store::Store;
@@ -72,12 +74,13 @@ pub(super) fn place(
     Ok(facts)
 }
 
-/// The images at the destination that may be what the disk's lower layers are; not compared yet.
-pub(super) fn bases(store: &dyn Store, names: &[PathBuf]) -> Vec<BaseFacts> {
+/// The images of these names at the destination, not compared yet. What has no format of its own is taken
+/// to have that of the source's.
+pub(super) fn bases(store: &dyn Store, names: &[PathBuf], format: Format) -> Vec<BaseFacts> {
     let mut found = Vec::new();
     for path in names {
         let Ok(Some(object)) = store.look(path) else { continue };
-        let format = object.image.as_ref().map(|image| image.format);
+        let own = object.image.as_ref().map(|image| image.format);
         let unreadable = |why: String| BaseFacts {
             path: path.clone(),
             identity: object.identity,
@@ -86,7 +89,7 @@ pub(super) fn bases(store: &dyn Store, names: &[PathBuf]) -> Vec<BaseFacts> {
             in_use: object.in_use.clone(),
             content: Content::Unknown { why },
         };
-        found.push(match store.chain(path, format) {
+        found.push(match store.chain(path, Some(own.unwrap_or(format))) {
             Ok(layers) => BaseFacts {
                 virtual_size: layers.first().map_or(0, |layer| layer.virtual_size),
                 in_use: layers.iter().find_map(|layer| layer.in_use.clone()),

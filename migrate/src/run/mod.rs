@@ -299,7 +299,8 @@ impl<'a> Run<'a> {
                         .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
                 );
             }
-            if pace.borrow_mut().stalls(job) && self.ends.destination.state(&request.uuid).is_err() {
+            if pace.borrow_mut().stalls(job) && self.ends.destination.state(&request.uuid).is_err()
+            {
                 give_up(Error::environment("the destination cannot be reached any more"));
             }
             // The disks are in step: a last look below them, before the guest moves.

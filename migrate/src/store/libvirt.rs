@@ -315,7 +315,7 @@ impl Store for LibvirtStore {
     }
 
     fn fetch(&self, path: &Path, limit: u64) -> Result<File> {
-        let found = self.existing(path)?;
+        let found = self.steadily(|| self.existing(path))?;
         let size = found.facts.identity.size;
         if size > limit {
             return Err(self.refused(format!(
@@ -333,7 +333,7 @@ impl Store for LibvirtStore {
     fn chain(&self, path: &Path, format: Option<Format>) -> Result<Vec<StoreLayer>> {
         let uses = self.connection.uses()?;
         chain::walk(path, format, |layer| {
-            let found = self.existing(layer)?;
+            let found = self.steadily(|| self.existing(layer))?;
             let head = self.head(&found)?;
             Ok((found.facts.identity, head, writer(&uses, layer)))
         })
@@ -355,7 +355,7 @@ impl Store for LibvirtStore {
                 "only whole files can be compared through libvirt, and the content is not one file's",
             );
         };
-        let found = self.existing(path)?;
+        let found = self.steadily(|| self.existing(path))?;
         if let Some(writer) = writer(&self.connection.uses()?, path) {
             return unknown(&writer);
         }
@@ -374,7 +374,7 @@ impl Store for LibvirtStore {
         }
         let same = found.facts.identity.size == file.len()
             && transfer::same_bytes(&self.connection, &found.volume, &file, observer, cancel)?;
-        let now = self.existing(path)?;
+        let now = self.steadily(|| self.existing(path))?;
         if now.facts.identity != found.facts.identity {
             return unknown("it changed while it was being compared");
         }
@@ -391,7 +391,7 @@ impl Store for LibvirtStore {
     /// Times are all there is to tell one object from another, and a copy changes them. A QCOW2 image that this
     /// very store made is also known by those fields of its header that no copy changes.
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool> {
-        let Some(found) = self.find(path)? else { return Ok(false) };
+        let Some(found) = self.steadily(|| self.find(path))? else { return Ok(false) };
         let uses = self.connection.uses()?;
         if let Some(used) = uses.iter().find(|used| used.runs && used.path == path) {
             return Err(self.refused(format!(

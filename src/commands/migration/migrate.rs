@@ -172,7 +172,7 @@ impl Work {
         let plan = match kept {
             Some(plan) => plan,
             None => plan(&probed.facts, &policy)
-                .map_err(|refusals| refuse(refusals, format, |text| Ok(complain(&text))))?,
+                .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))?,
         };
         let teller = Teller::new(self.progress, self.voice.quiet);
         let Probed { facts, held } = &probed;

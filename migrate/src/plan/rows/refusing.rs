@@ -1,7 +1,9 @@
 //! The rows that refuse a disk or leave it where it is.
 
 use super::{Disk, Verdict, copying, source_path};
-use crate::facts::{Device, FormatFrom, Identity, LayerFacts, Source, Storage, Version};
+use crate::facts::{
+    Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
+};
 use crate::plan::predicted::worst_file;
 use crate::plan::words::list;
 use qcow::chain::Format;
@@ -42,6 +44,8 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
                 why
             } else if let Storage::Unknown { why } = &there.storage {
                 format!("nobody can say whether the destination shares its storage: {why}")
+            } else if there.object.is_some() && is_the_same(there) && there.path == path {
+                return skip("a read-only medium that is proven to be there too");
             } else if there.object.is_some() {
                 format!("the destination has another '{}' already", there.path.display())
             } else if let Some(why) = &there.unusable {
@@ -73,6 +77,15 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
         ),
         "take it out of the drive, map its path to one that is free, or allow --eject",
     )
+}
+
+/// What is at the place is proven to hold what it would be filled with, and nobody changes it.
+fn is_the_same(there: &TargetFacts) -> bool {
+    there.bases.iter().any(|found| {
+        found.path == there.path
+            && found.in_use.is_none()
+            && matches!(found.content, Content::Equal { .. })
+    })
 }
 
 /// D03: the hypervisor reaches it from everywhere.
