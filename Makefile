@@ -17,11 +17,11 @@ demo-migration: release ## Show it where it happens: two libvirt hosts, a delete
 	cargo build --release --locked -p rig
 	@QCOWTOOL=$(BINARY) $(TARGET)/release/rig run demo/migration
 
-test: ## Build and run every test of the workspace but those of live migration
+test: ## Build and run every test, those of live migration where two hosts can be made
 	@scripts/setup test
 	@scripts/test
 
-test-migration: ## Migrate guests between two libvirt hosts on this machine (as root)
+test-migration: ## Install two hosts, and run the tests that migrate guests between them (as root)
 	@scripts/setup test-migration
 	@scripts/test migration
 

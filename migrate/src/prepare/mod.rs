@@ -7,6 +7,7 @@
 mod image;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
@@ -23,6 +24,9 @@ use crate::store::{Mode, Store, Wanted};
 use crate::{Error, ErrorKind, Result};
 
 use image::io;
+
+/// Files are compared in pieces of this many bytes.
+const PIECE: usize = 1 << 20;
 
 /// Longest image file that is read back to be proven: that of an empty disk of many TiB.
 const LONGEST_EMPTY: u64 = 1 << 30;
@@ -241,14 +245,43 @@ impl Preparation<'_> {
     fn arrived(&self, path: &Path, format: Format, digest: &str, file: &File) -> Result<()> {
         let wanted = Wanted { digest, file: Some(file) };
         let found = self.store.same_content(path, format, &wanted, self.observer, self.cancel)?;
-        match found {
-            Content::Equal { .. } => Ok(()),
-            Content::Different | Content::Unknown { .. } => Err(Error::new(
-                ErrorKind::Unverified,
-                format!("the copy {} does not hold what was sent", path.display()),
-            )
-            .on(&self.facts.destination.hostname)),
+        let equal = match found {
+            Content::Equal { .. } => true,
+            Content::Different => false,
+            // The other end cannot read the disk, but it can hand out the file.
+            Content::Unknown { .. } => self.same_bytes(path, file)?,
+        };
+        if equal {
+            return Ok(());
         }
+        let name = path.display();
+        let message = format!("the copy {name} does not hold what was sent");
+        Err(Error::new(ErrorKind::Unverified, message).on(&self.facts.destination.hostname))
+    }
+
+    /// Whether the file at `path` is what `file` is, byte for byte.
+    fn same_bytes(&self, path: &Path, file: &File) -> Result<bool> {
+        let failed = io("could not read what is to be compared");
+        let length = file.metadata().map_err(&failed)?.len();
+        let copy = self.store.fetch(path, length)?;
+        if copy.metadata().map_err(&failed)?.len() != length {
+            return Ok(false);
+        }
+        let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
+        let mut at = 0;
+        while at < length {
+            self.cancel.check()?;
+            let len = usize::try_from(length.saturating_sub(at)).unwrap_or(PIECE).min(PIECE);
+            ours.truncate(len);
+            theirs.truncate(len);
+            file.read_exact_at(&mut ours, at).map_err(&failed)?;
+            copy.read_exact_at(&mut theirs, at).map_err(&failed)?;
+            if ours != theirs {
+                return Ok(false);
+            }
+            at = at.saturating_add(PIECE as u64);
+        }
+        Ok(true)
     }
 }
 
