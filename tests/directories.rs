@@ -275,3 +275,27 @@ fn the_program_without_libvirt_says_what_is_missing() {
     assert_eq!(output.status.code(), Some(6), "{said}");
     assert!(said.contains("qcowtool-libvirt"), "{said}");
 }
+
+#[test]
+fn what_was_kept_goes_when_its_time_has_passed_and_not_before() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    hosts.run("migrate --retain 7").ok();
+    let kept = hosts.names("a");
+    assert!(kept.iter().any(|name| name.starts_with("vm.qcow2.migrated-")), "{kept:?}");
+    hosts.ends(&["transactions", "--expire"]).ok();
+    assert_eq!(hosts.names("a"), kept);
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(8 * 24);
+    let expired = migrate::run::expire(&hosts.scratch.path("state"), later).unwrap();
+    assert!(expired.len() == 1 && expired[0].removed.is_ok(), "{expired:?}");
+    assert_eq!(hosts.names("a"), ["template.qcow2"]);
+    assert!(migrate::run::expire(&hosts.scratch.path("state"), later).unwrap().is_empty());
+}
+
+#[test]
+fn nothing_is_kept_that_nobody_wants_to_keep() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    hosts.run("migrate --retain 0").ok();
+    assert_eq!(hosts.names("a"), ["template.qcow2"]);
+}

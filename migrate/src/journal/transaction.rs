@@ -35,6 +35,8 @@ pub struct Transaction {
     pub renamed: Vec<Renamed>,
     /// How the transaction ended; `None` if it has not.
     pub closed: Option<Ended>,
+    /// When it ended.
+    pub ended: Option<String>,
 }
 
 /// Something that a transaction made or was going to make.
@@ -80,6 +82,7 @@ impl Transaction {
             outcome: None,
             renamed: Vec::new(),
             closed: None,
+            ended: None,
         })
     }
 
@@ -108,8 +111,14 @@ impl Transaction {
             Record::Renamed { from, to, identity } => {
                 self.renamed.push(Renamed { from, to, identity });
             }
-            Record::Removed { host, path } => drop(self.forget(host, &path)),
-            Record::Closed { result } => self.closed = Some(result),
+            Record::Removed { host, path } => {
+                self.renamed.retain(|kept| host != Side::Source || kept.to != path);
+                drop(self.forget(host, &path));
+            }
+            Record::Closed { result } => {
+                self.closed = Some(result);
+                self.ended = Some(entry.time.clone());
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Carries out plans, each step under a journal: prepare, migrate, look where the guest is, verify,
 //! resume, put the source's files away; or put everything back.
 
+mod expire;
 mod offline;
 mod outcome;
 mod report;
@@ -22,6 +23,7 @@ use crate::probe::{Ends, Held};
 use crate::store::LocalStore;
 use crate::{Error, ErrorKind, Result};
 
+pub use expire::{Expired, expire};
 use outcome::{Whereabouts, whereabouts};
 pub use report::{Finished, Phase, Report, Retained, Route, Verified};
 

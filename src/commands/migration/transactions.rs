@@ -6,7 +6,7 @@ use clap::Args;
 use migrate::Error;
 use migrate::journal::{Ended, Journal, Transaction};
 use migrate::probe::Held;
-use migrate::run::{Means, Run};
+use migrate::run::{Means, Run, expire};
 use serde::Serialize;
 
 use super::args::reach;
@@ -27,7 +27,8 @@ off and wait for 'qcowtool resume' or 'qcowtool rollback'.
 
 Examples:
   qcowtool transactions
-  qcowtool transactions --output json
+  qcowtool transactions --open --output json
+  qcowtool transactions --expire    # from a timer, once a day
 
 ", migration_codes!()))]
 pub(crate) struct Transactions {
@@ -39,6 +40,10 @@ pub(crate) struct Transactions {
     /// Only those that have not ended
     #[arg(long)]
     open: bool,
+
+    /// First remove the files of guests that moved away which were kept for as long as --retain said
+    #[arg(long)]
+    expire: bool,
 }
 
 /// Arguments of `resume`.
@@ -111,6 +116,14 @@ struct Listed {
 impl Transactions {
     /// Lists them.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        if self.expire {
+            for expired in expire(self.state.directory(), jiff::Timestamp::now())? {
+                match expired.removed {
+                    Ok(()) => say(format_args!("removed: '{}'", shown(&expired.path))),
+                    Err(error) => say(format_args!("kept: {error}")),
+                }
+            }
+        }
         let mut all: Vec<_> = Journal::list(&self.state.journals())?
             .into_iter()
             .map(|listed| match listed.transaction {
