@@ -8,7 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
-use qcow::chain::{Chain, OpenOptions};
+use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::extent::ExtentKind;
 use qcow::format::Incompatible;
 use qcow::ops::create::{CreateOptions, CreateOutcome, create, like};
 use qcow::{Error, Result};
@@ -77,24 +78,51 @@ pub fn prepare(plan: &Plan, path: &Path) -> Result<(CreateOutcome, Proof)> {
 /// what opening the target raises.
 pub fn prove(path: &Path, plan: &Plan) -> Result<Proof> {
     let format = match plan.create.target {
-        qcow::ops::TargetOptions::Raw(_) => qcow::chain::Format::Raw,
-        _ => qcow::chain::Format::Qcow2,
+        qcow::ops::TargetOptions::Raw(_) => Format::Raw,
+        _ => Format::Qcow2,
     };
-    let open = OpenOptions { format: Some(format), ..Default::default() };
-    let chain = Chain::open(path, &open)?;
-    let wrong = |message: String| Err(Error::corrupt(message).file(path));
     // `like` and `create` speak of whole sectors only.
-    let wanted = plan.create.size.unwrap_or_default();
-    if chain.virtual_size() != wanted {
+    let virtual_size = plan.create.size.unwrap_or_default();
+    check(path, &Expected { format, virtual_size, base: None })
+        .map_err(|error| error.file(path))?;
+    Ok(Proof { virtual_size, empty: true })
+}
+
+/// What a new image must be before anything is copied into it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected<'a> {
+    pub(crate) format: Format,
+    /// Exactly the size of its disk.
+    pub(crate) virtual_size: u64,
+    /// Name and format of what it stands on, as its header must record them.
+    pub(crate) base: Option<(&'a Path, &'a str)>,
+}
+
+/// Checks a new image: it has exactly the expected size (P1 of the proofs in `docs/migration.md`), holds
+/// nothing (P2, and P4 where it stands alone), and its header names exactly the expected base (P7). What it
+/// stands on is not opened.
+///
+/// # Errors
+/// [`Corrupt`](qcow::ErrorKind::Corrupt) naming the first thing that is not as it must be.
+pub(crate) fn check(path: &Path, expected: &Expected<'_>) -> Result<()> {
+    let open = OpenOptions { format: Some(expected.format), ..Default::default() };
+    let chain = Chain::open_alone(path, &open)?;
+    let wrong = |message: String| Err(Error::corrupt(message));
+    if chain.virtual_size() != expected.virtual_size {
         return wrong(format!(
-            "the target's virtual size is {} bytes, the source's {wanted}",
-            chain.virtual_size()
+            "the target's virtual size is {} bytes, the source's {}",
+            chain.virtual_size(),
+            expected.virtual_size
         ));
     }
-    if chain.layers().len() != 1 {
-        return wrong("the target stands on a backing file".into());
-    }
     if let Some(image) = chain.layers().first().and_then(|layer| layer.image()) {
+        let area = image.area();
+        let named = area.backing_name.as_deref().map(String::from_utf8_lossy);
+        let format = area.backing_format().map(String::from_utf8_lossy);
+        let (path, wanted) = expected.base.unzip();
+        if named != path.map(Path::to_string_lossy) || format.as_deref() != wanted {
+            return wrong(format!("the target stands on {named:?} in format {format:?}"));
+        }
         let unclean = Incompatible::DIRTY | Incompatible::CORRUPT;
         if image.header().incompatible.intersects(unclean) {
             return wrong("the target is marked as dirty or corrupt".into());
@@ -102,20 +130,23 @@ pub fn prove(path: &Path, plan: &Plan) -> Result<Proof> {
         if !image.snapshots().is_empty() || !image.bitmaps().is_empty() {
             return wrong("the target has snapshots or bitmaps".into());
         }
+        if image.has_data_file() || image.is_encrypted() {
+            return wrong("the target has a data file, or is encrypted".into());
+        }
     }
     for extent in chain.extents() {
         let extent = extent?;
         let untouched = match extent.kind {
-            qcow::extent::ExtentKind::Unallocated => true,
+            ExtentKind::Unallocated => true,
             // A hole of a raw file is all the emptiness that raw knows.
-            qcow::extent::ExtentKind::Zero { host: None } => format == qcow::chain::Format::Raw,
+            ExtentKind::Zero { host: None } => expected.format == Format::Raw,
             _ => false,
         };
         if !untouched {
             return wrong(format!("the target is not empty at guest offset {}", extent.guest));
         }
     }
-    Ok(Proof { virtual_size: chain.virtual_size(), empty: true })
+    Ok(())
 }
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use qcow::chain::{Chain, Format, OpenOptions};
-use qcow::extent::ExtentKind;
-use qcow::format::{Extension, HeaderArea, Incompatible};
+use qcow::chain::{Format, OpenOptions};
+use qcow::format::{Extension, HeaderArea};
 use qcow::ops::create::{Backing, CreateOptions, create};
 use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
 
 use crate::facts::NamedLayer;
 use crate::plan::NewImage;
+use crate::target::{self, Expected};
 use crate::{Error, ErrorKind, Result};
 
 /// No cluster is larger.
@@ -32,13 +32,13 @@ pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> 
     });
     let backing = backing.transpose()?;
     let size = Some(image.virtual_size);
-    let target = target(image);
+    let target = options(image);
     create(&path, &CreateOptions { size, target, backing, replace: false })?;
     File::open(&path).map_err(io("could not open the new image"))
 }
 
 /// The format of a planned image and its options.
-pub(super) fn target(image: &NewImage) -> TargetOptions {
+pub(super) fn options(image: &NewImage) -> TargetOptions {
     match image.format {
         Format::Raw => TargetOptions::Raw(RawOptions::default()),
         Format::Qcow2 => TargetOptions::Qcow2(Qcow2Options {
@@ -49,58 +49,21 @@ pub(super) fn target(image: &NewImage) -> TargetOptions {
     }
 }
 
-/// Checks a file that was read back from the destination against what was planned: it has exactly the
-/// planned size (P1), holds nothing (P2, and P4 where it stands alone), and its header names exactly the
-/// planned base (P7).
+/// Checks a file that was read back from the destination against what was planned (P1, P2, P4, P7).
 ///
 /// # Errors
 /// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be.
 pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) -> Result<()> {
-    let wrong = |what: String| {
-        let name = image.path.display();
-        Err(Error::new(ErrorKind::Unverified, format!("the new image {name} {what}"))
-            .hint("something else writes to that place: choose another one"))
+    let expected = Expected {
+        format: image.format,
+        virtual_size: image.virtual_size,
+        base: base.map(|base| (&*base.path, base.format.as_deref().unwrap_or_default())),
     };
-    let open = OpenOptions { format: Some(image.format), ..Default::default() };
-    let chain = Chain::open_alone(copy, &open)?;
-    if chain.virtual_size() != image.virtual_size {
-        return wrong(format!(
-            "has a disk of {} bytes instead of {}",
-            chain.virtual_size(),
-            image.virtual_size
-        ));
-    }
-    if let Some(header) = chain.layers().first().and_then(|layer| layer.image()) {
-        let area = header.area();
-        let named = area.backing_name.as_deref().map(String::from_utf8_lossy);
-        let format = area.backing_format().map(String::from_utf8_lossy);
-        let wanted = base.map(|base| base.path.to_string_lossy());
-        if named != wanted || format.as_deref() != base.and_then(|base| base.format.as_deref()) {
-            return wrong(format!("does not name its base as planned: {named:?}, {format:?}"));
-        }
-        if header.header().incompatible.intersects(Incompatible::DIRTY | Incompatible::CORRUPT) {
-            return wrong("is marked as dirty or corrupt".into());
-        }
-        if !header.snapshots().is_empty() || !header.bitmaps().is_empty() {
-            return wrong("has snapshots or bitmaps".into());
-        }
-        if header.has_data_file() || header.is_encrypted() {
-            return wrong("has a data file, or is encrypted".into());
-        }
-    }
-    for extent in chain.extents() {
-        let extent = extent?;
-        let empty = match extent.kind {
-            ExtentKind::Unallocated => true,
-            // A hole of a raw file is all the emptiness that raw knows.
-            ExtentKind::Zero { host: None } => image.format == Format::Raw,
-            _ => false,
-        };
-        if !empty {
-            return wrong(format!("is not empty at guest offset {}", extent.guest));
-        }
-    }
-    Ok(())
+    target::check(copy, &expected).map_err(|error| {
+        let message = format!("{}: {}", image.path.display(), error.message());
+        Error::new(ErrorKind::Unverified, message)
+            .hint("something else writes to that place: choose another one")
+    })
 }
 
 /// Gives the image in `file`, a copy that is ours, another base: `base`, which holds the same.
@@ -180,10 +143,10 @@ mod tests {
         };
         let larger = NewImage { virtual_size: (10 << 20) + 512, ..image() };
         assert!(refused(&larger, Some(base("/b"))).contains("10485760 bytes"));
-        assert!(refused(&image(), None).contains("base"));
-        assert!(refused(&image(), Some(base("/c"))).contains("base"));
+        assert!(refused(&image(), None).contains("stands on"));
+        assert!(refused(&image(), Some(base("/c"))).contains("stands on"));
         let raw = NamedLayer { format: Some("raw".into()), ..base("/b") };
-        assert!(refused(&image(), Some(raw)).contains("base"));
+        assert!(refused(&image(), Some(raw)).contains("stands on"));
     }
 
     #[test]

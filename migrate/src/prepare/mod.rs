@@ -162,7 +162,8 @@ impl Preparation<'_> {
             None => {
                 let directory = scratch("could not make a temporary directory")?;
                 let made = directory.path().join("image");
-                let options = FlattenOptions { target: image::target(image), ..Default::default() };
+                let options =
+                    FlattenOptions { target: image::options(image), ..Default::default() };
                 let chain = self.held.open(layers.unwrap_or_default())?;
                 flatten(&chain, &made, &options, self.observer, self.cancel)?;
                 (open(&made)?, Some(directory))
