@@ -65,7 +65,11 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
         );
     }
     if row == Row::D08a || row == Row::D08b {
-        say("layer-deleted", copy.why.clone());
+        say(
+            "layer-deleted",
+            "only the guest's process still has the deleted layer: do not shut the guest off"
+                .into(),
+        );
     }
     if row == Row::D09 {
         say("chains-differ", copy.why.clone());

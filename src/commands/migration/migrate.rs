@@ -6,7 +6,7 @@ use clap::Args;
 use migrate::Error;
 use migrate::plan::{CopyMode, Flag, Plan, plan};
 use migrate::probe::Probed;
-use migrate::run::{Finished, Means, Run};
+use migrate::run::{Finished, Means, Run, Verified};
 use serde::Serialize;
 
 use super::args::{PolicyArgs, RouteArgs, reach};
