@@ -204,8 +204,13 @@ pub(crate) fn in_words(finished: &Finished) -> String {
     let Finished { domain, to, elapsed_ms, verified, retained, transaction, .. } = finished;
     let seconds = elapsed_ms / 1000;
     let tenths = elapsed_ms % 1000 / 100;
-    let mut text =
-        format!("{domain} is at {to} after {seconds}.{tenths} s; compared: {verified:?}\n");
+    let compared = match verified {
+        Verified::Nothing => "nothing was compared",
+        Verified::Structure => "headers and chains were compared",
+        Verified::Sample => "parts of the content were compared",
+        Verified::Content => "all content was compared",
+    };
+    let mut text = format!("{domain} is at {to} after {seconds}.{tenths} s; {compared}\n");
     for file in retained {
         text += &match &file.is {
             Some(kept) => format!("kept: '{}'\n", shown(kept)),
