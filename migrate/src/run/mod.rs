@@ -358,7 +358,20 @@ impl<'a> Run<'a> {
                     self.report
                         .note(&format!("libvirt reported an error, but the guest moved: {error}"));
                 }
-                let verified = self.verify()?;
+                let verified = match self.verify() {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {
+                        self.report.note("the comparison was stopped; the guest runs on");
+                        Verified::Structure
+                    }
+                    Err(error) if error.kind() != ErrorKind::Unverified => {
+                        let id = self.id();
+                        return Err(error.hint(format!(
+                            "the guest is at the destination, and may be paused there: qcowtool \
+                             resume {id} compares again and lets it run on"
+                        )));
+                    }
+                    verified => verified?,
+                };
                 self.finish(start, verified)
             }
             Whereabouts::Source => {
