@@ -2,6 +2,7 @@
 
 mod events;
 mod migrate;
+mod pools;
 pub(crate) mod raw;
 pub(crate) mod xml;
 
@@ -16,7 +17,7 @@ use self::events::Signal;
 use self::raw::{Connect, Domain, Failure, Outcome, Pool, Subscription};
 use super::words::{code, translate};
 use super::{Hypervisor, JobProgress, MigrateRequest, TICK};
-use crate::facts::{DomainFacts, DomainState, HostFacts, Version};
+use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts};
 use crate::{Error, Result};
 
 /// Seconds between two questions whether the other end is still there.
@@ -348,6 +349,24 @@ impl Hypervisor for Connection {
         paths.sort_unstable();
         paths.dedup();
         Ok(paths)
+    }
+
+    fn domains(&self) -> Result<Vec<DomainFacts>> {
+        let mut found = Vec::new();
+        for domain in self.say(self.connect()?.domains())? {
+            if let Some(uuid) = self.say(unless(code::NO_DOMAIN, domain.uuid()))? {
+                found.extend(self.domain(&uuid)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>> {
+        pools::pools(self)
+    }
+
+    fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>> {
+        pools::volumes(self, pool)
     }
 
     fn migrate(
