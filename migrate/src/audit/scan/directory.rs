@@ -1,0 +1,72 @@
+//! Goes through directories, in parallel.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rayon::Scope;
+
+use super::file::Look;
+use super::{Scan, in_words, is_gone};
+use crate::audit::value::Unseen;
+
+/// Adds what is in `directory` and below it. Links to directories are not followed.
+pub(super) fn enter<'s, 'a: 's>(
+    scan: &'s Scan<'a>,
+    scope: &Scope<'s>,
+    directory: PathBuf,
+    asked: bool,
+) {
+    if scan.cancel.check().is_err() {
+        return;
+    }
+    match entries(scan, &directory) {
+        Ok(Some(entries)) => entries.for_each(|entry| match entry {
+            Ok(entry) => each(scan, scope, &entry),
+            Err(error) => unread(scan, &directory, &error, asked),
+        }),
+        Ok(None) => {}
+        Err(error) => unread(scan, &directory, &error, asked),
+    }
+}
+
+fn unread(scan: &Scan<'_>, directory: &Path, error: &io::Error, asked: bool) {
+    // What goes away under the scan is as if it had never been there.
+    if asked || !is_gone(error) {
+        let why = format!("the directory could not be read: {}", in_words(error));
+        scan.unseen(Unseen { host: None, path: directory.to_path_buf(), why, asked });
+    }
+}
+
+/// The entries of a directory; `None` if it has been entered before, by whatever name.
+fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>> {
+    let status = fs::symlink_metadata(directory)?;
+    {
+        let mut found = scan.found();
+        if !found.entered.insert((status.dev(), status.ino())) {
+            return Ok(None);
+        }
+        found.survey.directories = found.survey.directories.saturating_add(1);
+    }
+    fs::read_dir(directory).map(Some)
+}
+
+fn each<'s, 'a: 's>(scan: &'s Scan<'a>, scope: &Scope<'s>, entry: &fs::DirEntry) {
+    let path = entry.path();
+    match entry.file_type() {
+        Ok(kind) if kind.is_dir() => scope.spawn(move |scope| enter(scan, scope, path, false)),
+        Ok(kind) if kind.is_file() => scope.spawn(move |_| {
+            let _ = scan.add(&path, false, Look::Passing);
+        }),
+        Ok(kind) if kind.is_symlink() => scope.spawn(move |_| {
+            // Where it leads to no file, it is nobody's image.
+            if fs::metadata(&path).is_ok_and(|status| status.is_file()) {
+                let _ = scan.add(&path, true, Look::Passing);
+            }
+        }),
+        // Fifos, sockets and devices.
+        Ok(_) => {}
+        Err(error) => unread(scan, &path, &error, false),
+    }
+}
