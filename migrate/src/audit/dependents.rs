@@ -183,7 +183,7 @@ fn unknown(survey: &Survey, roots: &HashSet<&Key>) -> Vec<Undetermined> {
         if let Some((why, _)) = &image.problem {
             add(format!("its header could not be read: {why}"));
         }
-        if let Presence::Unusable { why } = &image.presence {
+        if let Presence::Unusable { why, sure: false } = &image.presence {
             add(why.clone());
         }
         for (name, why) in &image.not_followed {

@@ -171,3 +171,91 @@ fn sorted(below: &[Vec<usize>], above: &[Vec<usize>]) -> Vec<usize> {
     }
     order
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::audit::value::{Link, Name, Need, Presence, Status};
+
+    fn key(nth: usize) -> Key {
+        Key::File { device: 1, inode: nth as u64 }
+    }
+
+    /// Images by number, each with the numbers of those that it stands on; each takes 10 bytes.
+    fn survey(below: &[&[usize]]) -> Survey {
+        let image = |(nth, below): (usize, &&[usize])| {
+            let path = format!("/v/{nth}").into();
+            let name = Name { symlink: false, path };
+            let mut image = Image::new(key(nth), name, Presence::Here);
+            image.status = Status { allocated: 10, ..Status::default() };
+            image.links = below
+                .iter()
+                .map(|to| Link {
+                    need: Need::Backing,
+                    through: "/v".into(),
+                    name: format!("/v/{to}").into(),
+                    to: key(*to),
+                })
+                .collect();
+            image
+        };
+        Survey { images: below.iter().enumerate().map(image).collect(), ..Survey::default() }
+    }
+
+    #[test]
+    fn depths_users_and_bytes_of_a_tree() {
+        // 0 <- 1 <- 2, 3 and 0 <- 4; 5 stands alone.
+        let survey = survey(&[&[], &[0], &[1], &[1], &[0], &[]]);
+        let graph = Graph::new(&survey);
+        assert_eq!(graph.depths(), [1, 2, 3, 3, 2, 1]);
+        assert_eq!(graph.tops(), [3, 2, 1, 1, 1, 1]);
+        assert_eq!(graph.chain_bytes(), [10, 20, 30, 30, 20, 10]);
+        assert_eq!(graph.dependents(&[0]), [(1, 1), (4, 1), (2, 2), (3, 2)]);
+        assert_eq!(graph.dependents(&[1]), [(2, 1), (3, 1)]);
+        assert!(graph.dependents(&[5]).is_empty() && graph.circles().is_empty());
+    }
+
+    #[test]
+    fn circles_are_found_once_and_what_stands_on_them_is_not_one() {
+        // 0 -> 1 -> 2 -> 0, 3 stands on them, 4 on itself, 5 and 6 are sound.
+        let survey = survey(&[&[1], &[2], &[0], &[0], &[4], &[], &[5]]);
+        let graph = Graph::new(&survey);
+        let mut circles = graph.circles();
+        circles.iter_mut().for_each(|circle| circle.sort_unstable());
+        assert_eq!(circles, [vec![0, 1, 2], vec![4]]);
+        assert_eq!(graph.depths(), [0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(graph.dependents(&[2]), [(1, 1), (0, 2), (3, 3)]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_graph_is_walked_to_an_end(links in proptest::collection::vec((0..30_usize, 0..30_usize), 0..60)) {
+            let mut below = vec![Vec::new(); 30];
+            for (from, to) in links {
+                below[from].push(to);
+            }
+            let slices: Vec<&[usize]> = below.iter().map(Vec::as_slice).collect();
+            let survey = survey(&slices);
+            let graph = Graph::new(&survey);
+            let reaches = |from: usize, to: usize| graph.dependents(&[to]).iter().any(|(at, _)| *at == from);
+            for circle in graph.circles() {
+                for pair in circle.windows(2) {
+                    prop_assert!(below[pair[0]].contains(&pair[1]));
+                }
+                prop_assert!(below[*circle.last().unwrap()].contains(&circle[0]));
+            }
+            // Whoever stands on somebody is deeper, unless there is no end below.
+            let depths = graph.depths();
+            for (from, under) in below.iter().enumerate() {
+                for to in under {
+                    prop_assert!(depths[from] == 0 || depths[from] > depths[*to]);
+                    prop_assert!(from == *to || reaches(from, *to));
+                }
+            }
+            let endless = depths.iter().filter(|depth| **depth == 0).count();
+            prop_assert_eq!(endless == 0, graph.circles().is_empty());
+        }
+    }
+}

@@ -75,7 +75,7 @@ impl Host<'_, '_> {
             if !pool.active && pool.kind != "dir" {
                 self.unseen(&path, format!("the pool '{}' is not started", pool.name));
             }
-            return if path.is_absolute() { self.scan.path(&path) } else { Ok(()) };
+            return if path.is_absolute() { self.scan.place(&path, false) } else { Ok(()) };
         }
         if !in_directory && !on_devices {
             return Ok(());

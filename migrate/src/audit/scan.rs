@@ -65,22 +65,27 @@ impl<'a> Scan<'a> {
     /// # Errors
     /// [`Interrupted`](crate::ErrorKind::Interrupted).
     pub fn path(&self, path: &Path) -> Result<()> {
+        self.place(path, true)
+    }
+
+    /// As [`path`](Self::path), for one that somebody `asked` for, or that a pool is at.
+    pub(super) fn place(&self, path: &Path, asked: bool) -> Result<()> {
         let real = match path.canonicalize() {
             Ok(real) => real,
             Err(error) => {
                 let why = in_words(&error);
-                self.unseen(Unseen { host: None, path: path.to_path_buf(), why, asked: true });
+                self.unseen(Unseen { host: None, path: path.to_path_buf(), why, asked });
                 return Ok(());
             }
         };
         if real.is_dir() {
-            rayon::scope(|scope| directory::enter(self, scope, real, true));
+            rayon::scope(|scope| directory::enter(self, scope, real, asked));
             return self.cancel.check().map_err(Error::from);
         }
         let name = canonical(path);
         if self.image(&name).is_none_or(|key| matches!(key, Key::Name { .. })) {
             let why = "it is neither a file, nor a block device, nor a directory".into();
-            self.unseen(Unseen { host: None, path: path.to_path_buf(), why, asked: true });
+            self.unseen(Unseen { host: None, path: path.to_path_buf(), why, asked });
         }
         Ok(())
     }
@@ -108,11 +113,13 @@ impl<'a> Scan<'a> {
             Err(error) if is_gone(&error) => return None,
             Err(error) => {
                 let why = in_words(&error);
-                return self.unusable(own(), why, look);
+                let sure = is_circle(&error);
+                return self.unusable(own(), why, sure, look);
             }
         };
         let Some(key) = pinned.key() else {
-            return self.unusable(own(), "it is neither a file nor a block device".into(), look);
+            let why = "it is neither a file nor a block device".into();
+            return self.unusable(own(), why, true, look);
         };
         if self.known(&key, &own()) {
             return Some(key);
@@ -127,19 +134,19 @@ impl<'a> Scan<'a> {
                 found.survey.other_files = found.survey.other_files.saturating_add(1);
                 None
             }
-            Err(error) => self.unusable(own(), in_words(&error), look),
+            Err(error) => self.unusable(own(), in_words(&error), false, look),
         }
     }
 
     /// Keeps what is there and cannot be an image: if somebody needs it, as an image, and otherwise only
     /// that it was not seen.
-    fn unusable(&self, own: Name, why: String, look: Look) -> Option<Key> {
+    fn unusable(&self, own: Name, why: String, sure: bool, look: Look) -> Option<Key> {
         if look == Look::Passing {
             self.unseen(Unseen { host: None, path: own.path, why, asked: false });
             return None;
         }
         let key = Key::Name { host: None, path: own.path.clone() };
-        self.keep(Image::new(key.clone(), own, Presence::Unusable { why }));
+        self.keep(Image::new(key.clone(), own, Presence::Unusable { why, sure }));
         Some(key)
     }
 
@@ -326,14 +333,16 @@ fn is_gone(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
+fn is_circle(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
 /// What the system said, without its number.
 fn in_words(error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "there is no such file".into(),
         ErrorKind::PermissionDenied => "it may not be read by this user".into(),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            "its symbolic links lead in a circle".into()
-        }
+        _ if is_circle(error) => "its symbolic links lead in a circle".into(),
         _ => error.to_string(),
     }
 }

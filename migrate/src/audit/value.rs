@@ -54,6 +54,8 @@ pub enum Presence {
     Unusable {
         /// Why.
         why: String,
+        /// Nobody could use it as an image; otherwise it is only we who could not look.
+        sure: bool,
     },
     /// It is on another host, whose libvirt told of it.
     Elsewhere,

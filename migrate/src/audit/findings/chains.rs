@@ -18,7 +18,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
     for need in [Need::Backing, Need::Data] {
         let links: Vec<&Link> = image.links.iter().filter(|link| link.need == need).collect();
         let Some(first) = links.first() else { continue };
-        if links.iter().all(|link| gone(&link)) {
+        if links.iter().all(|link| gone(link)) {
             missing(context, first, report);
         } else if let Some(other) = links.iter().find(|link| link.to != first.to) {
             report.add(
@@ -43,7 +43,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             continue;
         }
         compared.push(&link.to);
-        if let Presence::Unusable { why } = &base.presence {
+        if let Presence::Unusable { why, sure: true } = &base.presence {
             report.add(
                 Severity::Error,
                 Code::BaseUnusable,

@@ -18,6 +18,10 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             ),
         );
     }
+    if let Presence::Unusable { why, sure: false } = &image.presence {
+        let way_out = "look as a user who may read it; what it stands on is not known";
+        report.add(Severity::Warning, Code::Unreadable, why, way_out);
+    }
     if let Some((why, broken)) = &image.problem {
         // A header that another program may have written in a way that we do not read is no error.
         let (severity, code) = match broken {
