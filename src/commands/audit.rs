@@ -141,7 +141,7 @@ pub(super) fn survey(
             Err(error) => scan.unseen(Unseen {
                 host: None,
                 path: uri.into(),
-                why: error.to_string(),
+                why: error.message().to_owned(),
                 asked: true,
             }),
             Ok(()) => {}

@@ -178,7 +178,8 @@ fn domains_depend_on_what_they_name() {
     qemu::create(&alone, "", "1M");
     host.domain("vm", false, &disk("vda", "qcow2", &images.path("overlay.qcow2"), ""));
     host.domain("direct", true, &disk("vda", "qcow2", &alone, ""));
-    let (Some(uri), Some(other)) = (host.uri(), Host::new().uri()) else { return };
+    let empty = Host::new();
+    let (Some(uri), Some(other)) = (host.uri(), empty.uri()) else { return };
     let ask = |image: &Path| {
         let twice: Vec<OsString> = args!["--connect", uri, "--connect", other];
         qcowtool([args!["dependents", image, "--may-delete"], twice].concat())

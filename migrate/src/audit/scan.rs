@@ -97,6 +97,10 @@ impl<'a> Scan<'a> {
             return None;
         }
         let name = canonical(name);
+        // Where it leads is a name as well, and the better one.
+        if let Some(real) = name.canonicalize().ok().filter(|real| *real != name) {
+            let _ = self.add(&real, false, Look::Wanted);
+        }
         Some(self.add(&name, name.is_symlink(), Look::Wanted).unwrap_or_else(|| {
             let key = Key::Name { host: None, path: name.clone() };
             let own = Name { symlink: false, path: name };

@@ -12,13 +12,13 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         of_proof(context, at, report);
         return;
     };
-    let gone = |link: &&Link| {
+    let gone = |link: &&Link| -> bool {
         context.image(&link.to).is_some_and(|base| base.presence == Presence::Missing)
     };
     for need in [Need::Backing, Need::Data] {
         let links: Vec<&Link> = image.links.iter().filter(|link| link.need == need).collect();
         let Some(first) = links.first() else { continue };
-        if links.iter().all(|link| gone(link)) {
+        if links.iter().all(gone) {
             missing(context, first, report);
         } else if let Some(other) = links.iter().find(|link| link.to != first.to) {
             report.add(
