@@ -274,6 +274,11 @@ fn what_was_deleted_and_is_still_open_is_found_without_libvirt() {
     let through = &text[text.find("/proc/").unwrap()..];
     let through = &through[..through.find(|c: char| c == '"' || c == ' ').unwrap()];
     assert!(fs::read(through).unwrap().starts_with(b"QFI\xfb"), "{through}");
+    // A file of such a name has not been deleted.
+    let odd = scratch.path("odd (deleted)");
+    qemu::create(&odd, "", "1M");
+    let _odd = Holder::new(&["-r"], &odd);
+    assert_eq!(Found::in_dir(&scratch).findings().len(), 2);
     // And so does it when another file has the name.
     qemu::create(&base, "", "1M");
     let findings = Found::in_dir(&scratch).findings();
@@ -411,6 +416,10 @@ fn who_could_not_look_ends_with_1() {
     let scratch = Scratch::new();
     qcowtool(args!["audit"]).refused();
     qcowtool(args!["audit", scratch.path("nowhere")]).refused_naming(&["nowhere", "no such file"]);
+    // A view of the kernel is no directory of images.
+    let proc = Found::of(args!["/proc"]);
+    assert_eq!(proc.json["summary"]["directories"], 0);
+    qcowtool(args!["audit", "--connect", "nonsense:///x"]).refused();
     // One of two is there, so that the other is a finding.
     let found = Found::of(args![scratch.dir(), scratch.path("nowhere")]);
     found.has_only(&["error unreadable nowhere"]);

@@ -92,6 +92,23 @@ fn pools_are_scanned_and_what_no_domain_names_is_unused() {
 }
 
 #[test]
+fn volumes_of_pools_that_are_no_directories_are_looked_at() {
+    needs_qemu!();
+    let (mut host, images) = (Host::new(), Scratch::new());
+    pair(&images);
+    host.text = format!(
+        "<pool type='logical'><name>vg</name><source><name>vg</name></source>\
+         <target><path>/dev/vg</path></target><volume type='block'><name>lv</name>\
+         <capacity>1048576</capacity><target><path>{}</path><format type='qcow2'/></target></volume></pool>",
+        images.path("overlay.qcow2").display()
+    );
+    let Some(uri) = host.uri() else { return };
+    let asked = args!["dependents", images.path("base.qcow2"), "--connect", uri];
+    let listed = qcowtool(asked).ok();
+    assert!(listed.ends_with("overlay.qcow2 (directly)\n"), "{listed}");
+}
+
+#[test]
 fn two_domains_that_write_to_one_image() {
     needs_qemu!();
     let images = Scratch::new();

@@ -224,7 +224,10 @@ impl<'a> Scan<'a> {
     pub fn finish(self) -> Result<Survey> {
         let open = processes::Open::now(Path::new("/proc"));
         for deleted in open.deleted_images() {
-            self.keep(deleted);
+            // It may have other names still.
+            if !self.found().images.contains_key(&deleted.key) {
+                self.keep(deleted);
+            }
         }
         loop {
             let waiting = std::mem::take(&mut self.found().waiting);

@@ -11,6 +11,27 @@ use super::file::Look;
 use super::{Scan, in_words, is_gone};
 use crate::audit::value::Unseen;
 
+/// File systems that are views of the kernel: what is in them is no image, and reading it may have effects.
+const VIEWS: &[u64] = &[
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x27_e0eb,   // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x6265_6570, // configfs
+    0xde5e_81e4, // efivarfs
+    0x6165_676c, // pstore
+    0x1cd1,      // devpts
+    0xf97c_ff8c, // selinuxfs
+    0x4249_4e4d, // binfmt_misc
+    0x6573_5543, // fusectl
+    0x6e73_6673, // nsfs
+    0x1980_0202, // mqueue
+];
+
 /// Adds what is in `directory` and below it. Links to directories are not followed.
 pub(super) fn enter<'s, 'a: 's>(
     scan: &'s Scan<'a>,
@@ -39,9 +60,13 @@ fn unread(scan: &Scan<'_>, directory: &Path, error: &io::Error, asked: bool) {
     }
 }
 
-/// The entries of a directory; `None` if it has been entered before, by whatever name.
+/// The entries of a directory; `None` if it has been entered before, by whatever name, or shows no files.
 fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>> {
     let status = fs::symlink_metadata(directory)?;
+    let kind = rustix::fs::statfs(directory)?.f_type;
+    if u64::try_from(kind).is_ok_and(|kind| VIEWS.contains(&kind)) {
+        return Ok(None);
+    }
     {
         let mut found = scan.found();
         if !found.entered.insert((status.dev(), status.ino())) {

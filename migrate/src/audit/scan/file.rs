@@ -23,6 +23,9 @@ pub(super) enum Look {
     Wanted,
 }
 
+/// What is shorter than four bytes has no magic.
+const SHORTEST: u64 = 4;
+
 /// A file that is held but not open yet.
 #[derive(Debug)]
 pub(super) struct Pinned {
@@ -59,6 +62,9 @@ impl Pinned {
 
 /// Reads the header of what was pinned. `None` if nobody wants it and it is no image.
 pub(super) fn read(pinned: &Pinned, key: Key, name: Name, look: Look) -> io::Result<Option<Image>> {
+    if look == Look::Passing && pinned.metadata.len() < SHORTEST {
+        return Ok(None);
+    }
     let path = pinned.path();
     let image = Image::new(key, name, Presence::Here);
     let storage = match FileStorage::open(&path) {

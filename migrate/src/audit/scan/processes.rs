@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -145,7 +146,11 @@ fn open_file(through: PathBuf) -> Option<OpenFile> {
         _ => return None,
     };
     let link = fs::read_link(&through).ok()?;
-    let deleted = bytes(&link).strip_suffix(DELETED);
+    // A file may have that for a name.
+    let named = fs::metadata(&link).is_ok_and(|named| {
+        matches!(&key, Key::File { device, inode } if (*device, *inode) == (named.dev(), named.ino()))
+    });
+    let deleted = bytes(&link).strip_suffix(DELETED).filter(|_| !named);
     let deleted = deleted.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
     Some(OpenFile { key, deleted, through })
 }
