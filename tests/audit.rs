@@ -272,7 +272,7 @@ fn what_was_deleted_and_is_still_open_is_found_without_libvirt() {
     // The way out leads to the content.
     let text = found.json["findings"].to_string();
     let through = &text[text.find("/proc/").unwrap()..];
-    let through = &through[..through.find(|c: char| c == '"' || c == ' ').unwrap()];
+    let through = &through[..through.find(['"', ' ']).unwrap()];
     assert!(fs::read(through).unwrap().starts_with(b"QFI\xfb"), "{through}");
     // A file of such a name has not been deleted.
     let odd = scratch.path("odd (deleted)");

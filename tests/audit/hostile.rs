@@ -130,7 +130,7 @@ fn what_cannot_be_read_is_told_and_never_taken_for_nothing() {
     let readable_by_nobody = |arguments: Vec<OsString>| {
         // As root nothing is unreadable.
         let mut command = command(&arguments);
-        if rustix_is_root() {
+        if is_root() {
             std::os::unix::process::CommandExt::uid(&mut command, 65534);
         }
         command.output().unwrap()
@@ -146,7 +146,7 @@ fn what_cannot_be_read_is_told_and_never_taken_for_nothing() {
     mode(&closed, 0o755);
 }
 
-fn rustix_is_root() -> bool {
+fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output().unwrap();
     id.stdout == b"0\n"
 }
