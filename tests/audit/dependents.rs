@@ -68,6 +68,14 @@ fn a_bind_mount_is_the_same_file() {
         return; // nobody may mount here
     }
     assert_eq!(output.status.code(), Some(1), "{output:?}");
+    // Also when it is gone: then its directory tells.
+    let gone = script.replace(" && exec", " && rm \"$1/base.qcow2\" && exec");
+    let output = Command::new("unshare")
+        .args(["-m", "sh", "-c", &gone, "sh"])
+        .args([scratch.dir(), &mount, &super::common::binary()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("overlay.qcow2 (directly)"));
 }
 
@@ -97,6 +105,17 @@ fn may_delete_has_three_answers() {
     let gone = scratch.path("gone");
     let run = qcowtool(args!["dependents", overlay, "--may-delete", "--in", scratch.dir(), gone]);
     assert_eq!(run.code(), Some(6));
+    // What is behind a link to a directory was not looked at.
+    let elsewhere = Scratch::new();
+    symlink(elsewhere.dir(), scratch.path("link")).unwrap();
+    let (code, _, said) = ask(&overlay);
+    assert_eq!(code, Some(6));
+    assert!(said.contains("link to a directory"), "{said}");
+    let both = args!["dependents", overlay, "--may-delete", "--in", scratch.dir(), elsewhere.dir()];
+    assert_eq!(qcowtool(both).code(), Some(0));
+    fs::remove_file(scratch.path("link")).unwrap();
+    // A directory cannot be told apart by names from what stands on it.
+    assert_eq!(ask(scratch.dir()).0, Some(6));
     // A name that nobody knows may be a slip.
     let (code, _, said) = ask(&scratch.path("slip.qcow2"));
     assert_eq!(code, Some(6));

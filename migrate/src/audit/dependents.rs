@@ -1,6 +1,8 @@
-//! What stands on one image, and whether it may be deleted. Pure.
+//! What stands on one image, and whether it may be deleted. Pure, but that names of what is not there are
+//! compared by their directories.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -157,6 +159,19 @@ fn roots(survey: &Survey, template: &Path) -> Vec<usize> {
         image.names.iter().any(|name| names.contains(&name.path))
     };
     let here = |image: &&Image| image.key.host().is_none();
+    // What is not there has no identity, but the directory that it was in has.
+    let place = |name: &Path| {
+        let directory = name.parent().and_then(|directory| directory.metadata().ok())?;
+        Some((directory.dev(), directory.ino(), name.file_name()?.to_owned()))
+    };
+    let asked = place(&canonical(template)).filter(|_| !template.exists());
+    let missing = survey.images.iter().filter(|image| image.presence == Presence::Missing);
+    let same = missing.filter(|image| {
+        let of_name =
+            image.path().file_name() == asked.as_ref().map(|(_, _, name)| name.as_os_str());
+        of_name && image.key.host().is_none() && place(image.path()) == asked
+    });
+    names.extend(same.map(|image| image.path().to_path_buf()));
     let own: Vec<_> =
         survey.images.iter().filter(here).filter(|image| has(image, &names)).collect();
     names.extend(own.iter().flat_map(|image| &image.names).map(|name| name.path.clone()));
@@ -175,11 +190,19 @@ fn unknown(survey: &Survey, roots: &HashSet<&Key>) -> Vec<Undetermined> {
             why: unseen.why.clone(),
         })
         .collect();
-    for image in survey.images.iter().filter(|image| !roots.contains(&image.key)) {
+    for image in &survey.images {
+        let root = roots.contains(&image.key);
         let mut add = |why: String| {
             let host = image.key.host().map(str::to_owned);
             unknown.push(Undetermined { host, path: image.path().to_path_buf(), why });
         };
+        // What the image itself stands on does not matter, but which object it is.
+        if root && let Presence::Unusable { why, .. } = &image.presence {
+            add(why.clone());
+        }
+        if root {
+            continue;
+        }
         if let Some((why, _)) = &image.problem {
             add(format!("its header could not be read: {why}"));
         }

@@ -22,8 +22,10 @@ use crate::facts::{DomainFacts, DomainState, NamedLayer, PoolFacts, Source, Volu
 /// # Errors
 /// [`Environment`](crate::ErrorKind::Environment) if it does not answer.
 pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
-    let name = hypervisor.host()?.hostname;
-    let host = Host { scan, hypervisor, name: (!is_this_machine(&name)).then_some(name) };
+    let facts = hypervisor.host()?;
+    let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = (!is_this_machine(&here, &facts.hostname, &facts.uri)).then_some(facts.hostname);
+    let host = Host { scan, hypervisor, name };
     let mut below = Vec::new();
     for pool in hypervisor.pools()? {
         host.pool(&pool, &mut below)?;
@@ -43,10 +45,15 @@ pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
     Ok(())
 }
 
-fn is_this_machine(name: &str) -> bool {
-    let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
+/// Whether a libvirt is that of the machine called `here`. To take another machine's files for ours would be
+/// worse than not to know them.
+fn is_this_machine(here: &str, name: &str, uri: &str) -> bool {
+    let authority = uri.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/'));
     let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    short(&here) == short(name)
+    let both_full = here.contains('.') && name.contains('.');
+    let same = if both_full { here == name } else { short(here) == short(name) };
+    // Many machines are called so.
+    same && !(authority && short(name) == "localhost")
 }
 
 struct Host<'a, 'b> {
@@ -253,4 +260,20 @@ fn told(host: &str, volume: &VolumeFacts) -> Image {
 fn link(from: &Path, name: &Path, to: Key) -> Link {
     let through = from.parent().unwrap_or(Path::new("/")).to_path_buf();
     Link { need: Need::Backing, through, name: name.to_path_buf(), to }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_machine_is_not_taken_for_this_one() {
+        let uri = "qemu+ssh://node/system";
+        assert!(is_this_machine("node", "node", uri));
+        assert!(is_this_machine("node", "node.example.org", uri));
+        assert!(!is_this_machine("node.example.com", "node.example.org", uri));
+        assert!(!is_this_machine("node", "other", "qemu:///system"));
+        assert!(is_this_machine("localhost", "localhost", "qemu:///system"));
+        assert!(!is_this_machine("localhost", "localhost.localdomain", uri));
+    }
 }

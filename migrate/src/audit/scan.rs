@@ -41,7 +41,30 @@ struct Found {
     /// Directories from which an image's names have been followed.
     followed: HashSet<(Key, PathBuf)>,
     entered: HashSet<(u64, u64)>,
+    /// Links to directories that were met.
+    directory_links: Vec<PathBuf>,
     survey: Survey,
+}
+
+impl Found {
+    /// A known image has this name too.
+    fn name(&mut self, key: &Key, name: Name) {
+        let Some(image) = self.images.get_mut(key) else { return };
+        if image.names.contains(&name) {
+            return;
+        }
+        if image.names.len() < MOST_NAMES {
+            self.waiting.push((key.clone(), name.path.clone()));
+            image.names.push(name);
+        } else {
+            let why =
+                format!("it has more than {MOST_NAMES} names, not all of which were followed");
+            let unseen = Unseen { host: None, path: image.path().to_path_buf(), why, asked: false };
+            if self.survey.unseen.last() != Some(&unseen) {
+                self.survey.unseen.push(unseen);
+            }
+        }
+    }
 }
 
 impl<'a> Scan<'a> {
@@ -157,13 +180,10 @@ impl<'a> Scan<'a> {
     /// Whether the image was looked at before; if so, it has this name too.
     fn known(&self, key: &Key, name: &Name) -> bool {
         let mut found = self.found();
-        let Some(image) = found.images.get_mut(key) else { return false };
-        let new = !image.names.contains(name) && image.names.len() < MOST_NAMES;
-        if new {
-            image.names.push(name.clone());
-            found.waiting.push((key.clone(), name.path.clone()));
+        found.images.contains_key(key) && {
+            found.name(key, name.clone());
+            true
         }
-        true
     }
 
     /// Adds an image, or its names to what is known of it.
@@ -174,11 +194,6 @@ impl<'a> Scan<'a> {
         let key = image.key.clone();
         match found.images.get_mut(&key) {
             Some(known) => {
-                for name in &names {
-                    if !known.names.contains(name) && known.names.len() < MOST_NAMES {
-                        known.names.push(name.clone());
-                    }
-                }
                 known.links.extend(image.links);
                 // Of another host, its name may have been met before what is known of it.
                 if known.header.is_none() && known.content == Content::Unknown {
@@ -187,9 +202,12 @@ impl<'a> Scan<'a> {
                     known.status = image.status;
                 }
             }
-            None => drop(found.images.insert(key.clone(), image)),
+            None => {
+                found.waiting.extend(names.iter().map(|name| (key.clone(), name.path.clone())));
+                found.images.insert(key.clone(), image);
+            }
         }
-        found.waiting.extend(names.into_iter().map(|name| (key.clone(), name.path)));
+        names.into_iter().for_each(|name| found.name(&key, name));
     }
 
     /// Adds the pools and domains that a libvirt knows, its own host's files included if that is this
@@ -243,6 +261,7 @@ impl<'a> Scan<'a> {
         (survey.holders, survey.unseen) = {
             let mut unseen = survey.unseen;
             unseen.extend(open.unseen());
+            unseen.extend(directory::left_out(found.directory_links, &found.entered));
             (open.holders(|key| found.images.contains_key(key)), unseen)
         };
         survey.images = found.images.into_values().collect();

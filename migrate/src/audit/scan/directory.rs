@@ -1,5 +1,6 @@
 //! Goes through directories, in parallel.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -55,7 +56,7 @@ pub(super) fn enter<'s, 'a: 's>(
 fn unread(scan: &Scan<'_>, directory: &Path, error: &io::Error, asked: bool) {
     // What goes away under the scan is as if it had never been there.
     if asked || !is_gone(error) {
-        let why = format!("the directory could not be read: {}", in_words(error));
+        let why = in_words(error);
         scan.unseen(Unseen { host: None, path: directory.to_path_buf(), why, asked });
     }
 }
@@ -63,8 +64,7 @@ fn unread(scan: &Scan<'_>, directory: &Path, error: &io::Error, asked: bool) {
 /// The entries of a directory; `None` if it has been entered before, by whatever name, or shows no files.
 fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>> {
     let status = fs::symlink_metadata(directory)?;
-    let kind = rustix::fs::statfs(directory)?.f_type;
-    if u64::try_from(kind).is_ok_and(|kind| VIEWS.contains(&kind)) {
+    if is_view(directory)? {
         return Ok(None);
     }
     {
@@ -77,6 +77,25 @@ fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>>
     fs::read_dir(directory).map(Some)
 }
 
+fn is_view(directory: &Path) -> io::Result<bool> {
+    let kind = rustix::fs::statfs(directory)?.f_type;
+    Ok(u64::try_from(kind).is_ok_and(|kind| VIEWS.contains(&kind)))
+}
+
+/// The links to directories that were not entered by any name.
+pub(super) fn left_out(links: Vec<PathBuf>, entered: &HashSet<(u64, u64)>) -> Vec<Unseen> {
+    let left_out = |link: &PathBuf| {
+        let known = |status: fs::Metadata| entered.contains(&(status.dev(), status.ino()));
+        !fs::metadata(link).is_ok_and(known) && !is_view(link).unwrap_or(false)
+    };
+    let why = "it is a link to a directory that was not looked at: give that directory too";
+    links
+        .into_iter()
+        .filter(left_out)
+        .map(|path| Unseen { host: None, path, why: why.into(), asked: false })
+        .collect()
+}
+
 fn each<'s, 'a: 's>(scan: &'s Scan<'a>, scope: &Scope<'s>, entry: &fs::DirEntry) {
     let path = entry.path();
     match entry.file_type() {
@@ -85,9 +104,14 @@ fn each<'s, 'a: 's>(scan: &'s Scan<'a>, scope: &Scope<'s>, entry: &fs::DirEntry)
             let _ = scan.add(&path, false, Look::Passing);
         }),
         Ok(kind) if kind.is_symlink() => scope.spawn(move |_| {
-            // Where it leads to no file, it is nobody's image.
-            if fs::metadata(&path).is_ok_and(|status| status.is_file()) {
-                let _ = scan.add(&path, true, Look::Passing);
+            // Where it leads to nothing, it is nobody's image.
+            match fs::metadata(&path) {
+                Ok(status) if status.is_file() => drop(scan.add(&path, true, Look::Passing)),
+                Ok(status) if status.is_dir() => scan.found().directory_links.push(path),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    unread(scan, &path, &error, false);
+                }
+                _ => {}
             }
         }),
         // Fifos, sockets and devices.
