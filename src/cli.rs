@@ -3,8 +3,8 @@
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    Agent, Check, Checksum, Compare, Create, Flatten, Generate, Info, MapCommand, Measure, Migrate,
-    PlanCommand, Prepare, Resume, Rollback, Transactions,
+    Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info,
+    MapCommand, Measure, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -84,7 +84,7 @@ macro_rules! commands {
             /// How the outcome, or the error, is to be printed.
             pub(crate) fn output_format(&self) -> OutputFormat {
                 match self {
-                    $(Self::$type(command) => command.output.output,)*
+                    $(Self::$type(command) => command.output.output.into(),)*
                 }
             }
 
@@ -107,6 +107,8 @@ commands! {
     Compare "compare" "Tell whether two images hold the same, and where they differ";
     Check "check" "Hold an image's metadata against itself, and count what is wrong";
     Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
+    Audit "audit" "Say which images stand on which, and what is wrong with it";
+    Dependents "dependents" "List what stands on an image, or tell whether it can be deleted";
     PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
     Migrate "migrate" "Move a guest with its local disks to another host";
     Prepare "prepare" "Make and prove a guest's images at the destination, for a manager that migrates";

@@ -459,3 +459,31 @@ pub enum Content {
         why: String,
     },
 }
+
+/// A storage pool as its libvirt tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PoolFacts {
+    /// Its name.
+    pub name: String,
+    /// `dir`, `fs`, `netfs`, `logical`, ...
+    pub kind: String,
+    /// Where its volumes are found on its host.
+    pub path: Option<PathBuf>,
+    /// It is started. What is in one that is not, libvirt does not know.
+    pub active: bool,
+}
+
+/// A volume as its libvirt tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VolumeFacts {
+    /// Its path and its format.
+    pub own: NamedLayer,
+    /// What it stands on, as its header named it when libvirt last looked.
+    pub backing: Option<NamedLayer>,
+    /// Size of its disk.
+    pub capacity: u64,
+    /// Bytes that are allocated for it.
+    pub allocation: u64,
+}

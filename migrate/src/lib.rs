@@ -8,6 +8,7 @@
 //! Uses only the public API of the [`qcow`] crate.
 
 pub mod agent;
+pub mod audit;
 pub mod domain;
 pub mod driver;
 mod error;

@@ -1,9 +1,11 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
+mod audit;
 mod check;
 mod checksum;
 mod compare;
 mod create;
+mod dependents;
 mod flatten;
 mod generate;
 mod info;
@@ -11,10 +13,12 @@ mod map;
 mod measure;
 mod migration;
 
+pub(crate) use audit::Audit;
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
 pub(crate) use compare::Compare;
 pub(crate) use create::Create;
+pub(crate) use dependents::Dependents;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;

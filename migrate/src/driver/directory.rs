@@ -8,7 +8,7 @@ use qcow::CancelToken;
 
 use super::{Hypervisor, JobProgress, MigrateRequest};
 use crate::domain::parse;
-use crate::facts::{DomainFacts, DomainState, HostFacts};
+use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts};
 use crate::{Error, Result};
 
 /// Where definitions are, below the directory.
@@ -69,7 +69,7 @@ impl Directory {
     }
 
     /// All domains, with the files that define them.
-    fn domains(&self) -> Result<Vec<(PathBuf, DomainFacts)>> {
+    fn definitions(&self) -> Result<Vec<(PathBuf, DomainFacts)>> {
         if let Some((path, state)) = &self.domain {
             return Ok(vec![(path.clone(), Self::facts(path, *state)?)]);
         }
@@ -84,7 +84,7 @@ impl Directory {
     }
 
     fn find(&self, key: &str) -> Result<Option<(PathBuf, DomainFacts)>> {
-        let mut domains = self.domains()?.into_iter();
+        let mut domains = self.definitions()?.into_iter();
         Ok(domains.find(|(_, domain)| domain.name == key || domain.uuid == key))
     }
 
@@ -144,12 +144,24 @@ impl Hypervisor for Directory {
 
     fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
         let mut paths = Vec::new();
-        for (_, domain) in self.domains()? {
+        for (_, domain) in self.definitions()? {
             for disk in parse(&domain.live_xml)?.disks {
                 paths.extend(disk.chain.layers.into_iter().map(|layer| layer.path));
             }
         }
         Ok(paths)
+    }
+
+    fn domains(&self) -> Result<Vec<DomainFacts>> {
+        Ok(self.definitions()?.into_iter().map(|(_, domain)| domain).collect())
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>> {
+        Ok(Vec::new())
+    }
+
+    fn volumes(&self, _pool: &str) -> Result<Vec<VolumeFacts>> {
+        Err(Error::environment("a directory has no storage pools").on(&self.name()))
     }
 
     fn migrate(

@@ -9,7 +9,7 @@ pub mod words;
 
 use qcow::CancelToken;
 
-use crate::facts::{DomainFacts, DomainState, HostFacts};
+use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts};
 use crate::plan::Flag;
 use crate::{Error, Result};
 
@@ -67,6 +67,24 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// See [`host`](Self::host).
     fn paths_in_use(&self) -> Result<Vec<std::path::PathBuf>>;
+
+    /// Everything about all domains, running or not.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn domains(&self) -> Result<Vec<DomainFacts>>;
+
+    /// The storage pools, active or not.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn pools(&self) -> Result<Vec<PoolFacts>>;
+
+    /// The files and devices of an active pool.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); also if there is no such pool or it is not active.
+    fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>>;
 
     /// Migrates, and returns when libvirt says that it is over. What it says is not the outcome: that is
     /// decided by the state of both hosts. Every [`TICK`] or so `watch` is told how far it is; when

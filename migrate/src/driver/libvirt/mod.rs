@@ -3,6 +3,7 @@
 
 mod events;
 mod migrate;
+mod pools;
 pub(crate) mod raw;
 pub(crate) mod xml;
 
@@ -22,7 +23,7 @@ use self::events::Signal;
 use self::raw::{Failure, Outcome, Subscription};
 use super::words::{code, translate};
 use super::{Hypervisor, JobProgress, MigrateRequest, TICK};
-use crate::facts::{DomainFacts, DomainState, HostFacts, Version};
+use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts};
 use crate::{Error, Result};
 
 /// Seconds between two questions whether the other end is still there.
@@ -368,6 +369,24 @@ impl Hypervisor for Connection {
         paths.sort_unstable();
         paths.dedup();
         Ok(paths)
+    }
+
+    fn domains(&self) -> Result<Vec<DomainFacts>> {
+        let mut found = Vec::new();
+        for domain in self.say(self.connect()?.domains())? {
+            if let Some(uuid) = self.say(unless(code::NO_DOMAIN, domain.uuid()))? {
+                found.extend(self.domain(&uuid)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>> {
+        pools::pools(self)
+    }
+
+    fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>> {
+        pools::volumes(self, pool)
     }
 
     fn migrate(

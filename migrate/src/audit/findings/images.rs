@@ -1,0 +1,112 @@
+//! What can be said of an image by itself and of the processes that have it open.
+
+use super::{Code, Context, Report, Severity, quoted};
+use crate::audit::value::Presence;
+
+pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
+    let image = report.image;
+    if let Presence::Deleted { through } = &image.presence {
+        let held = context.held(&image.key).unwrap_or_else(|| "a process".into());
+        report.add(
+            Severity::Error,
+            Code::DeletedOpen,
+            format!("it was deleted, and {held} still has it open: when that ends, it is gone"),
+            format!(
+                "do not stop the guest before the content is saved: move the guest with \
+                 'qcowtool migrate', or copy {}",
+                through.display()
+            ),
+        );
+    }
+    if let Presence::Unusable { why, sure: false } = &image.presence {
+        let way_out = "look as a user who may read it; what it stands on is not known";
+        report.add(Severity::Warning, Code::Unreadable, why, way_out);
+    }
+    if let Some((why, broken)) = &image.problem {
+        // A header that another program may have written in a way that we do not read is no error.
+        let (severity, code) = match broken {
+            true => (Severity::Error, Code::HeaderBroken),
+            false => (Severity::Warning, Code::Unreadable),
+        };
+        report.add(severity, code, why, "look at it with 'qcowtool check' or 'qemu-img check'");
+    }
+    if let Some(header) = &image.header {
+        let open_for_writing = image.locks.contains(&"write");
+        if header.corrupt {
+            report.add(
+                Severity::Error,
+                Code::Corrupt,
+                "it is marked as corrupt: QEMU found damage and opens it for reading only",
+                "repair it with 'qcowtool check -r all' while no guest uses it",
+            );
+        }
+        if header.dirty {
+            // So is every image with lazy refcounts while a guest writes to it.
+            let severity = if open_for_writing { Severity::Info } else { Severity::Warning };
+            report.add(
+                severity,
+                Code::Dirty,
+                "it is marked as dirty: it was not closed, or a guest with lazy refcounts runs",
+                "if no guest uses it, 'qcowtool check -r leaks' makes it clean",
+            );
+        }
+    }
+    if !image.locks.is_empty() && image.locks.contains(&"write") {
+        let held = context.held(&image.key).unwrap_or_else(|| "somebody".into());
+        report.add(
+            Severity::Info,
+            Code::Locked,
+            format!("{held} has it open for writing, as QEMU's locks tell"),
+            "nothing needs to be done",
+        );
+    }
+    for (name, why) in &image.not_followed {
+        report.add(
+            Severity::Info,
+            Code::BaseNotFollowed,
+            format!("it stands on {}, which was not looked at: {why}", quoted(name)),
+            "look at that storage with its own tools",
+        );
+    }
+    bases(context, at, report);
+}
+
+/// What is said of what others stand on, and of what could be a base and is none.
+fn bases(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
+    let image = report.image;
+    let users = context.graph.above(at).len();
+    if users == 0 {
+        let alone = image.links.is_empty() && image.not_followed.is_empty();
+        let used = !context.disks(&image.key).is_empty() || context.held(&image.key).is_some();
+        let named_below = context.named_below.contains(&image.key);
+        // Without a list of domains, whatever can be written to may be a guest's disk.
+        let sure = context.survey.domains_known || image.status.mode & 0o222 == 0;
+        let here = image.presence == Presence::Here && !image.status.block_device;
+        if here && alone && !used && !named_below && sure {
+            let whom = if context.survey.domains_known { " and no domain names it" } else { "" };
+            report.add(
+                Severity::Info,
+                Code::BaseUnused,
+                format!("nothing stands on it{whom}; it takes {} bytes", image.status.allocated),
+                "if nobody else needs it, it can be removed",
+            );
+        }
+        return;
+    }
+    let others = image.status.mode & 0o022 != 0;
+    if image.presence == Presence::Here
+        && !image.status.block_device
+        && image.status.mode & 0o222 != 0
+    {
+        let (severity, whom) = match others {
+            true => (Severity::Warning, "its group or everybody"),
+            false => (Severity::Info, "its owner"),
+        };
+        report.add(
+            severity,
+            Code::BaseWritable,
+            format!("{users} images stand on it, and its mode lets {whom} write to it"),
+            "chmod a-w: a base that is written to corrupts every image on it",
+        );
+    }
+}

@@ -1,0 +1,22 @@
+//! Who stands on whom: finds the images of this machine, and of others as far as their libvirt tells, and
+//! says what is wrong with how they stand on each other.
+//!
+//! Looks only. Headers are read as `qemu-img -U` reads them, without a lock, so that no guest notices.
+//! [`Scan`] has the effects, and brings a [`Survey`]; [`Graph`] and [`findings`] are pure.
+
+mod dependents;
+mod findings;
+mod graph;
+mod hosts;
+mod manifests;
+mod report;
+mod scan;
+mod value;
+
+pub use dependents::{Dependent, DependentDomain, Dependents, Undetermined, Verdict, dependents};
+pub use findings::{Code, Finding, Options, Severity, findings};
+pub use graph::Graph;
+pub use manifests::prove;
+pub use report::{Base, HolderReport, ImageReport, Report, Summary, report};
+pub use scan::Scan;
+pub use value::*;

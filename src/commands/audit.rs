@@ -1,0 +1,161 @@
+//! `qcowtool audit`: who stands on whom, and what is wrong with it.
+
+mod prometheus;
+mod text;
+mod tree;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use migrate::audit::{Options, Scan, Severity, Survey, Unseen, prove, report};
+use qcow::Error;
+
+use crate::failure::Failure;
+use crate::libvirt::connect;
+use crate::output::{OutputFormat, print, print_json};
+use crate::signals::Watch;
+
+/// At least one finding of severity error.
+const FOUND_ERRORS: u8 = 2;
+
+/// Arguments of `audit`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Reads headers, and takes no lock: running guests do not notice. Files are told apart by device and
+inode, whatever they are called. With --connect, the pools and the domains of a libvirt are looked at
+as well; of another host only what its libvirt tells is known.
+
+The codes of findings, the JSON and the metrics are in docs/audit.md.
+
+Examples:
+  qcowtool audit /var/lib/libvirt/images
+  qcowtool audit --connect qemu:///system --tree
+  qcowtool audit --connect qemu:///system --output prometheus
+  qcowtool audit --manifests /srv/manifests --max-depth 4 --output json /data /mnt/nfs
+
+Exit codes:
+  0    nothing of severity error was found
+  1    nothing could be looked at, or wrong usage; one line on standard error says why
+  2    something of severity error was found
+  130  stopped by SIGINT (Ctrl-C)
+  143  stopped by SIGTERM (129 by SIGHUP)"
+)]
+pub(crate) struct Audit {
+    #[command(flatten)]
+    pub(crate) output: AuditOutput,
+
+    /// Show who stands on whom as a tree, before the findings
+    #[arg(long)]
+    tree: bool,
+
+    /// Report chains of more images than this
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u64).range(1..=200))]
+    max_depth: u64,
+
+    /// Compare bases with the manifests in this directory (checksum --manifest); a base whose manifest
+    /// cannot be trusted by itself is read whole
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+
+    /// Look at the pools and domains of this libvirt too (may be repeated)
+    #[arg(long, value_name = "URI")]
+    connect: Vec<String>,
+
+    /// Directories, with everything below them, and images
+    #[arg(value_name = "PATH", required_unless_present = "connect")]
+    paths: Vec<PathBuf>,
+}
+
+/// How the outcome is printed.
+#[derive(Debug, Args)]
+pub(crate) struct AuditOutput {
+    /// Print the outcome as text, as JSON, or as metrics for Prometheus
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "human")]
+    pub(crate) output: AuditFormat,
+}
+
+/// Text, JSON or metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AuditFormat {
+    Human,
+    Json,
+    Prometheus,
+}
+
+impl From<AuditFormat> for OutputFormat {
+    fn from(format: AuditFormat) -> Self {
+        match format {
+            AuditFormat::Json => Self::Json,
+            AuditFormat::Human | AuditFormat::Prometheus => Self::Human,
+        }
+    }
+}
+
+impl Audit {
+    /// Looks, and prints what was found.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let survey = survey(&self.paths, &self.connect, None, self.manifests.as_deref())?;
+        let nothing = survey.images.is_empty() && survey.domains.is_empty();
+        if let Some(first) = survey.unseen.first().filter(|_| nothing && survey.directories == 0) {
+            let error = Error::usage(format!("nothing could be looked at: {}", first.why));
+            return Err(Failure::Error(error.file(&first.path)));
+        }
+        let options = Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) };
+        let outcome = report(&survey, &options);
+        match self.output.output {
+            AuditFormat::Json => print_json(&outcome)?,
+            AuditFormat::Prometheus => print(prometheus::metrics(&outcome))?,
+            AuditFormat::Human => {
+                if self.tree {
+                    print(tree::tree(&survey))?;
+                }
+                print(text::text(&outcome))?;
+            }
+        }
+        match outcome.findings.iter().any(|finding| finding.severity == Severity::Error) {
+            true => Err(Failure::Verdict(FOUND_ERRORS)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Looks at directories and hosts, and at `template` if there is one. What cannot be looked at is in the
+/// survey.
+pub(super) fn survey(
+    paths: &[PathBuf],
+    uris: &[String],
+    template: Option<&std::path::Path>,
+    manifests: Option<&std::path::Path>,
+) -> Result<Survey, Failure> {
+    // Where this program has no libvirt, the one that has takes its place here.
+    let hosts: Vec<_> = uris.iter().map(|uri| (uri, connect(uri))).collect();
+    let watch = Watch::start()?;
+    let scan = Scan::new(watch.token());
+    for (uri, host) in hosts {
+        let asked = host.and_then(|host| scan.host(host.hypervisor.as_ref()));
+        match asked {
+            Err(error) if error.kind() == migrate::ErrorKind::Interrupted => {
+                return watch.settle_migration(Err(error));
+            }
+            Err(error) => scan.unseen(Unseen {
+                host: None,
+                path: uri.into(),
+                why: error.message().to_owned(),
+                asked: true,
+            }),
+            Ok(()) => {}
+        }
+    }
+    for path in paths {
+        watch.settle_migration(scan.path(path))?;
+    }
+    if let Some(template) = template {
+        let _ = scan.image(template);
+    }
+    let mut survey = watch.settle_migration(scan.finish())?;
+    if let Some(directory) = manifests {
+        watch.settle_migration(prove(&mut survey, directory, watch.token()))?;
+    }
+    Ok(survey)
+}
