@@ -373,8 +373,8 @@ impl Hypervisor for Connection {
 
     fn domains(&self) -> Result<Vec<DomainFacts>> {
         let mut found = Vec::new();
-        for domain in self.say(self.connect()?.domains())? {
-            if let Some(uuid) = self.say(unless(code::NO_DOMAIN, domain.uuid()))? {
+        for domain in self.say(self.connect()?.list_all_domains(0))? {
+            if let Some(uuid) = self.say(unless(code::NO_DOMAIN, domain.uuid_string()))? {
                 found.extend(self.domain(&uuid)?);
             }
         }

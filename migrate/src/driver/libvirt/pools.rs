@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::raw::{Outcome, Pool};
+use super::raw::Outcome;
 use super::xml::{child, document, text};
 use super::{Connection, code, unless};
 use crate::Result;
@@ -11,8 +11,8 @@ use crate::facts::{NamedLayer, PoolFacts, VolumeFacts};
 /// All pools. One that goes away meanwhile is left out.
 pub(super) fn pools(connection: &Connection) -> Result<Vec<PoolFacts>> {
     let mut found = Vec::new();
-    for pool in connection.say(connection.connect()?.pools())? {
-        let told = || -> Outcome<_> { Ok((pool.name()?, pool.xml()?, pool.is_active()?)) };
+    for pool in connection.say(connection.connect()?.list_all_storage_pools(0))? {
+        let told = || -> Outcome<_> { Ok((pool.name()?, pool.xml_desc(0)?, pool.is_active()?)) };
         let told = connection.say(unless(code::NO_STORAGE_POOL, told()))?;
         let Some((name, xml, active)) = told else { continue };
         let document = document(&xml, "a pool")?;
@@ -29,10 +29,10 @@ pub(super) fn pools(connection: &Connection) -> Result<Vec<PoolFacts>> {
 
 /// The volumes of an active pool, as libvirt knows them. One that goes away meanwhile is left out.
 pub(super) fn volumes(connection: &Connection, pool: &str) -> Result<Vec<VolumeFacts>> {
-    let pool: Pool = connection.say(connection.connect()?.pool_by_name(pool))?;
+    let pool = connection.say(connection.connect()?.lookup_storage_pool_by_name(pool))?;
     let mut found = Vec::new();
-    for volume in connection.say(pool.volumes())? {
-        if let Some(xml) = connection.say(unless(code::NO_STORAGE_VOL, volume.xml()))? {
+    for volume in connection.say(pool.list_all_volumes(0))? {
+        if let Some(xml) = connection.say(unless(code::NO_STORAGE_VOL, volume.xml_desc(0)))? {
             found.extend(parse(&xml)?);
         }
     }
