@@ -132,6 +132,8 @@ pub(super) fn survey(
     let hosts: Vec<_> = uris.iter().map(|uri| (uri, connect(uri))).collect();
     let watch = Watch::start()?;
     let scan = Scan::new(watch.token());
+    // Of a template's users none may be missed, wherever it was.
+    let scan = if template.is_some() { scan.with_all_deleted() } else { scan };
     for (uri, host) in hosts {
         let asked = host.and_then(|host| scan.host(host.hypervisor.as_ref()));
         match asked {

@@ -30,14 +30,14 @@ pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
     for pool in hypervisor.pools()? {
         host.pool(&pool, &mut below)?;
     }
-    let known = host.volumes_known();
+    let mut known = host.volumes_known();
     for layer in &below {
         if let Some(key) = host.layer(&layer.path).filter(|key| !known.contains(key)) {
             host.end(&key, layer);
         }
     }
     for domain in hypervisor.domains()? {
-        host.domain(&domain, &known);
+        host.domain(&domain, &mut known);
     }
     if host.name.is_none() {
         scan.domains_are_known();
@@ -108,7 +108,7 @@ impl Host<'_, '_> {
         self.name.as_deref().map(|host| self.scan.on_host(host)).unwrap_or_default()
     }
 
-    fn domain(&self, facts: &DomainFacts, known: &HashSet<Key>) {
+    fn domain(&self, facts: &DomainFacts, known: &mut HashSet<Key>) {
         let runs = facts.state != DomainState::ShutOff;
         let mut texts = vec![(&facts.live_xml, Form::Now)];
         texts
@@ -144,7 +144,7 @@ impl Host<'_, '_> {
         self.scan.domain(domain);
     }
 
-    fn disk(&self, disk: &XmlDisk, form: Form, known: &HashSet<Key>) -> Option<Disk> {
+    fn disk(&self, disk: &XmlDisk, form: Form, known: &mut HashSet<Key>) -> Option<Disk> {
         let own = match &disk.source {
             Source::File { path } | Source::Block { path } => path.clone(),
             Source::Volume { pool, volume, path } => match path
@@ -197,9 +197,13 @@ impl Host<'_, '_> {
 
     /// Of another host, the chain in a domain's XML is all that tells what an image outside the pools
     /// stands on.
-    fn told_by_xml(&self, layers: &[UsedLayer], terminated: bool, known: &HashSet<Key>) {
+    fn told_by_xml(&self, layers: &[UsedLayer], terminated: bool, known: &mut HashSet<Key>) {
         if self.name.is_none() {
             return;
+        }
+        // What runs is told to its end, and first; the next start's XML says less of the same images.
+        if terminated {
+            known.extend(layers.iter().map(|layer| layer.key.clone()));
         }
         for pair in layers.windows(2) {
             let [above, below] = pair else { continue };

@@ -31,10 +31,13 @@ const MOST_NAMES: usize = 1000;
 pub struct Scan<'a> {
     found: Mutex<Found>,
     cancel: &'a CancelToken,
+    all_deleted: bool,
 }
 
 #[derive(Debug, Default)]
 struct Found {
+    /// Directories and files that were given.
+    places: Vec<PathBuf>,
     images: HashMap<Key, Image>,
     /// An image, and a name from which its relative names have not been followed yet.
     waiting: Vec<(Key, PathBuf)>,
@@ -70,7 +73,15 @@ impl Found {
 impl<'a> Scan<'a> {
     /// An empty scan; `cancel` ends it.
     pub fn new(cancel: &'a CancelToken) -> Self {
-        Self { found: Mutex::default(), cancel }
+        Self { found: Mutex::default(), cancel, all_deleted: false }
+    }
+
+    /// Brings all images that were deleted and are held open, wherever they were; otherwise those that were
+    /// in the directories that are looked at, or have the name of an image that is.
+    #[must_use]
+    pub fn with_all_deleted(mut self) -> Self {
+        self.all_deleted = true;
+        self
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {
@@ -101,6 +112,7 @@ impl<'a> Scan<'a> {
                 return Ok(());
             }
         };
+        self.found().places.push(real.clone());
         if real.is_dir() {
             rayon::scope(|scope| directory::enter(self, scope, real, asked));
             return self.cancel.check().map_err(Error::from);
@@ -241,19 +253,15 @@ impl<'a> Scan<'a> {
     /// [`Interrupted`](crate::ErrorKind::Interrupted).
     pub fn finish(self) -> Result<Survey> {
         let open = processes::Open::now(Path::new("/proc"));
-        for deleted in open.deleted_images() {
-            // It may have other names still.
-            if !self.found().images.contains_key(&deleted.key) {
-                self.keep(deleted);
-            }
-        }
+        let mut deleted = open.deleted_images();
         loop {
             let waiting = std::mem::take(&mut self.found().waiting);
-            if waiting.is_empty() {
-                break;
-            }
             self.cancel.check()?;
             waiting.into_par_iter().for_each(|(key, name)| self.follow(&key, &name));
+            self.keep_deleted(&mut deleted);
+            if self.found().waiting.is_empty() {
+                break;
+            }
         }
         self.cancel.check()?;
         let found = self.found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -278,6 +286,36 @@ impl<'a> Scan<'a> {
         survey.unseen.sort();
         survey.unseen.dedup();
         Ok(survey)
+    }
+
+    /// Takes what belongs here out of the images that were deleted.
+    fn keep_deleted(&self, deleted: &mut Vec<Image>) {
+        if deleted.is_empty() {
+            return;
+        }
+        let belongs: Vec<bool> = {
+            let found = self.found();
+            let names: HashSet<&Path> = found
+                .images
+                .values()
+                .flat_map(|image| &image.names)
+                .map(|name| name.path.as_path())
+                .collect();
+            let here = |path: &Path| {
+                self.all_deleted
+                    || names.contains(path)
+                    || found.places.iter().any(|place| path.starts_with(place))
+            };
+            deleted.iter().map(|image| here(image.path())).collect()
+        };
+        let mut belongs = belongs.into_iter();
+        for image in deleted.extract_if(.., |_| belongs.next().unwrap_or_default()) {
+            // It may have other names still.
+            let known = self.found().images.contains_key(&image.key);
+            if !known {
+                self.keep(image);
+            }
+        }
     }
 
     /// Looks at what the image names when it is opened by `name`.
