@@ -174,9 +174,13 @@ impl<'a> Trial<'a> {
 
     /// qcowtool on A, not yet started.
     fn command(&self, words: &[&str]) -> Command {
+        self.command_by(self.way, words)
+    }
+
+    fn command_by(&self, way: Way, words: &[&str]) -> Command {
         let mut command = self.rig.a.command(binary());
         command.args(words).args(["--state-dir", &self.state_directory()]);
-        if self.way == Way::Agent && words.contains(&"--to") {
+        if way == Way::Agent && words.contains(&"--to") {
             command.args(["-e", &self.rig.b.remote_shell()]);
         }
         command
@@ -210,6 +214,16 @@ impl<'a> Trial<'a> {
         let ran = self.tool("plan", &[options, &["--output", "json"]].concat());
         let value: Value = serde_json::from_str(&ran.ok()).unwrap_or_else(|e| panic!("{e}: {ran}"));
         if value["plan"].is_object() { value["plan"].clone() } else { value }
+    }
+
+    /// The plan as JSON, with B's files reached in this way.
+    #[track_caller]
+    pub(crate) fn plan_by(&self, way: Way) -> Value {
+        let to = self.rig.b.uri();
+        let words = ["plan", &self.guest.name, "--to", &to, "--output", "json"];
+        let output = self.command_by(way, &words).output().expect("qcowtool starts");
+        let ran = Ran::of(format!("qcowtool plan, {way:?}"), output);
+        serde_json::from_str(&ran.ok()).unwrap_or_else(|e| panic!("{e}: {ran}"))
     }
 
     /// Asserts how libvirt would copy, and which row of the decision table each disk is in.

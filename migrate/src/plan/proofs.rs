@@ -42,7 +42,11 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
         return no("its active layer was deleted");
     }
     let Some(digest) = &chain.below else {
-        return no("nobody digested its lower layers");
+        return no(match disk.style() {
+            // They were not read, because there is nothing to compare them with.
+            Style::Auto => "nothing at the destination can be what they are",
+            _ => "nobody digested its lower layers",
+        });
     };
     match on_existing(disk) {
         Some(base) => {
