@@ -174,6 +174,9 @@ impl Work {
             None => plan(&probed.facts, &policy)
                 .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))?,
         };
+        if self.voice.verbose {
+            complain(&show::plan(&plan))?;
+        }
         let teller = Teller::new(self.progress, self.voice.quiet);
         let Probed { facts, held } = &probed;
         let ends = reached.ends();
