@@ -205,6 +205,43 @@ fn prepare_makes_proven_targets_and_rollback_removes_exactly_those() {
 }
 
 #[test]
+fn rollback_leaves_the_disks_of_a_guest_that_somebody_else_moved() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    let prepared = hosts.run("prepare --running --output json").json();
+    let definitions = hosts.scratch.path("b").join("etc/libvirt/qemu");
+    fs::create_dir_all(&definitions).unwrap();
+    fs::copy(hosts.scratch.path("vm.xml"), definitions.join("vm.xml")).unwrap();
+    let refused = hosts.ends(&["rollback", prepared["transaction"].as_str().unwrap()]);
+    assert_eq!(refused.code(), Some(2), "{}", refused.stderr());
+    assert_eq!(hosts.names("b"), ["vm.qcow2"]);
+}
+
+#[test]
+fn a_guest_that_is_shut_off_is_on_one_host_however_the_run_was_cut_off() {
+    needs_qemu!();
+    for (verb, defined) in [("rollback", false), ("resume", true)] {
+        let hosts = Hosts::new();
+        let moved = hosts.run("migrate --output json").json();
+        let id = moved["transaction"].as_str().unwrap();
+        // As if it had been killed once the guest was defined there.
+        let journal = hosts.scratch.path("state").join(format!("transactions/{id}.journal"));
+        let text = fs::read_to_string(&journal).unwrap();
+        let defined_at = text.find("\"define\"").unwrap();
+        let end = defined_at + text[defined_at..].find('\n').unwrap() + 1;
+        fs::write(&journal, &text[..end]).unwrap();
+        let kept = moved["retained"][0]["is"].as_str().unwrap().rsplit('/').next().unwrap();
+        fs::rename(hosts.at("a", kept), hosts.at("a", "vm.qcow2")).unwrap();
+
+        hosts.ends(&[verb, id]).ok();
+        let definition = hosts.scratch.path("b").join("etc/libvirt/qemu/vm.xml");
+        assert_eq!(definition.exists(), defined, "{verb}");
+        assert_eq!(hosts.at("b", "vm.qcow2").exists(), defined, "{verb}");
+        assert_eq!(hosts.at("a", "vm.qcow2").exists(), !defined, "{verb}");
+    }
+}
+
+#[test]
 fn rollback_leaves_what_is_another_file_by_now() {
     needs_qemu!();
     let hosts = Hosts::new();

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use qcow::CancelToken;
 
 use crate::driver::{JobProgress, MigrateRequest, check_request};
-use crate::facts::Facts;
+use crate::facts::{DomainState, Facts};
 use crate::journal::{DomainLock, Ended, Journal, Outcome, Record, RolledBack, roll_back};
 use crate::plan::{Flag, Mode, Plan};
 use crate::prepare::Preparation;
@@ -200,10 +200,12 @@ impl<'a> Run<'a> {
     pub fn resume(self) -> Result<Finished> {
         self.not_ended()?;
         let start = Instant::now();
+        if self.defined_there()? {
+            return self.finish(start, Verified::Content);
+        }
         if !self.journal.transaction().migrate_called {
-            let error =
-                Error::environment("the run was cut off before libvirt was asked to migrate")
-                    .hint("everything was put back: migrate again");
+            let error = Error::environment("the run was cut off before the guest could move")
+                .hint("everything was put back: migrate again");
             return Err(self.put_back(error));
         }
         self.wait_for_job()?;
@@ -218,8 +220,18 @@ impl<'a> Run<'a> {
     /// nobody can say.
     pub fn roll_back(mut self, leave: bool) -> Result<RolledBack> {
         self.not_ended()?;
-        if self.journal.transaction().migrate_called {
-            let uuid = self.plan().uuid.clone();
+        let uuid = self.plan().uuid.clone();
+        if self.defined_there()? {
+            self.undefine_there()?;
+        } else if !self.journal.transaction().migrate_called {
+            // Whoever asked for the preparation may have moved the guest by now.
+            if self.ends.destination.state(&uuid)?.is_some() {
+                return Err(Error::refused(
+                    "the destination has the guest: the images are its disks",
+                )
+                .hint("undefine it there first, if that is wrong"));
+            }
+        } else {
             let _ = self.ends.source.abort(&uuid);
             match self.look()? {
                 Whereabouts::Source => {}
@@ -236,6 +248,27 @@ impl<'a> Run<'a> {
         }
         let _ = self.refresh();
         Ok(done)
+    }
+
+    /// The guest is one that is shut off, and this run has defined it at the destination, or was about to
+    /// and somebody has.
+    fn defined_there(&self) -> Result<bool> {
+        let begun = self.journal.transaction().phase.as_ref().map_or(0, |(number, _)| *number);
+        let offline = self.plan().mode == Mode::Offline && begun >= Phase::Define.number();
+        Ok(offline && self.ends.destination.state(&self.plan().uuid)?.is_some())
+    }
+
+    /// Takes that back, as long as the source still has the guest.
+    fn undefine_there(&self) -> Result<()> {
+        let uuid = &self.plan().uuid;
+        let shut_off = Some(DomainState::ShutOff);
+        if self.ends.source.state(uuid)? != shut_off
+            || self.ends.destination.state(uuid)? != shut_off
+        {
+            return Err(Error::refused("the guest has arrived at the destination")
+                .hint(format!("qcowtool resume {} does what is left to do", self.id())));
+        }
+        self.ends.destination.undefine(uuid)
     }
 
     fn not_ended(&self) -> Result<()> {
@@ -390,10 +423,8 @@ impl<'a> Run<'a> {
     /// A guest that ran before, and is the only one, runs again.
     fn wake_source(&self) {
         let uuid = &self.plan().uuid;
-        let ran = self.facts.domain.state == crate::facts::DomainState::Running;
-        if ran
-            && matches!(self.ends.source.state(uuid), Ok(Some(crate::facts::DomainState::Paused)))
-        {
+        let ran = self.facts.domain.state == DomainState::Running;
+        if ran && matches!(self.ends.source.state(uuid), Ok(Some(DomainState::Paused))) {
             let _ = self.ends.source.resume(uuid);
         }
     }
@@ -422,9 +453,16 @@ impl<'a> Run<'a> {
     }
 
     /// The last steps of a guest that has moved.
-    fn finish(mut self, start: Instant, verified: Verified) -> Result<Finished> {
+    fn finish(self, start: Instant, verified: Verified) -> Result<Finished> {
+        let id = self.id().to_owned();
+        self.last_steps(start, verified).map_err(|error| {
+            error.hint(format!("the guest has moved; for what is left to do: qcowtool resume {id}"))
+        })
+    }
+
+    fn last_steps(mut self, start: Instant, verified: Verified) -> Result<Finished> {
         if self.plan().flags.contains(&Flag::Paused)
-            && self.facts.domain.state == crate::facts::DomainState::Running
+            && self.facts.domain.state == DomainState::Running
         {
             self.phase(Phase::Resume)?;
             let uuid = self.plan().uuid.clone();
@@ -451,6 +489,11 @@ impl<'a> Run<'a> {
     /// Undoes what was made, because of `error`.
     fn put_back(mut self, error: Error) -> Error {
         self.report.phase(Phase::RollBack);
+        if matches!(self.defined_there(), Ok(true))
+            && let Err(undo) = self.undefine_there()
+        {
+            return error.and_also(format!("the guest is defined on both hosts: {undo}"));
+        }
         match roll_back(&mut self.journal, &self.here, self.ends.store) {
             Ok(done) if done.left.is_empty() => {
                 let _ = self.refresh();

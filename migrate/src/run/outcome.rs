@@ -34,7 +34,7 @@ fn judge(
 ) -> Result<Whereabouts, Whereabouts> {
     use DomainState::{Paused, Running, ShutOff};
     match (source, destination) {
-        (Ok(Some(Running | Paused)), Ok(None | Some(ShutOff))) => Ok(Whereabouts::Source),
+        (Ok(Some(Running | Paused)), Ok(None)) => Ok(Whereabouts::Source),
         (Ok(None | Some(ShutOff)), Ok(Some(Running | Paused))) => Ok(Whereabouts::Destination),
         // A host that was just reached may still be at it; one that was not may come back.
         (Ok(Some(Running)), Err(_)) => Err(Whereabouts::SourceAndUnreachable),
@@ -82,6 +82,7 @@ mod tests {
             (Some(Running), Some(Paused), Whereabouts::Unknown),
             (Some(Running), Some(Running), Whereabouts::Unknown),
             (Some(Paused), Some(Paused), Whereabouts::Unknown),
+            (Some(Running), Some(ShutOff), Whereabouts::Unknown),
             (Some(Paused), Some(Running), Whereabouts::Unknown),
             (Some(Other), None, Whereabouts::Unknown),
             (None, None, Whereabouts::Nowhere),
