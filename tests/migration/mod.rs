@@ -255,6 +255,18 @@ impl<'a> Trial<'a> {
         found
     }
 
+    /// Those of them that have not ended.
+    #[track_caller]
+    pub(crate) fn open_transactions(&self) -> Vec<String> {
+        let words = ["transactions", "--open", "--output", "json"];
+        let output = self.command(&words).output().expect("qcowtool starts");
+        let ran = Ran::of("qcowtool transactions --open".to_owned(), output);
+        let listed: Value =
+            serde_json::from_str(&ran.ok()).unwrap_or_else(|e| panic!("{e}: {ran}"));
+        let ids = listed.as_array().into_iter().flatten();
+        ids.map(|one| one["transaction"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// The only transaction there is.
     #[track_caller]
     pub(crate) fn transaction(&self) -> String {
