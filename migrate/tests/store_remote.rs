@@ -23,11 +23,11 @@ use qcow::{CancelToken, Observer, Silent};
 use store_common::{Host, Stopper, bytes_of, noise, put, sparse, tree_hash};
 
 /// The far end, when this file runs as a child of its own tests. Standard output belongs to the test
-/// harness, so that the stream is descriptor 3.
+/// harness, so that the stream is descriptor 3. Otherwise nothing.
 #[test]
-#[ignore = "not a test"]
 fn far_end() {
-    let store = LocalStore::new(Path::new(&std::env::var("FAR_ROOT").unwrap())).unwrap();
+    let Some(root) = std::env::var_os("FAR_ROOT") else { return };
+    let store = LocalStore::new(Path::new(&root)).unwrap();
     let out = fs::OpenOptions::new().write(true).open("/dev/fd/3").unwrap();
     let input = File::open("/dev/fd/0").unwrap();
     serve(input, out, &store).unwrap();
@@ -239,7 +239,7 @@ fn as_child(far: &Host) -> (Vec<String>, String) {
     let root = far.real("/").to_str().unwrap().to_owned();
     let script = format!(
         "echo $$ > {root}/pid; exec 3>&1 1>/dev/null 2>/dev/null; export FAR_ROOT={root}; \
-         [ \"$1\" = agent ] && exec \"$0\" --exact far_end --ignored --nocapture"
+         [ \"$1\" = agent ] && exec \"$0\" --exact far_end --nocapture"
     );
     let program = std::env::current_exe().unwrap();
     (words(&script), program.to_str().unwrap().to_owned())
