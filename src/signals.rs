@@ -65,7 +65,9 @@ impl Watch {
     pub(crate) fn settle_migration<T>(&self, result: migrate::Result<T>) -> Result<T, Failure> {
         result.map_err(|error| match self.caught.load(Ordering::SeqCst) {
             signal if signal != 0 && error.kind() == migrate::ErrorKind::Interrupted => {
-                Failure::Stopped { signal, error: Error::interrupted() }
+                // With what could not be put back, if there is any.
+                let error = Error::new(ErrorKind::Interrupted, error.to_string());
+                Failure::Stopped { signal, error }
             }
             _ => Failure::Migration(error),
         })

@@ -205,16 +205,18 @@ fn prepare_makes_proven_targets_and_rollback_removes_exactly_those() {
 }
 
 #[test]
-fn rollback_leaves_the_disks_of_a_guest_that_somebody_else_moved() {
+fn neither_rollback_nor_resume_takes_the_disks_of_a_guest_that_somebody_else_moved() {
     needs_qemu!();
     let hosts = Hosts::new();
     let prepared = hosts.run("prepare --running --output json").json();
     let definitions = hosts.scratch.path("b").join("etc/libvirt/qemu");
     fs::create_dir_all(&definitions).unwrap();
     fs::copy(hosts.scratch.path("vm.xml"), definitions.join("vm.xml")).unwrap();
-    let refused = hosts.ends(&["rollback", prepared["transaction"].as_str().unwrap()]);
-    assert_eq!(refused.code(), Some(2), "{}", refused.stderr());
-    assert_eq!(hosts.names("b"), ["vm.qcow2"]);
+    for verb in ["rollback", "resume"] {
+        let refused = hosts.ends(&[verb, prepared["transaction"].as_str().unwrap()]);
+        assert_eq!(refused.code(), Some(2), "{verb}: {}", refused.stderr());
+        assert_eq!(hosts.names("b"), ["vm.qcow2"], "{verb}");
+    }
 }
 
 #[test]
@@ -239,6 +241,22 @@ fn a_guest_that_is_shut_off_is_on_one_host_however_the_run_was_cut_off() {
         assert_eq!(hosts.at("b", "vm.qcow2").exists(), defined, "{verb}");
         assert_eq!(hosts.at("a", "vm.qcow2").exists(), !defined, "{verb}");
     }
+}
+
+#[test]
+fn a_medium_comes_along_from_where_the_guests_files_are() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    fs::write(hosts.at("a", "medium.iso"), [7; 1 << 20]).unwrap();
+    let xml = fs::read_to_string(hosts.scratch.path("vm.xml")).unwrap();
+    let cdrom = format!(
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>\
+         <source file='/{IMAGES}/medium.iso'/><target dev='sda' bus='sata'/><readonly/></disk></devices>"
+    );
+    fs::write(hosts.scratch.path("vm.xml"), xml.replace("</devices>", &cdrom)).unwrap();
+    hosts.run("migrate").ok();
+    assert_eq!(fs::read(hosts.at("b", "medium.iso")).unwrap(), [7; 1 << 20]);
+    assert_eq!(hosts.names("b"), ["medium.iso", "vm.qcow2"]);
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub enum ErrorKind {
     InDoubt,
     /// A host, a file or a service did not do what was asked of it.
     Environment,
-    /// The caller asked to stop, and everything was put back.
+    /// The caller asked to stop.
     Interrupted,
 }
 
@@ -80,7 +80,7 @@ impl Error {
 
     /// An [`Interrupted`](ErrorKind::Interrupted) error.
     pub fn interrupted() -> Self {
-        Self::new(ErrorKind::Interrupted, "stopped as asked; everything was put back")
+        Self::new(ErrorKind::Interrupted, "stopped as asked")
     }
 
     /// Names the host that is meant, unless one is named already.

@@ -26,6 +26,15 @@ pub struct Facts {
     pub disks: Vec<DiskFacts>,
 }
 
+impl Facts {
+    /// The layers of the disk of this name as the headers tell them, the active one first; none if there is
+    /// no such disk, or no image to look into.
+    pub fn layers(&self, target: &str) -> &[LayerFacts] {
+        let disk = self.disks.iter().find(|disk| disk.target == target);
+        disk.and_then(|disk| disk.chain.as_ref()).map_or(&[], |chain| &chain.layers)
+    }
+}
+
 /// A host, and the versions that decide what it can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -121,7 +121,12 @@ pub(crate) fn check(path: &Path, expected: &Expected<'_>) -> Result<()> {
         let format = area.backing_format().map(String::from_utf8_lossy);
         let (path, wanted) = expected.base.unzip();
         if named != path.map(Path::to_string_lossy) || format.as_deref() != wanted {
-            return wrong(format!("the target stands on {named:?} in format {format:?}"));
+            let none = || "nothing".into();
+            return wrong(format!(
+                "the target stands on '{}', recorded as '{}'",
+                named.unwrap_or_else(none),
+                format.unwrap_or_else(none)
+            ));
         }
         let unclean = Incompatible::DIRTY | Incompatible::CORRUPT;
         if image.header().incompatible.intersects(unclean) {

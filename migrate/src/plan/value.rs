@@ -240,6 +240,15 @@ impl Plan {
         }
         paths
     }
+
+    /// The directories at the destination where something is made, each once.
+    pub fn made_directories(&self) -> Vec<&Path> {
+        let mut directories: Vec<_> =
+            self.made_paths().into_iter().filter_map(Path::parent).collect();
+        directories.sort();
+        directories.dedup();
+        directories
+    }
 }
 
 /// An image that is to be made at the destination. It must not exist.

@@ -75,11 +75,7 @@ impl Preparation<'_> {
 
     /// Has libvirt look at the directories where something was made.
     pub(crate) fn refresh(&self) -> Result<()> {
-        let mut directories: Vec<&Path> =
-            self.plan.made_paths().into_iter().filter_map(Path::parent).collect();
-        directories.sort();
-        directories.dedup();
-        self.destination.refresh_pools(&directories)
+        self.destination.refresh_pools(&self.plan.made_directories())
     }
 
     fn put(&mut self, path: &Path, content: &File, mode: Mode) -> Result<()> {
@@ -137,9 +133,8 @@ impl Preparation<'_> {
         base: Option<&NamedLayer>,
     ) -> Result<()> {
         let facts = self.facts;
-        let layers = facts.disks.iter().find(|facts| facts.target == disk.target);
-        let layers = layers.and_then(|facts| facts.chain.as_ref()).map(|chain| &*chain.layers);
-        let Some((top, below)) = layers.and_then(<[LayerFacts]>::split_first) else {
+        let layers = facts.layers(&disk.target);
+        let Some((top, below)) = layers.split_first() else {
             return Err(Error::usage(format!("{} has no image to copy", disk.target)));
         };
         let scratch = |what| scratch_beside(&top.read_from).map_err(io(what));
@@ -164,12 +159,12 @@ impl Preparation<'_> {
                 let made = directory.path().join("image");
                 let options =
                     FlattenOptions { target: image::options(image), ..Default::default() };
-                let chain = self.held.open(layers.unwrap_or_default())?;
+                let chain = self.held.open(layers)?;
                 flatten(&chain, &made, &options, self.observer, self.cancel)?;
                 (open(&made)?, Some(directory))
             }
         };
-        let chain = self.held.open(layers.unwrap_or_default())?;
+        let chain = self.held.open(layers)?;
         let digest = tree_hash(&chain, 0, self.observer, self.cancel)?.root.to_string();
         self.put(&image.path, &file, Mode::Private)?;
         self.arrived(&image.path, image.format, &digest, &file)
@@ -198,14 +193,14 @@ impl Preparation<'_> {
     }
 
     fn seed(&mut self, path: &Path, format: Format, how: &SeedHow, digest: &str) -> Result<()> {
-        let scratch = tempfile::tempdir().map_err(io("could not make a temporary directory"))?;
-        let content = match how {
-            SeedHow::CopyFile { from } => from.clone(),
-            SeedHow::Flatten { from, .. } => self.flatten(from, scratch.path())?,
+        let (file, _directory) = match how {
+            SeedHow::CopyFile { from } => (open(from)?, None),
+            SeedHow::Flatten { from, .. } => {
+                let directory =
+                    scratch_beside(from).map_err(io("could not make a temporary directory"))?;
+                (open(&self.flatten(from, directory.path())?)?, Some(directory))
+            }
         };
-        let file = File::open(&content).map_err(|error| {
-            Error::changed(format!("the base {} cannot be read: {error}", content.display()))
-        })?;
         self.put(path, &file, Mode::ReadOnly)?;
         self.arrived(path, format, digest, &file)
     }
@@ -230,16 +225,15 @@ impl Preparation<'_> {
 
     /// A read-only medium, copied as the file it is.
     fn copy_medium(&mut self, disk: &DiskPlan, from: &Path, to: &Path) -> Result<()> {
-        let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
-        let layers = facts.and_then(|facts| facts.chain.as_ref()).map(|chain| &*chain.layers);
-        let layers = layers.unwrap_or_default();
-        let file = File::open(from).map_err(|error| {
-            Error::changed(format!("the medium {} cannot be read: {error}", from.display()))
-        })?;
-        let format = layers.first().map_or(Format::Raw, |layer| layer.format);
+        let facts = self.facts;
+        let layers = facts.layers(&disk.target);
+        let Some(medium) = layers.first().filter(|medium| medium.path == from) else {
+            return Err(Error::usage(format!("{} has no such medium", disk.target)));
+        };
+        let file = open(&medium.read_from)?;
         let digest = tree_hash(&self.held.open(layers)?, 0, self.observer, self.cancel)?;
         self.put(to, &file, Mode::ReadOnly)?;
-        self.arrived(to, format, &digest.root.to_string(), &file)
+        self.arrived(to, medium.format, &digest.root.to_string(), &file)
     }
 
     /// Proves that what was sent is what is there (P3).

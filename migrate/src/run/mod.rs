@@ -204,6 +204,7 @@ impl<'a> Run<'a> {
             return self.finish(start, Verified::Content);
         }
         if !self.journal.transaction().migrate_called {
+            self.nobody_else_moved_it()?;
             let error = Error::environment("the run was cut off before the guest could move")
                 .hint("everything was put back: migrate again");
             return Err(self.put_back(error));
@@ -224,13 +225,7 @@ impl<'a> Run<'a> {
         if self.defined_there()? {
             self.undefine_there()?;
         } else if !self.journal.transaction().migrate_called {
-            // Whoever asked for the preparation may have moved the guest by now.
-            if self.ends.destination.state(&uuid)?.is_some() {
-                return Err(Error::refused(
-                    "the destination has the guest: the images are its disks",
-                )
-                .hint("undefine it there first, if that is wrong"));
-            }
+            self.nobody_else_moved_it()?;
         } else {
             let _ = self.ends.source.abort(&uuid);
             match self.look()? {
@@ -256,6 +251,17 @@ impl<'a> Run<'a> {
         let begun = self.journal.transaction().phase.as_ref().map_or(0, |(number, _)| *number);
         let offline = self.plan().mode == Mode::Offline && begun >= Phase::Define.number();
         Ok(offline && self.ends.destination.state(&self.plan().uuid)?.is_some())
+    }
+
+    /// Whoever asked for a preparation may have moved the guest since. Then the images are its disks.
+    fn nobody_else_moved_it(&self) -> Result<()> {
+        match self.ends.destination.state(&self.plan().uuid)? {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::refused("the destination has the guest: the images are its disks")
+                    .hint("undefine it there first, if that is wrong"))
+            }
+        }
     }
 
     /// Takes that back, as long as the source still has the guest.
@@ -466,7 +472,10 @@ impl<'a> Run<'a> {
         {
             self.phase(Phase::Resume)?;
             let uuid = self.plan().uuid.clone();
-            self.ends.destination.resume(&uuid)?;
+            // A run that was cut off may have got so far already.
+            if self.ends.destination.state(&uuid)? == Some(DomainState::Paused) {
+                self.ends.destination.resume(&uuid)?;
+            }
         }
         let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let retained = self.retire()?;
@@ -497,7 +506,10 @@ impl<'a> Run<'a> {
         match roll_back(&mut self.journal, &self.here, self.ends.store) {
             Ok(done) if done.left.is_empty() => {
                 let _ = self.refresh();
-                error
+                match error.kind() {
+                    ErrorKind::Interrupted => error.and_also("everything was put back"),
+                    _ => error,
+                }
             }
             Ok(done) => {
                 let left: Vec<_> = done
@@ -515,10 +527,6 @@ impl<'a> Run<'a> {
     }
 
     fn refresh(&self) -> Result<()> {
-        let made = self.plan().made_paths();
-        let mut directories: Vec<&Path> = made.into_iter().filter_map(Path::parent).collect();
-        directories.sort();
-        directories.dedup();
-        self.ends.destination.refresh_pools(&directories)
+        self.ends.destination.refresh_pools(&self.plan().made_directories())
     }
 }

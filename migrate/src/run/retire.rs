@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Phase, Retained, Run};
 use crate::Result;
-use crate::facts::{DiskFacts, DomainState};
+use crate::facts::{DomainState, Identity, LayerFacts};
 use crate::journal::Record;
 use crate::plan::Action;
 use crate::store::Store;
@@ -30,10 +30,14 @@ impl Run<'_> {
         let mut retained = Vec::new();
         for disk in &plan.disks {
             let moved = matches!(disk.action, Action::Create { .. } | Action::Adopt { .. });
-            let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
-            let Some((path, identity)) = facts.filter(|_| moved).and_then(file_of) else {
+            let top = self.facts.layers(&disk.target).first().filter(|_| moved);
+            let Some((path, identity)) = top.and_then(file_of) else { continue };
+            // A run that was cut off may have got so far already.
+            let renamed = &self.journal.transaction().renamed;
+            if let Some(done) = renamed.iter().find(|renamed| renamed.from == path) {
+                retained.push(Retained { is: Some(done.to.clone()), was: path });
                 continue;
-            };
+            }
             let kept = retired_name(&path, self.id());
             // The guest wrote to it after the probe: its times are others, it is the same file.
             if let Err(error) = self.here.rename(&path, &kept, &identity) {
@@ -53,8 +57,7 @@ impl Run<'_> {
 }
 
 /// The file of a disk's active layer; `None` for devices and for files that have no name any more.
-fn file_of(disk: &DiskFacts) -> Option<(PathBuf, crate::facts::Identity)> {
-    let top = disk.chain.as_ref()?.layers.first()?;
+fn file_of(top: &LayerFacts) -> Option<(PathBuf, Identity)> {
     (!top.block_device && !top.deleted).then(|| (top.path.clone(), top.identity))
 }
 

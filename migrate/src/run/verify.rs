@@ -64,9 +64,7 @@ impl Run<'_> {
         else {
             return Ok(Verified::Content);
         };
-        let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
-        let layers = facts.and_then(|facts| facts.chain.as_ref()).map(|chain| &*chain.layers);
-        let chain = match self.held.open(layers.unwrap_or_default()) {
+        let chain = match self.held.open(self.facts.layers(&disk.target)) {
             Ok(chain) => chain,
             // A deleted layer went with the run that held it open.
             Err(error) => {
