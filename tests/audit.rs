@@ -13,42 +13,13 @@ mod hostile;
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use common::{Run, qcowtool};
-use fixtures::{Patch, Scratch, args, needs_qemu, qemu};
+use fixtures::{Holder, Patch, Scratch, args, needs_qemu, qemu};
 use serde_json::Value;
-
-/// A qemu-io that holds an image open until it is dropped.
-struct Holder(Child);
-
-impl Holder {
-    fn new(options: &[&str], image: &Path) -> Self {
-        let mut child = Command::new("qemu-io")
-            .args(options)
-            .arg(image)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Its answer to a command means that the image is open.
-        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// What an audit found.
 struct Found {
@@ -265,7 +236,7 @@ fn what_was_deleted_and_is_still_open_is_found_without_libvirt() {
     fs::remove_file(&base).unwrap();
     let found = Found::in_dir(&scratch);
     found.has_only(&["error base-missing overlay.qcow2", "error deleted-open base.qcow2"]);
-    let process = format!("process {} (qemu-io)", holder.0.id());
+    let process = format!("process {} (qemu-io)", holder.pid());
     for code in ["base-missing", "deleted-open"] {
         assert!(found.said(code).contains(&process), "{}", found.said(code));
     }
@@ -291,15 +262,14 @@ fn who_writes_to_an_image_is_reported_and_not_disturbed() {
     let scratch = Scratch::new();
     pair(&scratch);
     let overlay = scratch.path("overlay.qcow2");
-    let mut holder = Holder::new(&[], &overlay);
+    let holder = Holder::new(&[], &overlay);
     let found = Found::in_dir(&scratch);
     found.has_only(&["info locked overlay.qcow2"]);
     let image = found.image(&overlay);
     assert!(image["locks"].as_array().unwrap().contains(&"write".into()), "{image}");
-    assert_eq!(image["holders"][0]["process"], holder.0.id());
+    assert_eq!(image["holders"][0]["process"], holder.pid());
     assert_eq!(image["holders"][0]["writes"], true);
-    holder.0.stdin.as_mut().unwrap().write_all(b"write -P 1 0 64k\nquit\n").unwrap();
-    assert!(holder.0.wait().unwrap().success());
+    holder.finish("write -P 1 0 64k\nquit\n");
 }
 
 #[test]

@@ -4,39 +4,8 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use common::qcowtool;
-use fixtures::{Scratch, args, needs_qemu, qemu};
-
-/// A qemu-io that holds an image open until it is dropped.
-struct Holder(Child);
-
-impl Holder {
-    fn new(options: &[&str], image: &Path) -> Self {
-        let mut child = Command::new("qemu-io")
-            .args(options)
-            .arg(image)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Its answer to a command means that the image is open.
-        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use fixtures::{Holder, Scratch, args, needs_qemu, qemu};
 
 fn chain(scratch: &Scratch) -> std::path::PathBuf {
     let top = scratch.path("top.qcow2");

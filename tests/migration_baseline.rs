@@ -4,8 +4,8 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 use std::fs;
-use std::process::Stdio;
 
+use fixtures::Holder;
 use rig::{Disk, Guest, Kind, Ran, Rig, Template, needs_rig};
 
 const FULL: &str = "--copy-storage-all";
@@ -283,19 +283,7 @@ fn a_target_that_another_process_writes_to_is_an_error() {
     guest.run_on_template();
     empty_target(&guest, rig, "64M");
     let disk = guest.path("disk.qcow2");
-    let mut holder = rig.b.command("qemu-io");
-    let mut holder = holder
-        .args(["-f", "qcow2", &disk])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let held = || {
-        let look = rig.b.qemu_img(["info", &disk]);
-        (!look.succeeded()).then_some(())
-    };
-    rig::wait_for(5, "lock", held);
+    let holder = Holder::by(rig.b.command("qemu-io").args(["-f", "qcow2", &disk]));
     stayed(&guest, rig, guest.virsh_migrate(&[FULL]), "block-export-add");
-    drop(holder.stdin.take());
-    holder.wait().unwrap();
+    drop(holder);
 }

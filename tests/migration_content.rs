@@ -6,8 +6,8 @@
 mod migration;
 
 use std::fs;
-use std::process::Stdio;
 
+use fixtures::Holder;
 use migration::{Trial, Way, both_ways, needs_migration};
 use rig::{Disk, Rig, Template};
 
@@ -127,18 +127,9 @@ fn a_template_that_is_in_use_by_a_writer() {
     trial.copy_to_b("template.qcow2");
     trial.watch();
     let template = trial.path("template.qcow2");
-    let mut holder = trial.rig.b.command("qemu-io");
-    let mut holder = holder
-        .args(["-f", "qcow2", &template])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let locked = || (!trial.rig.b.qemu_img(["info", &template]).succeeded()).then_some(());
-    rig::wait_for(5, "lock", locked);
+    let holder = Holder::by(trial.rig.b.command("qemu-io").args(["-f", "qcow2", &template]));
     let ran = trial.migrate(&[]);
-    drop(holder.stdin.take());
-    holder.wait().unwrap();
+    drop(holder);
     trial.arrived_or_refused(ran, DISK);
 }
 

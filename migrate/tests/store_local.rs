@@ -8,9 +8,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use fixtures::{Scratch, args, needs_qemu, qemu_img, raw_of};
+use fixtures::{Holder, Scratch, args, needs_qemu, qemu_img, raw_of};
 use migrate::ErrorKind;
 use migrate::facts::{Content, Identity};
 use migrate::store::{LocalStore, Mode, Store, Wanted};
@@ -18,34 +18,6 @@ use proptest::prelude::*;
 use qcow::chain::Format;
 use qcow::{CancelToken, Observer, Silent};
 use store_common::{Host, Stopper, bytes_of, noise, sparse, tree_hash};
-
-/// A qemu-io that holds an image open until it is dropped.
-struct Holder(Child);
-
-impl Holder {
-    fn new(options: &[&str], image: &Path) -> Self {
-        use std::io::{BufRead, BufReader};
-        let mut child = Command::new("qemu-io")
-            .args(options)
-            .arg(image)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Its answer to a command means that the image is open.
-        child.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn what_was_put_is_whole_private_and_sparse() {

@@ -5,11 +5,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use fixtures::{Scratch, args, needs_qemu, qemu};
+use fixtures::{Holder, Scratch, args, needs_qemu, qemu};
 use serde_json::Value;
 
 use super::common::qcowtool;
-use super::{Holder, pair};
+use super::pair;
 
 /// The file names of what stands on an image, the nearest first.
 fn on(template: &Path, scratch: &Scratch) -> Vec<String> {
@@ -165,7 +165,7 @@ fn who_has_it_open_depends_on_it() {
     let holder = Holder::new(&["-r"], &image);
     let run = ask();
     assert_eq!(run.code(), Some(1));
-    let line = format!("process {} (qemu-io) has it open for reading\n", holder.0.id());
+    let line = format!("process {} (qemu-io) has it open for reading\n", holder.pid());
     assert_eq!(run.stdout(), line);
     // Deleted, it is needed all the same, and so is what an overlay stands on that was deleted.
     fs::remove_file(&image).unwrap();
