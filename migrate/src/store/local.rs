@@ -128,7 +128,7 @@ impl LocalStore {
         } else {
             FilePolicy::InRoot(self.root.pinned_path())
         };
-        let policy = Policy { backing, data_file: FilePolicy::Deny };
+        let policy = Policy { backing, data_file: FilePolicy::Deny, strict: false };
         let options = OpenOptions { format, force_share, policy, ..Default::default() };
         let chain = Chain::open(path, &options)?;
         let opened = chain.layers().first().map(|layer| layer.file().identity());
