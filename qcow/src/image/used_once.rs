@@ -145,6 +145,7 @@ impl<'a> Used<'a> {
 }
 
 fn unbounded(message: String) -> Error {
-    Error::limit(message)
-        .hint("of an image that is not trusted, only what bounds the work on it is read; `qcowtool check` tells more")
+    Error::limit(message).hint(
+        "an image that is not trusted must use each cluster once; `qcowtool check` tells more",
+    )
 }
