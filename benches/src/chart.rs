@@ -135,7 +135,10 @@ impl Row {
         for (index, (kind, value, figure)) in (0..).zip(&self.bars) {
             let (top, end) = (top + index * BAR, place(scale, *value).max(BARS[0] + 1));
             block(area, [(BARS[0], top), (end, top + BAR - 2)], colour(*kind))?;
-            text(area, figure, (end + 6, top), 11, HPos::Left)?;
+            // Not across the mark of a goal.
+            let goal = self.goal.map(|goal| place(scale, goal));
+            let right = goal.filter(|goal| (end..end + 32).contains(goal)).unwrap_or(end);
+            text(area, figure, (right + 6, top), 11, HPos::Left)?;
         }
         if let Some(goal) = self.goal {
             stroke(area, place(scale, goal), [top - 3, bottom + 1], GOAL)?;

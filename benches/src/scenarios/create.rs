@@ -35,7 +35,10 @@ fn create(setting: &Setting, size: &str, options: &[&str], verify: [Verify; 2], 
     let target = setting.dir.join("created.qcow2");
     let words = [&["create", "-q", "-f", "qcow2"], options].concat();
     Case {
-        name: ["create", size, options.last().unwrap_or(&"")].join(" ").trim_end().to_owned(),
+        name: ["create", &disk(size), options.last().unwrap_or(&"")]
+            .join(" ")
+            .trim_end()
+            .to_owned(),
         moved: None,
         contenders: setting.both(&words, &[&target, Path::new(size)], Some(&target), verify),
         goals: vec![Goal::Faster(Kind::Best, goal)],
@@ -73,7 +76,7 @@ pub(super) fn metadata(setting: &Setting) -> Result<Made> {
     let [size, _] = setting.sizes.metadata;
     let image = disks::empty(&setting.dir, &["-o", "preallocation=metadata"], size)?;
     let case = |what: &str, words: &[&str]| Case {
-        name: format!("{what} {size}iB of preallocated metadata"),
+        name: format!("{what} {} of preallocated metadata", disk(size)),
         moved: None,
         contenders: setting.both(words, &[&image], None, verify::same_json()),
         goals: vec![Goal::Faster(Kind::Best, 1.0)],
@@ -84,4 +87,10 @@ pub(super) fn metadata(setting: &Setting) -> Result<Made> {
         case("measure", &["measure", "-O", "qcow2", "--output", "json"]),
     ];
     Ok(cases.into())
+}
+
+/// A size as qemu-img takes it, as people say it.
+fn disk(size: &str) -> String {
+    let (number, unit) = size.split_at(size.len() - 1);
+    format!("{number} {unit}iB")
 }

@@ -118,12 +118,12 @@ pub(super) fn depth(setting: &Setting) -> Result<Made> {
 pub(super) fn clusters(setting: &Setting) -> Result<Made> {
     let data = setting.sizes.tree;
     let source = disks::chain(&setting.dir, 1, data)?;
-    let cases = ["4k", "2M"].map(|size| -> Result<Case> {
+    let cases = [("4 KiB", "4k"), ("2 MiB", "2M")].map(|(name, size)| -> Result<Case> {
         let option = format!("cluster_size={size}");
         let words = ["-O", "qcow2", "-o", &option];
         let image = disks::converted(&source, &format!("{size}.qcow2"), &words)?;
         Ok(Case {
-            name: format!("flatten to qcow2, clusters of {size}iB on both sides, {}", said(data)),
+            name: format!("flatten to qcow2, clusters of {name} on both sides, {}", said(data)),
             moved: Some(data),
             contenders: setting.four_ways(&image, &words, &image)?,
             goals: uncompressed(),
@@ -152,10 +152,10 @@ pub(super) fn sparse(setting: &Setting) -> Result<Made> {
 
 /// Large disks that hold nothing.
 pub(super) fn empty(setting: &Setting) -> Result<Made> {
-    let cases = ["1T", "64T"].map(|size| -> Result<Case> {
+    let cases = [("1 TiB", "1T"), ("64 TiB", "64T")].map(|(name, size)| -> Result<Case> {
         let disk = disks::empty(&setting.dir, &[], size)?;
         Ok(Case {
-            name: format!("flatten an empty disk of {size}iB"),
+            name: format!("flatten an empty disk of {name}"),
             moved: None,
             contenders: vec![
                 setting.ours(&disk, &["-O", "qcow2"], verify::sound()),
