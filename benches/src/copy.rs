@@ -78,3 +78,30 @@ pub(crate) fn same(one: &Path, other: &Path) -> Result<bool> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_copy_has_the_same_bytes_and_no_more_room_than_its_data() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let file = File::create(&from).expect("a file");
+        file.set_len(64 << 20).expect("a length");
+        for at in [0, 5 << 20, (64 << 20) - 4096] {
+            file.write_all_at(&[7; 4096], at).expect("written");
+        }
+        copy(&from, &to).expect("a copy");
+        assert!(same(&from, &to).expect("read"));
+        assert!(to.metadata().expect("facts").blocks() * 512 < 8 << 20, "holes were filled");
+
+        File::options()
+            .write(true)
+            .open(&to)
+            .and_then(|file| file.write_all_at(&[1], 30 << 20))
+            .expect("written");
+        assert!(!same(&from, &to).expect("read"), "a byte in a hole of the source was overlooked");
+    }
+}

@@ -64,3 +64,23 @@ impl Counter {
         Ok(number.and_then(|number| number.trim().parse().ok()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_either_counter_writes_is_read() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let read = |counter: Counter, text| {
+            fs::write(file.path(), text).expect("written");
+            counter.read(file.path()).expect("read")
+        };
+        let perf = "# started on\n\n285,,raw_syscalls:sys_enter,5277564,100.00,,\n";
+        assert_eq!(read(Counter::Perf, perf), Some(285));
+        assert_eq!(read(Counter::Perf, "<not counted>,,raw_syscalls:sys_enter,0,0,,\n"), None);
+        let strace = "    calls syscall\n--------- ------\n       28 read\n--------- ------\n       29 total\n";
+        assert_eq!(read(Counter::Strace, strace), Some(29));
+        assert_eq!(read(Counter::Nothing, ""), None);
+    }
+}

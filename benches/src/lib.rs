@@ -70,7 +70,7 @@ struct Options {
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Seconds that the timed runs of one case may take, at least three runs of each command
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 20)]
     seconds: u64,
     /// Data in the big chains, in MiB; the other disks are in proportion
     #[arg(long, value_name = "MIB", default_value_t = 2560)]

@@ -235,3 +235,53 @@ fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contender::line;
+    use std::path::Path;
+
+    fn way(kind: Kind, program: &str, words: &[&str], wrong: bool) -> Contender {
+        Contender {
+            kind,
+            name: program.to_owned(),
+            command: line(Path::new(program), words, &[]),
+            target: None,
+            verify: Box::new(move |_, _| if wrong { Err("wrong".into()) } else { Ok(()) }),
+        }
+    }
+
+    fn race(wrong: bool) -> Result<Measured> {
+        let contenders = vec![
+            way(Kind::Qcowtool, "true", &[], wrong),
+            way(Kind::Best, "sleep", &["0.2"], false),
+        ];
+        let goals = vec![Goal::Faster(Kind::Best, 1.0)];
+        let raced = Case { name: "a race".to_owned(), moved: None, contenders, goals };
+        case(raced, Effort::quick(), Counter::Nothing)
+    }
+
+    #[test]
+    fn a_wrong_result_ends_the_suite_however_fast_it_came() {
+        assert!(race(false).is_ok());
+        let error = race(true).err().expect("refused");
+        assert_eq!(error.to_string(), "a race, true: wrong");
+    }
+
+    #[test]
+    fn goals_are_judged_by_the_contender_that_they_name() {
+        let run = |wall| Run { wall: Duration::from_millis(wall), cpu: Duration::ZERO, peak: 0 };
+        let first = |size| First { size: Some(size), room: None, calls: None };
+        let measured = Measured {
+            case: race(false).expect("a race").case,
+            firsts: vec![first(103), first(100)],
+            runs: vec![vec![run(10), run(30), run(20)], vec![run(90), run(50), run(60)]],
+        };
+        assert_eq!(measured.judge(Goal::Faster(Kind::Best, 3.0)), Some((3.0, true)));
+        assert_eq!(measured.judge(Goal::Faster(Kind::Copy, 3.0)), None, "there is no copy");
+        assert_eq!(measured.judge(Goal::AtMost(1, 0.3)), Some((1.0 / 3.0, false)));
+        assert_eq!(measured.judge(Goal::Size(Kind::Best, 1.02)), Some((1.03, false)));
+        assert!(matches!(measured.judge(Goal::Below(Duration::from_millis(21))), Some((_, true))));
+    }
+}

@@ -11,7 +11,7 @@ use crate::verify;
 pub(super) fn make(setting: &Setting) -> Result<Made> {
     let data = setting.sizes.chain;
     let (image, point) = (setting.dir.join("xfs"), setting.dir.join("mounted"));
-    let mount = match Mount::xfs(&image, data * 4 + (1 << 30), &point) {
+    let mount = match Mount::xfs(&image, data / 2 * 7 + (512 << 20), &point) {
         Ok(mount) => mount,
         Err(why) => return Ok(Made::Skipped(format!("no XFS on a loop device here: {why}"))),
     };
