@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Chain, Format};
-use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten};
+use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
 
 use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Purpose, Request, help, request};
-use crate::output::{OutputFormat, print, print_json, shown};
+use crate::output::{OutputFormat, print, print_json, say, shown};
 use crate::progress::Progress;
 use crate::signals::Watch;
 use crate::size::human;
@@ -29,6 +29,7 @@ Examples:
   qcowtool flatten -c -o compression_type=zstd --digest vm.qcow2 small.qcow2
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
   qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
+  qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
   qcowtool flatten -o help
 
 ", exit_codes!()))]
@@ -61,6 +62,10 @@ pub(crate) struct Flatten {
     #[arg(long)]
     force: bool,
 
+    /// Copy what could be cloned (on XFS and Btrfs): DST then shares no space with the source
+    #[arg(long)]
+    no_reflink: bool,
+
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
@@ -90,6 +95,7 @@ impl Flatten {
             threads: self.work.threads(),
             digest: self.digest,
             replace: self.force,
+            no_reflink: self.no_reflink,
         };
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;
@@ -115,6 +121,9 @@ impl Flatten {
     }
 
     fn print(&self, src: &Path, dst: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+        if self.voice.verbose {
+            say(ways(&outcome.traffic));
+        }
         if self.output.output == OutputFormat::Json {
             return print_json(outcome);
         }
@@ -138,5 +147,15 @@ fn summary(src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
         human(outcome.virtual_size),
         human(outcome.data_bytes),
         human(outcome.zero_bytes),
+    )
+}
+
+/// How many bytes went which way.
+fn ways(traffic: &Traffic) -> String {
+    format!(
+        "{} cloned, {} copied by the kernel, {} written",
+        human(traffic.cloned_bytes),
+        human(traffic.copied_bytes),
+        human(traffic.written_bytes),
     )
 }

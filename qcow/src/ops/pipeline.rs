@@ -4,6 +4,9 @@
 
 use std::sync::Mutex;
 
+use crc32fast::Hasher;
+
+use super::shortcut::{MOST_EXTENTS, Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns, lock};
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
@@ -42,6 +45,21 @@ pub(super) trait Job: Sync {
         ready: Self::Ready,
         placed: Self::Placed,
     ) -> Result<()>;
+
+    /// What need not pass through memory.
+    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
+        None
+    }
+
+    /// In disk order: gives a stretch that is moved as it is its places.
+    fn place_moved(
+        &self,
+        _ordered: &mut Self::Ordered,
+        _moved: &Moved,
+        _hash: Option<&Hasher>,
+    ) -> Result<Vec<Place>> {
+        Err(none_here())
+    }
 }
 
 /// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core, at most 16)
@@ -54,7 +72,7 @@ pub(super) fn run<J: Job>(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<J::Ordered> {
-    let items = Mutex::new(Items::new(chain));
+    let items = Mutex::new(Items::new(chain, job.shortcuts()));
     turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
         work_through(chain, job, &items, turns, cancel)
     })
@@ -74,13 +92,23 @@ fn work_through<J: Job>(
         cancel.check()?;
         let next = lock(items).next_item();
         let Some((number, item)) = next.transpose()? else { return Ok(()) };
-        let Item::Data { guest, len, extents } = item else {
-            let Item::Zeros { guest, len } = item else { continue };
-            if turns.in_turn(number, len, |ordered| job.place_zeros(ordered, guest, len))?.is_none()
-            {
-                return Ok(());
+        let (guest, len, extents) = match item {
+            Item::Data { guest, len, extents } => (guest, len, extents),
+            Item::Zeros { guest, len } => {
+                let place = |ordered: &mut _| job.place_zeros(ordered, guest, len);
+                if turns.in_turn(number, len, place)?.is_none() {
+                    return Ok(());
+                }
+                continue;
             }
-            continue;
+            Item::Moved(moved) => {
+                let Some(shortcuts) = job.shortcuts() else { return Err(none_here()) };
+                let hash = shortcuts.digest(&mut reader, &mut buffer, &moved)?;
+                let place = |ordered: &mut _| job.place_moved(ordered, &moved, hash.as_ref());
+                let Some(places) = turns.in_turn(number, moved.len, place)? else { return Ok(()) };
+                shortcuts.carry(&mut reader, &mut buffer, &moved, &places, cancel)?;
+                continue;
+            }
         };
         let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
         let ready = job.prepare(&mut worker, guest, bytes)?;
@@ -91,7 +119,7 @@ fn work_through<J: Job>(
 }
 
 /// Reads the item's bytes into `buffer`.
-fn read_item<'b>(
+pub(super) fn read_item<'b>(
     reader: &mut Reader<'_>,
     buffer: &'b mut Buffer,
     guest: u64,
@@ -117,19 +145,22 @@ enum Item {
     Zeros { guest: u64, len: u64 },
     /// `len` bytes, at most [`ITEM`], and where they come from.
     Data { guest: u64, len: u64, extents: Vec<Extent> },
+    /// A stretch that does not pass through memory.
+    Moved(Moved),
 }
 
 /// Cuts the extents of a chain into numbered items. The cut depends on nothing but the chain.
 struct Items<'a> {
     extents: Extents<'a>,
+    shortcuts: Option<&'a Shortcuts<'a>>,
     /// An extent of which a part is left.
     left: Option<Extent>,
     number: u64,
 }
 
 impl<'a> Items<'a> {
-    fn new(chain: &'a Chain) -> Self {
-        Self { extents: chain.extents(), left: None, number: 0 }
+    fn new(chain: &'a Chain, shortcuts: Option<&'a Shortcuts<'a>>) -> Self {
+        Self { extents: chain.extents(), shortcuts, left: None, number: 0 }
     }
 
     fn next_item(&mut self) -> Option<Result<(u64, Item)>> {
@@ -142,6 +173,9 @@ impl<'a> Items<'a> {
     fn cut(&mut self) -> Result<Option<Item>> {
         let Some(first) = self.take()? else { return Ok(None) };
         let guest = first.guest.0;
+        if self.movable(&first).is_some_and(|(start, _)| start == guest) {
+            return self.cut_moved(first).map(|moved| Some(Item::Moved(moved)));
+        }
         // Zeros go in one piece up to the last item boundary they reach.
         let whole = first.end() & !IN_ITEM;
         if first.is_zero() && guest & IN_ITEM == 0 && whole > guest {
@@ -152,17 +186,49 @@ impl<'a> Items<'a> {
         let (mut extents, mut at) = (Vec::new(), guest);
         let mut next = Some(first);
         while let Some(extent) = next {
-            let cut = extent.end().min(boundary);
+            let moved = self.movable(&extent).map_or(boundary, |(start, _)| start);
+            let cut = extent.end().min(boundary).min(moved);
+            if cut == extent.guest.0 {
+                self.give_back(extent, cut);
+                break;
+            }
             extents.push(extent.slice(extent.guest.0, cut));
             at = cut;
             self.give_back(extent, cut);
-            next = if at < boundary { self.take()? } else { None };
+            next = if at < boundary.min(moved) { self.take()? } else { None };
         }
         let len = at.saturating_sub(guest);
         if extents.iter().all(Extent::is_zero) {
             return Ok(Some(Item::Zeros { guest, len }));
         }
         Ok(Some(Item::Data { guest, len, extents }))
+    }
+
+    /// The stretch from `first` on that can be moved.
+    fn cut_moved(&mut self, first: Extent) -> Result<Moved> {
+        let guest = first.guest.0;
+        let limit = self.shortcuts.map_or(guest, |shortcuts| shortcuts.reach(guest));
+        let (mut extents, mut at) = (Vec::new(), guest);
+        let mut next = Some(first);
+        while let Some(extent) = next.take() {
+            let end = match self.movable(&extent) {
+                Some((start, end)) if start == at && extents.len() < MOST_EXTENTS => end.min(limit),
+                _ => at,
+            };
+            if end > at {
+                extents.push(extent.slice(at, end));
+                at = end;
+            }
+            self.give_back(extent, at);
+            if self.left.is_none() && at < limit {
+                next = self.take()?;
+            }
+        }
+        Ok(Moved { guest, len: at.saturating_sub(guest), extents })
+    }
+
+    fn movable(&self, extent: &Extent) -> Option<(u64, u64)> {
+        self.shortcuts.and_then(|shortcuts| shortcuts.movable(extent))
     }
 
     fn take(&mut self) -> Result<Option<Extent>> {

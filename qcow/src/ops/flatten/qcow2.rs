@@ -14,6 +14,7 @@ use crate::layout::{Placer, Sink};
 use crate::ops::checksum::{Crc, hash};
 use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::pipeline::{self, Job};
+use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
 use crate::{CancelToken, Error, Observer, Result};
 
@@ -44,7 +45,12 @@ pub(super) fn flatten(
         );
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
-    let job = Qcow2Job::new(Some(files), &target, options, cancel);
+    let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
+    let placed_alone = matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata);
+    if placed_alone && !options.compress && !options.no_reflink {
+        job.shortcuts =
+            Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest);
+    }
     let state = State { placer, data_bytes: 0, crc: options.digest.then(Crc::new) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut MetadataOnly(Some(&output)))?;
@@ -56,8 +62,11 @@ pub(super) fn flatten(
     output.write_at(&header, 0)?;
     cancel.check()?;
     chain.check_unchanged()?;
+    let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
+    let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
     target::publish(output, data_file)?;
-    Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
+    let (data_bytes, crc) = (state.data_bytes, state.crc);
+    Ok(Done { file_length: finished.file_length, data_bytes, traffic, crc })
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -74,7 +83,8 @@ pub(super) fn measure(
     let state = State { placer, data_bytes: 0, crc: None };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut MetadataOnly(None))?;
-    Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
+    let (data_bytes, crc) = (state.data_bytes, state.crc);
+    Ok(Done { file_length: finished.file_length, data_bytes, traffic: Traffic::default(), crc })
 }
 
 /// Checks the options, and starts the layout.
@@ -112,6 +122,7 @@ struct Files<'a> {
 struct Qcow2Job<'a> {
     /// `None` to find out how long the file would be.
     files: Option<Files<'a>>,
+    shortcuts: Option<Shortcuts<'a>>,
     data_file: bool,
     cluster_size: usize,
     subclusters: bool,
@@ -225,6 +236,28 @@ impl Job for Qcow2Job<'_> {
         state.placer.reserve_run(first, count, &mut sink)
     }
 
+    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
+        self.shortcuts.as_ref()
+    }
+
+    fn place_moved(
+        &self,
+        state: &mut State,
+        moved: &Moved,
+        hash: Option<&Hasher>,
+    ) -> Result<Vec<Place>> {
+        state.data_bytes = state.data_bytes.saturating_add(moved.len);
+        if let (Some(crc), Some(hash)) = (&mut state.crc, hash) {
+            crc.append(hash);
+        }
+        let cluster_size = self.cluster_size as u64;
+        let metadata = MetadataOnly(self.files.map(|files| files.image));
+        let mut sink = Places { metadata, cluster_size, places: Vec::new() };
+        let number = |bytes: u64| bytes.checked_div(cluster_size).unwrap_or_default();
+        state.placer.place_run(number(moved.guest), number(moved.len), &mut sink)?;
+        Ok(sink.places)
+    }
+
     fn write(
         &self,
         worker: &mut Worker,
@@ -264,6 +297,7 @@ impl<'a> Qcow2Job<'a> {
     ) -> Self {
         Self {
             files,
+            shortcuts: None,
             data_file: target.data_file.is_some(),
             cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
             subclusters: target.extended_l2,
@@ -416,6 +450,25 @@ impl Sink for Collect<'_> {
     fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
         let (from, to) = (self.byte_of(first), self.byte_of(first.saturating_add(clusters)));
         self.writes.push(Write::Data { from, to, host });
+        Ok(())
+    }
+}
+
+/// Writes metadata and notes where what is moved goes.
+struct Places<'a> {
+    metadata: MetadataOnly<'a>,
+    cluster_size: u64,
+    places: Vec<Place>,
+}
+
+impl Sink for Places<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.metadata.metadata(offset, bytes)
+    }
+
+    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+        let bytes = |clusters: u64| clusters.saturating_mul(self.cluster_size);
+        self.places.push(Place { guest: bytes(first), len: bytes(clusters), to: host.0 });
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use crate::io::OutputFile;
 use crate::ops::checksum::{Crc, hash};
 use crate::ops::create::preallocate_raw;
 use crate::ops::pipeline::{self, Job};
+use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, RawOptions};
 use crate::{CancelToken, Error, Observer, Result};
 
@@ -29,9 +30,13 @@ pub(super) fn flatten(
         return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
     }
     let output = OutputFile::create(path, options.replace)?;
+    let may_share = target.preallocation == Preallocation::Off && !options.no_reflink;
+    let shortcuts =
+        may_share.then(|| Shortcuts::find(chain, &output, None, options.digest)).flatten();
     preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
         output: &output,
+        shortcuts,
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
         keep_zeros: target.preallocation == Preallocation::Full,
@@ -40,12 +45,15 @@ pub(super) fn flatten(
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     cancel.check()?;
     chain.check_unchanged()?;
+    let traffic = Traffic::of(job.shortcuts.as_ref(), &[&output]);
+    let State { data_bytes, crc } = state;
     output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), data_bytes: state.data_bytes, crc: state.crc })
+    Ok(Done { file_length: chain.virtual_size(), data_bytes, traffic, crc })
 }
 
 struct RawJob<'a> {
     output: &'a OutputFile,
+    shortcuts: Option<Shortcuts<'a>>,
     digest: bool,
     keep_zeros: bool,
 }
@@ -91,6 +99,23 @@ impl Job for RawJob<'_> {
             crc.append_zeros(len);
         }
         Ok(())
+    }
+
+    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
+        self.shortcuts.as_ref()
+    }
+
+    fn place_moved(
+        &self,
+        state: &mut State,
+        moved: &Moved,
+        hash: Option<&Hasher>,
+    ) -> Result<Vec<Place>> {
+        state.data_bytes = state.data_bytes.saturating_add(moved.len);
+        if let (Some(crc), Some(hash)) = (&mut state.crc, hash) {
+            crc.append(hash);
+        }
+        Ok(vec![Place { guest: moved.guest, len: moved.len, to: moved.guest }])
     }
 
     fn write(&self, (): &mut (), bytes: &[u8], ready: Ready, (): ()) -> Result<()> {
