@@ -2,6 +2,7 @@
 
 mod qcow2;
 mod raw;
+mod stream;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use super::checksum::Crc;
 pub use super::shortcut::Traffic;
 use crate::chain::{Chain, Format};
 use crate::{CancelToken, Error, Observer, Result};
+pub use stream::{flatten_from_stream, flatten_to_stream};
 
 /// How to flatten.
 #[derive(Debug, Clone, Default)]
@@ -139,6 +141,9 @@ struct Done {
     traffic: Traffic,
     crc: Option<Crc>,
 }
+
+/// A disk that came as a stream: its virtual size, and what was written.
+type Received = (u64, Done);
 
 /// Consecutive pieces of `bytes`, each `size` long (the last may be shorter), for which `keep`
 /// says yes, joined: start and end of each run.

@@ -2,16 +2,20 @@
 //! items in parallel, and each item takes its turn in disk order for the one step that must be
 //! ordered (its place in the output, its part of the digest). Memory is one item per worker.
 
-use std::sync::Mutex;
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
 
 use crc32fast::Hasher;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::shortcut::{MOST_EXTENTS, Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns, lock};
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Result, Silent};
 
 /// Items start and end at multiples of this many bytes, unless they are all zeros. Clusters of
 /// any size fit in without being cut.
@@ -60,6 +64,18 @@ pub(super) trait Job: Sync {
     ) -> Result<Vec<Place>> {
         Err(none_here())
     }
+
+    /// A worker has failed: what others wait for may never come.
+    fn abandon(&self) {}
+}
+
+/// Tells the job when a worker leaves early.
+struct Leaving<'j, J: Job>(&'j J);
+
+impl<J: Job> Drop for Leaving<'_, J> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
 }
 
 /// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core, at most 16)
@@ -74,8 +90,122 @@ pub(super) fn run<J: Job>(
 ) -> Result<J::Ordered> {
     let items = Mutex::new(Items::new(chain, job.shortcuts()));
     turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
-        work_through(chain, job, &items, turns, cancel)
+        let leaving = Leaving(job);
+        work_through(chain, job, &items, turns, cancel)?;
+        std::mem::forget(leaving);
+        Ok(())
     })
+}
+
+/// A stream that brings a disk from its first byte to its last.
+pub(super) struct Input {
+    pub(super) file: File,
+    /// How long it must be, if that is known.
+    pub(super) size: Option<u64>,
+}
+
+/// Runs `job` over the disk that `input` brings. Returns its length too.
+pub(super) fn receive<J: Job>(
+    input: Input,
+    job: &J,
+    ordered: J::Ordered,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(u64, J::Ordered)> {
+    let total = input.size.unwrap_or(0);
+    let observer = if input.size.is_some() { observer } else { &Silent };
+    let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false });
+    let ordered = turns::run(threads, ordered, total, observer, |turns| {
+        let leaving = Leaving(job);
+        take_in(job, &incoming, turns, cancel)?;
+        std::mem::forget(leaving);
+        Ok(())
+    })?;
+    let incoming = incoming.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((incoming.at, ordered))
+}
+
+fn take_in<J: Job>(
+    job: &J,
+    incoming: &Mutex<Incoming>,
+    turns: &Turns<'_, J::Ordered>,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let mut worker = job.worker()?;
+    let mut buffer = Buffer::new(usize::try_from(ITEM).unwrap_or_default())?;
+    loop {
+        cancel.check()?;
+        let next = lock(incoming).next_item(&mut buffer, cancel)?;
+        let Some((number, guest, bytes)) = next else { return Ok(()) };
+        let ready = job.prepare(&mut worker, guest, bytes)?;
+        let place = |ordered: &mut _| job.place(ordered, &ready);
+        let Some(placed) = turns.in_turn(number, bytes.len() as u64, place)? else {
+            return Ok(());
+        };
+        job.write(&mut worker, bytes, ready, placed)?;
+    }
+}
+
+/// How far the input has been read.
+struct Incoming {
+    input: Input,
+    number: u64,
+    at: u64,
+    ended: bool,
+}
+
+impl Incoming {
+    /// The next item's number, its place on the disk and its bytes; `None` at the end.
+    fn next_item<'b>(
+        &mut self,
+        buffer: &'b mut Buffer,
+        cancel: &CancelToken,
+    ) -> Result<Option<(u64, u64, &'b [u8])>> {
+        let space = buffer.first(usize::try_from(ITEM).unwrap_or_default())?;
+        let mut filled = 0;
+        while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty())
+            && !self.ended
+        {
+            wait_for_input(&self.input.file, cancel)?;
+            match self.input.file.read(rest) {
+                Ok(0) => self.ended = true,
+                Ok(read) => filled = filled.saturating_add(read),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("could not read the stream", error)),
+            }
+        }
+        let (number, guest) = (self.number, self.at);
+        self.number = number.saturating_add(1);
+        self.at = guest.saturating_add(filled as u64);
+        match self.input.size {
+            Some(size) if self.at > size || (self.ended && self.at < size) => {
+                let what = if self.ended { "ended after" } else { "has more than" };
+                Err(Error::usage(format!(
+                    "the stream {what} {} bytes, and --size says {size}",
+                    self.at.min(if self.ended { self.at } else { size })
+                ))
+                .hint("nothing was written: check what sends the stream"))
+            }
+            _ => Ok(space
+                .get(..filled)
+                .filter(|bytes| !bytes.is_empty())
+                .map(|bytes| (number, guest, bytes))),
+        }
+    }
+}
+
+/// Waits until something can be read, or somebody wants us to stop.
+fn wait_for_input(file: &File, cancel: &CancelToken) -> Result<()> {
+    let tenth = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        cancel.check()?;
+        match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&tenth)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            // What is wrong with it, reading will say.
+            Ok(_) | Err(_) => return Ok(()),
+        }
+    }
 }
 
 fn work_through<J: Job>(
