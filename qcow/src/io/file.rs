@@ -219,6 +219,11 @@ impl FileStorage {
         Ok(())
     }
 
+    /// The open file, for what only the system can do with it.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Regular file or block device.
     pub fn kind(&self) -> OpenedAs {
         self.kind
