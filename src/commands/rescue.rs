@@ -3,13 +3,18 @@
 
 mod text;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use migrate::ErrorKind;
-use migrate::rescue::{Looked, Outcome, Plan, State, Whose, Wishes, carry_out, look, plan};
+use migrate::rescue::{
+    Looked, LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan,
+    search,
+};
+use qcow::chain::Format;
 
-use crate::args::OutputArgs;
+use crate::args::{OutputArgs, format_parser};
 use crate::failure::{Failure, REFUSED};
 use crate::libvirt::connect;
 use crate::output::{OutputFormat, print, print_json};
@@ -22,6 +27,9 @@ const CHANGED: u8 = 3;
 const UNVERIFIED: u8 = 4;
 /// A host, a file or a service did not do what was asked of it.
 const ENVIRONMENT: u8 = 6;
+
+/// The help's heading of what is said about guests that do not run.
+const STOPPED: &str = "Of a guest that does not run";
 
 /// Arguments of `rescue`.
 #[derive(Debug, Args)]
@@ -83,14 +91,34 @@ pub(crate) struct Rescue {
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     progress: When,
 
-    /// The domain, by name or UUID
-    #[arg(value_name = "DOMAIN", required_unless_present_any = ["pid", "qemu_from_proc"])]
-    what: Option<String>,
+    /// Look for the lost base of IMAGE in this directory and below (may be repeated)
+    #[arg(long, value_name = "DIR", help_heading = STOPPED,
+          conflicts_with_all = ["pid", "qemu_from_proc", "to", "dry_run"])]
+    candidates: Vec<PathBuf>,
+
+    /// The base's manifest, or a directory with manifests (checksum --manifest)
+    #[arg(long, value_name = "FILE", help_heading = STOPPED,
+          conflicts_with_all = ["pid", "qemu_from_proc", "to", "dry_run"])]
+    manifest: Option<PathBuf>,
+
+    /// Format of IMAGE; left out, its first bytes tell
+    #[arg(short, long, value_name = "FMT", value_parser = format_parser(), help_heading = STOPPED,
+          conflicts_with_all = ["pid", "qemu_from_proc"])]
+    format: Option<Format>,
+
+    /// The domain, by name or UUID; with --candidates or --manifest, the disk of a guest that does not run
+    #[arg(value_name = "DOMAIN|IMAGE", required_unless_present_any = ["pid", "qemu_from_proc"])]
+    what: Option<OsString>,
 }
 
 impl Rescue {
     /// Looks, says what can be saved, and saves it.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        if let Some(image) = &self.what
+            && (self.manifest.is_some() || !self.candidates.is_empty())
+        {
+            return self.search(Path::new(image));
+        }
         // Where this program has no libvirt, the one that has takes its place here.
         let host = match &self.what {
             Some(_) => Some(connect(&self.connect)?),
@@ -98,9 +126,10 @@ impl Rescue {
         };
         let watch = Watch::start()?;
         let whose = match (&host, &self.what, self.pid) {
-            (Some(host), Some(name), _) => {
-                Whose::Domain { hypervisor: host.hypervisor.as_ref(), name }
-            }
+            (Some(host), Some(name), _) => Whose::Domain {
+                hypervisor: host.hypervisor.as_ref(),
+                name: &name.to_string_lossy(),
+            },
             (_, _, Some(pid)) => Whose::Process(pid),
             _ => Whose::All,
         };
@@ -122,6 +151,29 @@ impl Rescue {
             false => print(text::outcome(&outcome))?,
         }
         verdict(code(&plan, &outcome))
+    }
+
+    /// Looks for the base that an image lacks.
+    fn search(&self, image: &Path) -> Result<(), Failure> {
+        let watch = Watch::start()?;
+        let progress = Progress::new(self.progress);
+        let found = search(&SearchOptions {
+            image,
+            format: self.format,
+            directories: &self.candidates,
+            manifest: self.manifest.as_deref(),
+            restore: self.restore,
+            observer: &progress,
+            cancel: watch.token(),
+        });
+        progress.finish(found.is_ok());
+        let found = watch.settle_migration(found)?;
+        match self.output.output {
+            OutputFormat::Json => print_json(&found)?,
+            OutputFormat::Human => print(text::search(&found))?,
+        }
+        let good = |base: &LostBase| base.is_found() && base.unrestored.is_none();
+        verdict(if found.base.as_ref().is_none_or(good) { 0 } else { REFUSED })
     }
 
     fn save(&self, plan: &Plan, looked: &Looked, watch: &Watch) -> Result<Outcome, Failure> {

@@ -144,23 +144,23 @@ pub fn carry_out(
     Ok(Outcome { items, lost: plan.lost.clone(), unseen: plan.unseen.clone() })
 }
 
-struct Run<'a> {
-    facts: &'a Facts,
-    held: &'a Held,
-    observer: &'a dyn Observer,
-    cancel: &'a CancelToken,
+pub(super) struct Run<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) held: &'a Held,
+    pub(super) observer: &'a dyn Observer,
+    pub(super) cancel: &'a CancelToken,
 }
 
 /// A directory's files, and a name in it as they call it.
-struct At {
-    store: LocalStore,
-    path: PathBuf,
+pub(super) struct At {
+    pub(super) store: LocalStore,
+    pub(super) path: PathBuf,
 }
 
 /// A copy that is there.
-struct Copied {
-    file: File,
-    identity: Identity,
+pub(super) struct Copied {
+    pub(super) file: File,
+    pub(super) identity: Identity,
     found: bool,
 }
 
@@ -230,7 +230,7 @@ impl Run<'_> {
 
     /// Makes a copy, or takes one that an earlier run made, and proves it equal to what is held. Nothing is
     /// left of one that is not.
-    fn copied(
+    pub(super) fn copied(
         &self,
         at: &At,
         held: &File,
@@ -412,7 +412,7 @@ fn below(process: &ProcessFacts, above: (u64, u64)) -> Option<(u64, u64)> {
 }
 
 /// Takes away a copy that this run made.
-fn discard(at: &At, copied: &Copied) {
+pub(super) fn discard(at: &At, copied: &Copied) {
     if !copied.found {
         let _ = at.store.remove(&at.path, &copied.identity);
     }

@@ -10,15 +10,18 @@
 //!
 //! For a guest that does not run, [`search`] looks for the lost base among other files, by digest only.
 
+mod candidates;
 mod execute;
 mod facts;
 mod held;
 mod look;
+mod missing;
 mod plan;
 mod value;
 mod view;
 mod writers;
 
+pub use candidates::{Candidate, LostBase, LostRange, Search, SearchOptions, Verdict, search};
 pub use execute::{Outcome, Rescue, Saved, State, Unrestored, carry_out};
 pub use facts::{
     Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Unseen,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use migrate::rescue::{Action, Holder, Item, Lost, Outcome, Plan, Restore, State};
+use migrate::rescue::{Action, Holder, Item, Lost, Outcome, Plan, Restore, Search, State, Verdict};
 use qcow::Printable;
 
 use crate::output::shown;
@@ -89,6 +89,53 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
                     Printable(&(message.clone() + &hint))
                 );
             }
+        }
+    }
+    text
+}
+
+/// What a disk lacks, and what was found of it.
+pub(super) fn search(search: &Search) -> String {
+    let Some(base) = &search.base else {
+        return format!("nothing that {} stands on is gone\n", shown(&search.image));
+    };
+    let mut text = String::new();
+    let _ =
+        writeln!(text, "{} is gone\n    needed by {}", shown(&base.name), shown(&base.needed_by));
+    match (&base.tree_hash, &base.manifest_of) {
+        (Some(hash), Some(of)) => {
+            let _ = writeln!(text, "    tree hash {hash}, of the manifest of {}", Printable(of));
+        }
+        _ => text.push_str("    no manifest tells what it held, so no file can be taken for it\n"),
+    }
+    for candidate in &base.candidates {
+        let verdict = match candidate.verdict {
+            Verdict::Equal => "is it: its content is that of the manifest",
+            Verdict::Different => "is not it",
+            Verdict::Unproven => "is refused",
+            Verdict::Unreadable => "could not be read",
+        };
+        let why = candidate.why.as_ref().map(|why| format!(": {}", Printable(why)));
+        let _ = writeln!(text, "{} {verdict}{}", shown(&candidate.path), why.unwrap_or_default());
+    }
+    if base.restored {
+        let _ = writeln!(text, "{} is back", shown(&base.name));
+    } else if let Some(why) = &base.unrestored {
+        let _ = writeln!(text, "it was not put back: {}", Printable(why));
+    }
+    if !base.is_found() {
+        let _ = writeln!(
+            text,
+            "{} files were looked at, and none is proven to be it; {} of the disk are lost ({} bytes):",
+            base.looked_at,
+            human(base.lost_bytes),
+            base.lost_bytes
+        );
+        for range in &base.lost {
+            let _ = writeln!(text, "    {:#x} + {:#x}", range.start, range.length);
+        }
+        if base.more {
+            text.push_str("    and more\n");
         }
     }
     text
