@@ -203,7 +203,7 @@ fn code_of_plan(plan: &Plan) -> u8 {
 fn code(plan: &Plan, outcome: &Outcome) -> u8 {
     let of = |state: &State| match state {
         State::Saved(saved) if saved.unrestored.is_some() => REFUSED,
-        State::Saved(_) => 0,
+        State::Saved(_) | State::Nothing => 0,
         State::Refused => REFUSED,
         State::Failed { error, .. } => match error {
             ErrorKind::Refused => REFUSED,

@@ -196,7 +196,7 @@ fn manifest(path: &Path, name: &Path) -> Result<Option<Manifest>> {
         return Ok(Some(manifest));
     }
     let mut of_name = crate::audit::manifests(path)?;
-    let paths = of_name.remove(&crate::audit::canonical(name)).unwrap_or_default();
+    let paths = of_name.remove(name).unwrap_or_default();
     let mut found: Option<Manifest> = None;
     for path in paths {
         let manifest = Manifest::read(&path)?;

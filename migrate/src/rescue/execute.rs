@@ -5,13 +5,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::{Chain, FilePolicy, Format, MAX_DEPTH, OpenOptions, Policy, resolve_name};
-use qcow::io::{FileStorage, Storage, read_padded};
+use qcow::io::FileStorage;
 use qcow::ops::digest::tree_hash;
 use qcow::ops::info::{InfoOptions, info};
 use qcow::{CancelToken, Observer};
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
 use serde::Serialize;
 
+use super::bytes::same_bytes;
 use super::facts::{Facts, Gone, Need, OpenImage, ProcessFacts, Unseen};
 use super::held::Held;
 use super::look::object;
@@ -54,6 +55,8 @@ pub enum State {
     Saved(Saved),
     /// Nothing was done, as planned.
     Refused,
+    /// Nothing had to be done.
+    Nothing,
     /// There is no copy.
     Failed {
         /// The kind of the error, for programs.
@@ -128,6 +131,7 @@ pub fn carry_out(
         cancel.check()?;
         let state = match &item.action {
             Action::Refuse { .. } => State::Refused,
+            Action::Nothing { .. } => State::Nothing,
             Action::Save { copy, restore } => match run.save(item, copy, restore) {
                 Ok(saved) => State::Saved(saved),
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
@@ -248,7 +252,7 @@ impl Run<'_> {
         };
         let copied =
             Copied { file: at.store.open(&at.path, &identity)?, identity, found: found.is_some() };
-        let proven = self.same(held, &copied.file).and_then(|same| {
+        let proven = same_bytes(held, &copied.file, self.observer, self.cancel).and_then(|same| {
             if !same && copied.found {
                 return Err(Error::refused(format!(
                     "{}: something else is there already",
@@ -291,39 +295,6 @@ impl Run<'_> {
             }
             None => Err(Error::changed("it is no longer known whether somebody writes to it")),
         }
-    }
-
-    /// Whether two files hold the same bytes.
-    fn same(&self, one: &File, two: &File) -> Result<bool> {
-        const PIECE: u64 = 1 << 20;
-        let open = |file: &File| -> Result<_> {
-            Ok(FileStorage::from_file(file.try_clone().map_err(system)?)?)
-        };
-        let (one, two) = (open(one)?, open(two)?);
-        let len = one.len();
-        if two.len() != len {
-            return Ok(false);
-        }
-        let mut buffers = [Vec::new(), Vec::new()];
-        let mut at = 0;
-        while at < len {
-            self.cancel.check()?;
-            let next = |file: &FileStorage| file.next_data(at).map_err(system);
-            let data = [next(&one)?, next(&two)?].into_iter().flatten().min();
-            let Some(data) = data.filter(|data| *data < len) else { break };
-            let piece = len.saturating_sub(data).min(PIECE);
-            for (file, buffer) in [&one, &two].into_iter().zip(&mut buffers) {
-                buffer.resize(usize::try_from(piece).unwrap_or_default(), 0);
-                read_padded(file, buffer, data)?;
-            }
-            let [one, two] = &buffers;
-            if one != two {
-                return Ok(false);
-            }
-            at = data.saturating_add(piece.max(1));
-            self.observer.progress(at, len);
-        }
-        Ok(true)
     }
 
     /// The disk that a copy shows, with what it stands on: the files that the process has open, whatever

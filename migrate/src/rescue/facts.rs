@@ -100,10 +100,19 @@ pub struct Place {
     pub directory: DirectoryFacts,
     /// It is by this way that the file was opened: another directory may cover the name by now.
     pub same_mount: bool,
-    /// What has the file's name now, in words.
-    pub taken: Option<String>,
+    /// What has the file's name now.
+    pub taken: Option<Taken>,
     /// The process sees another directory there than this program does.
     pub own_view: bool,
+}
+
+/// What has a file's name by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Its inode.
+    pub inode: u64,
+    /// It is a file of the same length and time, and the same bytes.
+    pub equal: bool,
 }
 
 /// A directory that copies may go to.

@@ -5,22 +5,24 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use qcow::CancelToken;
 use qcow::chain::{Format, OpenOptions, resolve_name};
 use qcow::io::FileStorage;
 use qcow::ops::info::{FormatSpecific, ImageInfo, InfoOptions, info};
+use qcow::{CancelToken, Silent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 
+use super::bytes::same_bytes;
 use super::facts::{
-    Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Unseen,
+    Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Taken,
+    Unseen,
 };
 use super::held::Held;
 use super::view::{View, is_ours, mount, proc_path, shown};
 use super::writers::Writers;
 use crate::domain::{XmlDisk, parse};
 use crate::driver::Hypervisor;
-use crate::facts::{DomainState, Source};
+use crate::facts::{DomainState, Identity, Source};
 use crate::process::{PROC, Process, deleted_name, is_temporary, writes};
 use crate::store::{LocalStore, Store, identity_of};
 use crate::{Error, Result};
@@ -77,14 +79,14 @@ pub fn look(whose: &Whose<'_>, to: Option<&Path>, cancel: &CancelToken) -> Resul
             let process = Process::now(proc, *number).ok_or_else(|| {
                 Error::usage(format!("there is no process {number}, or it has no program"))
             })?;
-            look.process(&process, &[], false).map_err(|error| error.told(&process))?;
+            look.process(&process, &[], false, cancel).map_err(|error| error.told(&process))?;
         }
-        Whose::Domain { hypervisor, name } => look.domain(*hypervisor, name)?,
+        Whose::Domain { hypervisor, name } => look.domain(*hypervisor, name, cancel)?,
         Whose::All => {
             for number in Process::numbers(proc) {
                 cancel.check()?;
                 let Some(process) = Process::now(proc, number) else { continue };
-                look.one_of_all(&process);
+                look.one_of_all(&process, cancel);
             }
         }
     }
@@ -147,7 +149,12 @@ struct Look {
 }
 
 impl Look {
-    fn domain(&mut self, hypervisor: &dyn Hypervisor, name: &str) -> Result<()> {
+    fn domain(
+        &mut self,
+        hypervisor: &dyn Hypervisor,
+        name: &str,
+        cancel: &CancelToken,
+    ) -> Result<()> {
         let host = hypervisor.host()?;
         let domain = hypervisor.domain(name)?.ok_or_else(|| {
             Error::usage(format!("there is no domain '{name}'")).on(&host.hostname)
@@ -175,11 +182,11 @@ impl Look {
             ))
             .hint("name the right one with --pid; inside a container, run qcowtool there"));
         };
-        self.process(process, &named, false).map_err(|error| error.told(process))
+        self.process(process, &named, false, cancel).map_err(|error| error.told(process))
     }
 
-    fn one_of_all(&mut self, process: &Process) {
-        match self.process(process, &[], true) {
+    fn one_of_all(&mut self, process: &Process, cancel: &CancelToken) {
+        match self.process(process, &[], true, cancel) {
             Err(Failed::System(error)) if process.qemu => self.facts.unseen.push(Unseen {
                 process: process.number,
                 program: process.shown.clone(),
@@ -191,7 +198,13 @@ impl Look {
     }
 
     /// Looks into one process; `passing` leaves it if nothing that it has open is gone.
-    fn process(&mut self, process: &Process, xml: &[Named], passing: bool) -> Result<(), Failed> {
+    fn process(
+        &mut self,
+        process: &Process,
+        xml: &[Named],
+        passing: bool,
+        cancel: &CancelToken,
+    ) -> Result<(), Failed> {
         let number = i32::try_from(process.number).ok().and_then(rustix::process::Pid::from_raw);
         let number = number.ok_or(Failed::Ended)?;
         // Its number could be another process's by the end.
@@ -218,7 +231,7 @@ impl Look {
             if let Some(told) = &told {
                 named.extend(told_by_header(pinned, told, &view));
             }
-            images.push((image(pinned, &storage, content, &view)?, file));
+            images.push((image(pinned, &file, content, &view, cancel)?, file));
         }
         named.extend(xml.iter().map(|named| Named {
             by: view.canonical(&named.by),
@@ -273,14 +286,17 @@ impl Look {
 /// What is so of one file.
 fn image(
     pinned: &Pinned,
-    storage: &FileStorage,
+    file: &File,
     content: Content,
     view: &View,
+    cancel: &CancelToken,
 ) -> Result<OpenImage, Failed> {
-    let identity = identity_of(storage).map_err(|error| io_error(error.message()))?;
+    let storage = FileStorage::from_file(file.try_clone()?);
+    let storage = storage.map_err(|error| io_error(error.message()))?;
+    let identity = identity_of(&storage).map_err(|error| io_error(error.message()))?;
     let place = match pinned.gone {
         Gone::No => Err("it has its name".into()),
-        Gone::Deleted | Gone::LeftOver => place(pinned, view),
+        Gone::Deleted | Gone::LeftOver => place(pinned, file, view, cancel),
     };
     Ok(OpenImage {
         identity,
@@ -440,7 +456,7 @@ fn look_up(named: Named, view: &View) -> Reference {
 }
 
 /// The directory where a file was.
-fn place(pinned: &Pinned, view: &View) -> Result<Place, String> {
+fn place(pinned: &Pinned, file: &File, view: &View, cancel: &CancelToken) -> Result<Place, String> {
     let path = pinned.name.parent().unwrap_or(Path::new("/"));
     let open = view.directory(&view.inside(path)).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => format!("the directory '{}' is gone", path.display()),
@@ -456,9 +472,37 @@ fn place(pinned: &Pinned, view: &View) -> Result<Place, String> {
             available: available(&view.root(), &view.inside(path)),
         },
         same_mount: mount(open.as_fd()).is_some_and(|id| mount(pinned.pin.as_fd()) == Some(id)),
-        taken: taken.map(|status| format!("something else, inode {}", status.st_ino)),
+        taken: taken.map(|status| Taken {
+            inode: status.st_ino,
+            equal: is_equal(pinned, file, &status, view, cancel),
+        }),
         own_view: !is_ours(path, status.st_dev, status.st_ino),
     })
+}
+
+/// Whether what has the name of a deleted file is equal to it, as a copy is that was put back. Only what has
+/// the same length and time is read.
+fn is_equal(
+    pinned: &Pinned,
+    file: &File,
+    named: &rustix::fs::Stat,
+    view: &View,
+    cancel: &CancelToken,
+) -> bool {
+    let Ok(is) = rustix::fs::fstat(file) else { return false };
+    let looks = |status: &rustix::fs::Stat| {
+        let kind = rustix::fs::FileType::from_raw_mode(status.st_mode);
+        (kind, status.st_size, status.st_mtime, status.st_mtime_nsec)
+    };
+    if looks(&is) != looks(named) {
+        return false;
+    }
+    let store = LocalStore::new(&view.root());
+    let path = view.inside(&pinned.name);
+    let made =
+        Identity { device: Some(named.st_dev), inode: Some(named.st_ino), ..Identity::default() };
+    let other = store.and_then(|store| store.open(&path, &made));
+    other.is_ok_and(|other| same_bytes(file, &other, &Silent, cancel).unwrap_or(false))
 }
 
 /// The directory that somebody named.

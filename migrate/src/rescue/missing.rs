@@ -63,6 +63,7 @@ pub(super) fn find(image: &Path, format: Option<Format>) -> Result<Option<Cut>> 
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
             {
+                let name = crate::audit::canonical(&name);
                 return Ok(Some(Cut { layers, by: path, name, format: recorded }));
             }
             Err(error) => {

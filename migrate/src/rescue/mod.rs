@@ -10,6 +10,7 @@
 //!
 //! For a guest that does not run, [`search`] looks for the lost base among other files, by digest only.
 
+mod bytes;
 mod candidates;
 mod execute;
 mod facts;
@@ -24,7 +25,8 @@ mod writers;
 pub use candidates::{Candidate, LostBase, LostRange, Search, SearchOptions, Verdict, search};
 pub use execute::{Outcome, Rescue, Saved, State, Unrestored, carry_out};
 pub use facts::{
-    Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Unseen,
+    Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Taken,
+    Unseen,
 };
 pub use held::Held;
 pub use look::{Looked, Whose, look};

@@ -127,7 +127,11 @@ impl Found<'_> {
             self.references.iter().map(|(reference, _)| reference.by.clone()).collect();
         needed_by.sort();
         needed_by.dedup();
+        let back = image.place.as_ref().is_ok_and(|place| {
+            place.taken.as_ref().is_some_and(|taken| taken.equal) && !place.own_view
+        });
         let action = match self.refusal(image).map_or_else(|| target(facts, image), Err) {
+            Ok(_) if back => Action::Nothing { path: name.clone() },
             Ok(directory) => Action::Save {
                 copy: directory.path.join(copy_name(&name, image)),
                 restore: if wishes.restore {
@@ -242,7 +246,9 @@ impl Found<'_> {
             return no(why);
         }
         match &place.taken {
-            Some(what) => no(&format!("its name is taken by {what}")),
+            Some(taken) => {
+                no(&format!("its name is taken by something else, inode {}", taken.inode))
+            }
             None => Restore::Planned { path: name.to_path_buf() },
         }
     }

@@ -24,6 +24,7 @@ impl Plan {
     pub fn is_whole(&self) -> bool {
         let whole = |item: &Item| match &item.action {
             Action::Save { restore, .. } => !matches!(restore, Restore::No { .. }),
+            Action::Nothing { .. } => true,
             Action::Refuse { .. } => false,
         };
         self.lost.is_empty() && self.items.iter().all(whole)
@@ -85,7 +86,13 @@ pub enum Action {
         /// Whether it gets its own name back.
         restore: Restore,
     },
-    /// It is not.
+    /// Nothing has to be done: a file that is equal to it, byte by byte, has its name already.
+    Nothing {
+        /// The name.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+    },
+    /// It is not copied.
     Refuse {
         /// The reason, for programs.
         code: Code,

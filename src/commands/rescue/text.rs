@@ -33,6 +33,9 @@ pub(super) fn plan(plan: &Plan) -> String {
                     }
                 }
             }
+            Action::Nothing { .. } => {
+                text.push_str("    is back: what has its name is equal to it\n");
+            }
             Action::Refuse { why, way_out, .. } => {
                 let _ = writeln!(text, "    cannot be saved: {}", Printable(why));
                 let _ = writeln!(text, "    {}", Printable(way_out));
@@ -62,7 +65,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
     for rescue in &outcome.items {
         let name = shown(&rescue.item.name);
         match &rescue.state {
-            State::Refused => {}
+            State::Refused | State::Nothing => {}
             State::Saved(saved) => {
                 let what = match (saved.found, &saved.restored) {
                     (_, Some(_)) => "is back",
