@@ -1,12 +1,14 @@
 //! Processes and images that were made to do harm, and rescues that are cut off.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use fixtures::{Holder, Scratch, args, needs_qemu, pattern, qemu};
+use fixtures::patch::magic;
+use fixtures::{Holder, Patch, Scratch, args, needs_qemu, pattern, qemu};
 
 use super::common::{binary, command, qcowtool};
 use super::{Found, Guest, names};
@@ -185,18 +187,9 @@ fn a_base_that_leads_back_to_itself_is_saved_and_not_put_back() {
     needs_qemu!();
     let guest = Guest::new();
     // While it is open, its header begins to name the image above.
-    qemu::qemu_img(&args![
-        "rebase",
-        "-U",
-        "-u",
-        "-f",
-        "qcow2",
-        "-b",
-        guest.middle(),
-        "-F",
-        "qcow2",
-        guest.template()
-    ]);
+    let mut header = Patch::open(guest.template());
+    header.set_header_area(112, &[(magic::BACKING_FORMAT, b"qcow2")], true);
+    header.set_backing(512, guest.middle().as_os_str().as_bytes()).save();
     let content = fs::read(guest.template()).unwrap();
     fs::remove_file(guest.template()).unwrap();
     fs::remove_file(guest.middle()).unwrap();

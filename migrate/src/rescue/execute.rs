@@ -13,9 +13,10 @@ use rustix::fs::{Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
 use serde::Serialize;
 
 use super::bytes::same_bytes;
-use super::facts::{Facts, Gone, Need, OpenImage, ProcessFacts, Unseen};
+use super::facts::{Facts, Gone, OpenImage, ProcessFacts, Unseen};
 use super::held::Held;
 use super::look::object;
+use super::plan::below;
 use super::value::{Action, Item, Lost, Plan, Restore, lossy};
 use super::view::proc_path;
 use super::writers::Writers;
@@ -369,19 +370,6 @@ impl Run<'_> {
     }
 }
 
-/// What the image stands on.
-fn below(process: &ProcessFacts, above: (u64, u64)) -> Option<(u64, u64)> {
-    let mut references = process.references.iter();
-    let name = references
-        .find(|reference| reference.need == Need::Backing && reference.by_object == Some(above));
-    let name = &name?.name;
-    let mut named = process.images.iter().filter(|image| image.name == *name);
-    match (named.next(), named.next()) {
-        (Some(image), None) => object(image),
-        _ => None,
-    }
-}
-
 /// Takes away a copy that this run made.
 pub(super) fn discard(at: &At, copied: &Copied) {
     if !copied.found {
@@ -413,4 +401,77 @@ fn like(copy: &File, held: &File) -> Result<()> {
 
 fn system(error: std::io::Error) -> Error {
     Error::environment(format!("the copy could not be worked on: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    use std::time::SystemTime;
+
+    use qcow::Silent;
+    use qcow::ops::create::{Backing, CreateOptions, create};
+
+    use super::super::look::{Whose, look};
+    use super::super::plan::{Wishes, plan};
+    use super::*;
+
+    /// Deletes a base that this process holds open, looks, does something to the file, and carries the plan
+    /// out. Returns what became of it, and the names that are there then.
+    fn after(meanwhile: impl FnOnce(File) -> Option<File>) -> (State, Vec<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        let (base, top) = (real.join("base"), real.join("top"));
+        create(&base, &CreateOptions { size: Some(1 << 20), ..Default::default() }).unwrap();
+        let backing = Backing {
+            name: "base".into(),
+            format: Format::Qcow2,
+            unchecked: false,
+            open: OpenOptions::default(),
+        };
+        let options = CreateOptions { backing: Some(backing), ..Default::default() };
+        create(&top, &options).unwrap();
+        let writer = File::options().write(true).open(&base).unwrap();
+        writer.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        drop(writer);
+        let held = [&base, &top].map(|path| File::open(path).unwrap());
+        std::fs::remove_file(&base).unwrap();
+        let cancel = CancelToken::new();
+        let looked = look(&Whose::Process(std::process::id()), None, &cancel).unwrap();
+        let mut plan = plan(&looked.facts, &Wishes { restore: true });
+        // Other tests of this process have files open as well.
+        plan.items.retain(|item| item.name == base);
+        let again = format!("/proc/self/fd/{}", held[0].as_raw_fd());
+        let kept = meanwhile(File::options().write(true).open(again).unwrap());
+        let outcome = carry_out(&plan, &looked.facts, &looked.held, &Silent, &cancel);
+        drop(kept);
+        let mut states = outcome.unwrap().items.into_iter().map(|rescue| rescue.state);
+        let names = std::fs::read_dir(&real).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        (states.next().unwrap(), names.filter(|name| name != "top").collect())
+    }
+
+    fn failed(state: &State) -> Option<ErrorKind> {
+        match state {
+            State::Failed { error, .. } => Some(*error),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_is_still_is_saved_and_what_changes_meanwhile_is_not() {
+        let (state, names) = after(|_| None);
+        assert!(matches!(&state, State::Saved(saved) if saved.restored.is_some()), "{state:?}");
+        assert_eq!(names, ["base"]);
+        let (state, names) = after(|file| {
+            file.write_all_at(b"another", 300_000).unwrap();
+            None
+        });
+        assert_eq!(failed(&state), Some(ErrorKind::Changed), "{state:?}");
+        assert_eq!(names, [""; 0]);
+        // It may be written to at any moment.
+        let (state, names) = after(Some);
+        assert_eq!(failed(&state), Some(ErrorKind::Changed), "{state:?}");
+        assert_eq!(names, [""; 0]);
+    }
 }

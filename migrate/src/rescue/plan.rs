@@ -35,8 +35,7 @@ pub fn plan(facts: &Facts, wishes: &Wishes) -> Plan {
             let Some(object) = object(image) else { continue };
             found.entry(object).or_default().seen.push((process, image));
         }
-        for reference in &process.references {
-            let meant = meant(process, reference);
+        for (reference, meant) in all_meant(process) {
             if meant.is_empty() && is_lost(process, reference) {
                 lost.push(Lost {
                     name: reference.name.clone(),
@@ -62,6 +61,48 @@ pub fn plan(facts: &Facts, wishes: &Wishes) -> Plan {
     Plan { items, lost, unseen: facts.unseen.clone() }
 }
 
+/// What each reference of a process means. A file had one name: one that must be meant by a name is not
+/// meant by another.
+fn all_meant(process: &ProcessFacts) -> Vec<(&Reference, Vec<&OpenImage>)> {
+    let references = process.references.iter();
+    let mut all: Vec<_> =
+        references.map(|reference| (reference, meant(process, reference))).collect();
+    loop {
+        let sure = |(reference, meant): &(&Reference, Vec<&OpenImage>)| match meant.as_slice() {
+            [only] => Some((reference.name.clone(), object(only))),
+            _ => None,
+        };
+        let known: Vec<_> = all.iter().filter_map(sure).collect();
+        let mut changed = false;
+        for (reference, meant) in all.iter_mut().filter(|(_, meant)| meant.len() > 1) {
+            let before = meant.len();
+            meant.retain(|image| {
+                !known.iter().any(|(name, is)| *name != reference.name && *is == object(image))
+            });
+            changed |= meant.len() != before;
+        }
+        if !changed {
+            return all;
+        }
+    }
+}
+
+/// The file that an image stands on, if that is known without doubt.
+pub(super) fn below(process: &ProcessFacts, above: (u64, u64)) -> Option<(u64, u64)> {
+    let mut all = all_meant(process).into_iter();
+    let (reference, meant) = all.find(|(reference, _)| {
+        reference.need == Need::Backing && reference.by_object == Some(above)
+    })?;
+    // Those that still have the name.
+    let images = process.images.iter().filter(|image| image.gone == Gone::No);
+    let named = images.filter(|image| image.name == reference.name);
+    let all: Vec<_> = meant.into_iter().chain(named).collect();
+    match all.as_slice() {
+        [only] => object(only),
+        _ => None,
+    }
+}
+
 /// The files that a reference may mean; none if the one that it means is not gone. More than one is
 /// possible: another file of the same name may have been deleted as well.
 fn meant<'a>(process: &'a ProcessFacts, reference: &Reference) -> Vec<&'a OpenImage> {
@@ -76,9 +117,11 @@ fn meant<'a>(process: &'a ProcessFacts, reference: &Reference) -> Vec<&'a OpenIm
     if reference.exists {
         return Vec::new();
     }
-    // Nobody else claims it.
+    // Nobody else claims it, and it is what is named.
     let free = |image: &&OpenImage| {
-        process.references.iter().all(|other| other.name != image.name) && !image.written
+        let other_format = reference.format == Some(Format::Qcow2) && image.content == Content::Raw;
+        let claimed = process.references.iter().any(|other| other.name == image.name);
+        !(image.written || other_format || claimed)
     };
     let here = |image: &&OpenImage| image.name.parent() == reference.name.parent();
     let left: Vec<_> =
@@ -375,5 +418,157 @@ fn enough_space(facts: &Facts, items: &mut [Item]) {
                 };
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::Place;
+    use super::*;
+    use crate::facts::Identity;
+
+    fn open(name: &str, inode: u64, gone: Gone) -> OpenImage {
+        OpenImage {
+            identity: Identity {
+                device: Some(1),
+                inode: Some(inode),
+                links: Some(0),
+                ..Identity::default()
+            },
+            allocated: 4096,
+            name: name.into(),
+            gone,
+            written: false,
+            content: Content::Qcow2 { virtual_size: 1 << 20 },
+            locked: true,
+            writers: Some(Vec::new()),
+            place: Ok(Place {
+                directory: DirectoryFacts {
+                    path: Path::new(name).parent().unwrap().into(),
+                    device: 1,
+                    inode: 1000,
+                    available: Ok(1 << 30),
+                },
+                same_mount: true,
+                taken: None,
+                own_view: false,
+            }),
+        }
+    }
+
+    fn top(name: &str, inode: u64) -> OpenImage {
+        OpenImage { written: true, ..open(name, inode, Gone::No) }
+    }
+
+    fn names(by: &OpenImage, name: &str) -> Reference {
+        Reference {
+            by: by.name.clone(),
+            by_object: object(by),
+            need: Need::Backing,
+            name: name.into(),
+            relative: false,
+            format: Some(Format::Qcow2),
+            exists: false,
+        }
+    }
+
+    fn process(images: Vec<OpenImage>, references: Vec<Reference>) -> Facts {
+        let program = "qemu".into();
+        let process = ProcessFacts { process: 7, program, images, references };
+        Facts { processes: vec![process], ..Facts::default() }
+    }
+
+    fn planned(facts: &Facts) -> Vec<Item> {
+        plan(facts, &Wishes { restore: true }).items
+    }
+
+    fn code(item: &Item) -> Option<Code> {
+        match item.action {
+            Action::Refuse { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    fn back(item: &Item) -> Option<&Path> {
+        match &item.action {
+            Action::Save { restore: Restore::Planned { path }, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_name_alone_is_not_enough() {
+        let (top, base) = (top("/v/top", 1), open("/v/base", 2, Gone::Deleted));
+        // The file is called so, but nothing that is open names it.
+        let items = planned(&process(vec![top.clone(), base.clone()], Vec::new()));
+        assert_eq!(items.iter().map(code).collect::<Vec<_>>(), [Some(Code::NoBase)]);
+        let reference = names(&top, "/v/base");
+        let items = planned(&process(vec![top.clone(), base.clone()], vec![reference.clone()]));
+        assert_eq!(back(&items[0]), Some(Path::new("/v/base")));
+        // It is named, and is not what is named.
+        let raw = OpenImage { content: Content::Raw, ..base };
+        let items = planned(&process(vec![top, raw], vec![reference]));
+        assert_eq!(code(&items[0]), Some(Code::OtherFormat));
+    }
+
+    #[test]
+    fn of_two_files_of_one_name_none_is_put_back() {
+        let top = top("/v/top", 1);
+        let bases = [2, 3].map(|inode| open("/v/base", inode, Gone::Deleted));
+        let images = [vec![top.clone()], bases.to_vec()].concat();
+        let items = planned(&process(images, vec![names(&top, "/v/base")]));
+        assert_eq!(items.len(), 2);
+        for item in &items {
+            assert!(matches!(item.action, Action::Save { .. }) && back(item).is_none());
+        }
+    }
+
+    #[test]
+    fn two_leftovers_that_may_be_either_are_not_put_back() {
+        let tops = [top("/v/a", 1), top("/v/b", 2)];
+        let left = [3, 4].map(|inode| open(&format!("/v/.nfs{inode:024x}"), inode, Gone::LeftOver));
+        let references = vec![names(&tops[0], "/v/base-a"), names(&tops[1], "/v/base-b")];
+        let items = planned(&process([&tops[..], &left[..]].concat(), references.clone()));
+        assert_eq!(items.len(), 2);
+        assert!(items.iter().all(|item| back(item).is_none() && code(item).is_none()));
+        // One of them is of another format: then the other is what is named.
+        let mut raw = left.clone();
+        raw[1].content = Content::Raw;
+        let items = planned(&process([&tops[..1], &raw[..]].concat(), references[..1].to_vec()));
+        assert_eq!(items.iter().filter_map(back).collect::<Vec<_>>(), [Path::new("/v/base-a")]);
+    }
+
+    #[test]
+    fn an_image_that_is_not_known_to_be_still_is_refused() {
+        let top = top("/v/top", 1);
+        let base = open("/v/base", 2, Gone::Deleted);
+        let with = |change: fn(&mut OpenImage)| {
+            let mut base = base.clone();
+            change(&mut base);
+            let facts = process(vec![top.clone(), base], vec![names(&top, "/v/base")]);
+            code(&planned(&facts)[0])
+        };
+        assert_eq!(with(|_| {}), None);
+        assert_eq!(with(|base| base.written = true), Some(Code::Written));
+        assert_eq!(with(|base| base.writers = None), Some(Code::WritersUnknown));
+        assert_eq!(with(|base| base.writers = Some(vec!["x".into()])), Some(Code::Written));
+        assert_eq!(with(|base| base.place = Err("gone".into())), Some(Code::NoDirectory));
+        assert_eq!(
+            with(|base| base.place.as_mut().unwrap().same_mount = false),
+            Some(Code::NoDirectory)
+        );
+        assert_eq!(
+            with(|base| base.place.as_mut().unwrap().directory.available = Err("full".into())),
+            Some(Code::NotWritable)
+        );
+    }
+
+    #[test]
+    fn a_base_that_nobody_has_is_told() {
+        let top = top("/v/top", 1);
+        let plan =
+            plan(&process(vec![top.clone()], vec![names(&top, "/v/base")]), &Wishes::default());
+        assert_eq!(plan.lost[0].name, Path::new("/v/base"));
+        assert!(!plan.is_whole());
     }
 }
