@@ -9,7 +9,7 @@ mod migration;
 use std::fs;
 
 use migration::{REFUSED, Trial, Way, needs_migration};
-use rig::{Ran, Rig};
+use rig::{Disk, Ran, Rig};
 use serde_json::Value;
 
 /// `qcowtool rescue` on host A.
@@ -82,6 +82,26 @@ fn a_guest_on_a_rescued_template_is_moved() {
     trial.watch();
     let thin = trial.migrate(&["--policy", "thin"]);
     trial.arrived(thin, &["disk.qcow2", "template.qcow2"]);
+}
+
+/// The chain that runs is in the XML, and the header knows nothing of it.
+#[test]
+fn a_template_that_only_the_xml_names_is_saved() {
+    needs_migration!();
+    let rig = Rig::shared();
+    let mut trial = Trial::new(rig, "xml-rescue", Way::Agent);
+    let (disk, template) = (trial.disk(), trial.path("template.qcow2"));
+    rig.a.make_template(&template, &trial.guest.template);
+    rig.a.qemu_img(["create", "-q", "-f", "qcow2", &disk, "64M"]).ok();
+    trial.run(&[Disk::qcow2(&*disk).over(&[(&template, "qcow2")])]);
+    let content = fs::read(rig.a.outside(&template)).unwrap();
+    fs::remove_file(rig.a.outside(&template)).unwrap();
+    let name = trial.guest.name.clone();
+    let ran = rescue(&trial, &[&name, "--restore", "--output", "json"]);
+    ran.ok();
+    assert_eq!(json(&ran)["items"][0]["needed-by"], serde_json::json!([disk]), "{ran}");
+    assert!(fs::read(rig.a.outside(&template)).unwrap() == content);
+    trial.guest.goes_on(&rig.a);
 }
 
 /// Nobody holds anything for a guest that does not run.

@@ -192,9 +192,9 @@ fn verdict(code: u8) -> Result<(), Failure> {
 }
 
 fn code_of_plan(plan: &Plan) -> u8 {
-    match (plan.is_whole(), plan.unseen.is_empty()) {
-        (false, _) => REFUSED,
-        (true, false) => ENVIRONMENT,
+    match (plan.unseen.is_empty(), plan.is_whole()) {
+        (false, _) => ENVIRONMENT,
+        (true, false) => REFUSED,
         (true, true) => 0,
     }
 }

@@ -21,4 +21,5 @@ pub use manifests::prove;
 pub use report::{Base, HolderReport, ImageReport, Report, Summary, report};
 pub use scan::Scan;
 pub(crate) use scan::canonical;
+pub(crate) use scan::directory::is_view;
 pub use value::*;

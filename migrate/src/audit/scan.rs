@@ -4,7 +4,7 @@
 //! first, and opened for reading only after it is known to be a file or a block device, so that fifos
 //! and other devices are never opened. Directories are entered once, by identity.
 
-mod directory;
+pub(crate) mod directory;
 mod file;
 mod processes;
 

@@ -212,8 +212,8 @@ fn manifest(path: &Path, name: &Path) -> Result<Option<Manifest>> {
     Ok(found)
 }
 
-/// The regular files in directories and below, in order. Links are not followed; what cannot be read is left
-/// out, but for the directories themselves.
+/// The regular files in directories and below, in order. Links are not followed; views of the kernel and
+/// what cannot be read are left out, but for the directories themselves.
 fn files(directories: &[PathBuf], cancel: &CancelToken) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut entered = HashSet::new();
@@ -225,8 +225,9 @@ fn files(directories: &[PathBuf], cancel: &CancelToken) -> Result<Vec<PathBuf>> 
         let mut rest = vec![directory.clone()];
         while let Some(directory) = rest.pop() {
             cancel.check()?;
-            let new = fs::metadata(&directory)
-                .is_ok_and(|status| entered.insert((status.dev(), status.ino())));
+            let new = !crate::audit::is_view(&directory).unwrap_or(true)
+                && fs::metadata(&directory)
+                    .is_ok_and(|status| entered.insert((status.dev(), status.ino())));
             let entries = if new { fs::read_dir(&directory).ok() } else { None };
             for entry in entries.into_iter().flatten().flatten() {
                 match entry.file_type() {
