@@ -56,6 +56,11 @@ impl Process {
         processes.filter(|process| runs_domain(&process.line, uuid)).collect()
     }
 
+    /// Whether the number is still that of a process with the same command line.
+    pub(crate) fn is_there(&self) -> bool {
+        fs::read(self.place.join("cmdline")).is_ok_and(|line| line == self.line)
+    }
+
     /// Names under which the files that it has open can be opened again. `None` if it is gone.
     ///
     /// # Errors

@@ -209,6 +209,9 @@ impl Look {
         let number = number.ok_or(Failed::Ended)?;
         // Its number could be another process's by the end.
         let alive = rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())?;
+        if !process.is_there() {
+            return Err(Failed::Ended);
+        }
         let view = View::of(&Path::new(PROC).join(process.number.to_string()))?;
         let descriptors = process.descriptors()?.ok_or(Failed::Ended)?;
         let mut open: Vec<_> = descriptors.iter().filter_map(|path| pin(path, &view)).collect();

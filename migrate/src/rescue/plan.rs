@@ -309,6 +309,9 @@ impl Found<'_> {
         if image.place.as_ref().is_ok_and(|place| place.own_view) {
             notes.push("names are as the process sees them, which is not as they are here".into());
         }
+        if self.is_larger(image) {
+            notes.push("its disk is larger than that of the image on it".into());
+        }
         if self.references.iter().any(|(reference, _)| reference.need == Need::Data) {
             notes.push("it is an external data file".into());
         }
@@ -318,6 +321,23 @@ impl Found<'_> {
             );
         }
         notes
+    }
+}
+
+impl Found<'_> {
+    /// Whether it shows a larger disk than an image that stands on it, which is rarely meant.
+    fn is_larger(&self, image: &OpenImage) -> bool {
+        let size = |image: &OpenImage| match image.content {
+            Content::Qcow2 { virtual_size } => Some(virtual_size),
+            Content::Broken { .. } | Content::Raw => None,
+        };
+        let above = |(reference, _): &(&Reference, usize)| {
+            let images = self.seen.iter().flat_map(|(process, _)| &process.images);
+            let mut above = images.filter(|image| object(image) == reference.by_object);
+            above.next().and_then(size)
+        };
+        let own = size(image);
+        self.references.iter().filter_map(above).any(|above| own.is_some_and(|own| own > above))
     }
 }
 
