@@ -17,6 +17,8 @@ pub mod journal;
 pub mod plan;
 pub mod prepare;
 pub mod probe;
+mod process;
+pub mod rescue;
 pub mod run;
 pub mod store;
 pub mod target;

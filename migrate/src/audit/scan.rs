@@ -4,7 +4,7 @@
 //! first, and opened for reading only after it is known to be a file or a block device, so that fifos
 //! and other devices are never opened. Directories are entered once, by identity.
 
-mod directory;
+pub(crate) mod directory;
 mod file;
 mod processes;
 
@@ -364,7 +364,7 @@ fn resolve(name: &Path, holder: &Path) -> std::result::Result<PathBuf, String> {
 
 /// `name` as an absolute path with its directory free of symbolic links, so that two names of one place
 /// are equal. The file need not exist; a symbolic link that leads nowhere is followed to its end.
-pub(super) fn canonical(name: &Path) -> PathBuf {
+pub(crate) fn canonical(name: &Path) -> PathBuf {
     /// As many links as the kernel follows.
     const LINKS: usize = 40;
     let mut name = name.to_path_buf();

@@ -84,6 +84,16 @@ impl Chain {
         Self::open_layers(path, options, 1)
     }
 
+    /// Opens the image at `path` with at most so many `layers`, its own included: to see what is left of a
+    /// disk when what stands below them is lost. What they leave to it is
+    /// [`Unallocated`](crate::extent::ExtentKind::Unallocated), and reads as zeros.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but nothing below these layers is looked at.
+    pub fn open_upper(path: &Path, options: &OpenOptions, layers: usize) -> Result<Self> {
+        Self::open_layers(path, options, layers.max(1))
+    }
+
     fn open_layers(path: &Path, options: &OpenOptions, most: usize) -> Result<Self> {
         let mut layers = Vec::new();
         let mut walk = Walk::start(path, options)?;

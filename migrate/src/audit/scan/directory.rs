@@ -77,7 +77,11 @@ fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>>
     fs::read_dir(directory).map(Some)
 }
 
-fn is_view(directory: &Path) -> io::Result<bool> {
+/// Whether a directory is a view of the kernel.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn is_view(directory: &Path) -> io::Result<bool> {
     let kind = rustix::fs::statfs(directory)?.f_type;
     Ok(u64::try_from(kind).is_ok_and(|kind| VIEWS.contains(&kind)))
 }
