@@ -14,6 +14,7 @@ pub mod driver;
 mod error;
 pub mod facts;
 pub mod journal;
+pub mod live;
 pub mod plan;
 pub mod prepare;
 pub mod probe;

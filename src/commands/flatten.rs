@@ -1,5 +1,7 @@
 //! `qcowtool flatten`: writes a whole chain as one image.
 
+mod live;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +21,8 @@ use crate::size::human;
 /// Arguments of `flatten`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "qcowtool flatten [OPTIONS] <SRC> <DST>",
+    override_usage = "qcowtool flatten [OPTIONS] <SRC> <DST>\n       \
+                      qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
     "DST is built under a temporary name beside it, synced, and renamed when it is whole.
 It is the same byte for byte whatever the number of threads.
@@ -30,6 +33,10 @@ Examples:
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
   qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
   qcowtool flatten -o help
+  qcowtool flatten --live web-1 vda --dry-run
+  qcowtool flatten --live web-1 vda --method copy --target /data/web-1.qcow2
+
+With --live, the exit codes are those of the commands that move guests (qcowtool migrate --help).
 
 ", exit_codes!()))]
 pub(crate) struct Flatten {
@@ -67,6 +74,8 @@ pub(crate) struct Flatten {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    live: live::LiveArgs,
 
     /// The active layer of the chain
     #[arg(value_name = "SRC", required_unless_present = "options")]
@@ -80,6 +89,12 @@ pub(crate) struct Flatten {
 impl Flatten {
     /// Writes the image, or lists the options that it can have.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
+        if self.live.wanted() {
+            let [domain, disk] =
+                [required(self.src.take(), "DOMAIN")?, required(self.dst.take(), "DISK")?];
+            let progress = self.work.progress(&self.voice);
+            return self.live.run(&domain, &disk, self.output.output, &self.voice, progress);
+        }
         let items = match request(&self.options)? {
             Request::Help => return print(help(self.target_format, Purpose::Flatten)),
             Request::Options(items) => items,
