@@ -1,5 +1,7 @@
 //! How much of a disk its layers hold, part by part: what must be found in the one image that is left.
 
+use std::num::NonZeroU64;
+
 use qcow::Result;
 use qcow::chain::Chain;
 use qcow::extent::ExtentKind;
@@ -18,7 +20,7 @@ const MOST: u64 = 1 << 20;
 /// itself says so: zeros below are zeros also for an image that stands alone and holds nothing there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cover {
-    window: u64,
+    window: NonZeroU64,
     bytes: Vec<u64>,
 }
 
@@ -45,13 +47,14 @@ impl Cover {
 
     /// Of a disk of this size that holds nothing.
     pub fn empty(virtual_size: u64) -> Self {
-        Self { window: WINDOW.max(virtual_size.div_ceil(MOST)), bytes: Vec::new() }
+        let window = WINDOW.max(virtual_size.div_ceil(MOST));
+        Self { window: nonzero(window), bytes: Vec::new() }
     }
 
     fn add(&mut self, mut start: u64, end: u64) {
         while start < end {
-            let window = start / self.window.max(1);
-            let stop = end.min(window.saturating_add(1).saturating_mul(self.window));
+            let window = start / self.window;
+            let stop = end.min(window.saturating_add(1).saturating_mul(self.window.get()));
             let Ok(index) = usize::try_from(window) else { return };
             if self.bytes.len() <= index {
                 self.bytes.resize(index.saturating_add(1), 0);
@@ -71,7 +74,7 @@ impl Cover {
         let mut lacking = 0_u64;
         for (index, (wanted, held)) in (0_u64..).zip(self.bytes.iter().zip(held)) {
             if held < *wanted {
-                first.get_or_insert(index.saturating_mul(self.window));
+                first.get_or_insert(index.saturating_mul(self.window.get()));
                 lacking = lacking.saturating_add(wanted.saturating_sub(held));
             }
         }
@@ -82,10 +85,10 @@ impl Cover {
 /// What flattening `chain` takes. `cluster` and `entry` are the sizes of a cluster and of an L2 entry of the
 /// image that will hold it.
 pub(super) fn needs(chain: &Chain, cluster: u64, entry: u64) -> Result<Needs> {
-    let cluster = cluster.max(512);
-    let span = (cluster / entry.max(1)).saturating_mul(cluster);
+    let unit = nonzero(cluster);
+    let span = nonzero((cluster / nonzero(entry)).saturating_mul(cluster));
     let (mut below, mut all, mut tables) =
-        (Rounded::of(cluster), Rounded::of(cluster), Rounded::of(span));
+        (Rounded::of(unit), Rounded::of(unit), Rounded::of(span));
     for extent in chain.extents() {
         let extent = extent?;
         if extent.depth > 0 && extent.kind != ExtentKind::Unallocated {
@@ -101,38 +104,43 @@ pub(super) fn needs(chain: &Chain, cluster: u64, entry: u64) -> Result<Needs> {
     }
     let new_tables = (tables.total / span).saturating_mul(cluster);
     // A copy may say of every cluster that it is zero.
-    let all_tables = chain.virtual_size().div_ceil(span).saturating_mul(cluster);
+    let all_tables = chain.virtual_size().div_ceil(span.get()).saturating_mul(cluster);
     Ok(Needs {
         below: below.total,
-        pull: with_refcounts(below.total.saturating_add(new_tables), cluster),
-        whole: with_refcounts(all.total.saturating_add(all_tables), cluster),
+        pull: with_refcounts(below.total.saturating_add(new_tables), unit),
+        whole: with_refcounts(all.total.saturating_add(all_tables), unit),
     })
 }
 
 /// And what counts the references to it, at 64 bits each, with a header and the tables of the first level.
-fn with_refcounts(bytes: u64, cluster: u64) -> u64 {
-    let counted = (bytes / cluster).saturating_mul(8).div_ceil(cluster).saturating_add(4);
-    bytes.saturating_add(counted.saturating_mul(cluster))
+fn with_refcounts(bytes: u64, cluster: NonZeroU64) -> u64 {
+    let counted = (bytes / cluster).saturating_mul(8).div_ceil(cluster.get()).saturating_add(4);
+    bytes.saturating_add(counted.saturating_mul(cluster.get()))
 }
 
 /// Adds up ranges in ascending order, each rounded outwards, no unit twice.
 struct Rounded {
-    unit: u64,
+    unit: NonZeroU64,
     end: u64,
     total: u64,
 }
 
 impl Rounded {
-    fn of(unit: u64) -> Self {
-        Self { unit: unit.max(1), end: 0, total: 0 }
+    fn of(unit: NonZeroU64) -> Self {
+        Self { unit, end: 0, total: 0 }
     }
 
     fn add(&mut self, start: u64, end: u64) {
-        let start = (start / self.unit).saturating_mul(self.unit).max(self.end);
-        let end = end.div_ceil(self.unit).saturating_mul(self.unit);
+        let unit = self.unit.get();
+        let start = (start / self.unit).saturating_mul(unit).max(self.end);
+        let end = end.div_ceil(unit).saturating_mul(unit);
         self.total = self.total.saturating_add(end.saturating_sub(start));
         self.end = self.end.max(end);
     }
+}
+
+fn nonzero(number: u64) -> NonZeroU64 {
+    NonZeroU64::new(number).unwrap_or(NonZeroU64::MIN)
 }
 
 #[cfg(test)]
@@ -166,7 +174,7 @@ mod tests {
 
     #[test]
     fn parts_of_one_cluster_are_counted_once() {
-        let mut rounded = Rounded::of(65536);
+        let mut rounded = Rounded::of(nonzero(65536));
         rounded.add(512, 1024);
         rounded.add(2048, 65536 + 1);
         rounded.add(3 * 65536, 4 * 65536);

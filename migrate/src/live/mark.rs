@@ -123,3 +123,71 @@ fn damaged(path: &Path, how: &str) -> Error {
     Error::environment(format!("'{}', the mark of an earlier run, {how}", path.display()))
         .hint("look whether a job runs on that disk (virsh blockjob), then remove the mark")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::Method;
+
+    const UUID: &str = "6f1a9b52-6f2b-4a6e-9a53-0d8a6d0a7c11";
+
+    fn mark() -> Mark {
+        let plan = LivePlan {
+            domain: "web".into(),
+            uuid: UUID.into(),
+            disk: "vda".into(),
+            method: Method::Pull,
+            image: "/v/web.qcow2".into(),
+            becomes: "/v/web.qcow2".into(),
+            virtual_size: 1 << 30,
+            below: Vec::new(),
+            copied_bytes: 0,
+            grows_bytes: 0,
+            length_bytes: 0,
+            available_bytes: None,
+            bandwidth: None,
+            timeout: None,
+            tables_compared: true,
+            running: true,
+            notes: Vec::new(),
+        };
+        Mark::new(plan, Cover::empty(1 << 30))
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written_until_it_is_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let read = || Mark::read(state.path(), UUID, "vda").unwrap();
+        assert_eq!(read(), None);
+        let mut mark = mark();
+        mark.write(state.path()).unwrap();
+        mark.stopped = true;
+        mark.write(state.path()).unwrap();
+        assert_eq!(read().as_ref(), Some(&mark));
+        assert_eq!(Mark::read(state.path(), UUID, "vdb").unwrap(), None);
+        mark.remove(state.path()).unwrap();
+        mark.remove(state.path()).unwrap();
+        assert_eq!(read(), None);
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_read_is_not_taken_for_none() {
+        let state = tempfile::tempdir().unwrap();
+        mark().write(state.path()).unwrap();
+        let path = name(state.path(), UUID, "vda").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let other = text.replace("\"vda\"", "\"vdb\"");
+        for wrong in [&text[..text.len() / 2], "{}", &other] {
+            fs::write(&path, wrong).unwrap();
+            Mark::read(state.path(), UUID, "vda").unwrap_err();
+        }
+    }
+
+    #[test]
+    fn names_of_disks_lead_nowhere_else() {
+        let state = tempfile::tempdir().unwrap();
+        for disk in ["../vda", "", "a/b", "a.b"] {
+            Mark::read(state.path(), UUID, disk).unwrap_err();
+        }
+    }
+}
