@@ -5,6 +5,8 @@
 //! [`store`], under a journal, and moves the guest through a [`driver`]. The part of the job that
 //! needs no libvirt at all is the [`target`] of a full copy.
 //!
+//! A disk that must stand alone where it is is flattened while its guest runs ([`live`]).
+//!
 //! Uses only the public API of the [`qcow`] crate.
 
 pub mod agent;
