@@ -86,13 +86,12 @@ impl Mark {
     /// [`Environment`](crate::ErrorKind::Environment).
     pub(super) fn remove(&self, state: &Path) -> Result<()> {
         let path = name(state, &self.plan.uuid, &self.plan.disk)?;
-        let removed = match fs::remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        };
-        removed
-            .and_then(|()| synced(&state.join(DIRECTORY)))
-            .map_err(|error| failed("could not remove", &path, &error))
+        match fs::remove_file(&path).and_then(|()| synced(&state.join(DIRECTORY))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(failed("could not remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -309,14 +309,18 @@ impl<'a> Run<'a> {
     fn stands(&self) -> Result<Stands> {
         let plan = self.plan();
         let Some((domain, Some(disk))) = self.look()? else { return Ok(Stands::Off) };
-        if domain.state == DomainState::ShutOff {
-            return Ok(Stands::Off);
-        }
+        let off = domain.state == DomainState::ShutOff;
         let alone = match plan.method {
-            Method::Pull => disk.chain.layers.len() <= 1,
+            // What a definition says of layers below is nothing that a job did.
+            Method::Pull => !off && disk.chain.layers.len() <= 1,
+            // A guest that has ended since goes on from its definition.
             Method::Copy => is_at(&disk, &plan.becomes),
         };
-        Ok(if alone { Stands::Alone } else { Stands::AsBefore })
+        Ok(match (alone, off) {
+            (true, _) => Stands::Alone,
+            (false, true) => Stands::Off,
+            (false, false) => Stands::AsBefore,
+        })
     }
 
     /// Whether the image that a pull fills says in its header that nothing is below it. For a guest that has no
@@ -483,9 +487,25 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Takes away the new image, if nobody uses it, and the mark.
     fn forget(&self) -> Result<()> {
         if let Some(made) = &self.mark.made {
-            LocalStore::new(Path::new("/"))?.remove(&self.plan().becomes, made)?;
+            let path = &self.plan().becomes;
+            // Where the guest has ended nobody can say whether the last that it wrote is in there.
+            let runs = matches!(
+                self.look()?,
+                Some((domain, Some(_))) if domain.state != DomainState::ShutOff
+            );
+            let used = self.patiently(|| self.means.hypervisor.paths_in_use())?.contains(path);
+            if runs && !used {
+                LocalStore::new(Path::new("/"))?.remove(path, made)?;
+            } else {
+                self.mark.remove(self.means.state)?;
+                let message = format!("the new image '{}' is left", path.display());
+                return Err(Error::environment(message).hint(
+                    "the guest may have written to it: look at its definition before it is removed",
+                ));
+            }
         }
         self.mark.remove(self.means.state)
     }
