@@ -5,6 +5,8 @@
 //! [`store`], under a journal, and moves the guest through a [`driver`]. The part of the job that
 //! needs no libvirt at all is the [`target`] of a full copy.
 //!
+//! A disk that must stand alone where it is is flattened while its guest runs ([`live`]).
+//!
 //! Uses only the public API of the [`qcow`] crate.
 
 pub mod agent;
@@ -14,6 +16,7 @@ pub mod driver;
 mod error;
 pub mod facts;
 pub mod journal;
+pub mod live;
 pub mod plan;
 pub mod prepare;
 pub mod probe;

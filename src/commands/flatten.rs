@@ -1,5 +1,6 @@
 //! `qcowtool flatten`: writes a whole chain as one image.
 
+mod live;
 mod stream;
 
 use std::ffi::OsString;
@@ -23,7 +24,8 @@ use crate::size::human;
 /// Arguments of `flatten`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "qcowtool flatten [OPTIONS] <SRC> <DST>",
+    override_usage = "qcowtool flatten [OPTIONS] <SRC> <DST>\n       \
+                      qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
     "DST is built under a temporary name beside it, synced, and renamed when it is whole.
 It is the same byte for byte whatever the number of threads. As '-' it is written from front to back to
@@ -38,6 +40,10 @@ Examples:
   qcowtool flatten -O raw vm.qcow2 - | ssh host 'dd of=/dev/vg/vm bs=2M'
   zcat vm.raw.gz | qcowtool flatten --size 20G - vm.qcow2
   qcowtool flatten -o help
+  qcowtool flatten --live web-1 vda --dry-run
+  qcowtool flatten --live web-1 vda --method copy --target /data/web-1.qcow2
+
+With --live, the exit codes are those of the commands that move guests (qcowtool migrate --help).
 
 ", exit_codes!()))]
 pub(crate) struct Flatten {
@@ -79,6 +85,8 @@ pub(crate) struct Flatten {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    live: live::LiveArgs,
 
     /// Length of the disk that standard input brings; another one is an error
     #[arg(long, value_name = "SIZE")]
@@ -96,6 +104,12 @@ pub(crate) struct Flatten {
 impl Flatten {
     /// Writes the image, or lists the options that it can have.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
+        if self.live.wanted() {
+            let [domain, disk] =
+                [required(self.src.take(), "DOMAIN")?, required(self.dst.take(), "DISK")?];
+            let progress = self.work.progress(&self.voice);
+            return self.live.run(&domain, &disk, self.output.output, &self.voice, progress);
+        }
         let items = match request(&self.options)? {
             Request::Help => return print(help(self.target_format, Purpose::Flatten)),
             Request::Options(items) => items,

@@ -26,6 +26,7 @@ macro_rules! needs_migration {
 pub(crate) use needs_migration;
 
 /// Makes two tests of one story: with nothing on B but libvirt, and with qcowtool there, called by ssh.
+#[allow(unused_macros, reason = "not every test file has such stories")]
 macro_rules! both_ways {
     ($($(#[$attribute:meta])* fn $name:ident($way:ident: Way) $body:block)*) => {$(
         mod $name {
@@ -48,6 +49,7 @@ macro_rules! both_ways {
         }
     )*};
 }
+#[allow(unused_imports, reason = "as above")]
 pub(crate) use both_ways;
 
 /// How B's files are reached.
@@ -299,19 +301,14 @@ impl<'a> Trial<'a> {
     pub(crate) fn start_slowly(&self, options: &[&str]) -> Running {
         // That is for three streams together.
         let slow = [&["--bandwidth", "18M"], options].concat();
-        let said = [0; 2].map(|_| tempfile::NamedTempFile::new_in(self.rig.directory()).unwrap());
-        let [out, err] = [0, 1].map(|i| Stdio::from(said[i].reopen().unwrap()));
-        let child = self.moving("migrate", &slow).stdout(out).stderr(err).spawn();
-        let mut running = Running { child: child.expect("qcowtool starts"), said };
+        let mut running = Running::start(self.rig, &mut self.moving("migrate", &slow));
         wait_for(20, "migration under way", || {
             let job = self.rig.a.virsh(["domjobinfo", &self.guest.name]).stdout();
             let done = job.lines().find_map(|l| l.strip_prefix("File processed:").map(str::trim));
             if done.is_some_and(|amount| !amount.starts_with("0.000")) {
                 return Some(());
             }
-            if let Some(status) = running.child.try_wait().unwrap() {
-                panic!("it ended early: {}", running.ran(status));
-            }
+            running.still_runs();
             None
         });
         running
@@ -446,7 +443,7 @@ impl Drop for Trial<'_> {
     }
 }
 
-/// A migration under way.
+/// A run of qcowtool under way.
 pub(crate) struct Running {
     child: Child,
     /// Files, because a pipe would wait for whoever else holds it.
@@ -454,6 +451,21 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    pub(crate) fn start(rig: &Rig, command: &mut Command) -> Self {
+        let said = [0; 2].map(|_| tempfile::NamedTempFile::new_in(rig.directory()).unwrap());
+        let [out, err] = [0, 1].map(|i| Stdio::from(said[i].reopen().unwrap()));
+        let child = command.stdout(out).stderr(err).spawn();
+        Self { child: child.expect("qcowtool starts"), said }
+    }
+
+    /// Panics if it has ended.
+    #[track_caller]
+    pub(crate) fn still_runs(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("it ended early: {}", self.ran(status));
+        }
+    }
+
     /// Sends qcowtool itself a signal, not what waits for it.
     pub(crate) fn signal(&self, signal: &str) {
         let waiting = self.child.id();
@@ -471,7 +483,7 @@ impl Running {
 
     fn ran(&self, status: ExitStatus) -> Ran {
         let [stdout, stderr] = self.said.each_ref().map(|file| fs::read(file.path()).unwrap());
-        Ran::of("qcowtool migrate", Output { status, stdout, stderr })
+        Ran::of("qcowtool", Output { status, stdout, stderr })
     }
 }
 

@@ -15,6 +15,9 @@ mod splice;
 mod tests;
 mod tree;
 
+#[cfg(feature = "libvirt")]
+pub(crate) use splice::quoted;
+
 use std::path::PathBuf;
 
 use qcow::chain::Format;
@@ -41,6 +44,8 @@ pub struct XmlDisk {
     pub shareable: bool,
     /// Its changes are thrown away when the guest stops.
     pub transient: bool,
+    /// What the guest discards is given back to the host (`discard='unmap'`).
+    pub discard: bool,
     /// It is being mirrored (`<mirror>`): the kind of job.
     pub mirror: Option<String>,
     /// The chain, the disk's own source first; without layers if that is no file or device and nothing

@@ -58,6 +58,7 @@ fn disk(node: Node<'_, '_>) -> Result<XmlDisk> {
         source: place,
         format,
         cache: driver("cache").map(str::to_owned),
+        discard: driver("discard") == Some("unmap"),
         // libvirt takes every CD-ROM for one, also where the XML does not say so.
         readonly: device == Device::Cdrom || child(node, "readonly").is_some(),
         shareable: child(node, "shareable").is_some(),

@@ -136,7 +136,7 @@ fn find(node: Node<'_, '_>, name: &str) -> Option<Range<usize>> {
 ///
 /// # Errors
 /// [`Usage`](crate::ErrorKind::Usage) if it has a character that XML cannot write.
-pub(super) fn quoted(value: &str) -> Result<String> {
+pub(crate) fn quoted(value: &str) -> Result<String> {
     let mut out = String::from("'");
     for c in value.chars() {
         match c {

@@ -1,6 +1,7 @@
 //! What we ask of a hypervisor's management, as a trait; libvirt is one that does it, and a model that
 //! behaves as libvirt was observed to is another.
 
+mod block;
 mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
@@ -13,6 +14,7 @@ use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts};
 use crate::plan::Flag;
 use crate::{Error, Result};
 
+pub use block::{BlockCopy, BlockJobKind, BlockProgress};
 pub use directory::Directory;
 
 /// One connection to one host's virtualisation management.
@@ -153,11 +155,57 @@ pub trait Hypervisor: Send + Sync {
     /// See [`host`](Self::host).
     fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
 
+    /// Starts to fill the active layer of the disk `target` with all that the layers below hold, after which it
+    /// stands alone. `bandwidth` is in bytes a second. Returns at once.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); a directory has no such jobs.
+    fn block_pull(&self, _uuid: &str, _target: &str, _bandwidth: Option<u64>) -> Result<()> {
+        no_block_jobs()
+    }
+
+    /// Starts to copy the disk `target`, all layers of it, into an image that exists. Returns at once. The copy
+    /// is kept in step with the disk until it is [taken](Self::pivot) or [given up](Self::abort_block_job).
+    ///
+    /// # Errors
+    /// See [`block_pull`](Self::block_pull).
+    fn block_copy(&self, _uuid: &str, _target: &str, _copy: &BlockCopy) -> Result<()> {
+        no_block_jobs()
+    }
+
+    /// The job on the disk `target`; `None` if there is none, or the guest has no process.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn block_progress(&self, _uuid: &str, _target: &str) -> Result<Option<BlockProgress>> {
+        Ok(None)
+    }
+
+    /// Has the guest use the copy from now on. `Ok(false)` if it is not in step yet.
+    ///
+    /// # Errors
+    /// See [`block_pull`](Self::block_pull).
+    fn pivot(&self, _uuid: &str, _target: &str) -> Result<bool> {
+        no_block_jobs()
+    }
+
+    /// Aborts the job on the disk `target` and waits for its end; fine if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn abort_block_job(&self, _uuid: &str, _target: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Returns when something happened to any of the host's domains or to the connection, or after
     /// `at_most`. For whoever waits for a state: ask, wait, ask again.
     fn wait(&self, at_most: std::time::Duration) {
         std::thread::sleep(at_most);
     }
+}
+
+fn no_block_jobs<T>() -> Result<T> {
+    Err(Error::environment("this host has no jobs on disks"))
 }
 
 /// How often the progress of a migration is told.

@@ -4,6 +4,7 @@
 //! The source's files are read here, on the guest's own host; the destination's through a
 //! [`Store`].
 
+mod alone;
 mod process;
 mod source;
 mod there;
@@ -24,6 +25,7 @@ use crate::plan::{Policy, seed_name};
 use crate::store::{Store, Wanted};
 use crate::{Error, Result};
 
+pub use alone::{Alone, alone};
 pub use source::Held;
 use source::SourceFiles;
 
@@ -91,7 +93,8 @@ pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Pro
     let clash = clash(ends.destination, &domain)?;
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
     let mut held = Held::of_guest(runs);
-    let disks = Disks { ends, probing, files: files(ends, &domain) }.all(&domain, &mut held)?;
+    let disks =
+        Disks { ends, probing, files: files(ends.source_root, &domain) }.all(&domain, &mut held)?;
     Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, held })
 }
 
@@ -116,12 +119,12 @@ fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<St
     Ok(None)
 }
 
-fn files(ends: &Ends<'_>, domain: &DomainFacts) -> SourceFiles {
+fn files(root: &Path, domain: &DomainFacts) -> SourceFiles {
     let open = match domain.state {
         DomainState::Running | DomainState::Paused => process::OpenFiles::of_domain(&domain.uuid),
         _ => process::OpenFiles::default(),
     };
-    SourceFiles { root: ends.source_root.to_path_buf(), open }
+    SourceFiles { root: root.to_path_buf(), open }
 }
 
 /// Goes through the disks of one domain.

@@ -10,7 +10,7 @@ mod voice;
 
 pub(crate) use self::migrate::{Migrate, Prepare};
 pub(crate) use agent::Agent;
-pub(crate) use plan::PlanCommand;
+pub(crate) use plan::{PlanCommand, refuse};
 pub(crate) use transactions::{Resume, Rollback, Transactions};
 
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ macro_rules! migration_codes {
   130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); everything was put back"
     };
 }
-use migration_codes;
+pub(crate) use migration_codes;
 
 /// Where migrations keep their journals and digests.
 #[derive(Debug, Args)]
@@ -55,7 +55,7 @@ pub(crate) struct State {
 
 impl State {
     /// The directory.
-    fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.state_dir
     }
 

@@ -1,6 +1,7 @@
 //! libvirt, through its C library by way of the `virt` crate, and past it where that is not enough. Needs the
 //! feature `libvirt`.
 
+mod block;
 mod events;
 mod migrate;
 mod pools;
@@ -22,7 +23,7 @@ use virt_sys as sys;
 use self::events::Signal;
 use self::raw::{Failure, Outcome, Subscription};
 use super::words::{code, translate};
-use super::{Hypervisor, JobProgress, MigrateRequest, TICK};
+use super::{BlockCopy, BlockProgress, Hypervisor, JobProgress, MigrateRequest, TICK};
 use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts};
 use crate::{Error, Result};
 
@@ -451,6 +452,26 @@ impl Hypervisor for Connection {
             flags |= sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
         }
         self.say(domain.undefine_flags(flags))
+    }
+
+    fn block_pull(&self, uuid: &str, target: &str, bandwidth: Option<u64>) -> Result<()> {
+        block::pull(self, uuid, target, bandwidth)
+    }
+
+    fn block_copy(&self, uuid: &str, target: &str, copy: &BlockCopy) -> Result<()> {
+        block::copy(self, uuid, target, copy)
+    }
+
+    fn block_progress(&self, uuid: &str, target: &str) -> Result<Option<BlockProgress>> {
+        block::progress(self, uuid, target)
+    }
+
+    fn pivot(&self, uuid: &str, target: &str) -> Result<bool> {
+        block::pivot(self, uuid, target)
+    }
+
+    fn abort_block_job(&self, uuid: &str, target: &str) -> Result<()> {
+        block::abort(self, uuid, target)
     }
 
     fn wait(&self, at_most: Duration) {

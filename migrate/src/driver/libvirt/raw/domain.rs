@@ -159,8 +159,8 @@ impl Numbers {
 /// The parameters of a migration.
 #[derive(Debug)]
 pub(crate) struct Parameters {
-    list: sys::virTypedParameterPtr,
-    count: c_int,
+    pub(super) list: sys::virTypedParameterPtr,
+    pub(super) count: c_int,
     room: c_int,
 }
 

@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code, reason = "this module is the wrapper around the C library")]
 
+mod block;
 mod domain;
 mod stream;
 mod subscription;
@@ -20,6 +21,7 @@ use virt_sys as sys;
 
 pub(crate) use virt::error::Error as Failure;
 
+pub(crate) use self::block::{block_copy, block_pull, end_block_job};
 pub(crate) use self::domain::{
     Numbers, Parameters, abort_job, block_job, capacity, checkpoints, job_stats, migrate, state,
 };

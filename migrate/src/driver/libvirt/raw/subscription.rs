@@ -1,6 +1,6 @@
 //! Events, of domains and of the connection, which `virt` cannot subscribe to.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
@@ -34,6 +34,13 @@ impl Subscription {
                 sys::virConnectDomainEventGenericCallback,
             >(Some(on_lifecycle))
         };
+        // SAFETY: as above.
+        let block_job = unsafe {
+            std::mem::transmute::<
+                sys::virConnectDomainEventBlockJobCallback,
+                sys::virConnectDomainEventGenericCallback,
+            >(Some(on_block_job))
+        };
         let register = |event: sys::virDomainEventID, callback| {
             let opaque = lend(signal);
             let event = c_int::try_from(event).ok()?;
@@ -57,6 +64,7 @@ impl Subscription {
         let events = [
             register(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
             register(sys::VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, job_completed),
+            register(sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, block_job),
         ];
         let opaque = lend(signal);
         // SAFETY: as above.
@@ -126,6 +134,18 @@ unsafe extern "C" fn on_job_completed(
     _: sys::virConnectPtr,
     _: sys::virDomainPtr,
     _: sys::virTypedParameterPtr,
+    _: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: as above.
+    unsafe { raise(opaque) };
+}
+
+unsafe extern "C" fn on_block_job(
+    _: sys::virConnectPtr,
+    _: sys::virDomainPtr,
+    _: *const c_char,
+    _: c_int,
     _: c_int,
     opaque: *mut c_void,
 ) {

@@ -1,0 +1,192 @@
+//! What a run leaves on stable storage while it is at it, so that a later one can go on.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::cover::Cover;
+use super::value::LivePlan;
+use crate::facts::Identity;
+use crate::{Error, Result};
+
+/// The version of what is written here.
+const VERSION: u32 = 1;
+
+/// No mark is longer: it has a figure for every 32 MiB of the disk.
+const LONGEST: u64 = 64 << 20;
+
+/// A run that is being carried out, or was cut off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Mark {
+    version: u32,
+    /// What is being done.
+    pub plan: LivePlan,
+    /// How much of the disk its layers held.
+    pub cover: Cover,
+    /// The new image, once it was made.
+    pub made: Option<Identity>,
+    /// The guest is being stopped for a moment, and must be let go on.
+    pub stopped: bool,
+}
+
+impl Mark {
+    /// Of a run that begins.
+    pub fn new(plan: LivePlan, cover: Cover) -> Self {
+        Self { version: VERSION, plan, cover, made: None, stopped: false }
+    }
+
+    /// The run on this disk of this guest that was cut off, if one was.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment) if there is a mark that cannot be read.
+    pub fn read(state: &Path, uuid: &str, disk: &str) -> Result<Option<Self>> {
+        let path = name(state, uuid, disk)?;
+        match fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("could not read", &path, &error)),
+            Ok(metadata) if metadata.len() > LONGEST => return Err(damaged(&path, "is too long")),
+            Ok(_) => {}
+        }
+        let bytes = fs::read(&path).map_err(|error| failed("could not read", &path, &error))?;
+        let mark: Self =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error.to_string()))?;
+        if mark.version != VERSION || mark.plan.uuid != uuid || mark.plan.disk != disk {
+            return Err(damaged(&path, "is of another version or of another disk"));
+        }
+        Ok(Some(mark))
+    }
+
+    /// Writes it, in place of an earlier one. When this returns, it is on stable storage.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment).
+    pub(super) fn write(&self, state: &Path) -> Result<()> {
+        let path = name(state, &self.plan.uuid, &self.plan.disk)?;
+        let wrong = |error: &std::io::Error| failed("could not write", &path, error);
+        let directory = state.join(DIRECTORY);
+        fs::create_dir_all(&directory).map_err(|error| wrong(&error))?;
+        let text = serde_json::to_vec(self).map_err(|error| {
+            Error::environment(format!("could not put a mark into words: {error}"))
+        })?;
+        let mut file =
+            tempfile::NamedTempFile::new_in(&directory).map_err(|error| wrong(&error))?;
+        file.write_all(&text)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(|error| wrong(&error))?;
+        file.persist(&path).map_err(|error| wrong(&error.error))?;
+        synced(&directory).map_err(|error| wrong(&error))
+    }
+
+    /// Takes it away: the run has ended.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment).
+    pub(super) fn remove(&self, state: &Path) -> Result<()> {
+        let path = name(state, &self.plan.uuid, &self.plan.disk)?;
+        match fs::remove_file(&path).and_then(|()| synced(&state.join(DIRECTORY))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(failed("could not remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where marks are, below the directory of journals and locks.
+const DIRECTORY: &str = "live";
+
+fn name(state: &Path, uuid: &str, disk: &str) -> Result<PathBuf> {
+    let plain = |text: &str| {
+        !text.is_empty()
+            && text.len() <= 64
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    if !plain(uuid) || !plain(disk) {
+        return Err(Error::usage(format!("'{disk}' of '{uuid}' is not the name of a disk")));
+    }
+    Ok(state.join(DIRECTORY).join(format!("{uuid}.{disk}.json")))
+}
+
+fn synced(directory: &Path) -> std::io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {
+    Error::environment(format!("{what} '{}': {error}", path.display()))
+}
+
+fn damaged(path: &Path, how: &str) -> Error {
+    Error::environment(format!("'{}', the mark of an earlier run, {how}", path.display()))
+        .hint("look whether a job runs on that disk (virsh blockjob), then remove the mark")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::Method;
+
+    const UUID: &str = "6f1a9b52-6f2b-4a6e-9a53-0d8a6d0a7c11";
+
+    fn mark() -> Mark {
+        let plan = LivePlan {
+            domain: "web".into(),
+            uuid: UUID.into(),
+            disk: "vda".into(),
+            method: Method::Pull,
+            image: "/v/web.qcow2".into(),
+            becomes: "/v/web.qcow2".into(),
+            virtual_size: 1 << 30,
+            below: Vec::new(),
+            copied_bytes: 0,
+            grows_bytes: 0,
+            length_bytes: 0,
+            available_bytes: None,
+            bandwidth: None,
+            timeout: None,
+            tables_compared: true,
+            running: true,
+            notes: Vec::new(),
+        };
+        Mark::new(plan, Cover::empty(1 << 30))
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written_until_it_is_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let read = || Mark::read(state.path(), UUID, "vda").unwrap();
+        assert_eq!(read(), None);
+        let mut mark = mark();
+        mark.write(state.path()).unwrap();
+        mark.stopped = true;
+        mark.write(state.path()).unwrap();
+        assert_eq!(read().as_ref(), Some(&mark));
+        assert_eq!(Mark::read(state.path(), UUID, "vdb").unwrap(), None);
+        mark.remove(state.path()).unwrap();
+        mark.remove(state.path()).unwrap();
+        assert_eq!(read(), None);
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_read_is_not_taken_for_none() {
+        let state = tempfile::tempdir().unwrap();
+        mark().write(state.path()).unwrap();
+        let path = name(state.path(), UUID, "vda").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let other = text.replace("\"vda\"", "\"vdb\"");
+        for wrong in [&text[..text.len() / 2], "{}", &other] {
+            fs::write(&path, wrong).unwrap();
+            Mark::read(state.path(), UUID, "vda").unwrap_err();
+        }
+    }
+
+    #[test]
+    fn names_of_disks_lead_nowhere_else() {
+        let state = tempfile::tempdir().unwrap();
+        for disk in ["../vda", "", "a/b", "a.b"] {
+            Mark::read(state.path(), UUID, disk).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Flattens a disk of a guest that runs: afterwards it stands on nothing, and whatever it stood on, deleted or
+//! not, is no longer needed.
+//!
+//! ```text
+//! look (the guest, its chain, what each layer holds) -> plan, or refusals -> mark -> libvirt's job, watched
+//!   pull:  -> flushed by stopping the guest for a moment -> read back from the disk
+//!   copy:  -> in step -> the guest uses the copy -> read back
+//! ```
+//!
+//! Two things can go wrong that libvirt does not look after. When a pull ends, QEMU writes at once into the
+//! image's header that nothing is below it, but keeps the tables that lead to what was pulled in memory: if
+//! QEMU is killed then, the image is consistent, stands alone, and is empty where its template was. Hence the
+//! flush, and hence the comparison of the tables on the disk with what all layers held before. And a
+//! run that is killed leaves a job of libvirt's that nobody waits for. Hence the mark: the same command, called
+//! again, goes on where it was.
+
+mod cover;
+mod look;
+mod mark;
+mod plan;
+mod run;
+mod value;
+
+pub use cover::Cover;
+pub use look::{Looked, look};
+pub use mark::Mark;
+pub use plan::plan;
+pub use run::{Means, flatten, go_on};
+pub use value::{Below, Facts, Flattened, LivePlan, Method, Needs, Options, Place};

@@ -1,0 +1,242 @@
+//! `qcowtool flatten --live`: the disk of a guest that runs.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use migrate::Error;
+use migrate::driver::Hypervisor;
+use migrate::journal::DomainLock;
+use migrate::live::{self, Flattened, LivePlan, Looked, Mark, Means, Method, Options};
+
+use crate::args::Voice;
+use crate::commands::migration::{State, refuse};
+use crate::failure::Failure;
+use crate::libvirt::connect;
+use crate::output::{OutputFormat, complain, print, print_json, say, shown};
+use crate::progress::{Progress, When};
+use crate::signals::Watch;
+use crate::size::{self, human};
+
+/// The help's heading of all this.
+const LIVE: &str = "Guests that run";
+
+/// What belongs to `--live`.
+#[derive(Debug, Args)]
+pub(crate) struct LiveArgs {
+    /// Flatten the disk DISK of the running guest DOMAIN, through libvirt; it goes on meanwhile
+    #[arg(long, help_heading = LIVE, conflicts_with_all = [
+        "target_format", "compress", "options", "digest", "force", "snapshot", "threads", "format",
+        "force_share", "backing_format", "allow_dirs", "max_depth",
+    ])]
+    live: bool,
+
+    /// The libvirt of the guest's host, which must be this machine
+    #[arg(long, value_name = "URI", default_value = "qemu:///system", requires = "live",
+          help_heading = LIVE)]
+    connect: String,
+
+    /// Fill the disk's own image, or copy it into a new one that the guest then uses
+    #[arg(long, value_enum, value_name = "METHOD", default_value = "pull", requires = "live",
+          help_heading = LIVE)]
+    method: MethodArg,
+
+    /// The new image of a copy [default: the old one's name with -flat]
+    #[arg(long, value_name = "PATH", requires = "live", help_heading = LIVE)]
+    target: Option<PathBuf>,
+
+    /// Bytes a second, such as 100M
+    #[arg(long, value_name = "RATE", value_parser = size::parse, requires = "live",
+          help_heading = LIVE)]
+    bandwidth: Option<u64>,
+
+    /// Abort a job that has not ended after so many seconds
+    #[arg(long, value_name = "SECONDS", requires = "live", help_heading = LIVE)]
+    timeout: Option<u64>,
+
+    /// Only say what would be done
+    #[arg(long, requires = "live", help_heading = LIVE)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodArg {
+    Pull,
+    Copy,
+}
+
+impl LiveArgs {
+    /// Whether a running guest is meant.
+    pub(crate) fn wanted(&self) -> bool {
+        self.live
+    }
+
+    /// Flattens the disk, or goes on where an earlier run was cut off.
+    pub(crate) fn run(
+        &self,
+        domain: &Path,
+        disk: &Path,
+        format: OutputFormat,
+        voice: &Voice,
+        progress: When,
+    ) -> Result<(), Failure> {
+        let (domain, disk) = (domain.to_string_lossy(), disk.to_string_lossy());
+        let options = self.options()?;
+        let hypervisor = connect(&self.connect)?.hypervisor;
+        let watch = Watch::start()?;
+        let looked = live::look(&*hypervisor, &domain, &disk, &options)?;
+        let (uuid, name) = (&looked.facts.domain.uuid, &looked.facts.disk.target);
+        let state = self.state.directory();
+        if self.dry_run {
+            if Mark::read(state, uuid, name)?.is_some() {
+                say("note: an earlier run was cut off; without --dry-run this goes on with it");
+            }
+            let plan = plan(&looked, &options, format)?;
+            return match format {
+                OutputFormat::Json => print_json(&plan),
+                OutputFormat::Human => print(in_words(&plan)),
+            };
+        }
+        let _lock = DomainLock::take(state, uuid)?;
+        let shown = Progress::new(progress);
+        let means =
+            Means { hypervisor: &*hypervisor, state, observer: &shown, cancel: watch.token() };
+        let done = self.carry_out(&means, looked, &options, (format, voice), &watch);
+        shown.finish(done.is_ok());
+        let done = done?;
+        match format {
+            OutputFormat::Json => print_json(&done),
+            OutputFormat::Human if voice.quiet => Ok(()),
+            OutputFormat::Human => print(outcome(&done)),
+        }
+    }
+
+    fn carry_out(
+        &self,
+        means: &Means<'_>,
+        mut looked: Looked,
+        options: &Options,
+        (format, voice): (OutputFormat, &Voice),
+        watch: &Watch,
+    ) -> Result<Flattened, Failure> {
+        let (uuid, name) = (looked.facts.domain.uuid.clone(), looked.facts.disk.target.clone());
+        if let Some(mark) = Mark::read(means.state, &uuid, &name)? {
+            if !voice.quiet {
+                say("going on with an earlier run that was cut off");
+            }
+            if let Some(done) = watch.settle_migration(live::go_on(mark, means))? {
+                return Ok(done);
+            }
+            looked = again(means.hypervisor, &uuid, &name, options)?;
+        }
+        let plan = plan(&looked, options, format)?;
+        if voice.verbose {
+            complain(&in_words(&plan))?;
+        }
+        // What was deleted stays open until all is done.
+        let Looked { cover, held, .. } = looked;
+        let done = watch.settle_migration(live::flatten(&plan, cover, means));
+        drop(held);
+        done
+    }
+
+    fn options(&self) -> Result<Options, Failure> {
+        let method = match self.method {
+            MethodArg::Pull => Method::Pull,
+            MethodArg::Copy => Method::Copy,
+        };
+        if self.target.is_some() && method == Method::Pull {
+            return Err(Error::usage("--target is where a copy goes")
+                .hint("add --method copy")
+                .into());
+        }
+        let target = self.target.as_deref().map(std::path::absolute).transpose();
+        let target = target.map_err(|error| Error::usage(format!("--target: {error}")))?;
+        Ok(Options { method, target, bandwidth: self.bandwidth, timeout: self.timeout })
+    }
+}
+
+fn again(
+    hypervisor: &dyn Hypervisor,
+    uuid: &str,
+    disk: &str,
+    options: &Options,
+) -> Result<Looked, Failure> {
+    Ok(live::look(hypervisor, uuid, disk, options)?)
+}
+
+/// The plan; if there is none, what is in the way has been printed.
+fn plan(looked: &Looked, options: &Options, format: OutputFormat) -> Result<LivePlan, Failure> {
+    live::plan(&looked.facts, options)
+        .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))
+}
+
+fn in_words(plan: &LivePlan) -> String {
+    let mut text = String::new();
+    let _ = match plan.method {
+        Method::Pull => writeln!(
+            text,
+            "{}, disk {}: '{}' is filled with what is below it, {} at most",
+            plan.domain,
+            plan.disk,
+            shown(&plan.image),
+            human(plan.copied_bytes)
+        ),
+        Method::Copy => writeln!(
+            text,
+            "{}, disk {}: '{}' and what is below it is copied to '{}', {} at most",
+            plan.domain,
+            plan.disk,
+            shown(&plan.image),
+            shown(&plan.becomes),
+            human(plan.copied_bytes)
+        ),
+    };
+    for layer in &plan.below {
+        let deleted = if layer.deleted { ", deleted" } else { "" };
+        let _ = writeln!(
+            text,
+            "     no longer needed: '{}' ({}{deleted}); not written to, not removed",
+            shown(&layer.path),
+            layer.format
+        );
+    }
+    let _ = writeln!(text, "grows by at most:  {}", human(plan.grows_bytes));
+    let _ = writeln!(text, "then at most:      {}", human(plan.length_bytes));
+    if let Some(available) = plan.available_bytes {
+        let _ = writeln!(text, "free there:        {}", human(available));
+    }
+    for note in &plan.notes {
+        let _ = writeln!(text, "note: {note}");
+    }
+    text
+}
+
+fn outcome(done: &Flattened) -> String {
+    let seconds = done.elapsed_ms / 1000;
+    let tenths = done.elapsed_ms % 1000 / 100;
+    let mut text = format!(
+        "{}, disk {}: '{}' stands alone after {seconds}.{tenths} s, {} long\n",
+        done.domain,
+        done.disk,
+        shown(&done.image),
+        human(done.length_bytes)
+    );
+    if done.method == Method::Pull {
+        let _ = writeln!(
+            text,
+            "the guest stood still for {} ms, so that all is on the disk",
+            done.paused_ms
+        );
+    }
+    if done.tables_compared {
+        text.push_str("what the tables on the disk lead to is what all layers held\n");
+    }
+    for path in &done.left {
+        let _ = writeln!(text, "no longer used: '{}'", shown(path));
+    }
+    text
+}
