@@ -12,6 +12,7 @@ mod manifests;
 mod report;
 mod scan;
 mod value;
+mod within;
 
 pub use dependents::{Dependent, DependentDomain, Dependents, Undetermined, Verdict, dependents};
 pub use findings::{Code, Finding, Options, Severity, findings};
@@ -20,3 +21,4 @@ pub use manifests::prove;
 pub use report::{Base, HolderReport, ImageReport, Report, Summary, report};
 pub use scan::Scan;
 pub use value::*;
+pub use within::within;

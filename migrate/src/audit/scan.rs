@@ -272,6 +272,7 @@ impl<'a> Scan<'a> {
             unseen.extend(directory::left_out(found.directory_links, &found.entered));
             (open.holders(|key| found.images.contains_key(key)), unseen)
         };
+        survey.places = found.places;
         survey.images = found.images.into_values().collect();
         for image in &mut survey.images {
             image.names.sort();

@@ -298,6 +298,10 @@ pub struct Survey {
     pub domains_known: bool,
     /// Directories that were read.
     pub directories: u64,
+    /// Those directories, in no order.
+    pub entered: Vec<PathBuf>,
+    /// The directories and files that were given, and the pools' directories, free of symbolic links.
+    pub places: Vec<PathBuf>,
     /// Files that are no images.
     pub other_files: u64,
 }
