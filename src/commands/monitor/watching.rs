@@ -167,6 +167,7 @@ pub(super) fn directories(survey: &Survey) -> BTreeSet<PathBuf> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "instants in tests are in range")]
 mod tests {
     use std::fs;
 
