@@ -147,7 +147,8 @@ pub(super) fn survey(
     // Where this program has no libvirt, the one that has takes its place here.
     let hosts = hosts(uris);
     let watch = Watch::start()?;
-    watch.settle_migration(scan(paths, hosts, template, manifests, watch.token()))
+    let scan = Scan::new(watch.token());
+    watch.settle_migration(look(scan, paths, hosts, template, manifests, watch.token()))
 }
 
 /// The hosts at these URIs, or why they cannot be reached.
@@ -155,15 +156,15 @@ pub(super) fn hosts(uris: &[String]) -> Vec<(&String, migrate::Result<Connected>
     uris.iter().map(|uri| (uri, connect(uri))).collect()
 }
 
-/// As [`survey`], until `cancel` is set.
-pub(super) fn scan(
+/// As [`survey`], with a scan that was begun.
+pub(super) fn look(
+    scan: Scan<'_>,
     paths: &[PathBuf],
     hosts: Vec<(&String, migrate::Result<Connected>)>,
     template: Option<&Path>,
     manifests: Option<&Path>,
     cancel: &CancelToken,
 ) -> migrate::Result<Survey> {
-    let scan = Scan::new(cancel);
     // Of a template's users none may be missed, wherever it was.
     let scan = if template.is_some() { scan.with_all_deleted() } else { scan };
     for (uri, host) in hosts {

@@ -19,6 +19,6 @@ pub use findings::{Code, Finding, Options, Severity, findings};
 pub use graph::Graph;
 pub use manifests::prove;
 pub use report::{Base, HolderReport, ImageReport, Report, Summary, report};
-pub use scan::Scan;
+pub use scan::{Known, Scan};
 pub use value::*;
 pub use within::within;

@@ -81,6 +81,8 @@ pub struct Status {
     pub allocated: u64,
     /// When its content was last changed; `None` for what keeps no times.
     pub mtime_ns: Option<i64>,
+    /// When its inode was last changed: content, rights or names; `None` for what keeps no times.
+    pub changed_ns: Option<i64>,
     /// When it was made, if the file system knows.
     pub birth_ns: Option<i64>,
     /// Its permission bits.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use migrate::audit::{Options, Report, Survey, report, within};
+use migrate::audit::{Known, Options, Report, Scan, Survey, report, within};
 use qcow::io::OutputFile;
 use qcow::{CancelToken, Error};
 
@@ -13,7 +13,7 @@ use super::board::{Board, Cause, Shown};
 use super::pace::Pace;
 use super::page;
 use super::watching::{Bell, Waited, Watching, directories};
-use crate::commands::audit::{hosts, prometheus, scan};
+use crate::commands::audit::{hosts, look, prometheus};
 use crate::output::{say, to_json};
 use crate::picture::{self, Graph};
 
@@ -42,7 +42,7 @@ impl Scanner {
     /// If nothing could be looked at, or the textfile could not be written.
     pub(super) fn once(&self) -> migrate::Result<()> {
         let start = Instant::now();
-        let survey = self.look()?;
+        let survey = self.look(None)?;
         if let Some(first) = survey.unseen.iter().find(|unseen| unseen.asked)
             && survey.images.is_empty()
             && survey.domains.is_empty()
@@ -63,13 +63,17 @@ impl Scanner {
     pub(super) fn run(&self) -> std::io::Result<()> {
         let mut pace = Pace::new(self.interval);
         let mut watching = Watching::new(self.textfile.as_deref());
+        let mut known = Known::default();
         let mut said = String::new();
         let mut cause = Cause::Interval;
         loop {
             let start = Instant::now();
             let mut unseen_before = false;
-            match self.look() {
+            let began = SystemTime::now();
+            // What no event tells of, such as a write by another host, is found by the interval.
+            match self.look(Some(&known).filter(|_| cause == Cause::Event)) {
                 Ok(survey) => {
+                    known = Known::of(&survey, nanoseconds(began));
                     // Before the events that came meanwhile are read: none may be lost.
                     unseen_before = watching.watch(&directories(&survey));
                     let asked = survey.unseen.iter().find(|unseen| unseen.asked);
@@ -107,8 +111,10 @@ impl Scanner {
         }
     }
 
-    fn look(&self) -> migrate::Result<Survey> {
-        scan(&self.paths, hosts(&self.uris), None, None, &self.cancel)
+    fn look(&self, known: Option<&Known>) -> migrate::Result<Survey> {
+        let scan = Scan::new(&self.cancel);
+        let scan = if let Some(known) = known { scan.knowing(known) } else { scan };
+        look(scan, &self.paths, hosts(&self.uris), None, None, &self.cancel)
     }
 
     fn failed(&self, said: &mut String, why: &str) {
@@ -169,6 +175,12 @@ impl Scanner {
         let Some(path) = self.textfile.as_deref() else { return Ok(()) };
         write(path, self.board.metrics().as_bytes())
     }
+}
+
+/// Since 1970.
+fn nanoseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(0)
 }
 
 /// Replaces a file by another that is whole.
