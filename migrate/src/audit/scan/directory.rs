@@ -73,6 +73,7 @@ fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>>
             return Ok(None);
         }
         found.survey.directories = found.survey.directories.saturating_add(1);
+        found.survey.entered.push(directory.to_path_buf());
     }
     fs::read_dir(directory).map(Some)
 }
