@@ -4,7 +4,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info,
-    MapCommand, Measure, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions,
+    MapCommand, Measure, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -109,6 +109,7 @@ commands! {
     Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
     Audit "audit" "Say which images stand on which, and what is wrong with it";
     Dependents "dependents" "List what stands on an image, or tell whether it can be deleted";
+    Preflight "preflight" "Say whether a whole host's guests can go to another host, and in which order";
     PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
     Migrate "migrate" "Move a guest with its local disks to another host";
     Prepare "prepare" "Make and prove a guest's images at the destination, for a manager that migrates";

@@ -15,6 +15,7 @@ mod error;
 pub mod facts;
 pub mod journal;
 pub mod plan;
+pub mod preflight;
 pub mod prepare;
 pub mod probe;
 pub mod run;

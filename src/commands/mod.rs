@@ -24,4 +24,6 @@ pub(crate) use generate::Generate;
 pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
-pub(crate) use migration::{Agent, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions};
+pub(crate) use migration::{
+    Agent, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
+};

@@ -4,7 +4,9 @@
 //! The source's files are read here, on the guest's own host; the destination's through a
 //! [`Store`].
 
+pub(crate) mod ports;
 mod process;
+pub(crate) mod setup;
 mod source;
 mod there;
 

@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "this module is the wrapper around the C library")]
 
 mod domain;
+mod host;
 mod stream;
 mod subscription;
 
@@ -23,6 +24,7 @@ pub(crate) use virt::error::Error as Failure;
 pub(crate) use self::domain::{
     Numbers, Parameters, abort_job, block_job, capacity, checkpoints, job_stats, migrate, state,
 };
+pub(crate) use self::host::{CpuCompared, compare_cpu};
 pub(crate) use self::stream::{Received, receive, send_hole};
 pub(crate) use self::subscription::Subscription;
 
