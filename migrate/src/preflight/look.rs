@@ -12,7 +12,7 @@ use super::{Found, Looked, Room, Seeing, Seen, Setups, Way, Ways, judge, why};
 use crate::facts::{Cpu, CpuFit, HostFacts, Setup, Storage};
 use crate::plan::{Action, BasePlan, plan};
 use crate::preflight::Report;
-use crate::probe::{Ends, Probing, ports, probe, setup};
+use crate::probe::{Ends, Probing, is_this_machine, ports, probe, setup};
 use crate::store::RemoteStore;
 use crate::{ErrorKind, Result};
 
@@ -44,6 +44,9 @@ impl std::fmt::Debug for Hosts<'_> {
 pub fn preflight(hosts: &Hosts<'_>, names: &[String], probing: &Probing<'_>) -> Result<Report> {
     let ends = &hosts.ends;
     let (source, destination) = (ends.source.host()?, ends.destination.host()?);
+    if source.libvirt.is_some() {
+        is_this_machine(&source)?;
+    }
     let abilities = ends.destination.abilities()?;
     // Before any is started to look through it.
     let pools = ends.destination.pools()?;
@@ -168,12 +171,21 @@ fn guests(
     probing.cancel.check()?;
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|(at, _)| *at);
-    done.into_iter()
-        .map(|(_, looked)| match looked.found {
-            Err(error) if error.kind() == ErrorKind::Interrupted => Err(error),
-            found => Ok(Looked { found, ..looked }),
-        })
-        .collect()
+    // One may have been named by its name and by its UUID.
+    let mut known = BTreeSet::new();
+    let mut first = |looked: &Looked| match &looked.found {
+        Ok(found) => known.insert(found.facts.domain.uuid.clone()),
+        Err(_) => true,
+    };
+    let mut all = Vec::new();
+    for (_, looked) in done {
+        match looked.found {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            _ if first(&looked) => all.push(looked),
+            _ => {}
+        }
+    }
+    Ok(all)
 }
 
 fn guest(

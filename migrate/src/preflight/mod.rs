@@ -114,9 +114,9 @@ pub struct Found {
 
 /// Judges. Pure.
 pub fn judge(seeing: &Seeing, policy: &Policy) -> Report {
-    let looked = seeing.guests.iter().map(|looked| guest::judge(looked, seeing)).collect();
+    let mut guests: Vec<_> =
+        seeing.guests.iter().map(|looked| guest::judge(looked, seeing)).collect();
     let plans: Vec<_> = seeing.guests.iter().map(|looked| plan_of(looked, policy)).collect();
-    let mut guests: Vec<GuestReport> = looked;
     let order = order::order(&mut guests, &plans, seeing);
     let places = places::judge(seeing, &order);
     let checks = hosts::judge(seeing, policy);

@@ -30,7 +30,7 @@ struct Taken<'a> {
 
 /// Judges guests against each other, numbers them, and sorts them.
 pub(super) fn order(
-    guests: &mut Vec<GuestReport>,
+    guests: &mut [GuestReport],
     plans: &[Option<Going<'_>>],
     seeing: &Seeing,
 ) -> Order {

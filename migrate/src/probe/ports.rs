@@ -71,9 +71,9 @@ mod tests {
 
     /// Two neighbouring ports that were free just now.
     fn range() -> (u16, u16) {
-        (20_000..30_000)
+        (20_000_u16..30_000)
             .step_by(7)
-            .map(|first| (first, first + 3))
+            .map(|first| (first, first.saturating_add(3)))
             .find(|(first, last)| (*first..=*last).all(|port| bind(port).is_some()))
             .unwrap()
     }
@@ -93,7 +93,10 @@ mod tests {
     fn ports_that_are_taken_are_left_alone() {
         let (first, last) = range();
         let taken = [bind(first), bind(last)];
-        assert_eq!(Ears::at(first, last).ports(), [first + 1, last - 1]);
+        assert_eq!(
+            Ears::at(first, last).ports(),
+            [first.saturating_add(1), last.saturating_sub(1)]
+        );
         drop(taken);
         assert_eq!(Ears::at(first, first).ports(), [first]);
         assert_eq!(Ears::at(last, first).ports(), [0_u16; 0]);

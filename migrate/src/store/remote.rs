@@ -14,7 +14,7 @@ use super::connection::{Connection, PATIENCE, Trouble};
 use super::content::{Content, PIECE, Piece, Sink, temporary};
 use super::local::{Copy, compared};
 use super::{Mode, Part, Store, StoreLayer, Wanted};
-use crate::agent::message::{Reply, Request, error_of};
+use crate::agent::message::{Reply, Request, cut, error_of};
 use crate::agent::wire::{self, Frame, garbage};
 use crate::facts::{self, Identity, ObjectFacts, Setup};
 use crate::{Error, ErrorKind, Result};
@@ -99,7 +99,11 @@ impl RemoteStore {
 
     /// Has it listen at the lowest and the highest free port of these, and says which those are.
     pub(crate) fn listen(&self, (first, last): (u16, u16)) -> Result<Vec<u16>> {
-        self.ask(&Request::Listen { first, last })
+        let ports: Vec<u16> = self.ask(&Request::Listen { first, last })?;
+        if ports.len() > 2 || ports.iter().any(|port| !(first..=last).contains(port)) {
+            return Err(garbage("other ports than those that it was asked to listen at"));
+        }
+        Ok(ports)
     }
 
     /// Ends that, and says at which of them somebody came.
@@ -109,7 +113,8 @@ impl RemoteStore {
 
     /// Why it cannot reach a port of a host; `None` if it can.
     pub(crate) fn reach(&self, host: &str, port: u16) -> Result<Option<String>> {
-        self.ask(&Request::Reach { host: host.to_owned(), port })
+        let why: Option<String> = self.ask(&Request::Reach { host: host.to_owned(), port })?;
+        Ok(why.map(|why| cut(&why)))
     }
 
     fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T> {

@@ -121,7 +121,11 @@ impl Table {
             human(total.transfer_bytes),
             human(total.space_bytes)
         );
-        self.line(report.is, &line);
+        let between = (report.checks.iter().map(|check| check.is))
+            .chain(report.places.iter().map(|place| place.is))
+            .any(|is| is == Is::Red);
+        let first = if between { "; first, what is red of hosts and places" } else { "" };
+        self.line(report.is, &format!("{line}{first}"));
     }
 }
 
