@@ -4,8 +4,8 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info,
-    MapCommand, Measure, Migrate, Monitor, PlanCommand, Prepare, Rescue, Resume, Rollback,
-    Transactions,
+    MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
+    Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -112,6 +112,7 @@ commands! {
     Dependents "dependents" "List what stands on an image, or tell whether it can be deleted";
     Rescue "rescue" "Save a base that was deleted while a guest holds it open";
     Monitor "monitor" "Audit again and again, as metrics for Prometheus and as a page";
+    Preflight "preflight" "Say whether a whole host's guests can go to another host, and in which order";
     PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
     Migrate "migrate" "Move a guest with its local disks to another host";
     Prepare "prepare" "Make and prove a guest's images at the destination, for a manager that migrates";

@@ -10,6 +10,10 @@ use std::str::FromStr;
 use qcow::chain::Format;
 use serde::{Deserialize, Serialize};
 
+mod ability;
+
+pub use ability::{Abilities, Cpu, CpuFit, GuestKind, Setup};
+
 /// Both hosts, the guest and its disks at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

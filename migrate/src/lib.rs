@@ -18,6 +18,7 @@ pub mod facts;
 pub mod journal;
 pub mod live;
 pub mod plan;
+pub mod preflight;
 pub mod prepare;
 pub mod probe;
 mod process;

@@ -26,6 +26,8 @@ pub(crate) use generate::Generate;
 pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
-pub(crate) use migration::{Agent, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions};
+pub(crate) use migration::{
+    Agent, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
+};
 pub(crate) use monitor::Monitor;
 pub(crate) use rescue::Rescue;

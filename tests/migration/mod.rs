@@ -1,7 +1,7 @@
 //! What the tests of migration share: running qcowtool on host A as an operator would, and what must be
 //! so afterwards, however it ended.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_macros, unused_imports, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

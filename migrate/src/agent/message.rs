@@ -12,7 +12,7 @@ use crate::store::{Mode, Part};
 use crate::{Error, ErrorKind};
 
 /// Version of the protocol. Both ends must have the same.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// The first bytes of each direction.
 pub(crate) const MAGIC: &[u8; 8] = b"\x00qcwagt\n";
 /// The far end lists no more files than this.
@@ -59,6 +59,23 @@ pub(crate) enum Request {
     },
     Available {
         directory: PathBuf,
+    },
+    Filesystem {
+        directory: PathBuf,
+    },
+    /// How the host is set up for guests that come and go.
+    Setup,
+    /// Listens at the lowest and the highest free port of these. Answered by those two.
+    Listen {
+        first: u16,
+        last: u16,
+    },
+    /// Stops to listen. Answered by the ports at which somebody came.
+    Heard,
+    /// Answered by why a port of a host cannot be reached, or nothing.
+    Reach {
+        host: String,
+        port: u16,
     },
     List {
         directory: PathBuf,

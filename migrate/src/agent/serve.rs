@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qcow::{CancelToken, Observer, Silent};
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::message::{ALIVE_SECONDS, Hello, MAGIC, MOST_FILES, Reply, Request};
 use super::wire::{self, Frame, garbage};
+use crate::probe::{ports, setup};
 use crate::store::content::{BATCH, Sink, is_key};
 use crate::store::partial::Partial;
 use crate::store::{LocalStore, Mode, Store};
@@ -46,7 +47,7 @@ where
     std::thread::spawn(move || tell_alive(&alive, &stopped));
     let (frames, waiting) = sync_channel(WAITING);
     std::thread::spawn(move || read(reader, &frames));
-    let result = Server { store, out, waiting }.run();
+    let result = Server { store, out, waiting, ears: Mutex::default() }.run();
     drop(stop);
     result
 }
@@ -167,9 +168,14 @@ struct Server<'a, W> {
     store: &'a LocalStore,
     out: Out<W>,
     waiting: Receiver<Incoming>,
+    ears: Mutex<ports::Ears>,
 }
 
 impl<W: Write + Send> Server<'_, W> {
+    fn ears(&self) -> MutexGuard<'_, ports::Ears> {
+        self.ears.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn run(&self) -> Result<()> {
         while let Ok(incoming) = self.waiting.recv() {
             let (frame, cancel) = incoming?;
@@ -192,6 +198,19 @@ impl<W: Write + Send> Server<'_, W> {
         match request {
             Request::Look { path } => out.answer(store.look(&path)),
             Request::Available { directory } => out.answer(store.available(&directory)),
+            Request::Filesystem { directory } => out.answer(store.filesystem(&directory)),
+            Request::Setup => out.done(setup::of_this_host()),
+            Request::Listen { first, last } => {
+                let ears = ports::Ears::at(first, last);
+                let ports = ears.ports();
+                *self.ears() = ears;
+                out.done(ports)
+            }
+            Request::Heard => {
+                let ears = std::mem::take(&mut *self.ears());
+                out.done(ears.heard())
+            }
+            Request::Reach { host, port } => out.done(ports::reach(&host, port)),
             Request::List { directory, limit } => {
                 let names = store.list(&directory, limit.min(MOST_FILES));
                 // JSON cannot say other names, and nobody could ask for them.

@@ -8,7 +8,9 @@ use qcow::CancelToken;
 
 use super::{Hypervisor, JobProgress, MigrateRequest};
 use crate::domain::parse;
-use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts};
+use crate::facts::{
+    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
+};
 use crate::{Error, Result};
 
 /// Where definitions are, below the directory.
@@ -19,18 +21,27 @@ const DEFINITIONS: &str = "etc/libvirt/qemu";
 pub struct Directory {
     root: PathBuf,
     domain: Option<(PathBuf, DomainState)>,
+    /// What its other domains do.
+    state: DomainState,
 }
 
 impl Directory {
     /// A host whose files are below `root`. Its domains are the files of `etc/libvirt/qemu` there.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_path_buf(), domain: None }
+        Self { root: root.to_path_buf(), domain: None, state: DomainState::ShutOff }
     }
 
     /// And which has the domain that the XML at `path` (of this machine) describes, in this state.
     #[must_use]
     pub fn with_domain(mut self, path: &Path, state: DomainState) -> Self {
         self.domain = Some((path.to_path_buf(), state));
+        self
+    }
+
+    /// And whose domains are in this state, wherever they run.
+    #[must_use]
+    pub fn with_state(mut self, state: DomainState) -> Self {
+        self.state = state;
         self
     }
 
@@ -68,19 +79,22 @@ impl Directory {
         self.root.join(DEFINITIONS).join(format!("{name}.xml"))
     }
 
+    /// The files that define its domains, if it was not given one.
+    fn files(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(self.root.join(DEFINITIONS)) else { return Vec::new() };
+        let xml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "xml");
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(xml).collect();
+        paths.sort();
+        paths
+    }
+
     /// All domains, with the files that define them.
     fn definitions(&self) -> Result<Vec<(PathBuf, DomainFacts)>> {
         if let Some((path, state)) = &self.domain {
             return Ok(vec![(path.clone(), Self::facts(path, *state)?)]);
         }
-        let Ok(entries) = fs::read_dir(self.root.join(DEFINITIONS)) else { return Ok(Vec::new()) };
-        let xml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "xml");
-        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(xml).collect();
-        paths.sort();
-        paths
-            .into_iter()
-            .map(|path| Self::facts(&path, DomainState::ShutOff).map(|domain| (path, domain)))
-            .collect()
+        let facts = |path: PathBuf| Self::facts(&path, self.state).map(|domain| (path, domain));
+        self.files().into_iter().map(facts).collect()
     }
 
     fn find(&self, key: &str) -> Result<Option<(PathBuf, DomainFacts)>> {
@@ -108,7 +122,32 @@ impl Hypervisor for Directory {
         })
     }
 
+    fn abilities(&self) -> Result<Option<Abilities>> {
+        Ok(None)
+    }
+
+    fn compare_cpu(&self, _cpu: &Cpu<'_>) -> Result<CpuFit> {
+        Ok(CpuFit::Unknown { why: "a directory has no processor".into() })
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        if self.domain.is_some() {
+            return Ok(vec![self.given()?.name]);
+        }
+        // As libvirt does, by the names of the files: one that cannot be read has a name too.
+        let stem = |path: PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        Ok(self.files().into_iter().filter_map(stem).collect())
+    }
+
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
+        // One that cannot be read is in the way of itself alone.
+        let own = self.definition(name_or_uuid);
+        if self.domain.is_none() && self.files().contains(&own) {
+            let domain = Self::facts(&own, self.state)?;
+            if domain.name == name_or_uuid || domain.uuid == name_or_uuid {
+                return Ok(Some(domain));
+            }
+        }
         Ok(self.find(name_or_uuid)?.map(|(_, domain)| domain))
     }
 

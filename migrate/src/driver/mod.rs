@@ -10,7 +10,9 @@ pub mod words;
 
 use qcow::CancelToken;
 
-use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts};
+use crate::facts::{
+    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
+};
 use crate::plan::Flag;
 use crate::{Error, Result};
 
@@ -27,6 +29,24 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment), as all methods here.
     fn host(&self) -> Result<HostFacts>;
+
+    /// What guests the host can run; `None` where none can.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn abilities(&self) -> Result<Option<Abilities>>;
+
+    /// How a processor compares with what the host offers.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host). What libvirt cannot compare is [`Unknown`](CpuFit::Unknown), not an error.
+    fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit>;
+
+    /// The names of all domains, running or not, in their order.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn names(&self) -> Result<Vec<String>>;
 
     /// Everything about the domain of this name or UUID; `None` if there is none.
     ///

@@ -6,10 +6,10 @@ use super::value::{CopyMode, Flag, Mode};
 use crate::facts::{DomainState, Facts, HostFacts, Version};
 
 /// Below either of these only full copies are made, without new parameters (R9).
-const LIBVIRT_FLOOR: Version = Version::new(8, 0, 0);
-const QEMU_FLOOR: Version = Version::new(6, 2, 0);
+pub(crate) const LIBVIRT_FLOOR: Version = Version::new(8, 0, 0);
+pub(crate) const QEMU_FLOOR: Version = Version::new(6, 2, 0);
 /// From here on libvirt can look for zeros in what it copies.
-const DETECTS_ZEROES: Version = Version::new(10, 9, 0);
+pub(crate) const DETECTS_ZEROES: Version = Version::new(10, 9, 0);
 
 const MIB: u64 = 1 << 20;
 

@@ -17,8 +17,10 @@ mod value;
 mod warnings;
 mod words;
 
+pub(crate) use copy_mode::{DETECTS_ZEROES, LIBVIRT_FLOOR, QEMU_FLOOR};
 pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
+pub(crate) use predicted::{Brought, brought};
 pub use proofs::seed_name;
 pub use value::{
     Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,

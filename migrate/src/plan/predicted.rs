@@ -4,10 +4,12 @@
 //! destination that runs full in the middle costs more than a warning before.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
 
+use super::policy::Policy;
+use super::proofs::SeedNames;
 use super::rows::Disk;
 use super::value::{Action, BasePlan, DiskPlan, Predicted, Refusal, Row, SeedHow};
 use super::words::refuse;
@@ -73,6 +75,36 @@ fn seed(disk: &Disk<'_>, base: &BasePlan) -> u64 {
             lower.virtual_size.min(data).saturating_add(metadata(disk))
         }
     }
+}
+
+/// A base that a plan brings to the destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Brought {
+    /// Its path there.
+    pub(crate) path: PathBuf,
+    /// Digest of what it shows.
+    pub(crate) digest: String,
+    /// Its part of the plan's bytes, on the way and there.
+    pub(crate) bytes: u64,
+}
+
+/// The bases that a plan brings, each once: another plan that needs the same one finds it there.
+pub(crate) fn brought(facts: &Facts, policy: &Policy, plans: &[DiskPlan]) -> Vec<Brought> {
+    let seeds = SeedNames::new(facts);
+    let mut all: Vec<Brought> = Vec::new();
+    for plan in plans {
+        let Action::Create { base: Some(base), .. } = &plan.action else { continue };
+        let BasePlan::Seed { path, digest, .. } = base else { continue };
+        let Some(disk) = facts.disks.iter().find(|disk| disk.target == plan.target) else {
+            continue;
+        };
+        if all.iter().all(|known| known.path != *path) {
+            let disk = Disk { facts, disk, policy, alone_because: None, seeds: &seeds };
+            let (path, digest) = (path.clone(), digest.clone());
+            all.push(Brought { path, digest, bytes: seed(&disk, base) });
+        }
+    }
+    all
 }
 
 /// Tables and refcounts of a QCOW2 image of the disk: a full copy fills all of them.

@@ -5,7 +5,9 @@
 //! [`Store`].
 
 mod alone;
+pub(crate) mod ports;
 mod process;
+pub(crate) mod setup;
 mod source;
 mod there;
 

@@ -87,8 +87,12 @@ impl LibvirtStore {
             let (_, place) = volume::pool_place(&self.connection.say(pool.xml_desc(0))?)?;
             let covers = place.is_some_and(|place| Path::new(&place) == Path::new(directory));
             if covers && !self.connection.say(pool.is_active())? {
-                self.connection.say(pool.create(0))?;
-                self.ours(&pool)?;
+                match pool.create(0) {
+                    Ok(()) => self.ours(&pool)?,
+                    // Somebody else was faster.
+                    Err(_) if matches!(pool.is_active(), Ok(true)) => {}
+                    Err(failure) => return self.connection.say(Err(failure)),
+                }
                 return Ok(Some(pool));
             }
         }
@@ -242,6 +246,14 @@ impl Store for LibvirtStore {
                 return Err(self.wrong(message));
             }
             Ok(self.connection.say(pool.info())?.available)
+        })
+    }
+
+    fn filesystem(&self, directory: &Path) -> Result<String> {
+        let text = directory.to_str().unwrap_or_default();
+        self.steadily(|| {
+            let info = self.connection.say(self.existing_pool(text)?.info())?;
+            Ok(format!("of {} bytes", info.capacity))
         })
     }
 

@@ -195,6 +195,12 @@ impl Store for LocalStore {
         Ok(system.f_bavail.saturating_mul(system.f_frsize))
     }
 
+    fn filesystem(&self, directory: &Path) -> Result<String> {
+        let status = rustix::fs::fstat(self.root.directory(directory)?)
+            .map_err(|error| failed("could not look at the directory", directory, error))?;
+        Ok(format!("device {}", status.st_dev))
+    }
+
     fn list(&self, directory: &Path, limit: usize) -> Result<Vec<PathBuf>> {
         let open = self.root.directory(directory)?;
         let wrong = |error| failed("could not read the directory", directory, error);

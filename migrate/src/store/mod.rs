@@ -47,6 +47,13 @@ pub trait Store: Send + Sync {
     /// See [`look`](Self::look); also if it is no directory or cannot be written to.
     fn available(&self, directory: &Path) -> Result<u64>;
 
+    /// A word for the file system that a directory is on: directories with the same word have to be taken to
+    /// share their free bytes. Where only sizes are known, two of the same size have the same word.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn filesystem(&self, directory: &Path) -> Result<String>;
+
     /// Names of the files in a directory. At most `limit`.
     ///
     /// # Errors

@@ -14,9 +14,9 @@ use super::connection::{Connection, PATIENCE, Trouble};
 use super::content::{Content, PIECE, Piece, Sink, temporary};
 use super::local::{Copy, compared};
 use super::{Mode, Part, Store, StoreLayer, Wanted};
-use crate::agent::message::{Reply, Request, error_of};
+use crate::agent::message::{Reply, Request, cut, error_of};
 use crate::agent::wire::{self, Frame, garbage};
-use crate::facts::{self, Identity, ObjectFacts};
+use crate::facts::{self, Identity, ObjectFacts, Setup};
 use crate::{Error, ErrorKind, Result};
 
 /// The files of another host, where this program runs as `qcowtool agent`. When a connection breaks, what
@@ -92,6 +92,31 @@ impl RemoteStore {
         }
     }
 
+    /// How the other host is set up for guests that come and go.
+    pub(crate) fn setup(&self) -> Result<Setup> {
+        self.ask(&Request::Setup)
+    }
+
+    /// Has it listen at the lowest and the highest free port of these, and says which those are.
+    pub(crate) fn listen(&self, (first, last): (u16, u16)) -> Result<Vec<u16>> {
+        let ports: Vec<u16> = self.ask(&Request::Listen { first, last })?;
+        if ports.len() > 2 || ports.iter().any(|port| !(first..=last).contains(port)) {
+            return Err(garbage("other ports than those that it was asked to listen at"));
+        }
+        Ok(ports)
+    }
+
+    /// Ends that, and says at which of them somebody came.
+    pub(crate) fn heard(&self) -> Result<Vec<u16>> {
+        self.ask(&Request::Heard)
+    }
+
+    /// Why it cannot reach a port of a host; `None` if it can.
+    pub(crate) fn reach(&self, host: &str, port: u16) -> Result<Option<String>> {
+        let why: Option<String> = self.ask(&Request::Reach { host: host.to_owned(), port })?;
+        Ok(why.map(|why| cut(&why)))
+    }
+
     fn ask<T: DeserializeOwned>(&self, request: &Request) -> Result<T> {
         self.with(&CancelToken::new(), |connection| connection.ask(request, &Silent))
     }
@@ -111,6 +136,10 @@ impl Store for RemoteStore {
 
     fn available(&self, directory: &Path) -> Result<u64> {
         self.ask(&Request::Available { directory: directory.to_path_buf() })
+    }
+
+    fn filesystem(&self, directory: &Path) -> Result<String> {
+        self.ask(&Request::Filesystem { directory: directory.to_path_buf() })
     }
 
     fn list(&self, directory: &Path, limit: usize) -> Result<Vec<PathBuf>> {

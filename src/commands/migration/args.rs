@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use migrate::driver::{Directory, Hypervisor};
 use migrate::facts::DomainState;
 use migrate::plan::{PathMap, Policy, Style, Verify};
+use migrate::preflight::Hosts;
 use migrate::probe::Ends;
 use migrate::run::Route;
 use migrate::store::{LocalStore, RemoteStore, Store};
@@ -163,6 +164,8 @@ pub(crate) struct Reached {
     source: Arc<dyn Hypervisor>,
     destination: Arc<dyn Hypervisor>,
     store: Arc<dyn Store>,
+    /// The program at the destination, where `store` goes through it.
+    agent: Option<Arc<RemoteStore>>,
     /// How that was done.
     pub(crate) route: Route,
 }
@@ -179,6 +182,18 @@ impl Reached {
     }
 }
 
+impl Reached {
+    /// The names of the domains of the source.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        self.source.names()
+    }
+
+    /// As a preflight takes them.
+    pub(crate) fn hosts(&self) -> Hosts<'_> {
+        Hosts { ends: self.ends(), agent: self.agent.as_deref() }
+    }
+}
+
 impl RouteArgs {
     /// As it is kept in journals.
     pub(crate) fn route(&self) -> Result<Route> {
@@ -189,15 +204,10 @@ impl RouteArgs {
             (None, Some(domain)) => domain.clone(),
             (None, None) => return Err(Error::usage("DOMAIN is missing")),
         };
-        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
-        let to = match self.to.strip_prefix(DIRECTORY) {
-            Some(directory) => format!("{DIRECTORY}{}", absolute(Path::new(directory)).display()),
-            None => self.to.clone(),
-        };
         Ok(Route {
             domain,
             from: self.connect.clone(),
-            to,
+            to: absolute_uri(&self.to),
             rsh: self.rsh.clone(),
             rsh_program: self.rsh_program.clone(),
             domain_xml: self.domain_xml.as_deref().map(absolute),
@@ -211,29 +221,67 @@ impl RouteArgs {
     }
 }
 
-/// Connects to both ends.
-pub(crate) fn reach(route: &Route) -> Result<Reached> {
-    let source: Arc<dyn Hypervisor> = match &route.domain_xml {
-        Some(xml) => {
-            let state = if route.running { DomainState::Running } else { DomainState::ShutOff };
-            Arc::new(Directory::new(&route.source_root).with_domain(xml, state))
-        }
-        None => connect(&route.from)?.hypervisor,
-    };
-    let (destination, store) = far(route)?;
-    Ok(Reached { source, destination, store, route: route.clone() })
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.into())
 }
 
+/// A URI; that of a directory says all of its path.
+fn absolute_uri(uri: &str) -> String {
+    match uri.strip_prefix(DIRECTORY) {
+        Some(directory) => format!("{DIRECTORY}{}", absolute(Path::new(directory)).display()),
+        None => uri.to_owned(),
+    }
+}
+
+/// The way between two hosts, whatever the guest.
+pub(crate) fn way(from: &str, to: &str, rsh: (Option<&str>, &str), running: bool) -> Route {
+    let from = absolute_uri(from);
+    let root = from.strip_prefix(DIRECTORY).unwrap_or("/");
+    Route {
+        domain: String::new(),
+        source_root: PathBuf::from(root),
+        to: absolute_uri(to),
+        rsh: rsh.0.map(str::to_owned),
+        rsh_program: rsh.1.to_owned(),
+        domain_xml: None,
+        running,
+        from,
+    }
+}
+
+/// Whether a URI is that of a directory.
+pub(crate) fn is_directory(uri: &str) -> bool {
+    uri.starts_with(DIRECTORY)
+}
+
+/// Connects to both ends.
+pub(crate) fn reach(route: &Route) -> Result<Reached> {
+    let state = if route.running { DomainState::Running } else { DomainState::ShutOff };
+    let source: Arc<dyn Hypervisor> = match &route.domain_xml {
+        Some(xml) => Arc::new(Directory::new(&route.source_root).with_domain(xml, state)),
+        None => match route.from.strip_prefix(DIRECTORY).map(Path::new) {
+            Some(root) => Arc::new(Directory::new(root).with_state(state)),
+            None => connect(&route.from)?.hypervisor,
+        },
+    };
+    let (destination, store, agent) = far(route)?;
+    Ok(Reached { source, destination, store, agent, route: route.clone() })
+}
+
+/// A host's virtualisation, its files, and the program there if they are reached through it.
+type Far = (Arc<dyn Hypervisor>, Arc<dyn Store>, Option<Arc<RemoteStore>>);
+
 /// Connects to the other host and to its files.
-fn far(route: &Route) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Store>)> {
+fn far(route: &Route) -> Result<Far> {
     if let Some(root) = route.to.strip_prefix(DIRECTORY).map(Path::new) {
-        return Ok((Arc::new(Directory::new(root)), Arc::new(LocalStore::new(root)?)));
+        return Ok((Arc::new(Directory::new(root)), Arc::new(LocalStore::new(root)?), None));
     }
     let connected = connect(&route.to)?;
-    let Some(rsh) = &route.rsh else { return Ok((connected.hypervisor, connected.store)) };
+    let Some(rsh) = &route.rsh else { return Ok((connected.hypervisor, connected.store, None)) };
     let words: Vec<String> = rsh.split_whitespace().map(str::to_owned).collect();
-    let store = RemoteStore::spawn(&words, &route.rsh_program)?;
-    Ok((connected.hypervisor, Arc::new(store)))
+    let agent = Arc::new(RemoteStore::spawn(&words, &route.rsh_program)?);
+    let store: Arc<dyn Store> = agent.clone();
+    Ok((connected.hypervisor, store, Some(agent)))
 }
 
 impl PolicyArgs {

@@ -4,6 +4,7 @@ mod agent;
 mod args;
 mod migrate;
 mod plan;
+mod preflight;
 mod show;
 mod transactions;
 mod voice;
@@ -11,6 +12,7 @@ mod voice;
 pub(crate) use self::migrate::{Migrate, Prepare};
 pub(crate) use agent::Agent;
 pub(crate) use plan::{PlanCommand, refuse};
+pub(crate) use preflight::Preflight;
 pub(crate) use transactions::{Resume, Rollback, Transactions};
 
 use std::path::{Path, PathBuf};

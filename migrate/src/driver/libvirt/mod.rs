@@ -1,6 +1,7 @@
 //! libvirt, through its C library by way of the `virt` crate, and past it where that is not enough. Needs the
 //! feature `libvirt`.
 
+mod abilities;
 mod block;
 mod events;
 mod migrate;
@@ -24,7 +25,9 @@ use self::events::Signal;
 use self::raw::{Failure, Outcome, Subscription};
 use super::words::{code, translate};
 use super::{BlockCopy, BlockProgress, Hypervisor, JobProgress, MigrateRequest, TICK};
-use crate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts};
+use crate::facts::{
+    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts,
+};
 use crate::{Error, Result};
 
 /// Seconds between two questions whether the other end is still there.
@@ -284,6 +287,22 @@ impl Hypervisor for Connection {
             libvirt: Some(self.version()?),
             qemu: (qemu != 0).then(|| Version::from_number(qemu.into())),
         })
+    }
+
+    fn abilities(&self) -> Result<Option<Abilities>> {
+        abilities::abilities(self).map(Some)
+    }
+
+    fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit> {
+        abilities::compare_cpu(self, cpu)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let all = self.say(self.connect()?.list_all_domains(0))?;
+        let names = all.iter().map(|domain| self.say(unless(code::NO_DOMAIN, domain.name())));
+        let mut names: Vec<_> = names.filter_map(Result::transpose).collect::<Result<_>>()?;
+        names.sort_unstable();
+        Ok(names)
     }
 
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {

@@ -1,0 +1,222 @@
+//! What is so between the two hosts, whatever the guests.
+
+use super::report::Check;
+use super::{Seeing, Seen, Setups, Way};
+use crate::facts::{CpuFit, HostFacts, Version};
+use crate::plan::{DETECTS_ZEROES, LIBVIRT_FLOOR, Policy, QEMU_FLOOR, Style};
+use crate::probe::setup::{CA, CLIENT, SERVER};
+
+/// In this release line a migration with XML of ours could fail over the guest's processor.
+const CUSTOM_XML_BROKEN: (Version, Version) = (Version::new(10, 2, 0), Version::new(10, 3, 0));
+
+/// Clocks that differ by more are not right.
+const CLOCK_NS: i64 = 2_000_000_000;
+
+pub(super) fn judge(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
+    let mut checks = vec![two_hosts(seeing)];
+    checks.push(version("libvirt", seeing, |host| host.libvirt));
+    checks.push(version("qemu", seeing, |host| host.qemu));
+    checks.extend(features(seeing, policy));
+    checks.push(cpu(&seeing.cpu));
+    checks.push(names(seeing));
+    checks.push(way("ports-there", &seeing.ways.there, true));
+    checks.push(way("ports-back", &seeing.ways.back, false));
+    if policy.tls {
+        checks.push(tls(&seeing.setup));
+    }
+    checks.push(clock(&seeing.setup));
+    checks
+}
+
+fn two_hosts(seeing: &Seeing) -> Check {
+    const NAME: &str = "hosts";
+    let (source, destination) = (&seeing.source, &seeing.destination);
+    if source.uuid.is_some() && source.uuid == destination.uuid {
+        return Check::red(NAME, "both ends have the same host UUID")
+            .way_out("give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one");
+    }
+    Check::green(NAME, format!("{} and {} answer", source.hostname, destination.hostname))
+}
+
+/// The same version there, or a newer one. The third number does not change what guests see.
+fn version(name: &'static str, seeing: &Seeing, of: fn(&HostFacts) -> Option<Version>) -> Check {
+    match (of(&seeing.source), of(&seeing.destination)) {
+        (Some(here), Some(there)) if (there.major, there.minor) < (here.major, here.minor) => {
+            Check::red(name, format!("{here} here, and {there} there, which is older")).way_out(
+                "upgrade the destination first: guests go to the same version or to a newer one",
+            )
+        }
+        (Some(here), Some(there)) => Check::green(name, format!("{here} here, {there} there")),
+        _ => Check::unseen(name, "not known of both ends"),
+    }
+}
+
+/// What plans use where both hosts have it.
+fn features(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
+    let hosts = [&seeing.source, &seeing.destination];
+    if hosts.iter().any(|host| host.libvirt.is_none() || host.qemu.is_none()) {
+        return Vec::new();
+    }
+    let all = |of: fn(&HostFacts) -> Option<Version>, from: Version| {
+        hosts.iter().all(|host| of(host).is_some_and(|version| version >= from))
+    };
+    let modern = all(|host| host.libvirt, LIBVIRT_FLOOR) && all(|host| host.qemu, QEMU_FLOOR);
+    let from = format!("libvirt {LIBVIRT_FLOOR} and QEMU {QEMU_FLOOR} on both hosts");
+    let mut checks = Vec::new();
+    if policy.style != Style::Full {
+        checks.push(match (modern, policy.style) {
+            (true, _) => Check::green("thin-copies", "overlays can stay overlays"),
+            (false, Style::Thin) => {
+                Check::red("thin-copies", format!("--policy thin needs {from}"))
+                    .way_out("upgrade, or leave it out")
+            }
+            (false, _) => Check::note(
+                "thin-copies",
+                format!("all disks are copied in full: it takes {from} otherwise"),
+            ),
+        });
+    }
+    if policy.sync_writes {
+        checks.push(match modern {
+            true => Check::green("sync-writes", "the guests' writes can wait for the copy"),
+            false => Check::red("sync-writes", format!("--sync-writes needs {from}"))
+                .way_out("upgrade, or leave it out"),
+        });
+    }
+    checks.push(match modern && all(|host| host.libvirt, DETECTS_ZEROES) {
+        true => Check::green("zero-detection", "zeros of raw disks need not travel"),
+        false => Check::note(
+            "zero-detection",
+            format!(
+                "raw disks travel with their zeros: it takes libvirt {DETECTS_ZEROES} otherwise"
+            ),
+        ),
+    });
+    let (broken, mended) = CUSTOM_XML_BROKEN;
+    let in_between = |host: &&HostFacts| host.libvirt.is_some_and(|it| it >= broken && it < mended);
+    if hosts.iter().any(in_between) {
+        checks.push(
+            Check::note(
+                "destination-xml",
+                format!("libvirt {broken} may refuse a guest over its processor when its disks get other paths"),
+            )
+            .way_out(format!("upgrade to {mended}")),
+        );
+    }
+    checks
+}
+
+/// The two hosts' processors. What a guest needs of them is said with the guest.
+fn cpu(fit: &Seen<CpuFit>) -> Check {
+    const NAME: &str = "cpu";
+    match fit {
+        Ok(CpuFit::Identical) => Check::green(NAME, "the same processor there"),
+        Ok(CpuFit::Superset) => {
+            Check::green(NAME, "the processor there has all that the one here has, and more")
+        }
+        Ok(CpuFit::Incompatible { why }) => Check::note(
+            NAME,
+            format!("guests that have their host's own processor cannot go: {why}"),
+        ),
+        Ok(CpuFit::Unknown { why }) => {
+            Check::unseen(NAME, format!("libvirt could not compare: {why}"))
+        }
+        Err(why) => Check::unseen(NAME, why),
+    }
+}
+
+/// Names and UUIDs that are taken at the destination.
+fn names(seeing: &Seeing) -> Check {
+    const NAME: &str = "names";
+    let found = seeing.guests.iter().filter_map(|guest| guest.found.as_ref().ok());
+    let taken: Vec<_> = found
+        .filter(|found| found.facts.clash.is_some())
+        .map(|found| format!("'{}'", found.facts.domain.name))
+        .collect();
+    if taken.is_empty() {
+        return Check::green(NAME, "no name and no UUID is taken there");
+    }
+    Check::red(NAME, format!("taken there by name or UUID: {}", taken.join(", ")))
+        .way_out("make sure that those are not needed there, then undefine them")
+}
+
+/// Ports that guests arrive at. Those of the source are only needed for a way back.
+fn way(name: &'static str, way: &Seen<Way>, needed: bool) -> Check {
+    let way = match way {
+        Ok(way) => way,
+        Err(why) => return Check::unseen(name, why),
+    };
+    let list = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(" and ");
+    if way.ports.is_empty() {
+        return Check::unseen(name, format!("no port of {} was free to be tried", way.host));
+    }
+    let Some((port, why)) = way.closed.first() else {
+        return Check::green(name, format!("{} was reached at {}", way.host, list(&way.ports)));
+    };
+    let message = format!("{} cannot be reached at {port}: {why}", way.host);
+    match needed {
+        true => Check::red(name, message).way_out(
+            "open the ports that guests arrive at (migration_port_min to migration_port_max in qemu.conf), and \
+             look where the name leads",
+        ),
+        false => Check::note(name, format!("{message}: guests could not come back")),
+    }
+}
+
+/// The certificates of both ends.
+fn tls(setup: &Seen<Setups>) -> Check {
+    const NAME: &str = "tls";
+    let setups = match setup {
+        Ok(setups) => setups,
+        Err(why) => return Check::unseen(NAME, why),
+    };
+    let (source, destination) = (&setups.source, &setups.destination);
+    let mut lacks = Vec::new();
+    let client = CLIENT.iter().filter(|_| destination.tls_verifies);
+    for name in
+        [CA].iter().chain(client).filter(|name| !source.tls_files.iter().any(|file| file == *name))
+    {
+        lacks.push(format!("{}/{name} here", source.tls_directory));
+    }
+    for name in [CA]
+        .iter()
+        .chain(&SERVER)
+        .filter(|name| !destination.tls_files.iter().any(|file| file == *name))
+    {
+        lacks.push(format!("{}/{name} there", destination.tls_directory));
+    }
+    if lacks.is_empty() {
+        return Check::green(
+            NAME,
+            "both ends have certificates and keys; whether they fit is not looked at",
+        );
+    }
+    Check::red(NAME, format!("missing: {}", lacks.join(", "))).way_out(
+        "issue certificates for both hosts as libvirt's TLS pages describe, or leave --tls out",
+    )
+}
+
+/// The difference of the clocks, less what the looking took.
+fn clock(setup: &Seen<Setups>) -> Check {
+    const NAME: &str = "clock";
+    let setups = match setup {
+        Ok(setups) => setups,
+        Err(why) => return Check::unseen(NAME, why),
+    };
+    let off = setups.ahead_ns.unsigned_abs();
+    let surely = off.saturating_sub(setups.error_ns.unsigned_abs());
+    let ms = |ns: u64| ns / 1_000_000;
+    let tell = match setups.ahead_ns {
+        _ if surely == 0 => {
+            format!("no difference of more than {} ms", ms(setups.error_ns.unsigned_abs()).max(1))
+        }
+        ahead if ahead > 0 => format!("the destination's is {} ms ahead", ms(off)),
+        _ => format!("the destination's is {} ms behind", ms(off)),
+    };
+    if surely > CLOCK_NS.unsigned_abs() {
+        return Check::red(NAME, tell).way_out(
+            "set the clocks, and keep them so with NTP: guests and certificates depend on it",
+        );
+    }
+    Check::green(NAME, tell)
+}
