@@ -2,8 +2,10 @@
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET)/release/qcowtool
+# Only the whole suite writes what the repository shows.
+WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-migration bench lint man release clean
+.PHONY: help demo demo-migration test test-migration bench bench-pieces bench-peers lint man release clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -28,7 +30,16 @@ test-migration: ## Install two hosts, and run the tests that migrate guests betw
 bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see benches/README.md)
 	@scripts/setup bench
 	cargo build --release --locked -p benches
-	$(TARGET)/release/suite --qcowtool $(BINARY) $(BENCH)
+	$(TARGET)/release/suite --qcowtool $(BINARY) $(WHOLE) $(BENCH)
+
+bench-pieces: ## Measure the pieces of the engine by themselves
+	@scripts/setup build
+	cargo bench --locked -p benches --bench pieces
+
+bench-peers: ## Measure other Rust readers of QCOW2 beside ours (PEERS='--dir /dev/shm' or other options)
+	@scripts/setup bench
+	cargo run --release --locked --manifest-path benches/peers/Cargo.toml --target-dir $(TARGET)/peers -- \
+	  --report docs/performance/peers.md $(PEERS)
 
 lint: ## Formatting, clippy, docs, licences and advisories
 	@scripts/setup lint

@@ -68,17 +68,23 @@ pub(crate) struct SourceArgs {
     /// The files below it.
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
+
+    /// What it may demand.
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
 }
 
 impl SourceArgs {
     /// The engine's options; `snapshot` is the view to read instead of the current state.
     pub(crate) fn open_options(&self, snapshot: Option<&str>) -> OpenOptions {
+        let mut open = self.chain.open_options();
+        self.trust.bind(&mut open.policy, &mut open.limits);
         OpenOptions {
             format: self.format,
             backing_format: self.backing_format,
             force_share: self.force_share,
             snapshot: snapshot.map(str::to_owned),
-            ..self.chain.open_options()
+            ..open
         }
     }
 }
@@ -112,10 +118,47 @@ impl ChainArgs {
             limits.max_depth = depth;
         }
         OpenOptions {
-            policy: Policy { backing: files.clone(), data_file: files },
+            policy: Policy { backing: files.clone(), data_file: files, strict: false },
             limits,
             ..OpenOptions::default()
         }
+    }
+}
+
+/// The help's heading of what is said about images from others.
+const TRUST: &str = "Images from others";
+
+/// How far an image is trusted.
+#[derive(Debug, Default, Args)]
+pub(crate) struct TrustArgs {
+    /// Take nothing on trust: -f must say the format and the first bytes must agree, no other file is
+    /// opened but below --allow-dir, and what could take endless work is refused before it begins
+    #[arg(long, help_heading = TRUST)]
+    pub(crate) untrusted: bool,
+
+    /// Refuse a larger disk [default: no limit; untrusted: 64T]
+    #[arg(long, value_name = "SIZE", help_heading = TRUST, value_parser = crate::size::parse)]
+    pub(crate) max_virtual_size: Option<u64>,
+
+    /// Refuse an image with more bytes of tables [default: QEMU's limits; untrusted: 32M]
+    #[arg(long, value_name = "SIZE", help_heading = TRUST, value_parser = crate::size::parse)]
+    pub(crate) max_metadata: Option<u64>,
+}
+
+impl TrustArgs {
+    /// Makes policy and limits as strict as was asked for. Directories that are allowed stay so.
+    fn bind(&self, policy: &mut Policy, limits: &mut Limits) {
+        if self.untrusted {
+            policy.strict = true;
+            for files in [&mut policy.backing, &mut policy.data_file] {
+                if *files == FilePolicy::AnyLocal {
+                    *files = FilePolicy::Deny;
+                }
+            }
+            *limits = Limits { max_depth: limits.max_depth, ..Limits::untrusted() };
+        }
+        limits.max_virtual_size = self.max_virtual_size.unwrap_or(limits.max_virtual_size);
+        limits.max_metadata = self.max_metadata.unwrap_or(limits.max_metadata);
     }
 }
 
@@ -176,7 +219,24 @@ mod tests {
     fn allowed_directories_bind_backing_and_data_files() {
         let options = chain(&["/a", "/b"], None);
         let within = FilePolicy::Within(vec!["/a".into(), "/b".into()]);
-        assert_eq!(options.policy, Policy { backing: within.clone(), data_file: within });
+        let expected = Policy { backing: within.clone(), data_file: within, strict: false };
+        assert_eq!(options.policy, expected);
+    }
+
+    #[test]
+    fn of_an_untrusted_image_only_allowed_directories_are_opened_and_limits_can_be_moved() {
+        let trust =
+            |max_metadata| TrustArgs { untrusted: true, max_metadata, ..Default::default() };
+        let mut open = chain(&[], Some(3));
+        trust(None).bind(&mut open.policy, &mut open.limits);
+        let denied =
+            Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny, strict: true };
+        assert_eq!(open.policy, denied);
+        assert_eq!(open.limits, Limits { max_depth: 3, ..Limits::untrusted() });
+        let mut open = chain(&["/a"], None);
+        trust(Some(7)).bind(&mut open.policy, &mut open.limits);
+        assert_eq!(open.policy.backing, FilePolicy::Within(vec!["/a".into()]));
+        assert_eq!(open.limits.max_metadata, 7);
     }
 
     #[test]

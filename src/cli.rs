@@ -4,7 +4,8 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info,
-    MapCommand, Measure, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions,
+    MapCommand, Measure, Migrate, Monitor, PlanCommand, Prepare, Rescue, Resume, Rollback,
+    Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -109,6 +110,8 @@ commands! {
     Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
     Audit "audit" "Say which images stand on which, and what is wrong with it";
     Dependents "dependents" "List what stands on an image, or tell whether it can be deleted";
+    Rescue "rescue" "Save a base that was deleted while a guest holds it open";
+    Monitor "monitor" "Audit again and again, as metrics for Prometheus and as a page";
     PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
     Migrate "migrate" "Move a guest with its local disks to another host";
     Prepare "prepare" "Make and prove a guest's images at the destination, for a manager that migrates";

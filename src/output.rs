@@ -33,6 +33,14 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(text)
 }
 
+/// Prints a value to standard error as JSON, where standard output is taken.
+pub(crate) fn complain_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = to_json(value)
+        .map_err(|error| Error::io("could not write the outcome as JSON", error.into()))?;
+    let _ = io::stderr().write_all(text.as_bytes());
+    Ok(())
+}
+
 /// Prints a line to standard error. Nobody can be told if that fails.
 pub(crate) fn say(line: impl Display) {
     let _ = writeln!(io::stderr(), "{}", Printable(&line.to_string()));

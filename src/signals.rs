@@ -26,6 +26,14 @@ impl Watch {
     /// # Errors
     /// `Io` if the handlers or the thread cannot be set up.
     pub(crate) fn start() -> Result<Self> {
+        Self::start_telling(|| {})
+    }
+
+    /// As [`start`](Self::start); the first signal is told, too, for those that wait and cannot look at a token.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub(crate) fn start_telling(tell: impl Fn() + Send + 'static) -> Result<Self> {
         let failed = |error| Error::io("could not watch for signals", error);
         let watch = Self { cancel: CancelToken::new(), caught: Arc::default() };
         let (cancel, caught) = (watch.cancel.clone(), Arc::clone(&watch.caught));
@@ -39,6 +47,7 @@ impl Watch {
                     low_level::exit(signal.saturating_add(128));
                 }
                 cancel.cancel();
+                tell();
             }
         };
         thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;

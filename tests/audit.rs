@@ -10,6 +10,8 @@ mod dependents;
 mod domains;
 #[path = "audit/hostile.rs"]
 mod hostile;
+#[path = "audit/picture.rs"]
+mod picture;
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};

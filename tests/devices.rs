@@ -5,40 +5,12 @@
 
 mod common;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::{checksum, qcowtool, reads_like_qemu};
 use fixtures::pattern::{noise, write_raw};
-use fixtures::{Scratch, args, assert_bytes, crc32_hex, needs_qemu, qemu, qemu_io};
-
-/// A loop device over a file, gone when dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    /// Nothing, with a visible line, when this machine does not allow it.
-    fn over(file: &Path) -> Option<Self> {
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
-        let device = output.ok().filter(|o| o.status.success()).map(|o| o.stdout);
-        if device.is_none() {
-            skipped("no loop devices here");
-        }
-        Some(Self(String::from_utf8(device?).unwrap().trim().into()))
-    }
-}
-
-/// Says so where the harness does not swallow it.
-fn skipped(why: &str) {
-    let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
-    }
-}
+use fixtures::{Loop, Scratch, args, assert_bytes, crc32_hex, needs_qemu, qemu, qemu_io, skipped};
 
 #[test]
 fn a_block_device_as_the_raw_base_of_a_chain() {

@@ -355,7 +355,7 @@ pub struct Qcow2Facts {
 
 /// Which object a file is, and when it was changed. The numbers that a host's way of access does not
 /// give are `None`, and prove nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Identity {
     /// The device that holds it.

@@ -20,6 +20,8 @@ pub mod live;
 pub mod plan;
 pub mod prepare;
 pub mod probe;
+mod process;
+pub mod rescue;
 pub mod run;
 pub mod store;
 pub mod target;

@@ -1,18 +1,19 @@
 //! `qcowtool audit`: who stands on whom, and what is wrong with it.
 
-mod prometheus;
+pub(super) mod prometheus;
 mod text;
 mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use migrate::audit::{Options, Scan, Severity, Survey, Unseen, prove, report};
-use qcow::Error;
+use qcow::{CancelToken, Error};
 
 use crate::failure::Failure;
-use crate::libvirt::connect;
+use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
+use crate::picture::{self, Graph};
 use crate::signals::Watch;
 
 /// At least one finding of severity error.
@@ -30,6 +31,7 @@ The codes of findings, the JSON and the metrics are in docs/audit.md.
 Examples:
   qcowtool audit /var/lib/libvirt/images
   qcowtool audit --connect qemu:///system --tree
+  qcowtool audit --connect qemu:///system --picture graph.svg
   qcowtool audit --connect qemu:///system --output prometheus
   qcowtool audit --manifests /srv/manifests --max-depth 4 --output json /data /mnt/nfs
 
@@ -47,6 +49,14 @@ pub(crate) struct Audit {
     /// Show who stands on whom as a tree, before the findings
     #[arg(long)]
     tree: bool,
+
+    /// Draw who stands on whom, as FILE.svg or FILE.png, besides
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
+
+    /// Replace the picture if it exists, atomically
+    #[arg(long, requires = "picture")]
+    force: bool,
 
     /// Report chains of more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
@@ -95,6 +105,8 @@ impl From<AuditFormat> for OutputFormat {
 impl Audit {
     /// Looks, and prints what was found.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let picture = self.picture.as_deref().map(|path| Ok((path, picture::Kind::of(path)?)));
+        let picture: Option<(&Path, _)> = picture.transpose().map_err(Failure::Error)?;
         let survey = survey(&self.paths, &self.connect, None, self.manifests.as_deref())?;
         let nothing = survey.images.is_empty() && survey.domains.is_empty();
         if let Some(first) = survey.unseen.first().filter(|_| nothing && survey.directories == 0) {
@@ -103,6 +115,10 @@ impl Audit {
         }
         let options = Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) };
         let outcome = report(&survey, &options);
+        if let Some((path, kind)) = picture {
+            let bytes = picture::draw(kind, &Graph::new(&survey, &outcome))?;
+            picture::write(path, &bytes, self.force)?;
+        }
         match self.output.output {
             AuditFormat::Json => print_json(&outcome)?,
             AuditFormat::Prometheus => print(prometheus::metrics(&outcome))?,
@@ -125,21 +141,36 @@ impl Audit {
 pub(super) fn survey(
     paths: &[PathBuf],
     uris: &[String],
-    template: Option<&std::path::Path>,
-    manifests: Option<&std::path::Path>,
+    template: Option<&Path>,
+    manifests: Option<&Path>,
 ) -> Result<Survey, Failure> {
     // Where this program has no libvirt, the one that has takes its place here.
-    let hosts: Vec<_> = uris.iter().map(|uri| (uri, connect(uri))).collect();
+    let hosts = hosts(uris);
     let watch = Watch::start()?;
     let scan = Scan::new(watch.token());
+    watch.settle_migration(look(scan, paths, hosts, template, manifests, watch.token()))
+}
+
+/// The hosts at these URIs, or why they cannot be reached.
+pub(super) fn hosts(uris: &[String]) -> Vec<(&String, migrate::Result<Connected>)> {
+    uris.iter().map(|uri| (uri, connect(uri))).collect()
+}
+
+/// As [`survey`], with a scan that was begun.
+pub(super) fn look(
+    scan: Scan<'_>,
+    paths: &[PathBuf],
+    hosts: Vec<(&String, migrate::Result<Connected>)>,
+    template: Option<&Path>,
+    manifests: Option<&Path>,
+    cancel: &CancelToken,
+) -> migrate::Result<Survey> {
     // Of a template's users none may be missed, wherever it was.
     let scan = if template.is_some() { scan.with_all_deleted() } else { scan };
     for (uri, host) in hosts {
         let asked = host.and_then(|host| scan.host(host.hypervisor.as_ref()));
         match asked {
-            Err(error) if error.kind() == migrate::ErrorKind::Interrupted => {
-                return watch.settle_migration(Err(error));
-            }
+            Err(error) if error.kind() == migrate::ErrorKind::Interrupted => return Err(error),
             Err(error) => scan.unseen(Unseen {
                 host: None,
                 path: uri.into(),
@@ -150,14 +181,14 @@ pub(super) fn survey(
         }
     }
     for path in paths {
-        watch.settle_migration(scan.path(path))?;
+        scan.path(path)?;
     }
     if let Some(template) = template {
         let _ = scan.image(template);
     }
-    let mut survey = watch.settle_migration(scan.finish())?;
+    let mut survey = scan.finish()?;
     if let Some(directory) = manifests {
-        watch.settle_migration(prove(&mut survey, directory, watch.token()))?;
+        prove(&mut survey, directory, cancel)?;
     }
     Ok(survey)
 }

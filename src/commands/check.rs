@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use qcow::chain::Format;
+use qcow::chain::{Format, Policy};
 use qcow::ops::check::{
     CheckOptions, CheckOutcome, Finding, RepairOptions, RepairOutcome, Scope, Step, check, repair,
 };
@@ -66,6 +66,10 @@ pub(crate) struct Check {
     #[arg(short = 'U', long)]
     force_share: bool,
 
+    /// Check only what -f says that it is, and what has no symbolic link for a name
+    #[arg(long)]
+    untrusted: bool,
+
     /// Repair in place: only leaks, or all that is wrong
     #[arg(short, long, value_enum, value_name = "WHAT", conflicts_with = "force_share")]
     repair: Option<What>,
@@ -95,6 +99,7 @@ impl Check {
             format: self.format,
             force_share: self.force_share,
             threads: self.work.threads(),
+            policy: Policy { strict: self.untrusted, ..Policy::default() },
             ..CheckOptions::default()
         };
         let progress = Progress::new(self.work.progress(&self.voice));

@@ -1,19 +1,22 @@
 //! `qcowtool flatten`: writes a whole chain as one image.
 
 mod live;
+mod stream;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use qcow::Error;
 use qcow::chain::{Chain, Format};
-use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten};
+use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
 
+use self::stream::is_stream;
 use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Purpose, Request, help, request};
-use crate::output::{OutputFormat, print, print_json, shown};
+use crate::output::{OutputFormat, complain_json, print, print_json, say, shown};
 use crate::progress::Progress;
 use crate::signals::Watch;
 use crate::size::human;
@@ -25,13 +28,17 @@ use crate::size::human;
                       qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
     "DST is built under a temporary name beside it, synced, and renamed when it is whole.
-It is the same byte for byte whatever the number of threads.
+It is the same byte for byte whatever the number of threads. As '-' it is written from front to back to
+standard output, and what is said goes to standard error; for qcow2 the source is read twice then.
 
 Examples:
   qcowtool flatten vm.qcow2 standalone.qcow2
   qcowtool flatten -c -o compression_type=zstd --digest vm.qcow2 small.qcow2
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
   qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
+  qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
+  qcowtool flatten -O raw vm.qcow2 - | ssh host 'dd of=/dev/vg/vm bs=2M'
+  zcat vm.raw.gz | qcowtool flatten --size 20G - vm.qcow2
   qcowtool flatten -o help
   qcowtool flatten --live web-1 vda --dry-run
   qcowtool flatten --live web-1 vda --method copy --target /data/web-1.qcow2
@@ -68,6 +75,10 @@ pub(crate) struct Flatten {
     #[arg(long)]
     force: bool,
 
+    /// Copy what could be cloned (on XFS and Btrfs): DST then shares no space with the source
+    #[arg(long)]
+    no_reflink: bool,
+
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
@@ -77,11 +88,15 @@ pub(crate) struct Flatten {
     #[command(flatten)]
     live: live::LiveArgs,
 
-    /// The active layer of the chain
+    /// Length of the disk that standard input brings; another one is an error
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+
+    /// The active layer of the chain; '-' reads a raw image from standard input
     #[arg(value_name = "SRC", required_unless_present = "options")]
     src: Option<PathBuf>,
 
-    /// The image to write
+    /// The image to write; '-' is standard output
     #[arg(value_name = "DST", required_unless_present = "options")]
     dst: Option<PathBuf>,
 }
@@ -105,10 +120,20 @@ impl Flatten {
             threads: self.work.threads(),
             digest: self.digest,
             replace: self.force,
+            no_reflink: self.no_reflink,
         };
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;
-        let outcome = self.write(&src, &dst, &options)?;
+        if self.size.is_some() && !is_stream(&src) {
+            return Err(Error::usage("--size is for a stream, and SRC is a file").into());
+        }
+        let outcome = if is_stream(&src) {
+            self.receive(&dst, &options)?
+        } else if is_stream(&dst) {
+            self.send(&src, &options)?
+        } else {
+            self.write(&src, &dst, &options)?
+        };
         self.print(&src, &dst, &outcome)
     }
 
@@ -130,6 +155,13 @@ impl Flatten {
     }
 
     fn print(&self, src: &Path, dst: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+        if self.voice.verbose {
+            say(ways(&outcome.traffic));
+        }
+        if is_stream(dst) {
+            // Standard output is the image.
+            return self.print_aside(src, outcome);
+        }
         if self.output.output == OutputFormat::Json {
             return print_json(outcome);
         }
@@ -142,6 +174,20 @@ impl Flatten {
         }
         print(text)
     }
+
+    /// Prints on standard error.
+    fn print_aside(&self, src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+        if self.output.output == OutputFormat::Json {
+            return complain_json(outcome);
+        }
+        if !self.voice.quiet {
+            say(summary(src, Path::new("-"), outcome).trim_end());
+        }
+        if let Some(crc32) = &outcome.crc32 {
+            say(format_args!("crc32: {crc32}"));
+        }
+        Ok(())
+    }
 }
 
 fn summary(src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
@@ -153,5 +199,15 @@ fn summary(src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
         human(outcome.virtual_size),
         human(outcome.data_bytes),
         human(outcome.zero_bytes),
+    )
+}
+
+/// How many bytes went which way.
+fn ways(traffic: &Traffic) -> String {
+    format!(
+        "{} cloned, {} copied by the kernel, {} written",
+        human(traffic.cloned_bytes),
+        human(traffic.copied_bytes),
+        human(traffic.written_bytes),
     )
 }

@@ -11,7 +11,7 @@ use crate::args::{OutputArgs, SourceArgs, Voice};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, shown};
-use crate::picture::{self, Caption, Tally};
+use crate::picture::{self, Bands, Caption, Tally};
 use crate::size;
 
 /// Arguments of `map`.
@@ -96,7 +96,7 @@ impl MapCommand {
             title: format!("{}, {}", name(&self.path), size::human(chain.virtual_size())),
             layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
         };
-        let bytes = picture::draw(kind, &tally, &caption)?;
+        let bytes = picture::draw(kind, &Bands { tally: &tally, caption: &caption })?;
         picture::write(picture, &bytes, self.force)
     }
 }

@@ -12,6 +12,8 @@ mod info;
 mod map;
 mod measure;
 mod migration;
+mod monitor;
+mod rescue;
 
 pub(crate) use audit::Audit;
 pub(crate) use check::Check;
@@ -25,3 +27,5 @@ pub(crate) use info::Info;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
 pub(crate) use migration::{Agent, Migrate, PlanCommand, Prepare, Resume, Rollback, Transactions};
+pub(crate) use monitor::Monitor;
+pub(crate) use rescue::Rescue;

@@ -1,21 +1,26 @@
-//! A map drawn: one tall band for the disk as the guest sees it, one for each layer.
+//! Pictures: a map as bands, one for the disk as the guest sees it and one for each layer; and who stands on
+//! whom as boxes with lines between them.
 
+mod canvas;
 mod draw;
+mod graph;
 mod tally;
 
 use std::path::Path;
 
-use plotters::backend::{BitMapBackend, SVGBackend};
+use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::drawing::IntoDrawingArea;
 use plotters::style::{FontStyle, register_font};
 use qcow::io::OutputFile;
 use qcow::{Error, Result};
 
-use draw::{Drawing, FONT};
+use canvas::{Canvas, FONT};
+pub(crate) use draw::Bands;
+pub(crate) use graph::Graph;
 pub(crate) use tally::Tally;
 
 /// Bitmaps have this many pixels for each unit of the drawing, so that text is crisp.
-const PIXELS: u32 = 2;
+const PIXELS: i32 = 2;
 
 /// What a picture is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,31 +53,52 @@ pub(crate) struct Caption {
     pub(crate) layers: Vec<String>,
 }
 
+/// Something that can be drawn.
+pub(crate) trait Picture {
+    /// Width and height in units.
+    fn size(&self) -> (i32, i32);
+
+    /// Draws everything.
+    ///
+    /// # Errors
+    /// `Io` if drawing fails.
+    fn on<B: DrawingBackend>(&self, canvas: &Canvas<'_, B>) -> Result<()>;
+}
+
 /// The picture's bytes.
 ///
 /// # Errors
 /// `Io` if drawing fails.
-pub(crate) fn draw(kind: Kind, tally: &Tally, caption: &Caption) -> Result<Vec<u8>> {
+pub(crate) fn draw(kind: Kind, picture: &impl Picture) -> Result<Vec<u8>> {
     // A font of our own: what the system has differs, and may be nothing.
     register_font(FONT, FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| failed("the font cannot be read"))?;
+    let (width, height) = picture.size();
+    let pixels = |units: i32, scale| u32::try_from(units.saturating_mul(scale)).unwrap_or(1);
     match kind {
         Kind::Svg => {
-            let drawing = Drawing::new(tally, caption, 1);
             let mut text = String::new();
-            drawing.on(&SVGBackend::with_string(&mut text, drawing.size()).into_drawing_area())?;
+            let area = SVGBackend::with_string(&mut text, (pixels(width, 1), pixels(height, 1)))
+                .into_drawing_area();
+            on(picture, &Canvas::new(&area, 1)?)?;
+            drop(area);
             Ok(text.into_bytes())
         }
         Kind::Png => {
-            let drawing = Drawing::new(tally, caption, PIXELS);
-            let (width, height) = drawing.size();
+            let (width, height) = (pixels(width, PIXELS), pixels(height, PIXELS));
             let bytes = u64::from(width).saturating_mul(height.into()).saturating_mul(3);
-            let mut pixels = vec![0; usize::try_from(bytes).unwrap_or_default()];
-            let backend = BitMapBackend::with_buffer(&mut pixels, (width, height));
-            drawing.on(&backend.into_drawing_area())?;
-            encode(&pixels, width, height)
+            let mut buffer = vec![0; usize::try_from(bytes).unwrap_or_default()];
+            let area = BitMapBackend::with_buffer(&mut buffer, (width, height)).into_drawing_area();
+            on(picture, &Canvas::new(&area, PIXELS)?)?;
+            drop(area);
+            encode(&buffer, width, height)
         }
     }
+}
+
+fn on<B: DrawingBackend>(picture: &impl Picture, canvas: &Canvas<'_, B>) -> Result<()> {
+    picture.on(canvas)?;
+    canvas.present()
 }
 
 /// Writes a picture under its name when it is whole.

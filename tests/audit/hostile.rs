@@ -189,7 +189,7 @@ fn a_tree_that_changes_under_the_scan_does_not_bring_it_down() {
 }
 
 /// A hundred bases with 99 overlays each, made of two models.
-fn ten_thousand(dir: &Path) {
+pub(super) fn ten_thousand(dir: &Path) {
     let model = dir.join("model");
     qemu::create(&model, "cluster_size=512", "32k");
     let base = Patch::open(&model);
@@ -208,7 +208,7 @@ fn ten_thousand(dir: &Path) {
 }
 
 #[test]
-fn ten_thousand_images_in_bounded_memory() {
+pub(super) fn ten_thousand_images_in_bounded_memory() {
     needs_qemu!();
     let scratch = Scratch::new();
     ten_thousand(scratch.dir());

@@ -60,7 +60,7 @@ pub fn prove(survey: &mut Survey, directory: &Path, cancel: &CancelToken) -> Res
 
 /// The manifests of current states in a directory, by the name of the image that each was taken of.
 /// What is no manifest is passed over.
-fn manifests(directory: &Path) -> Result<HashMap<PathBuf, Vec<PathBuf>>> {
+pub(crate) fn manifests(directory: &Path) -> Result<HashMap<PathBuf, Vec<PathBuf>>> {
     let failed = |error| {
         Error::usage(format!(
             "the directory of manifests {} could not be read: {error}",

@@ -12,11 +12,16 @@ mod manifests;
 mod report;
 mod scan;
 mod value;
+mod within;
 
 pub use dependents::{Dependent, DependentDomain, Dependents, Undetermined, Verdict, dependents};
 pub use findings::{Code, Finding, Options, Severity, findings};
 pub use graph::Graph;
+pub(crate) use manifests::manifests;
 pub use manifests::prove;
 pub use report::{Base, HolderReport, ImageReport, Report, Summary, report};
-pub use scan::Scan;
+pub(crate) use scan::canonical;
+pub(crate) use scan::directory::is_view;
+pub use scan::{Known, Scan};
 pub use value::*;
+pub use within::within;

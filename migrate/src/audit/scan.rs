@@ -4,8 +4,9 @@
 //! first, and opened for reading only after it is known to be a file or a block device, so that fifos
 //! and other devices are never opened. Directories are entered once, by identity.
 
-mod directory;
+pub(crate) mod directory;
 mod file;
+mod known;
 mod processes;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,7 @@ use qcow::CancelToken;
 use rayon::prelude::*;
 
 use self::file::Look;
+pub use self::known::Known;
 use super::value::{Content, Domain, Image, Key, Link, Name, Need, Presence, Survey, Unseen};
 use crate::driver::Hypervisor;
 use crate::{Error, Result};
@@ -32,6 +34,7 @@ pub struct Scan<'a> {
     found: Mutex<Found>,
     cancel: &'a CancelToken,
     all_deleted: bool,
+    known: Option<&'a Known>,
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +76,7 @@ impl Found {
 impl<'a> Scan<'a> {
     /// An empty scan; `cancel` ends it.
     pub fn new(cancel: &'a CancelToken) -> Self {
-        Self { found: Mutex::default(), cancel, all_deleted: false }
+        Self { found: Mutex::default(), cancel, all_deleted: false, known: None }
     }
 
     /// Brings all images that were deleted and are held open, wherever they were; otherwise those that were
@@ -81,6 +84,13 @@ impl<'a> Scan<'a> {
     #[must_use]
     pub fn with_all_deleted(mut self) -> Self {
         self.all_deleted = true;
+        self
+    }
+
+    /// Does not read files again that an earlier scan has read and that are as they were.
+    #[must_use]
+    pub fn knowing(mut self, known: &'a Known) -> Self {
+        self.known = Some(known);
         self
     }
 
@@ -163,7 +173,7 @@ impl<'a> Scan<'a> {
         if self.known(&key, &own()) {
             return Some(key);
         }
-        match file::read(&pinned, key.clone(), own(), look) {
+        match file::read(&pinned, key.clone(), own(), look, self.known) {
             Ok(Some(image)) => {
                 self.keep(image);
                 Some(key)
@@ -272,6 +282,7 @@ impl<'a> Scan<'a> {
             unseen.extend(directory::left_out(found.directory_links, &found.entered));
             (open.holders(|key| found.images.contains_key(key)), unseen)
         };
+        survey.places = found.places;
         survey.images = found.images.into_values().collect();
         for image in &mut survey.images {
             image.names.sort();
@@ -364,7 +375,7 @@ fn resolve(name: &Path, holder: &Path) -> std::result::Result<PathBuf, String> {
 
 /// `name` as an absolute path with its directory free of symbolic links, so that two names of one place
 /// are equal. The file need not exist; a symbolic link that leads nowhere is followed to its end.
-pub(super) fn canonical(name: &Path) -> PathBuf {
+pub(crate) fn canonical(name: &Path) -> PathBuf {
     /// As many links as the kernel follows.
     const LINKS: usize = 40;
     let mut name = name.to_path_buf();

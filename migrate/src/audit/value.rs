@@ -81,6 +81,8 @@ pub struct Status {
     pub allocated: u64,
     /// When its content was last changed; `None` for what keeps no times.
     pub mtime_ns: Option<i64>,
+    /// When its inode was last changed: content, rights or names; `None` for what keeps no times.
+    pub changed_ns: Option<i64>,
     /// When it was made, if the file system knows.
     pub birth_ns: Option<i64>,
     /// Its permission bits.
@@ -298,6 +300,10 @@ pub struct Survey {
     pub domains_known: bool,
     /// Directories that were read.
     pub directories: u64,
+    /// Those directories, in no order.
+    pub entered: Vec<PathBuf>,
+    /// The directories and files that were given, and the pools' directories, free of symbolic links.
+    pub places: Vec<PathBuf>,
     /// Files that are no images.
     pub other_files: u64,
 }

@@ -99,7 +99,7 @@ pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Pro
 }
 
 /// The images of the guest are files of its host: only there can they be read.
-fn is_this_machine(source: &HostFacts) -> Result<()> {
+pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     let name = rustix::system::uname();
     let here = name.nodename().to_string_lossy();
     let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();

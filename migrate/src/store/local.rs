@@ -12,11 +12,12 @@ use qcow::image::Image;
 use qcow::io::{Access, FileStorage, Storage};
 use qcow::ops::digest::{Manifest, tree_hash};
 use qcow::{CancelToken, ErrorKind, Observer, Silent};
-use rustix::fs::{AtFlags, Dir, FileType, RenameFlags, StatxFlags};
+use rustix::fs::{AtFlags, Dir, FileType, StatxFlags};
+use rustix::io::Errno;
 
 use super::content::{Content, Sink, temporary};
 use super::holders::{holder, soon};
-use super::partial::Partial;
+use super::partial::{Partial, move_to_free_name};
 use super::root::{Pinned, Root, failed, identity_of, is_still, proc_path};
 use super::{Mode, Part, Store, StoreLayer, Wanted};
 use crate::facts::{self, Identity, ImageFacts, NamedLayer, ObjectFacts};
@@ -50,8 +51,10 @@ impl LocalStore {
         if !is_still(&old, name, device, inode) {
             return Err(replaced(from));
         }
-        rustix::fs::renameat_with(&old, name, &new, new_name, RenameFlags::NOREPLACE)
-            .map_err(|error| failed("could not rename it", from, error))?;
+        move_to_free_name((&old, name), (&new, new_name)).map_err(|error| match error {
+            Errno::EXIST => Error::refused(format!("{}: something is there already", to.display())),
+            error => failed("could not rename it", from, error),
+        })?;
         for directory in [&new, &old] {
             rustix::fs::fsync(directory)
                 .map_err(|error| failed("could not sync the directory", from, error))?;
@@ -62,6 +65,28 @@ impl LocalStore {
     /// Starts a file, or goes on with it. `key` is its content's.
     pub(crate) fn begin(&self, path: &Path, key: &str, len: u64) -> Result<Partial> {
         Partial::begin(&self.root, path, key, len)
+    }
+
+    /// Opens a file that we made, if it is still that.
+    pub(crate) fn open(&self, path: &Path, made: &Identity) -> Result<File> {
+        let pinned = self.root.pin_existing(path)?;
+        let status = pinned.status();
+        if (status.st_dev, status.st_ino) != numbers(made, path)? {
+            return Err(replaced(path));
+        }
+        pinned.open(path)
+    }
+
+    /// Takes away what [`put`](Store::put) left for the next try.
+    pub(crate) fn abandon(&self, path: &Path, content: &File) {
+        let Ok(Some(temporary)) = self.temporary(path, content) else { return };
+        let bytes = Content::new(content).and_then(|bytes| Ok((bytes.key(path)?, bytes.len())));
+        if let Ok((key, len)) = bytes
+            && matches!(self.root.pin(&temporary), Ok(Some(_)))
+            && let Ok(partial) = self.begin(path, &key, len)
+        {
+            partial.discard();
+        }
     }
 
     /// Opens a file that something is to be read from.
@@ -128,7 +153,7 @@ impl LocalStore {
         } else {
             FilePolicy::InRoot(self.root.pinned_path())
         };
-        let policy = Policy { backing, data_file: FilePolicy::Deny };
+        let policy = Policy { backing, data_file: FilePolicy::Deny, strict: false };
         let options = OpenOptions { format, force_share, policy, ..Default::default() };
         let chain = Chain::open(path, &options)?;
         let opened = chain.layers().first().map(|layer| layer.file().identity());

@@ -1,6 +1,6 @@
 //! A file that is being built under a temporary name, and gets its own when it is whole.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -120,16 +120,7 @@ impl Partial {
 
     fn give_name(&self) -> rustix::io::Result<()> {
         let directory = &self.directory;
-        let flags = RenameFlags::NOREPLACE;
-        match rustix::fs::renameat_with(directory, &self.temporary, directory, &self.name, flags) {
-            // Some network file systems cannot do that in one step.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                let flags = AtFlags::empty();
-                rustix::fs::linkat(directory, &self.temporary, directory, &self.name, flags)?;
-                rustix::fs::unlinkat(directory, &self.temporary, flags)
-            }
-            result => result,
-        }
+        move_to_free_name((directory, &self.temporary), (directory, &self.name))
     }
 
     /// Removes it.
@@ -207,6 +198,21 @@ impl Partial {
         self.file
             .write_all_at(&zeros, offset)
             .map_err(|error| io("could not write", &self.path, &error))
+    }
+}
+
+/// Gives a file another name, each in its directory, where nothing may be yet.
+pub(super) fn move_to_free_name(
+    (old, from): (&OwnedFd, &OsStr),
+    (new, to): (&OwnedFd, &OsStr),
+) -> rustix::io::Result<()> {
+    match rustix::fs::renameat_with(old, from, new, to, RenameFlags::NOREPLACE) {
+        // Some network file systems cannot do that in one step.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            rustix::fs::linkat(old, from, new, to, AtFlags::empty())?;
+            rustix::fs::unlinkat(old, from, AtFlags::empty())
+        }
+        result => result,
     }
 }
 

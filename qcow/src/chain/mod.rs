@@ -84,12 +84,23 @@ impl Chain {
         Self::open_layers(path, options, 1)
     }
 
+    /// Opens the image at `path` with at most so many `layers`, its own included: to see what is left of a
+    /// disk when what stands below them is lost. What they leave to it is
+    /// [`Unallocated`](crate::extent::ExtentKind::Unallocated), and reads as zeros.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but nothing below these layers is looked at.
+    pub fn open_upper(path: &Path, options: &OpenOptions, layers: usize) -> Result<Self> {
+        Self::open_layers(path, options, layers.max(1))
+    }
+
     fn open_layers(path: &Path, options: &OpenOptions, most: usize) -> Result<Self> {
         let mut layers = Vec::new();
         let mut walk = Walk::start(path, options)?;
         while layers.len() < most
             && let Some(layer) = walk.next_layer()?
         {
+            options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
             layers.push(layer.ready_for_data(&options.policy)?);
         }
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
@@ -97,13 +108,6 @@ impl Chain {
             layers.insert(0, top);
         }
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
-        if virtual_size > options.limits.max_virtual_size {
-            return Err(Error::limit(format!(
-                "the virtual size is {virtual_size} bytes, allowed are {}",
-                options.limits.max_virtual_size
-            ))
-            .file(path));
-        }
         Ok(Self { layers, virtual_size, force_share: options.force_share })
     }
 
@@ -146,9 +150,17 @@ impl Chain {
 }
 
 /// Opens the one image that `path` names, without looking further than its format.
-pub(crate) fn open_file(path: &Path, format: Option<Format>) -> Result<(FileStorage, Format)> {
-    let file = FilePolicy::AnyLocal.open(&local_path(path)?)?;
+pub(crate) fn open_file(
+    path: &Path,
+    format: Option<Format>,
+    policy: &Policy,
+) -> Result<(FileStorage, Format)> {
+    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
+    let stated = format.is_some() || name.driver.is_some();
+    policy.check_stated(stated).map_err(|error| error.file(path))?;
+    let file = policy.open_active(&name.path)?;
     let format = probe_format(&file, path, format)?;
+    policy.check_format(&file, format).map_err(|error| error.file(path))?;
     Ok((file, format))
 }
 
@@ -227,6 +239,8 @@ impl<'a> Walk<'a> {
             }
             (None, None) => Wanted::Probe,
         };
+        let stated = matches!(format, Wanted::Known(_));
+        options.policy.check_stated(stated).map_err(|error| error.file(path))?;
         let next = Some(Ok(Next { path: name.path, format }));
         Ok(Self { options, next, seen: HashSet::new() })
     }
@@ -243,13 +257,16 @@ impl<'a> Walk<'a> {
                 .hint("flatten a lower part of the chain first"));
         }
         let instead = self.options.instead.iter().find(|(name, _)| *name == path);
-        let policy = match &self.options.policy.backing {
-            policy @ FilePolicy::InRoot(_) => policy,
-            policy if depth > 0 && instead.is_none() => policy,
-            _ => &FilePolicy::AnyLocal,
+        let policy = &self.options.policy;
+        let backing = &policy.backing;
+        let rooted = matches!(backing, FilePolicy::InRoot(_));
+        let file = match instead {
+            Some((_, file)) if !rooted => FileStorage::open(file),
+            Some((_, file)) => backing.open(file),
+            None if depth == 0 => policy.open_active(&path),
+            None => backing.open(&path),
         };
-        let opened = instead.map_or(&path, |(_, file)| file);
-        let file = policy.open(opened).map_err(|error| missing_base(error, depth))?;
+        let file = file.map_err(|error| missing_base(error, depth))?;
         if !self.seen.insert(file.identity()) {
             return Err(Error::corrupt("the backing chain comes back to this file").file(path));
         }
@@ -263,9 +280,23 @@ impl<'a> Walk<'a> {
                 error.file(&path).hint("stop the guest, or give -U to read it all the same")
             })?;
         }
+        let active = depth == 0;
+        if active {
+            policy.check_format(&file, format).map_err(|error| error.file(&path))?;
+        }
         let layer = Layer::new(path, file, format)?;
+        self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
         self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))
+    }
+
+    fn check(&self, layer: &Layer, active: bool) -> Result<()> {
+        let OpenOptions { policy, limits, .. } = self.options;
+        if active {
+            limits.check_size(layer.virtual_size())?;
+            layer.image().map_or(Ok(()), |image| policy.check_names(image))?;
+        }
+        limits.check(layer)
     }
 
     /// What `layer` stands on.

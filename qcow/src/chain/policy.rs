@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::{Format, Layer};
+use crate::image::Image;
 use crate::io::FileStorage;
 use crate::{Error, Result};
 
@@ -24,8 +26,7 @@ pub enum FilePolicy {
 }
 
 impl FilePolicy {
-    /// Opens `path` if that is allowed. The check is made on what was opened, so nobody can swap
-    /// the file in between.
+    /// Opens `path` if that is allowed.
     pub(crate) fn open(&self, path: &Path) -> Result<FileStorage> {
         if *self == Self::Deny {
             return Err(Error::denied("the policy does not allow opening it").file(path));
@@ -33,19 +34,21 @@ impl FilePolicy {
         if let Self::InRoot(root) = self {
             return FileStorage::open_in_root(root, path);
         }
-        let storage = FileStorage::open(path)?;
-        if let Self::Within(roots) = self {
-            let real = storage.resolved_path().map_err(|error| error.file(path))?;
-            let allowed = roots
-                .iter()
-                .any(|root| root.canonicalize().is_ok_and(|root| real.starts_with(root)));
-            if !allowed {
-                return Err(Error::denied("it lives outside the allowed directories")
-                    .file(path)
-                    .hint("allow its directory with --allow-dir"));
-            }
-        }
-        Ok(storage)
+        let Self::Within(roots) = self else { return FileStorage::open(path) };
+        let real =
+            path.canonicalize().map_err(|error| Error::io("could not open", error).file(path))?;
+        let below = |root: &PathBuf| {
+            let root = root.canonicalize().ok()?;
+            let inside = real.strip_prefix(&root).ok()?.to_path_buf();
+            Some((root, inside))
+        };
+        let (root, inside) = roots.iter().find_map(below).ok_or_else(|| {
+            Error::denied("it lives outside the allowed directories")
+                .file(path)
+                .hint("allow its directory with --allow-dir")
+        })?;
+        // No link is left in this name: one that appears now ends in an error, not somewhere else.
+        FileStorage::open_beneath(&root, &inside).map_err(|error| error.file(path))
     }
 }
 
@@ -57,6 +60,59 @@ pub struct Policy {
     pub backing: FilePolicy,
     /// External data files.
     pub data_file: FilePolicy,
+    /// Nothing about the active layer is taken on trust: its format must be stated and its first bytes
+    /// must not be another one's, its name must not be a symbolic link, and it is refused, even to
+    /// those who would only look at its header, if it names a file that may not be opened.
+    pub strict: bool,
+}
+
+impl Policy {
+    /// Refuses an active layer whose format nobody stated.
+    pub(super) fn check_stated(&self, stated: bool) -> Result<()> {
+        if stated || !self.strict {
+            return Ok(());
+        }
+        Err(Error::denied("the format of an image that is not trusted must be stated")
+            .hint("state what it is said to be: -f qcow2 or -f raw"))
+    }
+
+    /// Opens the active layer.
+    pub(super) fn open_active(&self, path: &Path) -> Result<FileStorage> {
+        match &self.backing {
+            root @ FilePolicy::InRoot(_) => root.open(path),
+            _ if self.strict => FileStorage::open_no_link(path),
+            _ => FileStorage::open(path),
+        }
+    }
+
+    /// Checks that what was opened is what it is said to be.
+    pub(super) fn check_format(&self, file: &FileStorage, format: Format) -> Result<()> {
+        if !self.strict || format == Format::Qcow2 || Format::probe(file)? == format {
+            return Ok(());
+        }
+        Err(Error::denied(format!("it is said to be {format}, and its first bytes are QCOW2's"))
+            .hint("whoever guesses formats would read it as QCOW2: do not hand it on"))
+    }
+
+    /// Checks the files that the active layer names.
+    pub(super) fn check_names(&self, image: &Image) -> Result<()> {
+        let area = image.area();
+        let refused = |what: &str| {
+            Err(Error::denied(format!(
+                "it names a {what}, which an image that is not trusted may not"
+            ))
+            .structure("header")
+            .hint("let it use the files below one directory with --allow-dir"))
+        };
+        if self.strict && self.backing == FilePolicy::Deny && area.backing_name.is_some() {
+            return refused("backing file");
+        }
+        let data_file = image.has_data_file() || area.data_file_name().is_some();
+        if self.strict && self.data_file == FilePolicy::Deny && data_file {
+            return refused("data file");
+        }
+        Ok(())
+    }
 }
 
 /// How much an image may demand.
@@ -66,10 +122,75 @@ pub struct Limits {
     pub max_depth: usize,
     /// Largest virtual size in bytes.
     pub max_virtual_size: u64,
+    /// Most bytes of tables that are needed at once for one image: L1, refcount, snapshot tables, and
+    /// what [`use_once`](Self::use_once) keeps (one bit for each host cluster). QEMU's own limits hold
+    /// as well.
+    pub max_metadata: u64,
+    /// Before data is read, refuse an image in which two guest clusters, or two entries of the L1
+    /// table, share a host cluster; in which tables or data lie past the end of the file; or whose
+    /// compressed clusters are more than 4096 times its length. No program writes such an image, and
+    /// one of a few kilobytes can stand for petabytes of work. Costs one look at all its tables.
+    pub use_once: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_depth: MAX_DEPTH, max_virtual_size: i64::MAX.unsigned_abs() }
+        Self {
+            max_depth: MAX_DEPTH,
+            max_virtual_size: i64::MAX.unsigned_abs(),
+            max_metadata: u64::MAX,
+            use_once: false,
+        }
+    }
+}
+
+impl Limits {
+    /// For an image from somebody else: 64 TiB of disk, 32 MiB of tables, every cluster used once.
+    /// The depth stays: what may be opened at all is the [`Policy`]'s business.
+    pub fn untrusted() -> Self {
+        Self {
+            max_virtual_size: 64 << 40,
+            max_metadata: 32 << 20,
+            use_once: true,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn check_size(&self, virtual_size: u64) -> Result<()> {
+        if virtual_size <= self.max_virtual_size {
+            return Ok(());
+        }
+        let most = self.max_virtual_size;
+        Err(Error::limit(format!("the virtual size is {virtual_size} bytes, allowed are {most}"))
+            .hint("allow more with --max-virtual-size"))
+    }
+
+    /// Checks what the layer's header claims.
+    pub(super) fn check(&self, layer: &Layer) -> Result<()> {
+        let Some(image) = layer.image() else { return Ok(()) };
+        let claimed = image.table_bytes();
+        if claimed <= self.max_metadata {
+            return Ok(());
+        }
+        Err(self.too_much(claimed))
+    }
+
+    fn too_much(&self, claimed: u64) -> Error {
+        Error::limit(format!("it has {claimed} bytes of tables, allowed are {}", self.max_metadata))
+            .hint("allow more with --max-metadata")
+    }
+
+    /// Checks, before data is read, that no cluster is used twice.
+    pub(super) fn check_use(&self, layer: &Layer) -> Result<()> {
+        match layer.image() {
+            Some(image) if self.use_once => {
+                let kept = image.host_clusters().div_ceil(8);
+                if kept > self.max_metadata {
+                    return Err(self.too_much(kept));
+                }
+                image.check_used_once()
+            }
+            _ => Ok(()),
+        }
     }
 }

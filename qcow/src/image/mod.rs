@@ -5,6 +5,7 @@ mod preallocation;
 mod skeleton;
 mod snapshots;
 mod tables;
+mod used_once;
 
 use std::sync::Arc;
 
@@ -158,6 +159,21 @@ impl Image {
     /// Where the image's own bytes live.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
+    }
+
+    /// Bytes of the tables that the header claims: L1, refcount table, snapshots.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        let header = self.header();
+        let refcounts = u64::from(header.refcount_table_clusters)
+            .saturating_mul(self.geometry().cluster_size());
+        let snapshots = self.snapshots.iter().map(|snapshot| {
+            let text = snapshot.id.len().saturating_add(snapshot.name.len()) as u64;
+            u64::from(snapshot.l1_entries).saturating_mul(8).max(text)
+        });
+        let largest = snapshots.max().unwrap_or_default();
+        let listed = (self.snapshots.len() as u64).saturating_mul(40);
+        let l1 = self.l1.entries.saturating_mul(8).max(largest);
+        l1.saturating_add(refcounts).saturating_add(listed)
     }
 
     pub(crate) fn l1(&self) -> L1Table {

@@ -251,7 +251,7 @@ impl Image {
     }
 }
 
-fn read_l1(image: &Image, first: u64, buffer: &mut [u8]) -> Result<()> {
+pub(super) fn read_l1(image: &Image, first: u64, buffer: &mut [u8]) -> Result<()> {
     let offset = image.l1().offset.checked_add(first.saturating_mul(L1_ENTRY_LEN))?;
     read_padded(&**image.storage(), buffer, offset.0).map_err(|error| error.structure("L1 table"))
 }

@@ -106,8 +106,25 @@ impl FileStorage {
     /// [`Io`](crate::ErrorKind::Io) if it cannot be opened, [`Denied`](crate::ErrorKind::Denied)
     /// if it is neither a regular file nor a block device.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, OFlags::empty())
+    }
+
+    /// As [`open`](Self::open), but refuses a symbolic link.
+    pub(crate) fn open_no_link(path: &Path) -> Result<Self> {
+        Self::open_with(path, OFlags::NOFOLLOW).map_err(|error| {
+            let link = path.symlink_metadata().is_ok_and(|status| status.is_symlink());
+            if link {
+                return Error::denied("it is a symbolic link")
+                    .file(path)
+                    .hint("give the name of the file that it leads to");
+            }
+            error
+        })
+    }
+
+    fn open_with(path: &Path, more: OFlags) -> Result<Self> {
         // O_NONBLOCK: opening a fifo must not hang. It has no effect on files and block devices.
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY | more).bits();
         let file = std::fs::OpenOptions::new()
             .read(true)
             .custom_flags(i32::try_from(flags).unwrap_or_default())
@@ -119,11 +136,24 @@ impl FileStorage {
     /// As [`open`](Self::open), with the directory `root` for the root of all names; symbolic
     /// links do not lead out of it.
     pub(crate) fn open_in_root(root: &Path, path: &Path) -> Result<Self> {
+        Self::open_below(root, path, ResolveFlags::IN_ROOT)
+    }
+
+    /// As [`open`](Self::open), for a relative `path` without symbolic links below `root`.
+    pub(crate) fn open_beneath(root: &Path, path: &Path) -> Result<Self> {
+        // The root itself may be an image, or a device.
+        if path.as_os_str().is_empty() {
+            return Self::open_no_link(root);
+        }
+        Self::open_below(root, path, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    }
+
+    fn open_below(root: &Path, path: &Path, resolve: ResolveFlags) -> Result<Self> {
         let failed = |error: Errno| Error::io("could not open", error.into()).file(path);
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, directory, Mode::empty()).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let resolve = resolve | ResolveFlags::NO_MAGICLINKS;
         let file =
             rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(failed)?;
         Self::from_file(file.into()).map_err(|error| error.file(path))
@@ -187,6 +217,11 @@ impl FileStorage {
             .hint("make sure that nothing uses the image, then try again"));
         }
         Ok(())
+    }
+
+    /// The open file, for what only the system can do with it.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Regular file or block device.

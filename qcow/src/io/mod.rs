@@ -1,6 +1,7 @@
 //! Where bytes live: the [`Storage`] trait, files, memory, and atomically replaced outputs.
 
 mod buffer;
+mod clone;
 mod file;
 mod in_place;
 mod lock;
@@ -12,6 +13,7 @@ use std::fmt;
 use crate::{Error, Result};
 
 pub(crate) use buffer::Buffer;
+pub(crate) use clone::{FileSystem, clone_range, copy_range};
 pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
 #[cfg(test)]
 pub(crate) use in_place::{Event, Recording};

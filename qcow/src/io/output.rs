@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 use tempfile::NamedTempFile;
@@ -19,6 +20,7 @@ pub struct OutputFile {
     temporary: NamedTempFile,
     target: PathBuf,
     replace: bool,
+    written: AtomicU64,
 }
 
 impl OutputFile {
@@ -52,7 +54,7 @@ impl OutputFile {
             .tempfile_in(directory)
             // `tempfile` puts the temporary path into its errors, which would only confuse people.
             .map_err(|error| Error::io("could not create it", error.kind().into()).file(target))?;
-        Ok(Self { temporary, target: target.to_path_buf(), replace })
+        Ok(Self { temporary, target: target.to_path_buf(), replace, written: AtomicU64::new(0) })
     }
 
     /// The file's final name.
@@ -72,7 +74,14 @@ impl OutputFile {
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file()
             .write_all_at(bytes, offset)
-            .map_err(|error| self.failed("could not write", error).host_offset(offset))
+            .map_err(|error| self.failed("could not write", error).host_offset(offset))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Makes the file `len` bytes long; new bytes are a hole.
@@ -102,7 +111,7 @@ impl OutputFile {
     /// meanwhile and `replace` is false. The temporary file is gone in every case.
     pub fn publish(self) -> Result<()> {
         self.file().sync_all().map_err(|error| self.failed("could not sync", error))?;
-        let Self { temporary, target, replace } = self;
+        let Self { temporary, target, replace, .. } = self;
         let persisted =
             if replace { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
         persisted.map_err(|error| match error.error.kind() {
@@ -116,11 +125,13 @@ impl OutputFile {
             .map_err(|error| Error::io("could not sync the directory", error).file(&target))
     }
 
-    fn file(&self) -> &File {
+    /// The open file, for what only the system can do with it.
+    pub(crate) fn file(&self) -> &File {
         self.temporary.as_file()
     }
 
-    fn failed(&self, what: &str, error: std::io::Error) -> Error {
+    /// What went wrong with the file, and what helps if there is no space.
+    pub(crate) fn failed(&self, what: &str, error: std::io::Error) -> Error {
         let full = matches!(
             error.kind(),
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded

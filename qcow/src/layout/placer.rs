@@ -10,6 +10,9 @@ use crate::{Error, Result};
 
 /// The L1 table is written in pieces of this many entries.
 const L1_PIECE: usize = 8192;
+/// A half-filled cluster is given up when it lies this many bytes behind the end: what comes after
+/// it cannot be written to a stream before it is full.
+const PACKING_REACH: u64 = 4 << 20;
 
 /// Takes what the placer decides.
 pub(crate) trait Sink {
@@ -25,7 +28,8 @@ pub(crate) trait Sink {
 pub(crate) struct Placer {
     rules: EntryRules,
     refcounts: Refcounts,
-    l1_offset: HostOffset,
+    /// `None` as long as the table's length, and so its place, is not known.
+    l1_offset: Option<HostOffset>,
     l1: Vec<u64>,
     /// Number and bytes of the L2 table being filled.
     l2: Option<(u64, Vec<u8>)>,
@@ -67,7 +71,43 @@ impl Placer {
         let first = refcounts.allocate(geometry.clusters_for(l1_bytes))?;
         let l1_offset = refcounts.offset_of(first)?;
         let l1 = vec![0; usize::try_from(l1_entries).unwrap_or_default()];
-        Ok(Self { rules, refcounts, l1_offset, l1, l2: None, packing: None })
+        Ok(Self { rules, refcounts, l1_offset: Some(l1_offset), l1, l2: None, packing: None })
+    }
+
+    /// Starts an image of a size that is not known yet: its L1 table comes last.
+    pub(crate) fn growing(rules: EntryRules, width: RefcountWidth) -> Result<Self> {
+        let mut refcounts = Refcounts::new(rules.geometry, width);
+        refcounts.allocate(1)?;
+        Ok(Self { rules, refcounts, l1_offset: None, l1: vec![0], l2: None, packing: None })
+    }
+
+    /// Makes sure, where the size is not known, that the first `clusters` clusters can be placed.
+    pub(crate) fn reach(&mut self, clusters: u64) -> Result<()> {
+        if self.l1_offset.is_some() {
+            return Ok(());
+        }
+        self.grow(clusters.saturating_mul(self.rules.geometry.cluster_size()))
+    }
+
+    /// Makes sure that a disk of `virtual_size` bytes has all its L1 entries.
+    pub(crate) fn grow(&mut self, virtual_size: u64) -> Result<()> {
+        let entries = self.rules.geometry.l1_entries_for(virtual_size);
+        if entries.saturating_mul(8) > MAX_L1_BYTES {
+            return Err(Error::limit(format!(
+                "{virtual_size} bytes are too many for clusters of {} bytes",
+                self.rules.geometry.cluster_size()
+            ))
+            .hint("use a larger cluster_size"));
+        }
+        let entries = usize::try_from(entries).unwrap_or_default();
+        self.l1.resize(entries.max(self.l1.len()), 0);
+        Ok(())
+    }
+
+    /// Everything before this offset has been given out, and nothing will be placed there any more.
+    pub(crate) fn settled(&self) -> u64 {
+        let end = self.refcounts.clusters() << self.rules.geometry.cluster_bits();
+        self.packing.unwrap_or(end)
     }
 
     /// Places `count` guest clusters from `first` on as data.
@@ -142,7 +182,15 @@ impl Placer {
         self.flush_l2(sink)?;
         self.packing = None;
         self.settle(sink)?;
-        let mut offset = self.l1_offset;
+        let l1_offset = match self.l1_offset {
+            Some(offset) => offset,
+            None => {
+                let bytes = (self.l1.len() as u64).saturating_mul(8);
+                let place = self.refcounts.allocate(self.rules.geometry.clusters_for(bytes))?;
+                self.refcounts.offset_of(place)?
+            }
+        };
+        let mut offset = l1_offset;
         for piece in self.l1.chunks(L1_PIECE) {
             let bytes: Vec<u8> = piece.iter().flat_map(|entry| entry.to_be_bytes()).collect();
             if piece.iter().any(|&entry| entry != 0) {
@@ -156,7 +204,7 @@ impl Placer {
         let (table, table_clusters, clusters) =
             self.refcounts.finish(|offset, bytes| sink.metadata(offset, bytes))?;
         Ok(Finished {
-            l1_offset: self.l1_offset,
+            l1_offset,
             l1_entries,
             refcount_table_offset: table,
             refcount_table_clusters: u32::try_from(table_clusters).map_err(too_long)?,
@@ -170,9 +218,10 @@ impl Placer {
             return Ok(HostOffset(first.saturating_mul(self.rules.geometry.cluster_size())));
         }
         let index = self.refcounts.allocate(count)?;
-        // A half-filled cluster far behind would keep refcount blocks open: give it up.
+        // A half-filled cluster far behind would keep refcount blocks and streams open: give it up.
         let bits = self.rules.geometry.cluster_bits();
         let reach = self.refcounts.clusters_per_block().saturating_mul(2);
+        let reach = reach.min(PACKING_REACH >> bits);
         self.packing = self
             .packing
             .filter(|at| (at >> bits).saturating_add(reach) > self.refcounts.clusters());

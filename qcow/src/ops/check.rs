@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::chain::{Format, open_file};
+use crate::chain::{Format, Policy, open_file};
 use crate::format::{EntryRules, Geometry};
 use crate::image::Skeleton;
 use crate::io::{Access, Storage};
@@ -48,11 +48,20 @@ pub struct CheckOptions {
     pub threads: usize,
     /// Most findings to list; all are counted.
     pub max_findings: usize,
+    /// Whether the image's format must be stated, and what else holds for the file itself. No other
+    /// file is opened.
+    pub policy: Policy,
 }
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { format: None, force_share: false, threads: 0, max_findings: 1000 }
+        Self {
+            format: None,
+            force_share: false,
+            threads: 0,
+            max_findings: 1000,
+            policy: Policy::default(),
+        }
     }
 }
 
@@ -130,7 +139,7 @@ pub fn check(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<CheckOutcome> {
-    let (storage, format) = open_file(path, options.format)?;
+    let (storage, format) = open_file(path, options.format, &options.policy)?;
     if format != Format::Qcow2 {
         return Err(Error::unsupported(format!("{format} images have nothing to check")).file(path));
     }

@@ -2,6 +2,7 @@
 
 mod qcow2;
 mod raw;
+mod stream;
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +10,10 @@ use serde::Serialize;
 
 use super::TargetOptions;
 use super::checksum::Crc;
+pub use super::shortcut::Traffic;
 use crate::chain::{Chain, Format};
 use crate::{CancelToken, Error, Observer, Result};
+pub use stream::{flatten_from_stream, flatten_to_stream};
 
 /// How to flatten.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +28,8 @@ pub struct FlattenOptions {
     pub digest: bool,
     /// Replace an existing file, atomically.
     pub replace: bool,
+    /// Never let the new image share space with a source.
+    pub no_reflink: bool,
 }
 
 /// What was written.
@@ -45,6 +50,9 @@ pub struct FlattenOutcome {
     pub data_bytes: u64,
     /// Guest bytes that read as zeros and were not written.
     pub zero_bytes: u64,
+    /// How the bytes of the new image got there.
+    #[serde(flatten)]
+    pub traffic: Traffic,
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
@@ -55,6 +63,10 @@ pub struct FlattenOutcome {
 /// Ranges of zeros are neither read (where the tables say so) nor written. The output is the same
 /// byte for byte whatever the number of threads. Memory is about 4 MiB per thread, for a disk of
 /// any size.
+///
+/// Where source and target are on one file system that can share space (XFS, Btrfs), whole
+/// clusters are cloned: neither read nor written, and they take no space. What is cloned is not
+/// looked at, so zeros that a source stores as data stay data; all else is laid out as without.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -100,6 +112,7 @@ pub fn flatten(
         file_length: done.file_length,
         data_bytes: done.data_bytes,
         zero_bytes: virtual_size.saturating_sub(done.data_bytes),
+        traffic: done.traffic,
         crc32: done.crc.map(|crc| crc.to_hex()),
     })
 }
@@ -125,8 +138,12 @@ pub(super) fn file_length(
 struct Done {
     file_length: u64,
     data_bytes: u64,
+    traffic: Traffic,
     crc: Option<Crc>,
 }
+
+/// A disk that came as a stream: its virtual size, and what was written.
+type Received = (u64, Done);
 
 /// Consecutive pieces of `bytes`, each `size` long (the last may be shorter), for which `keep`
 /// says yes, joined: start and end of each run.

@@ -12,6 +12,7 @@ pub mod info;
 pub mod map;
 pub mod measure;
 mod pipeline;
+mod shortcut;
 mod target;
 mod turns;
 

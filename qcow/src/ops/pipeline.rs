@@ -2,13 +2,20 @@
 //! items in parallel, and each item takes its turn in disk order for the one step that must be
 //! ordered (its place in the output, its part of the digest). Memory is one item per worker.
 
-use std::sync::Mutex;
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Mutex, PoisonError};
 
+use crc32fast::Hasher;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::shortcut::{MOST_EXTENTS, Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns, lock};
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Result, Silent};
 
 /// Items start and end at multiples of this many bytes, unless they are all zeros. Clusters of
 /// any size fit in without being cut.
@@ -42,6 +49,33 @@ pub(super) trait Job: Sync {
         ready: Self::Ready,
         placed: Self::Placed,
     ) -> Result<()>;
+
+    /// What need not pass through memory.
+    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
+        None
+    }
+
+    /// In disk order: gives a stretch that is moved as it is its places.
+    fn place_moved(
+        &self,
+        _ordered: &mut Self::Ordered,
+        _moved: &Moved,
+        _hash: Option<&Hasher>,
+    ) -> Result<Vec<Place>> {
+        Err(none_here())
+    }
+
+    /// A worker has failed: what others wait for may never come.
+    fn abandon(&self) {}
+}
+
+/// Tells the job when a worker leaves early.
+struct Leaving<'j, J: Job>(&'j J);
+
+impl<J: Job> Drop for Leaving<'_, J> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
 }
 
 /// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core, at most 16)
@@ -54,10 +88,124 @@ pub(super) fn run<J: Job>(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<J::Ordered> {
-    let items = Mutex::new(Items::new(chain));
+    let items = Mutex::new(Items::new(chain, job.shortcuts()));
     turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
-        work_through(chain, job, &items, turns, cancel)
+        let leaving = Leaving(job);
+        work_through(chain, job, &items, turns, cancel)?;
+        std::mem::forget(leaving);
+        Ok(())
     })
+}
+
+/// A stream that brings a disk from its first byte to its last.
+pub(super) struct Input {
+    pub(super) file: File,
+    /// How long it must be, if that is known.
+    pub(super) size: Option<u64>,
+}
+
+/// Runs `job` over the disk that `input` brings. Returns its length too.
+pub(super) fn receive<J: Job>(
+    input: Input,
+    job: &J,
+    ordered: J::Ordered,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(u64, J::Ordered)> {
+    let total = input.size.unwrap_or(0);
+    let observer = if input.size.is_some() { observer } else { &Silent };
+    let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false });
+    let ordered = turns::run(threads, ordered, total, observer, |turns| {
+        let leaving = Leaving(job);
+        take_in(job, &incoming, turns, cancel)?;
+        std::mem::forget(leaving);
+        Ok(())
+    })?;
+    let incoming = incoming.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((incoming.at, ordered))
+}
+
+fn take_in<J: Job>(
+    job: &J,
+    incoming: &Mutex<Incoming>,
+    turns: &Turns<'_, J::Ordered>,
+    cancel: &CancelToken,
+) -> Result<()> {
+    let mut worker = job.worker()?;
+    let mut buffer = Buffer::new(usize::try_from(ITEM).unwrap_or_default())?;
+    loop {
+        cancel.check()?;
+        let next = lock(incoming).next_item(&mut buffer, cancel)?;
+        let Some((number, guest, bytes)) = next else { return Ok(()) };
+        let ready = job.prepare(&mut worker, guest, bytes)?;
+        let place = |ordered: &mut _| job.place(ordered, &ready);
+        let Some(placed) = turns.in_turn(number, bytes.len() as u64, place)? else {
+            return Ok(());
+        };
+        job.write(&mut worker, bytes, ready, placed)?;
+    }
+}
+
+/// How far the input has been read.
+struct Incoming {
+    input: Input,
+    number: u64,
+    at: u64,
+    ended: bool,
+}
+
+impl Incoming {
+    /// The next item's number, its place on the disk and its bytes; `None` at the end.
+    fn next_item<'b>(
+        &mut self,
+        buffer: &'b mut Buffer,
+        cancel: &CancelToken,
+    ) -> Result<Option<(u64, u64, &'b [u8])>> {
+        let space = buffer.first(usize::try_from(ITEM).unwrap_or_default())?;
+        let mut filled = 0;
+        while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty())
+            && !self.ended
+        {
+            wait_for_input(&self.input.file, cancel)?;
+            match self.input.file.read(rest) {
+                Ok(0) => self.ended = true,
+                Ok(read) => filled = filled.saturating_add(read),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("could not read the stream", error)),
+            }
+        }
+        let (number, guest) = (self.number, self.at);
+        self.number = number.saturating_add(1);
+        self.at = guest.saturating_add(filled as u64);
+        match self.input.size {
+            Some(size) if self.at > size || (self.ended && self.at < size) => {
+                let what = if self.ended { "ended after" } else { "has more than" };
+                Err(Error::usage(format!(
+                    "the stream {what} {} bytes, and --size says {size}",
+                    self.at.min(if self.ended { self.at } else { size })
+                ))
+                .hint("nothing was written: check what sends the stream"))
+            }
+            _ => Ok(space
+                .get(..filled)
+                .filter(|bytes| !bytes.is_empty())
+                .map(|bytes| (number, guest, bytes))),
+        }
+    }
+}
+
+/// Waits until something can be read, or somebody wants us to stop.
+fn wait_for_input(file: &File, cancel: &CancelToken) -> Result<()> {
+    let tenth = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        cancel.check()?;
+        match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&tenth)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            // What is wrong with it, reading will say.
+            Ok(_) | Err(_) => return Ok(()),
+        }
+    }
 }
 
 fn work_through<J: Job>(
@@ -74,13 +222,23 @@ fn work_through<J: Job>(
         cancel.check()?;
         let next = lock(items).next_item();
         let Some((number, item)) = next.transpose()? else { return Ok(()) };
-        let Item::Data { guest, len, extents } = item else {
-            let Item::Zeros { guest, len } = item else { continue };
-            if turns.in_turn(number, len, |ordered| job.place_zeros(ordered, guest, len))?.is_none()
-            {
-                return Ok(());
+        let (guest, len, extents) = match item {
+            Item::Data { guest, len, extents } => (guest, len, extents),
+            Item::Zeros { guest, len } => {
+                let place = |ordered: &mut _| job.place_zeros(ordered, guest, len);
+                if turns.in_turn(number, len, place)?.is_none() {
+                    return Ok(());
+                }
+                continue;
             }
-            continue;
+            Item::Moved(moved) => {
+                let Some(shortcuts) = job.shortcuts() else { return Err(none_here()) };
+                let hash = shortcuts.digest(&mut reader, &mut buffer, &moved)?;
+                let place = |ordered: &mut _| job.place_moved(ordered, &moved, hash.as_ref());
+                let Some(places) = turns.in_turn(number, moved.len, place)? else { return Ok(()) };
+                shortcuts.carry(&mut reader, &mut buffer, &moved, &places, cancel)?;
+                continue;
+            }
         };
         let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
         let ready = job.prepare(&mut worker, guest, bytes)?;
@@ -91,7 +249,7 @@ fn work_through<J: Job>(
 }
 
 /// Reads the item's bytes into `buffer`.
-fn read_item<'b>(
+pub(super) fn read_item<'b>(
     reader: &mut Reader<'_>,
     buffer: &'b mut Buffer,
     guest: u64,
@@ -117,19 +275,22 @@ enum Item {
     Zeros { guest: u64, len: u64 },
     /// `len` bytes, at most [`ITEM`], and where they come from.
     Data { guest: u64, len: u64, extents: Vec<Extent> },
+    /// A stretch that does not pass through memory.
+    Moved(Moved),
 }
 
 /// Cuts the extents of a chain into numbered items. The cut depends on nothing but the chain.
 struct Items<'a> {
     extents: Extents<'a>,
+    shortcuts: Option<&'a Shortcuts<'a>>,
     /// An extent of which a part is left.
     left: Option<Extent>,
     number: u64,
 }
 
 impl<'a> Items<'a> {
-    fn new(chain: &'a Chain) -> Self {
-        Self { extents: chain.extents(), left: None, number: 0 }
+    fn new(chain: &'a Chain, shortcuts: Option<&'a Shortcuts<'a>>) -> Self {
+        Self { extents: chain.extents(), shortcuts, left: None, number: 0 }
     }
 
     fn next_item(&mut self) -> Option<Result<(u64, Item)>> {
@@ -142,6 +303,9 @@ impl<'a> Items<'a> {
     fn cut(&mut self) -> Result<Option<Item>> {
         let Some(first) = self.take()? else { return Ok(None) };
         let guest = first.guest.0;
+        if self.movable(&first).is_some_and(|(start, _)| start == guest) {
+            return self.cut_moved(first).map(|moved| Some(Item::Moved(moved)));
+        }
         // Zeros go in one piece up to the last item boundary they reach.
         let whole = first.end() & !IN_ITEM;
         if first.is_zero() && guest & IN_ITEM == 0 && whole > guest {
@@ -152,17 +316,49 @@ impl<'a> Items<'a> {
         let (mut extents, mut at) = (Vec::new(), guest);
         let mut next = Some(first);
         while let Some(extent) = next {
-            let cut = extent.end().min(boundary);
+            let moved = self.movable(&extent).map_or(boundary, |(start, _)| start);
+            let cut = extent.end().min(boundary).min(moved);
+            if cut == extent.guest.0 {
+                self.give_back(extent, cut);
+                break;
+            }
             extents.push(extent.slice(extent.guest.0, cut));
             at = cut;
             self.give_back(extent, cut);
-            next = if at < boundary { self.take()? } else { None };
+            next = if at < boundary.min(moved) { self.take()? } else { None };
         }
         let len = at.saturating_sub(guest);
         if extents.iter().all(Extent::is_zero) {
             return Ok(Some(Item::Zeros { guest, len }));
         }
         Ok(Some(Item::Data { guest, len, extents }))
+    }
+
+    /// The stretch from `first` on that can be moved.
+    fn cut_moved(&mut self, first: Extent) -> Result<Moved> {
+        let guest = first.guest.0;
+        let limit = self.shortcuts.map_or(guest, |shortcuts| shortcuts.reach(guest));
+        let (mut extents, mut at) = (Vec::new(), guest);
+        let mut next = Some(first);
+        while let Some(extent) = next.take() {
+            let end = match self.movable(&extent) {
+                Some((start, end)) if start == at && extents.len() < MOST_EXTENTS => end.min(limit),
+                _ => at,
+            };
+            if end > at {
+                extents.push(extent.slice(at, end));
+                at = end;
+            }
+            self.give_back(extent, at);
+            if self.left.is_none() && at < limit {
+                next = self.take()?;
+            }
+        }
+        Ok(Moved { guest, len: at.saturating_sub(guest), extents })
+    }
+
+    fn movable(&self, extent: &Extent) -> Option<(u64, u64)> {
+        self.shortcuts.and_then(|shortcuts| shortcuts.movable(extent))
     }
 
     fn take(&mut self) -> Result<Option<Extent>> {

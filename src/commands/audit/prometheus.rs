@@ -8,7 +8,7 @@ use migrate::audit::{Code, Finding, Report, Severity};
 use crate::output::shown;
 
 /// The metrics; `docs/audit.md` lists them.
-pub(super) fn metrics(report: &Report) -> String {
+pub(in crate::commands) fn metrics(report: &Report) -> String {
     let mut text = String::new();
     let summary = &report.summary;
     let gauges = [

@@ -73,11 +73,16 @@ fn entries(scan: &Scan<'_>, directory: &Path) -> io::Result<Option<fs::ReadDir>>
             return Ok(None);
         }
         found.survey.directories = found.survey.directories.saturating_add(1);
+        found.survey.entered.push(directory.to_path_buf());
     }
     fs::read_dir(directory).map(Some)
 }
 
-fn is_view(directory: &Path) -> io::Result<bool> {
+/// Whether a directory is a view of the kernel.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn is_view(directory: &Path) -> io::Result<bool> {
     let kind = rustix::fs::statfs(directory)?.f_type;
     Ok(u64::try_from(kind).is_ok_and(|kind| VIEWS.contains(&kind)))
 }

@@ -12,6 +12,7 @@ use qcow::ops::info::{FormatSpecific, ImageInfo, InfoOptions, info};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::bytes;
+use super::known::Known;
 use crate::audit::value::{Content, Header, Image, Key, Name, Presence, Status};
 
 /// Why a file is looked at.
@@ -60,8 +61,14 @@ impl Pinned {
     }
 }
 
-/// Reads the header of what was pinned. `None` if nobody wants it and it is no image.
-pub(super) fn read(pinned: &Pinned, key: Key, name: Name, look: Look) -> io::Result<Option<Image>> {
+/// Reads the header of what was pinned, unless it is known. `None` if nobody wants it and it is no image.
+pub(super) fn read(
+    pinned: &Pinned,
+    key: Key,
+    name: Name,
+    look: Look,
+    known: Option<&Known>,
+) -> io::Result<Option<Image>> {
     if look == Look::Passing && pinned.metadata.len() < SHORTEST {
         return Ok(None);
     }
@@ -72,13 +79,11 @@ pub(super) fn read(pinned: &Pinned, key: Key, name: Name, look: Look) -> io::Res
         // Named by somebody, it is kept as what cannot be used.
         Err(error) => return Err(io_error(&error)),
     };
-    let content = match Format::probe(&storage) {
-        Ok(Format::Qcow2) => Content::Qcow2,
-        Ok(Format::Raw) => Content::Raw,
-        Err(error) if error.kind() == qcow::ErrorKind::Unsupported => {
-            Content::Other(error.message().to_owned())
-        }
-        Err(error) => return Err(io_error(&error)),
+    let status = status(pinned);
+    let known = known.and_then(|known| known.get(&image.key, &status));
+    let content = match &known {
+        Some((content, _)) => content.clone(),
+        None => probe(&storage)?,
     };
     let old = stands_on_others(&content);
     if look == Look::Passing
@@ -89,12 +94,26 @@ pub(super) fn read(pinned: &Pinned, key: Key, name: Name, look: Look) -> io::Res
         return Ok(None);
     }
     let problem = old.map(|why| (why, false));
-    let mut image = Image { status: status(pinned), locks: locks(&storage), problem, ..image };
-    if content == Content::Qcow2 {
-        header(&mut image, &path);
+    let mut image = Image { status, locks: locks(&storage), problem, ..image };
+    match known {
+        Some((_, header)) => image.header = header,
+        None if content == Content::Qcow2 => header(&mut image, &path),
+        None => {}
     }
     image.content = content;
     Ok(Some(image))
+}
+
+/// What the first bytes are.
+fn probe(storage: &FileStorage) -> io::Result<Content> {
+    match Format::probe(storage) {
+        Ok(Format::Qcow2) => Ok(Content::Qcow2),
+        Ok(Format::Raw) => Ok(Content::Raw),
+        Err(error) if error.kind() == qcow::ErrorKind::Unsupported => {
+            Ok(Content::Other(error.message().to_owned()))
+        }
+        Err(error) => Err(io_error(&error)),
+    }
 }
 
 /// Why it matters that an image of another format is not read: QEMU lets the formats before QCOW2 stand on
@@ -141,6 +160,7 @@ fn status(pinned: &Pinned) -> Status {
     Status {
         allocated: metadata.blocks().saturating_mul(512),
         mtime_ns: (!block_device).then(|| nanoseconds(metadata.mtime(), metadata.mtime_nsec())),
+        changed_ns: (!block_device).then(|| nanoseconds(metadata.ctime(), metadata.ctime_nsec())),
         birth_ns: birth
             .filter(|_| !block_device)
             .map(|status| nanoseconds(status.stx_btime.tv_sec, status.stx_btime.tv_nsec.into())),
@@ -185,7 +205,7 @@ fn of(told: ImageInfo) -> Header {
 pub(super) fn deleted(through: &Path, name: Name) -> Option<Image> {
     let pinned = pin(through).ok()?;
     let key = pinned.key().filter(|key| matches!(key, Key::File { .. }))?;
-    let image = read(&pinned, key, name, Look::Wanted).ok()??;
+    let image = read(&pinned, key, name, Look::Wanted, None).ok()??;
     // Programs hold many deleted files open that are no images: memory, spool files.
     let is_image = image.content == Content::Qcow2 || !image.locks.is_empty();
     let presence = Presence::Deleted { through: through.to_path_buf() };

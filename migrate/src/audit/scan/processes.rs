@@ -2,19 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 
-use super::{bytes, file};
+use super::file;
 use crate::audit::value::{Holder, Image, Key, Name, Unseen};
-
-/// Ends the link text of a descriptor whose file has no name any more.
-const DELETED: &[u8] = b" (deleted)";
+use crate::process::{self, deleted_name, is_temporary, writes};
 
 /// The files and block devices that processes had open at one moment.
 #[derive(Debug, Default)]
@@ -42,13 +38,7 @@ struct OpenFile {
 impl Open {
     /// Looks at all processes but this one. Those that go away meanwhile are left out.
     pub(super) fn now(proc: &Path) -> Self {
-        let own = std::process::id();
-        let Ok(entries) = fs::read_dir(proc) else { return Self::default() };
-        let numbers: Vec<u32> = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|number| *number != own)
-            .collect();
+        let numbers = process::Process::numbers(proc);
         let processes =
             numbers.into_par_iter().filter_map(|number| Process::now(proc, number)).collect();
         Self { processes }
@@ -109,24 +99,13 @@ impl Open {
 
 impl Process {
     fn now(proc: &Path, number: u32) -> Option<Self> {
-        let place = proc.join(number.to_string());
-        let line = fs::read(place.join("cmdline")).ok()?;
-        // Threads of the kernel have none, and no files.
-        let program = line.split(|byte| *byte == 0).next().filter(|word| !word.is_empty())?;
-        let qemu = program.windows(4).any(|part| part == b"qemu");
-        let file_name = program.rsplit(|byte| *byte == b'/').next().unwrap_or(program);
-        let mut shown = String::from_utf8_lossy(file_name).into_owned();
-        if let Some(guest) = guest(&line).filter(|_| qemu) {
-            shown = format!("{shown}, guest '{guest}'");
-        }
-        let (files, unreadable) = match fs::read_dir(place.join("fd")) {
-            Ok(entries) => {
-                (entries.flatten().filter_map(|entry| open_file(entry.path())).collect(), None)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        let process = process::Process::now(proc, number)?;
+        let (files, unreadable) = match process.descriptors() {
+            Ok(descriptors) => (descriptors?.into_iter().filter_map(open_file).collect(), None),
             Err(error) => (Vec::new(), Some(super::in_words(&error))),
         };
-        Some(Self { number, program: shown, qemu, files, unreadable })
+        let process::Process { shown: program, qemu, .. } = process;
+        Some(Self { number, program, qemu, files, unreadable })
     }
 }
 
@@ -150,45 +129,6 @@ fn open_file(through: PathBuf) -> Option<OpenFile> {
     let named = fs::metadata(&link).is_ok_and(|named| {
         matches!(&key, Key::File { device, inode } if (*device, *inode) == (named.dev(), named.ino()))
     });
-    let deleted = bytes(&link).strip_suffix(DELETED).filter(|_| !named);
-    let deleted = deleted.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
+    let deleted = deleted_name(&link).filter(|_| !named);
     Some(OpenFile { key, deleted, through })
-}
-
-/// Whether a descriptor was opened for writing.
-fn writes(descriptor: &Path) -> bool {
-    let number = descriptor.file_name().unwrap_or_default();
-    let process = descriptor.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    let told = fs::read_to_string(process.join("fdinfo").join(number)).unwrap_or_default();
-    let flags = told.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
-    // O_WRONLY and O_RDWR.
-    flags.is_some_and(|flags| flags & 0o3 != 0)
-}
-
-/// The name in `-name NAME` or `-name guest=NAME,...`.
-fn guest(line: &[u8]) -> Option<String> {
-    let mut words = line.split(|byte| *byte == 0).skip_while(|word| *word != b"-name");
-    let value = String::from_utf8_lossy(words.nth(1)?).into_owned();
-    let name = value.split(',').next()?;
-    Some(name.strip_prefix("guest=").unwrap_or(name).to_owned())
-}
-
-/// QEMU's own temporary overlays have no name from the start, and memory has none ever.
-fn is_temporary(name: &Path) -> bool {
-    let file = name.file_name().map_or(&[][..], |file| bytes(Path::new(file)));
-    file.starts_with(b"vl.") || bytes(name).starts_with(b"/memfd:")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_is_known_by_its_name() {
-        let of = |line: &[u8]| guest(line);
-        assert_eq!(of(b"qemu\0-name\0guest=vm,debug-threads=on\0-S\0").as_deref(), Some("vm"));
-        assert_eq!(of(b"qemu\0-name\0vm\0").as_deref(), Some("vm"));
-        assert_eq!(of(b"qemu\0-name"), None);
-    }
 }

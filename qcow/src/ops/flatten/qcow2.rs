@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
-use super::{Done, FlattenOptions, runs_of};
+use super::{Done, FlattenOptions, Received, runs_of};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
 use crate::format::{CompressionType, HostOffset};
@@ -13,7 +13,8 @@ use crate::io::OutputFile;
 use crate::layout::{Placer, Sink};
 use crate::ops::checksum::{Crc, hash};
 use crate::ops::create::{DataFile, ReserveSink};
-use crate::ops::pipeline::{self, Job};
+use crate::ops::pipeline::{self, Input, Job};
+use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
 use crate::{CancelToken, Error, Observer, Result};
 
@@ -44,10 +45,15 @@ pub(super) fn flatten(
         );
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
-    let job = Qcow2Job::new(Some(files), &target, options, cancel);
-    let state = State { placer, data_bytes: 0, crc: options.digest.then(Crc::new) };
+    let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
+    let placed_alone = matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata);
+    if placed_alone && !options.compress && !options.no_reflink {
+        job.shortcuts =
+            Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest);
+    }
+    let state = State::new(placer, options.digest);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    let finished = state.placer.finish(&mut MetadataOnly(Some(&output)))?;
+    let finished = state.placer.finish(&mut Metadata::Written(&output))?;
     output.set_len(finished.file_length)?;
     if target.preallocation == Preallocation::Falloc {
         output.reserve(0, finished.file_length)?;
@@ -56,8 +62,47 @@ pub(super) fn flatten(
     output.write_at(&header, 0)?;
     cancel.check()?;
     chain.check_unchanged()?;
+    let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
+    let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
     target::publish(output, data_file)?;
-    Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
+    let (data_bytes, crc) = (state.data_bytes, state.crc);
+    Ok(Done { file_length: finished.file_length, data_bytes, traffic, crc })
+}
+
+/// Writes the disk that `input` brings to a new image at `path`.
+pub(super) fn receive(
+    input: Input,
+    path: &Path,
+    target: &Qcow2Options,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Received> {
+    let target = target.checked(false).map_err(|error| error.file(path))?;
+    if options.compress {
+        refuse_compression(&target)?;
+    }
+    let placer = Placer::growing(target.rules()?, target.refcount_width()?)?;
+    let output = OutputFile::create(path, options.replace)?;
+    let job =
+        Qcow2Job::new(Some(Files { image: &output, data: &output }), &target, options, cancel);
+    let state = State::new(placer, options.digest);
+    let (len, mut state) =
+        pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
+    let size = super::stream::whole_sectors(len)?;
+    if let Some(crc) = &mut state.crc {
+        crc.append_zeros(size.saturating_sub(len));
+    }
+    state.placer.grow(size)?;
+    let finished = state.placer.finish(&mut Metadata::Written(&output))?;
+    output.set_len(finished.file_length)?;
+    let header = target.header_area(size, &finished, None)?.to_bytes()?;
+    output.write_at(&header, 0)?;
+    cancel.check()?;
+    let traffic = Traffic::of(None, &[&output]);
+    output.publish()?;
+    let (data_bytes, crc) = (state.data_bytes, state.crc);
+    Ok((size, Done { file_length: finished.file_length, data_bytes, traffic, crc }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -71,14 +116,15 @@ pub(super) fn measure(
 ) -> Result<Done> {
     let (target, placer) = prepared(chain, target, options)?;
     let job = Qcow2Job::new(None, &target, options, cancel);
-    let state = State { placer, data_bytes: 0, crc: None };
+    let state = State::new(placer, false);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    let finished = state.placer.finish(&mut MetadataOnly(None))?;
-    Ok(Done { file_length: finished.file_length, data_bytes: state.data_bytes, crc: state.crc })
+    let finished = state.placer.finish(&mut Metadata::Dropped)?;
+    let (data_bytes, crc) = (state.data_bytes, state.crc);
+    Ok(Done { file_length: finished.file_length, data_bytes, traffic: Traffic::default(), crc })
 }
 
 /// Checks the options, and starts the layout.
-fn prepared(
+pub(super) fn prepared(
     chain: &Chain,
     target: &Qcow2Options,
     options: &FlattenOptions,
@@ -103,15 +149,16 @@ fn refuse_compression(target: &Qcow2Options) -> Result<()> {
 
 /// Where things are written.
 #[derive(Clone, Copy)]
-struct Files<'a> {
+pub(super) struct Files<'a> {
     image: &'a OutputFile,
     /// Where uncompressed clusters go.
     data: &'a OutputFile,
 }
 
-struct Qcow2Job<'a> {
+pub(super) struct Qcow2Job<'a> {
     /// `None` to find out how long the file would be.
     files: Option<Files<'a>>,
+    shortcuts: Option<Shortcuts<'a>>,
     data_file: bool,
     cluster_size: usize,
     subclusters: bool,
@@ -121,14 +168,28 @@ struct Qcow2Job<'a> {
     cancel: &'a CancelToken,
 }
 
-struct State {
-    placer: Placer,
-    data_bytes: u64,
-    crc: Option<Crc>,
+pub(super) struct State {
+    pub(super) placer: Placer,
+    pub(super) data_bytes: u64,
+    pub(super) crc: Option<Crc>,
+}
+
+impl State {
+    pub(super) fn new(placer: Placer, digest: bool) -> Self {
+        Self { placer, data_bytes: 0, crc: digest.then(Crc::new) }
+    }
+
+    /// Counts an item and adds it to the digest.
+    pub(super) fn note(&mut self, ready: &Ready) {
+        self.data_bytes = self.data_bytes.saturating_add(ready.data_bytes);
+        if let (Some(crc), Some(hash)) = (&mut self.crc, &ready.hash) {
+            crc.append(hash);
+        }
+    }
 }
 
 /// What a worker keeps between items.
-struct Worker {
+pub(super) struct Worker {
     compressor: Option<Compressor>,
     /// The cluster just compressed.
     compressed: Vec<u8>,
@@ -137,7 +198,7 @@ struct Worker {
 }
 
 /// An item after the parallel part.
-struct Ready {
+pub(super) struct Ready {
     first_cluster: u64,
     clusters: Vec<Cluster>,
     data_bytes: u64,
@@ -159,7 +220,7 @@ enum Cluster {
 }
 
 /// Where one piece of an item is to be written.
-enum Write {
+pub(super) enum Write {
     /// Item bytes `from..to` (padded to whole clusters) to this offset in the data file.
     Data { from: usize, to: usize, host: HostOffset },
     /// The subclusters in the mask, of the cluster whose bytes start at `from`.
@@ -199,11 +260,9 @@ impl Job for Qcow2Job<'_> {
     }
 
     fn place(&self, state: &mut State, ready: &Ready) -> Result<Vec<Write>> {
-        state.data_bytes = state.data_bytes.saturating_add(ready.data_bytes);
-        if let (Some(crc), Some(hash)) = (&mut state.crc, &ready.hash) {
-            crc.append(hash);
-        }
-        self.place_clusters(&mut state.placer, ready)
+        state.note(ready);
+        let mut metadata = Metadata::to(self.files.map(|files| files.image));
+        self.place_clusters(&mut state.placer, ready, &mut metadata)
     }
 
     fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
@@ -217,12 +276,34 @@ impl Job for Qcow2Job<'_> {
         let first = guest.checked_div(size).unwrap_or_default();
         let count = len.div_ceil(size.max(1));
         let Some(files) = self.files else {
-            return state.placer.reserve_run(first, count, &mut MetadataOnly(None));
+            return state.placer.reserve_run(first, count, &mut Metadata::Dropped);
         };
         let full = self.preallocation == Preallocation::Full && !self.data_file;
         let (output, cancel) = (files.image, self.cancel);
         let mut sink = ReserveSink { output, cluster_size: size, full, cancel };
         state.placer.reserve_run(first, count, &mut sink)
+    }
+
+    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
+        self.shortcuts.as_ref()
+    }
+
+    fn place_moved(
+        &self,
+        state: &mut State,
+        moved: &Moved,
+        hash: Option<&Hasher>,
+    ) -> Result<Vec<Place>> {
+        state.data_bytes = state.data_bytes.saturating_add(moved.len);
+        if let (Some(crc), Some(hash)) = (&mut state.crc, hash) {
+            crc.append(hash);
+        }
+        let cluster_size = self.cluster_size as u64;
+        let metadata = Metadata::to(self.files.map(|files| files.image));
+        let mut sink = Places { metadata, cluster_size, places: Vec::new() };
+        let number = |bytes: u64| bytes.checked_div(cluster_size).unwrap_or_default();
+        state.placer.place_run(number(moved.guest), number(moved.len), &mut sink)?;
+        Ok(sink.places)
     }
 
     fn write(
@@ -234,21 +315,8 @@ impl Job for Qcow2Job<'_> {
     ) -> Result<()> {
         let Some(files) = self.files else { return Ok(()) };
         for write in placed {
-            match write {
-                Write::Data { from, to, host } => {
-                    // What the item does not have (at the end of the disk) is a hole and reads
-                    // as zeros.
-                    let run = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
-                    files.data.write_at(run, host.0)?;
-                }
-                Write::Partial { from, mask, host } => {
-                    self.write_partial(files.data, bytes, from, mask, host)?;
-                }
-                Write::Packed { from, to, host } => {
-                    let packed = worker.packed.get(from..to).unwrap_or_default();
-                    files.image.write_at(packed, host.0)?;
-                }
-            }
+            let file = if matches!(write, Write::Packed { .. }) { files.image } else { files.data };
+            self.pieces(worker, bytes, &write, |offset, piece| file.write_at(piece, offset))?;
         }
         Ok(())
     }
@@ -256,7 +324,7 @@ impl Job for Qcow2Job<'_> {
 
 impl<'a> Qcow2Job<'a> {
     /// `target` has been checked.
-    fn new(
+    pub(super) fn new(
         files: Option<Files<'a>>,
         target: &Qcow2Options,
         options: &FlattenOptions,
@@ -264,6 +332,7 @@ impl<'a> Qcow2Job<'a> {
     ) -> Self {
         Self {
             files,
+            shortcuts: None,
             data_file: target.data_file.is_some(),
             cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
             subclusters: target.extended_l2,
@@ -296,13 +365,19 @@ impl<'a> Qcow2Job<'a> {
         Ok(Cluster::Data)
     }
 
-    fn place_clusters(&self, placer: &mut Placer, ready: &Ready) -> Result<Vec<Write>> {
+    pub(super) fn place_clusters(
+        &self,
+        placer: &mut Placer,
+        ready: &Ready,
+        metadata: &mut Metadata<'_>,
+    ) -> Result<Vec<Write>> {
         let mut sink = Collect {
-            metadata: MetadataOnly(self.files.map(|files| files.image)),
+            metadata,
             first_cluster: ready.first_cluster,
             cluster_size: self.cluster_size,
             writes: Vec::new(),
         };
+        placer.reach(ready.first_cluster.saturating_add(ready.clusters.len() as u64))?;
         let mut clusters = (ready.first_cluster..).zip(&ready.clusters).peekable();
         while let Some((index, cluster)) = clusters.next() {
             match *cluster {
@@ -328,23 +403,33 @@ impl<'a> Qcow2Job<'a> {
         Ok(sink.writes)
     }
 
-    fn write_partial(
+    /// The bytes that `write` means, each with its offset, in ascending order.
+    pub(super) fn pieces<'b>(
         &self,
-        data: &OutputFile,
-        bytes: &[u8],
-        from: usize,
-        mask: u32,
-        host: HostOffset,
+        worker: &'b Worker,
+        bytes: &'b [u8],
+        write: &Write,
+        mut each: impl FnMut(u64, &'b [u8]) -> Result<()>,
     ) -> Result<()> {
-        let end = from.saturating_add(self.cluster_size).min(bytes.len());
-        let cluster = bytes.get(from..end).unwrap_or_default();
-        let size = self.cluster_size >> 5;
-        for (start, end) in runs_of(cluster, size, |piece| !is_zero(piece)) {
-            debug_assert!(mask != 0);
-            let run = cluster.get(start..end).unwrap_or_default();
-            data.write_at(run, host.0.saturating_add(start as u64))?;
+        match *write {
+            // What the item does not have (at the end of the disk) is a hole and reads as zeros.
+            Write::Data { from, to, host } => {
+                each(host.0, bytes.get(from..to.min(bytes.len())).unwrap_or_default())
+            }
+            Write::Packed { from, to, host } => {
+                each(host.0, worker.packed.get(from..to).unwrap_or_default())
+            }
+            Write::Partial { from, mask, host } => {
+                debug_assert!(mask != 0);
+                let end = from.saturating_add(self.cluster_size).min(bytes.len());
+                let cluster = bytes.get(from..end).unwrap_or_default();
+                for (start, end) in runs_of(cluster, self.cluster_size >> 5, |run| !is_zero(run)) {
+                    let run = cluster.get(start..end).unwrap_or_default();
+                    each(host.0.saturating_add(start as u64), run)?;
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 }
 
@@ -379,12 +464,36 @@ fn push_packed(writes: &mut Vec<Write>, from: usize, len: usize, host: HostOffse
     writes.push(Write::Packed { from, to: end, host });
 }
 
-/// Writes metadata, if there is a file, and has no data to place.
-struct MetadataOnly<'a>(Option<&'a OutputFile>);
+/// What becomes of metadata, where there is no data to place.
+pub(super) enum Metadata<'a> {
+    /// Nothing: only its place matters.
+    Dropped,
+    /// Written to its place.
+    Written(&'a OutputFile),
+    /// Kept, with its offset, for who writes in order.
+    Kept(Vec<(u64, Vec<u8>)>),
+}
 
-impl Sink for MetadataOnly<'_> {
+impl<'a> Metadata<'a> {
+    fn to(file: Option<&'a OutputFile>) -> Self {
+        file.map_or(Self::Dropped, Self::Written)
+    }
+
+    /// What was kept.
+    pub(super) fn into_kept(self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        let Self::Kept(kept) = self else { return Vec::new().into_iter() };
+        kept.into_iter()
+    }
+}
+
+impl Sink for Metadata<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.0.map_or(Ok(()), |file| target::write_table(file, offset, bytes))
+        match self {
+            Self::Dropped => {}
+            Self::Written(file) => target::write_table(file, offset, bytes)?,
+            Self::Kept(kept) => kept.push((offset.0, bytes.to_vec())),
+        }
+        Ok(())
     }
 
     fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {
@@ -392,15 +501,15 @@ impl Sink for MetadataOnly<'_> {
     }
 }
 
-/// Writes metadata and notes where the item's data goes.
-struct Collect<'a> {
-    metadata: MetadataOnly<'a>,
+/// Passes metadata on and notes where the item's data goes.
+struct Collect<'a, 'f> {
+    metadata: &'a mut Metadata<'f>,
     first_cluster: u64,
     cluster_size: usize,
     writes: Vec<Write>,
 }
 
-impl Collect<'_> {
+impl Collect<'_, '_> {
     /// Where the cluster's bytes start in the item.
     fn byte_of(&self, cluster: u64) -> usize {
         let index = cluster.saturating_sub(self.first_cluster);
@@ -408,7 +517,7 @@ impl Collect<'_> {
     }
 }
 
-impl Sink for Collect<'_> {
+impl Sink for Collect<'_, '_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
         self.metadata.metadata(offset, bytes)
     }
@@ -416,6 +525,25 @@ impl Sink for Collect<'_> {
     fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
         let (from, to) = (self.byte_of(first), self.byte_of(first.saturating_add(clusters)));
         self.writes.push(Write::Data { from, to, host });
+        Ok(())
+    }
+}
+
+/// Writes metadata and notes where what is moved goes.
+struct Places<'a> {
+    metadata: Metadata<'a>,
+    cluster_size: u64,
+    places: Vec<Place>,
+}
+
+impl Sink for Places<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.metadata.metadata(offset, bytes)
+    }
+
+    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+        let bytes = |clusters: u64| clusters.saturating_mul(self.cluster_size);
+        self.places.push(Place { guest: bytes(first), len: bytes(clusters), to: host.0 });
         Ok(())
     }
 }

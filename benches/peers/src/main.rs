@@ -1,0 +1,215 @@
+//! The other Rust libraries that read QCOW2, beside ours: the whole disk from its first byte to its last,
+//! through the CRC-32 of all, which must be the same for everybody.
+
+mod readers;
+
+use std::collections::HashSet;
+use std::error::Error;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand};
+use wait4::Wait4;
+
+use crate::readers::Reader;
+
+/// Any failure: there is one way to deal with it, which is to say so and stop.
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+#[derive(Debug, Parser)]
+#[command(about = "Reads whole disks with qcow, imago and qcow2-rs, in alternation")]
+struct Cli {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// Where the disks are made; they take two and a half times --data
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// Data on the disks, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    data: u64,
+    /// Timed runs of each reader
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Write the report into this file
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Read one disk and print its CRC-32
+    #[command(hide = true)]
+    Read { reader: Reader, path: PathBuf },
+    /// Make the fragmented chain: the memory that this takes would count in the figures of all readers
+    #[command(hide = true)]
+    Chain { dir: PathBuf, bytes: u64 },
+}
+
+/// A disk, and what readers did with it.
+struct Row {
+    disk: String,
+    reader: Reader,
+    /// Median time and most memory, or why there is none.
+    figures: std::result::Result<(Duration, u64), String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.part {
+        Some(Part::Read { reader, path }) => {
+            reader.read(path).map(|digest| println!("{digest:08x}"))
+        }
+        Some(Part::Chain { dir, bytes }) => {
+            fixtures::big::big_chain(dir, 4, *bytes);
+            Ok(())
+        }
+        None => run(&cli),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let dir = tempfile::Builder::new().prefix("qcowtool-peers.").tempdir_in(&cli.dir)?;
+    eprintln!("making the disks in {} ...", dir.path().display());
+    let mut rows = Vec::new();
+    for (disk, path) in disks(dir.path(), cli.data << 20)? {
+        eprintln!("{disk} ...");
+        rows.extend(measured(&disk, &path, cli.runs)?);
+    }
+    let text = report(&rows, cli)?;
+    print!("{text}");
+    if let Some(path) = &cli.report {
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+/// A fragmented chain, the same disk as one image, and the same compressed.
+fn disks(dir: &Path, data: u64) -> Result<Vec<(String, PathBuf)>> {
+    let mut maker = Command::new(std::env::current_exe()?);
+    if !maker.arg("chain").arg(dir).arg(data.to_string()).status()?.success() {
+        return Err("the chain could not be made".into());
+    }
+    let chain = dir.join("layer3.qcow2");
+    let convert = |name: &str, words: &[&str]| -> Result<PathBuf> {
+        let path = dir.join(name);
+        let mut command = Command::new("qemu-img");
+        command.args(["convert", "-W", "-m", "16", "-O", "qcow2"]).args(words);
+        match command.arg(&chain).arg(&path).status()?.success() {
+            true => Ok(path),
+            false => Err(format!("qemu-img could not make {}", path.display()).into()),
+        }
+    };
+    Ok(vec![
+        ("one image".to_owned(), convert("one.qcow2", &[])?),
+        ("4 fragmented layers".to_owned(), chain.clone()),
+        ("zlib".to_owned(), convert("zlib.qcow2", &["-c"])?),
+        ("zstd".to_owned(), convert("zstd.qcow2", &["-c", "-o", "compression_type=zstd"])?),
+    ])
+}
+
+/// All readers on one disk, taking turns; the first round warms up and gives the digests.
+fn measured(disk: &str, path: &Path, runs: usize) -> Result<Vec<Row>> {
+    let failures = Reader::ALL.map(|reader| digest(reader, path));
+    let digests: HashSet<_> = failures.iter().flatten().collect();
+    if digests.len() > 1 {
+        // Who is wrong is for the reader of this line to find out; no figures without an agreement.
+        return Err(format!("{disk}: the readers do not agree: {failures:?}").into());
+    }
+    let mut times = Reader::ALL.map(|_| Vec::new());
+    let mut peaks = Reader::ALL.map(|_| 0);
+    for _ in 0..runs {
+        for (index, reader) in Reader::ALL.into_iter().enumerate() {
+            if failures[index].is_ok() {
+                let (time, peak) = timed(reader, path)?;
+                times[index].push(time);
+                peaks[index] = peak.max(peaks[index]);
+            }
+        }
+    }
+    let rows =
+        Reader::ALL.into_iter().zip(failures).enumerate().map(|(index, (reader, digest))| {
+            times[index].sort();
+            let figures = digest.map(|_| (times[index][runs / 2], peaks[index]));
+            Row { disk: disk.to_owned(), reader, figures }
+        });
+    Ok(rows.collect())
+}
+
+fn command(reader: Reader, path: &Path) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    // qcow2-rs looks for backing files where the process is.
+    command.current_dir(path.parent().ok_or("a disk in no directory")?);
+    command.args(["read", reader.word()]).arg(path).stdin(Stdio::null());
+    Ok(command)
+}
+
+/// What a reader makes of a disk, or its complaint.
+fn digest(reader: Reader, path: &Path) -> std::result::Result<String, String> {
+    let output = command(reader, path).and_then(|mut command| Ok(command.output()?));
+    let output = output.map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{}: {}", output.status, said.trim().lines().next().unwrap_or_default()))
+}
+
+fn timed(reader: Reader, path: &Path) -> Result<(Duration, u64)> {
+    let mut command = command(reader, path)?;
+    command.stdout(Stdio::null());
+    let start = Instant::now();
+    let used = command.spawn()?.wait4()?;
+    let time = start.elapsed();
+    if !used.status.success() {
+        return Err(format!("{}: {}", reader.word(), used.status).into());
+    }
+    Ok((time, used.rusage.maxrss))
+}
+
+fn report(rows: &[Row], cli: &Cli) -> Result<String> {
+    let cores = std::thread::available_parallelism()?;
+    let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output()?.stdout;
+    let mut text = format!(
+        "# Readers in Rust\n\n\
+         The whole disk read from start to end in pieces of 2 MiB, and its CRC-32 taken, which was the same for all: qcow (this \
+         project) beside imago {} and qcow2-rs {}. {cores} cores, {} MiB of data, median of {}, warm cache, {}. Written by \
+         `make bench-peers`.\n\n\
+         | disk | reader | time | data per second | peak memory |\n|---|---|--:|--:|--:|\n",
+        version("imago"),
+        version("qcow2-rs"),
+        cli.data,
+        cli.runs,
+        String::from_utf8_lossy(&date).trim(),
+    );
+    for Row { disk, reader, figures } in rows {
+        let name = reader.name();
+        let _ = match figures {
+            Ok((time, peak)) => {
+                let seconds = time.as_secs_f64();
+                let speed = (cli.data << 20) as f64 / 1e9 / seconds;
+                let peak = peak >> 20;
+                writeln!(text, "| {disk} | {name} | {seconds:.2} s | {speed:.2} GB | {peak} MiB |")
+            }
+            Err(why) => {
+                writeln!(text, "| {disk} | {name} | cannot: {} | | |", why.replace('|', "/"))
+            }
+        };
+    }
+    Ok(text)
+}
+
+/// The version of a crate that this program was built with.
+fn version(name: &str) -> &'static str {
+    let lock = include_str!("../Cargo.lock");
+    let entry = lock.split_once(&format!("name = \"{name}\"\nversion = \""));
+    entry.and_then(|(_, rest)| rest.split('"').next()).unwrap_or("of unknown version")
+}

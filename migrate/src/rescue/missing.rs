@@ -1,0 +1,154 @@
+//! What is left of a disk whose chain is cut, and what is not.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use qcow::CancelToken;
+use qcow::chain::{Chain, Format, MAX_DEPTH, OpenOptions, resolve_name};
+use qcow::extent::ExtentKind;
+use qcow::ops::digest::{LEAF, TreeHash};
+use qcow::ops::info::{InfoOptions, info};
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// So many ranges are listed; all are counted.
+const MOST_RANGES: usize = 1_000_000;
+
+/// A range of the guest's disk that no layer holds that is there. Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LostRange {
+    /// Where it starts.
+    pub start: u64,
+    /// Its length.
+    pub length: u64,
+}
+
+/// Where a chain is cut.
+#[derive(Debug)]
+pub(super) struct Cut {
+    /// The layers above, of which there is at least one.
+    pub(super) layers: usize,
+    /// The image that names what is gone.
+    pub(super) by: PathBuf,
+    /// The name, made absolute.
+    pub(super) name: PathBuf,
+    /// The format that is recorded for it.
+    pub(super) format: Option<Format>,
+}
+
+/// Goes down the chain of `image` to where a file is gone; `None` if none is.
+pub(super) fn find(image: &Path, format: Option<Format>) -> Result<Option<Cut>> {
+    let (mut path, mut format) = (image.to_path_buf(), format);
+    for layers in 1..=MAX_DEPTH {
+        let open = OpenOptions { format, ..Default::default() };
+        let told = info(&path, &InfoOptions { open, backing_chain: false }).map_err(in_use)?;
+        let told = told.first();
+        let Some(backing) = told.and_then(|told| told.backing_filename.as_ref()) else {
+            return Ok(None);
+        };
+        let name = resolve_name(backing, &path).map_err(|error| error.file(&path))?;
+        let recorded = told.and_then(|told| told.backing_filename_format.as_ref());
+        let recorded = recorded.map(|name| name.parse::<Format>()).transpose()?;
+        match std::fs::metadata(&name) {
+            Ok(_) if recorded.is_none() => {
+                return Err(Error::refused(format!(
+                    "{}: the format of '{}' is not recorded, and it is never guessed",
+                    path.display(),
+                    name.display()
+                )));
+            }
+            Ok(_) => (path, format) = (name, recorded),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                let name = crate::audit::canonical(&name);
+                return Ok(Some(Cut { layers, by: path, name, format: recorded }));
+            }
+            Err(error) => {
+                return Err(Error::environment(format!("{}: {error}", name.display())));
+            }
+        }
+    }
+    Err(Error::refused(format!("the chain is deeper than {MAX_DEPTH} images, or a circle")))
+}
+
+/// An image that a process uses belongs to a guest that runs.
+pub(super) fn in_use(error: qcow::Error) -> Error {
+    if error.kind() == qcow::ErrorKind::Denied {
+        return Error::refused(error.message()).hint(
+            "if a guest runs on it, its process holds what was deleted: give its name, or --pid",
+        );
+    }
+    error.into()
+}
+
+/// The ranges of the disk that come from what is gone, and how many bytes they are. `base` is what is known
+/// of that: past its end and where it is zeros, nothing is lost.
+pub(super) fn ranges(
+    image: &Path,
+    format: Option<Format>,
+    cut: &Cut,
+    base: Option<&TreeHash>,
+    cancel: &CancelToken,
+) -> Result<(Vec<LostRange>, u64, bool)> {
+    let options = OpenOptions { format, ..Default::default() };
+    let chain = Chain::open_upper(image, &options, cut.layers).map_err(in_use)?;
+    // Past the end of any layer, nothing below it is seen.
+    let layers = chain.layers().iter().map(qcow::chain::Layer::virtual_size);
+    let end = layers.chain(base.map(|base| base.virtual_size)).min().unwrap_or_default();
+    let mut lost = Ranges::default();
+    for extent in chain.extents() {
+        cancel.check()?;
+        let extent = extent?;
+        if extent.guest.0 >= end {
+            break;
+        }
+        if extent.kind == ExtentKind::Unallocated {
+            let (start, stop) = (extent.guest.0, extent.end().min(end));
+            match base {
+                None => lost.add(start, stop),
+                Some(base) => lost.add_data(base, start, stop),
+            }
+        }
+    }
+    Ok((lost.ranges, lost.bytes, lost.more))
+}
+
+#[derive(Default)]
+struct Ranges {
+    ranges: Vec<LostRange>,
+    bytes: u64,
+    /// There are more than are listed.
+    more: bool,
+}
+
+impl Ranges {
+    fn add(&mut self, start: u64, end: u64) {
+        let length = end.saturating_sub(start);
+        self.bytes = self.bytes.saturating_add(length);
+        let full = self.ranges.len() >= MOST_RANGES;
+        match self.ranges.last_mut() {
+            Some(last) if last.start.saturating_add(last.length) == start => {
+                last.length = last.length.saturating_add(length);
+            }
+            _ if full => self.more = true,
+            _ => self.ranges.push(LostRange { start, length }),
+        }
+    }
+
+    /// Adds what lies in leaves that are not all zeros.
+    fn add_data(&mut self, base: &TreeHash, start: u64, end: u64) {
+        let first = base
+            .leaves
+            .partition_point(|leaf| leaf.index.saturating_add(1).saturating_mul(LEAF) <= start);
+        for leaf in base.leaves.get(first..).unwrap_or_default() {
+            let from = leaf.index.saturating_mul(LEAF);
+            if from >= end {
+                break;
+            }
+            self.add(from.max(start), from.saturating_add(LEAF).min(end));
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! Flattens to a pipe, front to back, without seeking or scratch space; and from one.
+//!
+//! A QCOW2 header says where the tables are, and the tables say where the data is, before the data
+//! comes. So the source is gone through twice: first to find out where everything will lie, then
+//! to write it. Both times the layout is that of a file, byte for byte.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use crc32fast::Hasher;
+
+use super::qcow2::{self, Metadata, Qcow2Job};
+use super::raw::{self, BLOCK};
+use super::{Done, FlattenOptions, FlattenOutcome, runs_of};
+use crate::chain::{Chain, Format};
+use crate::codec::is_zero;
+use crate::ops::checksum::{Crc, hash};
+use crate::ops::pipeline::{self, Input, Job};
+use crate::ops::shortcut::Traffic;
+use crate::ops::turns::lock;
+use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
+use crate::{CancelToken, Error, Observer, Result};
+
+/// Small pieces are collected up to this many bytes.
+const COLLECTED: usize = 256 << 10;
+/// Gaps are filled from a piece of this many zeros.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Writes what a guest would read from `chain` to `output`, which need not be able to seek: a raw
+/// image with its zeros, or a QCOW2 image that is the same byte for byte as the file that
+/// [`flatten`](super::flatten) would write (without cloning). For QCOW2 the source is read twice.
+///
+/// # Errors
+/// As [`flatten`](super::flatten); [`Usage`](crate::ErrorKind::Usage) for what a stream cannot hold: a
+/// data file, preallocation. What was written before an error is of no use.
+pub fn flatten_to_stream(
+    chain: &Chain,
+    output: File,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<FlattenOutcome> {
+    let mut stream = Stream::new(output);
+    let (format, done) = match &options.target {
+        TargetOptions::Raw(target) => {
+            raw::refuse_compression(options)?;
+            refuse(target.preallocation != Preallocation::Off, "preallocation")?;
+            (Format::Raw, send_raw(chain, &mut stream, options, observer, cancel)?)
+        }
+        TargetOptions::Qcow2(target) => {
+            (Format::Qcow2, send_qcow2(chain, &mut stream, target, options, observer, cancel)?)
+        }
+    };
+    Ok(outcome(Path::new("-"), format, chain.virtual_size(), done))
+}
+
+/// Writes the disk that `input` brings, from its first byte to its last, to a new image at `path`.
+/// If the disk's size is known, the stream must be as long; else the end of the stream is the end
+/// of the disk. Zeros are left out.
+///
+/// # Errors
+/// As [`flatten`](super::flatten); [`Usage`](crate::ErrorKind::Usage) if the stream is not as long as
+/// `size` says, and for options that need the size before: a data file, preallocation.
+pub fn flatten_from_stream(
+    input: File,
+    size: Option<u64>,
+    path: &Path,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<FlattenOutcome> {
+    let input = Input { file: input, size };
+    let (format, (size, done)) = match &options.target {
+        TargetOptions::Raw(target) => {
+            refuse(target.preallocation != Preallocation::Off, "preallocation")?;
+            (Format::Raw, raw::receive(input, path, options, observer, cancel)?)
+        }
+        TargetOptions::Qcow2(target) => {
+            refuse_for_streams(target)?;
+            (Format::Qcow2, qcow2::receive(input, path, target, options, observer, cancel)?)
+        }
+    };
+    Ok(outcome(path, format, size, done))
+}
+
+/// The size of the disk that a stream of `len` bytes is.
+pub(super) fn whole_sectors(len: u64) -> Result<u64> {
+    len.checked_next_multiple_of(512)
+        .filter(|&size| i64::try_from(size).is_ok())
+        .ok_or_else(|| Error::limit("the stream is longer than any image can be"))
+}
+
+fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> FlattenOutcome {
+    FlattenOutcome {
+        filename: path.to_path_buf(),
+        format,
+        virtual_size,
+        file_length: done.file_length,
+        data_bytes: done.data_bytes,
+        zero_bytes: virtual_size.saturating_sub(done.data_bytes),
+        traffic: done.traffic,
+        crc32: done.crc.map(|crc| crc.to_hex()),
+    }
+}
+
+fn refuse_for_streams(target: &Qcow2Options) -> Result<()> {
+    refuse(target.data_file.is_some(), "a data file")?;
+    refuse(target.preallocation != Preallocation::Off, "preallocation")
+}
+
+fn refuse(wanted: bool, what: &str) -> Result<()> {
+    if wanted {
+        return Err(Error::usage(format!("{what} and a stream do not go together"))
+            .hint("name a file instead of '-'"));
+    }
+    Ok(())
+}
+
+fn send_raw(
+    chain: &Chain,
+    stream: &mut Stream,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Done> {
+    let job = RawStream { stream, digest: options.digest };
+    let state = RawState { tickets: 0, data_bytes: 0, crc: options.digest.then(Crc::new) };
+    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
+    chain.check_unchanged()?;
+    let written = stream.finish(chain.virtual_size())?;
+    let RawState { data_bytes, crc, .. } = state;
+    Ok(Done { file_length: chain.virtual_size(), data_bytes, traffic: sent(written), crc })
+}
+
+fn send_qcow2(
+    chain: &Chain,
+    stream: &mut Stream,
+    target: &Qcow2Options,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Done> {
+    refuse_for_streams(target)?;
+    let (target, placer) = qcow2::prepared(chain, target, options)?;
+    let planning = Qcow2Job::new(None, &target, options, cancel);
+    let state = qcow2::State::new(placer, false);
+    let halves = Halves { observer, second: false };
+    let state = pipeline::run(chain, &planning, state, options.threads, &halves, cancel)?;
+    let mut planned = Metadata::Kept(Vec::new());
+    let plan = state.placer.finish(&mut planned)?;
+
+    let header = target.header_area(chain.virtual_size(), &plan, None)?.to_bytes()?;
+    let l1_end = plan.l1_offset.0.saturating_add(u64::from(plan.l1_entries).saturating_mul(8));
+    let is_l1 = |offset: u64| (plan.l1_offset.0..l1_end).contains(&offset);
+    let planned_l1: Vec<_> = planned.into_kept().filter(|(offset, _)| is_l1(*offset)).collect();
+    stream.write(0, &header)?;
+    for (offset, bytes) in &planned_l1 {
+        stream.write(*offset, bytes)?;
+    }
+
+    let (_, placer) = qcow2::prepared(chain, &target, options)?;
+    let inner = Qcow2Job::new(None, &target, options, cancel);
+    let job = Qcow2Stream { inner, stream };
+    let state = Sending { tickets: 0, image: qcow2::State::new(placer, options.digest) };
+    let halves = Halves { observer, second: true };
+    let state = pipeline::run(chain, &job, state, options.threads, &halves, cancel)?.image;
+    let mut rest = Metadata::Kept(Vec::new());
+    let finished = state.placer.finish(&mut rest)?;
+    let (l1, rest): (Vec<_>, Vec<_>) = rest.into_kept().partition(|(offset, _)| is_l1(*offset));
+    if finished != plan || l1 != planned_l1 {
+        return Err(Error::io(
+            "the source changed between the two times that it was read",
+            std::io::Error::other("what was written is not a whole image"),
+        )
+        .hint("make sure that nothing uses the image, then try again"));
+    }
+    chain.check_unchanged()?;
+    stream.keep(rest);
+    let written = stream.finish(finished.file_length)?;
+    let (data_bytes, crc) = (state.data_bytes, state.crc);
+    Ok(Done { file_length: finished.file_length, data_bytes, traffic: sent(written), crc })
+}
+
+fn sent(written_bytes: u64) -> Traffic {
+    Traffic { written_bytes, ..Traffic::default() }
+}
+
+/// Shows two runs over the disk as one.
+struct Halves<'a> {
+    observer: &'a dyn Observer,
+    second: bool,
+}
+
+impl Observer for Halves<'_> {
+    fn progress(&self, done: u64, total: u64) {
+        let before = if self.second { total } else { 0 };
+        self.observer.progress(before.saturating_add(done), total.saturating_mul(2));
+    }
+}
+
+/// Writes items in the order of their tickets, and what belongs further back when its time comes.
+struct Stream {
+    state: Mutex<Written>,
+    advanced: Condvar,
+}
+
+struct Written {
+    output: BufWriter<File>,
+    /// Whose turn it is.
+    next: u64,
+    /// Bytes written so far.
+    at: u64,
+    /// What lies behind something that is not there yet.
+    pending: BTreeMap<u64, Vec<u8>>,
+    abandoned: bool,
+}
+
+/// When an item may be written, and what is final then.
+struct Ticket {
+    number: u64,
+    /// No later item has anything before this offset.
+    settled: u64,
+}
+
+impl Stream {
+    fn new(output: File) -> Self {
+        let output = BufWriter::with_capacity(COLLECTED, output);
+        let (pending, abandoned) = (BTreeMap::new(), false);
+        let state = Written { output, next: 0, at: 0, pending, abandoned };
+        Self { state: Mutex::new(state), advanced: Condvar::new() }
+    }
+
+    /// Waits for the item's turn and writes its pieces, each with its offset, in any order.
+    fn submit(&self, ticket: &Ticket, mut pieces: Vec<(u64, &[u8])>) -> Result<()> {
+        let mut state = lock(&self.state);
+        while state.next != ticket.number && !state.abandoned {
+            state = self.advanced.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.abandoned {
+            // Whoever failed says why.
+            return Ok(());
+        }
+        pieces.sort_unstable_by_key(|(offset, _)| *offset);
+        for (offset, bytes) in pieces {
+            state.write_pending(offset.min(ticket.settled))?;
+            if offset < ticket.settled {
+                state.write(offset, bytes)?;
+            } else {
+                state.pending.insert(offset, bytes.to_vec());
+            }
+        }
+        state.write_pending(ticket.settled)?;
+        state.next = state.next.saturating_add(1);
+        drop(state);
+        self.advanced.notify_all();
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).write(offset, bytes)
+    }
+
+    fn keep(&mut self, pieces: Vec<(u64, Vec<u8>)>) {
+        self.state.get_mut().unwrap_or_else(PoisonError::into_inner).pending.extend(pieces);
+    }
+
+    /// Writes what is left, up to `len` bytes in all, and returns how many those are.
+    fn finish(&mut self, len: u64) -> Result<u64> {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.write_pending(u64::MAX)?;
+        state.fill(len)?;
+        state.output.flush().map_err(failed)?;
+        Ok(state.at)
+    }
+
+    fn abandon(&self) {
+        lock(&self.state).abandoned = true;
+        self.advanced.notify_all();
+    }
+}
+
+impl Written {
+    /// Writes what is pending before `end`.
+    fn write_pending(&mut self, end: u64) -> Result<()> {
+        while let Some(first) = self.pending.first_entry().filter(|first| *first.key() < end) {
+            let (offset, bytes) = first.remove_entry();
+            self.write(offset, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if offset < self.at {
+            return Err(Error::corrupt("a piece of the stream came too late").host_offset(offset));
+        }
+        self.fill(offset)?;
+        self.output.write_all(bytes).map_err(failed)?;
+        self.at = offset.saturating_add(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Writes zeros up to `end`.
+    fn fill(&mut self, end: u64) -> Result<()> {
+        while self.at < end {
+            let len = end.saturating_sub(self.at).min(ZEROS.len() as u64);
+            let zeros = ZEROS.get(..usize::try_from(len).unwrap_or(0)).unwrap_or(&ZEROS);
+            self.output.write_all(zeros).map_err(failed)?;
+            self.at = self.at.saturating_add(len);
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: std::io::Error) -> Error {
+    let gone = error.kind() == std::io::ErrorKind::BrokenPipe;
+    let error = Error::io("could not write the stream", error);
+    if gone { error.hint("its reader ended before the image was whole") } else { error }
+}
+
+struct RawStream<'a> {
+    stream: &'a Stream,
+    digest: bool,
+}
+
+struct RawState {
+    tickets: u64,
+    data_bytes: u64,
+    crc: Option<Crc>,
+}
+
+struct RawReady {
+    guest: u64,
+    data_bytes: u64,
+    hash: Option<Hasher>,
+}
+
+impl Job for RawStream<'_> {
+    type Worker = ();
+    type Ready = RawReady;
+    type Ordered = RawState;
+    type Placed = Ticket;
+
+    fn worker(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<RawReady> {
+        let runs = runs_of(bytes, BLOCK, |block| !is_zero(block));
+        let data_bytes = runs.iter().map(|(from, to)| to.saturating_sub(*from) as u64).sum();
+        Ok(RawReady { guest, data_bytes, hash: self.digest.then(|| hash(bytes)) })
+    }
+
+    fn place(&self, state: &mut RawState, ready: &RawReady) -> Result<Ticket> {
+        state.data_bytes = state.data_bytes.saturating_add(ready.data_bytes);
+        if let (Some(crc), Some(hash)) = (&mut state.crc, &ready.hash) {
+            crc.append(hash);
+        }
+        Ok(Ticket { number: next(&mut state.tickets), settled: u64::MAX })
+    }
+
+    fn place_zeros(&self, state: &mut RawState, _guest: u64, len: u64) -> Result<()> {
+        if let Some(crc) = &mut state.crc {
+            crc.append_zeros(len);
+        }
+        Ok(())
+    }
+
+    fn write(&self, (): &mut (), bytes: &[u8], ready: RawReady, ticket: Ticket) -> Result<()> {
+        self.stream.submit(&ticket, vec![(ready.guest, bytes)])
+    }
+
+    fn abandon(&self) {
+        self.stream.abandon();
+    }
+}
+
+struct Qcow2Stream<'a> {
+    inner: Qcow2Job<'a>,
+    stream: &'a Stream,
+}
+
+struct Sending {
+    tickets: u64,
+    image: qcow2::State,
+}
+
+struct Placed {
+    writes: Vec<qcow2::Write>,
+    tables: Vec<(u64, Vec<u8>)>,
+    ticket: Ticket,
+}
+
+impl Job for Qcow2Stream<'_> {
+    type Worker = qcow2::Worker;
+    type Ready = qcow2::Ready;
+    type Ordered = Sending;
+    type Placed = Placed;
+
+    fn worker(&self) -> Result<qcow2::Worker> {
+        self.inner.worker()
+    }
+
+    fn prepare(
+        &self,
+        worker: &mut qcow2::Worker,
+        guest: u64,
+        bytes: &[u8],
+    ) -> Result<qcow2::Ready> {
+        self.inner.prepare(worker, guest, bytes)
+    }
+
+    fn place(&self, state: &mut Sending, ready: &qcow2::Ready) -> Result<Placed> {
+        state.image.note(ready);
+        let mut metadata = Metadata::Kept(Vec::new());
+        let writes = self.inner.place_clusters(&mut state.image.placer, ready, &mut metadata)?;
+        let number = next(&mut state.tickets);
+        let ticket = Ticket { number, settled: state.image.placer.settled() };
+        Ok(Placed { writes, tables: metadata.into_kept().collect(), ticket })
+    }
+
+    fn place_zeros(&self, state: &mut Sending, guest: u64, len: u64) -> Result<()> {
+        self.inner.place_zeros(&mut state.image, guest, len)
+    }
+
+    fn write(
+        &self,
+        worker: &mut qcow2::Worker,
+        bytes: &[u8],
+        _ready: qcow2::Ready,
+        placed: Placed,
+    ) -> Result<()> {
+        let tables = placed.tables.iter();
+        let mut pieces: Vec<(u64, &[u8])> =
+            tables.map(|(offset, bytes)| (*offset, bytes.as_slice())).collect();
+        for write in &placed.writes {
+            self.inner.pieces(worker, bytes, write, |offset, piece| {
+                pieces.push((offset, piece));
+                Ok(())
+            })?;
+        }
+        self.stream.submit(&placed.ticket, pieces)
+    }
+
+    fn abandon(&self) {
+        self.stream.abandon();
+    }
+}
+
+fn next(tickets: &mut u64) -> u64 {
+    let number = *tickets;
+    *tickets = number.saturating_add(1);
+    number
+}

@@ -1,0 +1,297 @@
+//! Runs that go from a source file to the new one without passing through this process: cloned,
+//! where both files are on one file system that can share space (XFS, Btrfs), or copied where the
+//! bytes are kept, if that is another machine.
+//!
+//! What may take the shortcut depends on the tables and the file system alone, never on content or
+//! threads: a run that turns out not to be movable is read and written to the same place.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crc32fast::Hasher;
+use rustix::io::Errno;
+use serde::Serialize;
+
+use super::checksum::hash;
+use super::pipeline::{ITEM, read_item};
+use crate::chain::{Chain, Layer};
+use crate::extent::{Extent, ExtentKind, Reader};
+use crate::io::{Buffer, FileSystem, OpenedAs, OutputFile, Storage, clone_range, copy_range};
+use crate::{CancelToken, Error, Result};
+
+/// No item is longer than this many bytes, so that progress is seen and a wish to stop is heard.
+const LONGEST: u64 = 1 << 30;
+/// No item has more extents than this.
+pub(super) const MOST_EXTENTS: usize = 256;
+
+/// How many bytes of a new image went which way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Bytes whose space the new image shares with a source.
+    pub cloned_bytes: u64,
+    /// Bytes that the kernel, or the machine that keeps them, copied.
+    pub copied_bytes: u64,
+    /// Bytes written by this process: data as it is stored (compressed or not) and metadata.
+    pub written_bytes: u64,
+}
+
+impl Traffic {
+    /// What went into `files`, by `shortcuts` and otherwise.
+    pub(super) fn of(shortcuts: Option<&Shortcuts<'_>>, files: &[&OutputFile]) -> Self {
+        let (cloned_bytes, copied_bytes) = shortcuts.map_or((0, 0), Shortcuts::moved);
+        let written_bytes = files.iter().map(|file| file.written()).sum();
+        Self { cloned_bytes, copied_bytes, written_bytes }
+    }
+}
+
+/// How the data of a layer gets into the new image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Clone,
+    Copy,
+    Memory,
+}
+
+/// A stretch of the disk that is moved as it is: extents without gaps, all of them data.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub(super) guest: u64,
+    pub(super) len: u64,
+    pub(super) extents: Vec<Extent>,
+}
+
+/// Where a part of a [`Moved`] goes: `len` bytes from `guest` on to offset `to` of the new file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) guest: u64,
+    pub(super) len: u64,
+    pub(super) to: u64,
+}
+
+/// Knows what can be moved from the layers of a chain to one new file, and moves it.
+#[derive(Debug)]
+pub(super) struct Shortcuts<'a> {
+    chain: &'a Chain,
+    target: &'a OutputFile,
+    ways: Vec<Way>,
+    /// Offsets in both files must be multiples of this.
+    block: u64,
+    /// What is moved starts and ends at multiples of this on the guest's disk.
+    granule: u64,
+    /// Bytes of one item at most.
+    longest: u64,
+    /// What is moved is read all the same, for a digest.
+    read_all: bool,
+    cloned: AtomicU64,
+    copied: AtomicU64,
+}
+
+impl<'a> Shortcuts<'a> {
+    /// Finds out, layer by layer, what can be moved to `target`, which holds nothing yet. `cluster` is
+    /// the unit in which the target places data, `None` if every byte goes to its guest offset.
+    /// `None` if nothing can be moved.
+    pub(super) fn find(
+        chain: &'a Chain,
+        target: &'a OutputFile,
+        cluster: Option<u64>,
+        read_all: bool,
+    ) -> Option<Self> {
+        let system = FileSystem::of(target.file())?;
+        let granule = cluster.unwrap_or(system.block).max(512);
+        if granule & system.block.wrapping_sub(1) != 0 {
+            return None;
+        }
+        let way = |layer| way_of(layer, target, system);
+        let ways: Vec<Way> = chain.layers().iter().map(way).collect();
+        ways.iter().any(|way| *way != Way::Memory).then(|| Self {
+            chain,
+            target,
+            ways,
+            block: system.block,
+            granule,
+            longest: if read_all { ITEM } else { LONGEST },
+            read_all,
+            cloned: AtomicU64::new(0),
+            copied: AtomicU64::new(0),
+        })
+    }
+
+    /// Start and end of what can be moved of `extent`, on the guest's disk.
+    pub(super) fn movable(&self, extent: &Extent) -> Option<(u64, u64)> {
+        let ExtentKind::Data { host } = extent.kind else { return None };
+        let way = self.ways.get(extent.depth).copied().unwrap_or(Way::Memory);
+        let in_block = self.block.wrapping_sub(1);
+        if way == Way::Memory || (host.0 ^ extent.guest.0) & in_block != 0 {
+            return None;
+        }
+        // What the file does not have reads as zeros, and an unfinished block cannot be shared.
+        let file_end = self.chain.layers().get(extent.depth)?.data().len() & !in_block;
+        let there = file_end.saturating_sub(host.0).min(extent.len);
+        let start = extent.guest.0.checked_next_multiple_of(self.granule)?;
+        let end = extent.guest.0.saturating_add(there) & !self.granule.wrapping_sub(1);
+        (start < end).then_some((start, end))
+    }
+
+    /// How far an item that starts at `guest` may reach.
+    pub(super) fn reach(&self, guest: u64) -> u64 {
+        guest.saturating_add(self.longest)
+    }
+
+    /// The digest of what is moved, if one is wanted.
+    pub(super) fn digest(
+        &self,
+        reader: &mut Reader<'_>,
+        buffer: &mut Buffer,
+        moved: &Moved,
+    ) -> Result<Option<Hasher>> {
+        if !self.read_all {
+            return Ok(None);
+        }
+        let bytes = read_item(reader, buffer, moved.guest, moved.len, &moved.extents)?;
+        Ok(Some(hash(bytes)))
+    }
+
+    /// Carries out what has been placed.
+    pub(super) fn carry(
+        &self,
+        reader: &mut Reader<'_>,
+        buffer: &mut Buffer,
+        moved: &Moved,
+        places: &[Place],
+        cancel: &CancelToken,
+    ) -> Result<()> {
+        let mut extents = moved.extents.iter().peekable();
+        for place in places {
+            let place_end = place.guest.saturating_add(place.len);
+            while let Some(extent) = extents.peek() {
+                let start = extent.guest.0.max(place.guest);
+                let end = extent.end().min(place_end);
+                if start < end {
+                    cancel.check()?;
+                    let to = place.to.saturating_add(start.saturating_sub(place.guest));
+                    self.carry_run(reader, buffer, &extent.slice(start, end), to)?;
+                }
+                if extent.end() > place_end {
+                    break;
+                }
+                extents.next();
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes cloned and copied so far.
+    pub(super) fn moved(&self) -> (u64, u64) {
+        (self.cloned.load(Ordering::Relaxed), self.copied.load(Ordering::Relaxed))
+    }
+
+    fn carry_run(
+        &self,
+        reader: &mut Reader<'_>,
+        buffer: &mut Buffer,
+        run: &Extent,
+        to: u64,
+    ) -> Result<()> {
+        let done = match self.ways.get(run.depth) {
+            Some(Way::Clone) => self.clone_run(run, to)?,
+            Some(Way::Copy) => self.copy_run(run, to)?,
+            _ => 0,
+        };
+        if done == run.len {
+            return Ok(());
+        }
+        let rest = run.slice(run.guest.0.saturating_add(done), run.end());
+        self.rewrite(reader, buffer, &rest, to.saturating_add(done))
+    }
+
+    /// Bytes cloned: all or none.
+    fn clone_run(&self, run: &Extent, to: u64) -> Result<u64> {
+        let Some((layer, host)) = self.source(run) else { return Ok(0) };
+        let source = layer.data().file();
+        match clone_range((source, host), (self.target.file(), to), run.len) {
+            Ok(()) => {
+                self.cloned.fetch_add(run.len, Ordering::Relaxed);
+                Ok(run.len)
+            }
+            Err(error) if is_final(error) => {
+                Err(self.target.failed("could not clone", error.into()))
+            }
+            Err(_) => Ok(0),
+        }
+    }
+
+    /// Bytes copied: perhaps not all.
+    fn copy_run(&self, run: &Extent, to: u64) -> Result<u64> {
+        let Some((layer, host)) = self.source(run) else { return Ok(0) };
+        let mut done: u64 = 0;
+        while done < run.len {
+            let from = (layer.data().file(), host.saturating_add(done));
+            let to = (self.target.file(), to.saturating_add(done));
+            match copy_range(from, to, run.len.saturating_sub(done)) {
+                Ok(copied) if copied > 0 => done = done.saturating_add(copied),
+                Err(Errno::INTR) => {}
+                Err(error) if is_final(error) => {
+                    return Err(self.target.failed("could not copy", error.into()));
+                }
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.copied.fetch_add(done, Ordering::Relaxed);
+        Ok(done)
+    }
+
+    fn source(&self, run: &Extent) -> Option<(&Layer, u64)> {
+        let ExtentKind::Data { host } = run.kind else { return None };
+        self.chain.layers().get(run.depth).map(|layer| (layer, host.0))
+    }
+
+    /// Reads the run and writes it, where it cannot be moved after all.
+    fn rewrite(
+        &self,
+        reader: &mut Reader<'_>,
+        buffer: &mut Buffer,
+        run: &Extent,
+        to: u64,
+    ) -> Result<()> {
+        let mut at = run.guest.0;
+        while at < run.end() {
+            let end = at.saturating_add(ITEM).min(run.end());
+            let bytes = buffer.first(usize::try_from(end.saturating_sub(at)).unwrap_or(0))?;
+            reader.read_extent(&run.slice(at, end), bytes)?;
+            self.target.write_at(bytes, to.saturating_add(at.saturating_sub(run.guest.0)))?;
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// Tries it out: one block is cloned into the new file and cut off again.
+fn way_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Way {
+    let source = layer.data();
+    let Ok(status) = target.file().metadata() else { return Way::Memory };
+    let same = status.is_file() && status.dev() == source.identity().device();
+    if !same || source.kind() != OpenedAs::File || source.len() < system.block {
+        return Way::Memory;
+    }
+    let cloned = clone_range((source.file(), 0), (target.file(), 0), system.block).is_ok();
+    match target.set_len(0).and_then(|()| target.set_len(status.len())) {
+        Ok(()) if cloned => Way::Clone,
+        Ok(()) if system.remote => Way::Copy,
+        _ => Way::Memory,
+    }
+}
+
+/// Trying another way would not help.
+fn is_final(error: Errno) -> bool {
+    let error = std::io::Error::from(error);
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        || error.raw_os_error() == Some(Errno::IO.raw_os_error())
+}
+
+/// The error that a job without shortcuts gives when it is asked for one.
+pub(super) fn none_here() -> Error {
+    Error::usage("nothing can be moved to this target")
+}

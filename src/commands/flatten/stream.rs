@@ -1,0 +1,97 @@
+//! `flatten SRC -` and `flatten - DST`: images that come and go through pipes.
+
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use qcow::chain::{Chain, Format};
+use qcow::io::FileStorage;
+use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten_from_stream, flatten_to_stream};
+use qcow::{Error, Result};
+
+use super::Flatten;
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::signals::Watch;
+use crate::size;
+
+/// Whether the name means standard input or output.
+pub(super) fn is_stream(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+impl Flatten {
+    /// Writes the image to standard output.
+    pub(super) fn send(
+        &self,
+        src: &Path,
+        options: &FlattenOptions,
+    ) -> Result<FlattenOutcome, Failure> {
+        let stdout = io::stdout();
+        if stdout.is_terminal() {
+            return Err(Error::usage("an image is not for a terminal")
+                .hint("give the name of a file, or send standard output to a file or a program")
+                .into());
+        }
+        let output = own(stdout)?;
+        let watch = Watch::start()?;
+        let open = self.source.open_options(self.snapshot.as_deref());
+        self.voice.opening(src, open.format);
+        let chain = Chain::open(src, &open)?;
+        self.voice.opened(&chain);
+        refuse_source(&chain, &output)?;
+        let progress = Progress::new(self.work.progress(&self.voice));
+        let result = flatten_to_stream(&chain, output, options, &progress, watch.token());
+        progress.finish(result.is_ok());
+        watch.settle(result)
+    }
+
+    /// Reads a raw image from standard input and writes it to `dst`.
+    pub(super) fn receive(
+        &self,
+        dst: &Path,
+        options: &FlattenOptions,
+    ) -> Result<FlattenOutcome, Failure> {
+        if is_stream(dst) {
+            return Err(Error::usage("nothing to do between two streams").into());
+        }
+        if self.source.format.is_some_and(|format| format != Format::Raw) {
+            return Err(Error::usage("only a raw image can be read from a stream")
+                .hint("a qcow2 image says where its data is in places that may come last: name a file")
+                .into());
+        }
+        if self.snapshot.is_some() {
+            return Err(Error::usage("a raw image has no internal snapshots").into());
+        }
+        let stdin = io::stdin();
+        if stdin.is_terminal() {
+            return Err(Error::usage("an image does not come from a terminal").into());
+        }
+        let size = self.size.as_deref().map(size::parse_disk).transpose()?;
+        let watch = Watch::start()?;
+        let progress = Progress::new(self.work.progress(&self.voice));
+        let input = own(stdin)?;
+        let result = flatten_from_stream(input, size, dst, options, &progress, watch.token());
+        progress.finish(result.is_ok());
+        watch.settle(result)
+    }
+}
+
+/// A descriptor of our own, which nothing else reads or writes through.
+fn own(stream: impl AsFd) -> Result<File> {
+    let owned = stream.as_fd().try_clone_to_owned();
+    owned.map(File::from).map_err(|error| Error::io("could not use the standard stream", error))
+}
+
+/// The shell's `>>` may have opened what is read.
+fn refuse_source(chain: &Chain, output: &File) -> Result<()> {
+    let file = output.try_clone().map_err(|error| Error::io("could not use the stream", error))?;
+    // Only files and devices can be layers.
+    let Ok(target) = FileStorage::from_file(file) else { return Ok(()) };
+    let identity = target.identity();
+    if chain.layers().iter().any(|layer| layer.file().identity() == identity) {
+        return Err(Error::usage("standard output is one of the images being read"));
+    }
+    Ok(())
+}

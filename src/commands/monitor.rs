@@ -1,0 +1,196 @@
+//! `qcowtool monitor`: the audit, again and again, as metrics and as a page.
+
+mod board;
+mod pace;
+mod page;
+mod scanner;
+mod server;
+mod watching;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use migrate::audit::Options;
+use qcow::Error;
+use serde::Serialize;
+
+use crate::args::OutputArgs;
+use crate::commands::audit::hosts;
+use crate::failure::Failure;
+use crate::output::{OutputFormat, print, print_json, say};
+use crate::signals::Watch;
+
+use self::board::Board;
+use self::scanner::Scanner;
+use self::server::{Server, Site, parse_listen};
+use self::watching::Bell;
+
+/// A scan that hangs, on a host that does not answer, does not keep the program.
+const PARTING: Duration = Duration::from_secs(5);
+
+/// Arguments of `monitor`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Audits as 'qcowtool audit' does, when something happens in a directory that it looks at, and at every interval;
+what running guests write is no such event. It only looks. Directories outside of PATH, and of the pools
+and domains of --connect, are not named.
+
+Over HTTP: / (a page), /metrics, /audit.json, /graph.svg, /health; GET and HEAD only. Whoever can connect
+can read it: give an address other than a loopback one only where that is meant. The metrics, rules for
+alerts and a dashboard are in docs/monitor.md.
+
+Examples:
+  qcowtool monitor --listen 9177 /var/lib/libvirt/images
+  qcowtool monitor --listen 127.0.0.1:9177 --connect qemu:///system --interval 300
+  qcowtool monitor --textfile /var/lib/node_exporter/qcowtool.prom --connect qemu:///system
+  qcowtool monitor --once --textfile /var/lib/node_exporter/qcowtool.prom /srv/images
+
+Exit codes:
+  0    stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; with --once: written
+  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written
+  130  with --once: stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP)"
+)]
+pub(crate) struct Monitor {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    /// Serve HTTP at this port of this machine, or at this address and port; port 0 takes a free one
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_listen,
+          required_unless_present = "textfile")]
+    listen: Option<SocketAddr>,
+
+    /// Answer requests that call this host NAME, besides those by address (may be repeated)
+    #[arg(long, value_name = "NAME", requires = "listen")]
+    allow_host: Vec<String>,
+
+    /// Write the metrics to this file after every scan, for a textfile collector
+    #[arg(long, value_name = "FILE")]
+    textfile: Option<PathBuf>,
+
+    /// Look again after so many seconds, whatever happens
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    interval: u64,
+
+    /// Look once, write the textfile, and end
+    #[arg(long, requires = "textfile", conflicts_with = "listen")]
+    once: bool,
+
+    /// Report chains of more images than this
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = clap::value_parser!(u64).range(1..=200))]
+    max_depth: u64,
+
+    /// Look at the pools and domains of this libvirt too (may be repeated)
+    #[arg(long, value_name = "URI")]
+    connect: Vec<String>,
+
+    /// Directories, with everything below them, and images
+    #[arg(value_name = "PATH", required_unless_present = "connect")]
+    paths: Vec<PathBuf>,
+}
+
+/// What is printed when it listens.
+#[derive(Debug, Serialize)]
+struct Listening {
+    listening: String,
+}
+
+/// Why it ends.
+enum End {
+    /// A signal.
+    Asked,
+    /// Whoever scans cannot go on.
+    Scanner(std::io::Result<()>),
+}
+
+impl Monitor {
+    /// Looks until it is stopped.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        // Where this program has no libvirt, the one that has takes its place here, before anything is begun.
+        drop(hosts(&self.connect));
+        let bell = Arc::new(Bell::new().map_err(failed)?);
+        let (ended, end) = channel();
+        let watch = Watch::start_telling({
+            let (bell, ended) = (Arc::clone(&bell), ended.clone());
+            move || {
+                bell.ring();
+                let _ = ended.send(End::Asked);
+            }
+        })?;
+        let interval = Duration::from_secs(self.interval);
+        let board = Arc::new(Board::new(interval));
+        let scanner = Scanner {
+            paths: self.paths,
+            uris: self.connect,
+            options: Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) },
+            interval,
+            textfile: self.textfile,
+            serves: self.listen.is_some(),
+            board: Arc::clone(&board),
+            bell,
+            cancel: watch.token().clone(),
+        };
+        if self.once {
+            return watch.settle_migration(scanner.once());
+        }
+        let names = self.allow_host.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let site = Site { board, names };
+        let server =
+            self.listen.map(|address| listen(address, site, self.output.output)).transpose()?;
+        start(scanner, ended)?;
+        let reason = end.recv();
+        if let Some(server) = server {
+            server.stop();
+        }
+        match reason {
+            Ok(End::Scanner(Err(error))) => Err(failed(error).into()),
+            // Waits for the scan that goes on, so that a textfile is not left half made.
+            Ok(End::Asked) => {
+                let _ = end.recv_timeout(PARTING);
+                Ok(())
+            }
+            Ok(End::Scanner(Ok(()))) | Err(_) => Ok(()),
+        }
+    }
+}
+
+fn start(scanner: Scanner, ended: Sender<End>) -> Result<(), Failure> {
+    let run = move || {
+        let result = scanner.run();
+        let _ = ended.send(End::Scanner(result));
+    };
+    thread::Builder::new().name("scanner".to_owned()).spawn(run).map_err(failed)?;
+    Ok(())
+}
+
+fn listen(address: SocketAddr, site: Site, format: OutputFormat) -> Result<Server, Failure> {
+    let cannot = |error| {
+        Error::io(format!("could not listen at {address}"), error)
+            .hint("choose another port, or 0 for one that is free")
+    };
+    let listener = TcpListener::bind(address).map_err(cannot)?;
+    let bound = listener.local_addr().map_err(cannot)?;
+    if !bound.ip().is_loopback() {
+        say(format_args!(
+            "qcowtool: warning: whoever reaches {bound} can read the names of images and domains; there is \
+             no password and no encryption"
+        ));
+    }
+    let server = Server::start(listener, site).map_err(cannot)?;
+    let url = format!("http://{bound}/");
+    match format {
+        OutputFormat::Json => print_json(&Listening { listening: url })?,
+        OutputFormat::Human => print(format_args!("listening at {url}\n"))?,
+    }
+    Ok(server)
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::io("could not start to monitor", error)
+}
