@@ -327,7 +327,8 @@ impl Run<'_> {
             above = (path, is, place, format.and_then(|format| format.parse().ok()));
         }
         // Nothing is opened by its name.
-        let policy = Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny };
+        let policy =
+            Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny, strict: false };
         let options = OpenOptions {
             format: Some(format),
             force_share: true,
