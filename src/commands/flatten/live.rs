@@ -27,7 +27,8 @@ pub(crate) struct LiveArgs {
     /// Flatten the disk DISK of the running guest DOMAIN, through libvirt; it goes on meanwhile
     #[arg(long, help_heading = LIVE, conflicts_with_all = [
         "target_format", "compress", "options", "digest", "force", "snapshot", "threads", "format",
-        "force_share", "backing_format", "allow_dirs", "max_depth",
+        "force_share", "backing_format", "allow_dirs", "max_depth", "no_reflink", "size", "untrusted",
+        "max_virtual_size", "max_metadata",
     ])]
     live: bool,
 
