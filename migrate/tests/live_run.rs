@@ -12,7 +12,9 @@ use std::sync::{Mutex, MutexGuard};
 use migrate::driver::{
     BlockCopy, BlockJobKind, BlockProgress, Hypervisor, JobProgress, MigrateRequest,
 };
-use migrate::facts::{DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts};
+use migrate::facts::{
+    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
+};
 use migrate::live::{Below, Cover, LivePlan, Mark, Means, Method, flatten, go_on};
 use migrate::{Error, ErrorKind, Result};
 use qcow::chain::{Chain, Format, OpenOptions};
@@ -264,6 +266,15 @@ impl Hypervisor for World {
     fn wait(&self, _: std::time::Duration) {}
 
     fn host(&self) -> Result<HostFacts> {
+        unimplemented!()
+    }
+    fn abilities(&self) -> Result<Option<Abilities>> {
+        unimplemented!()
+    }
+    fn compare_cpu(&self, _: &Cpu<'_>) -> Result<CpuFit> {
+        unimplemented!()
+    }
+    fn names(&self) -> Result<Vec<String>> {
         unimplemented!()
     }
     fn capacity(&self, _: &str, _: &str) -> Result<u64> {

@@ -178,11 +178,7 @@ impl<'a> Plan<'a> {
         let images = 0..graph.images().len();
         let is_alone = |at: &usize| {
             let used = graph.image(*at).is_some_and(|image| self.domains.contains_key(&image.key));
-            let bad = matches!(
-                self.worst.get(*at).copied().flatten(),
-                Some(Severity::Error | Severity::Warning)
-            );
-            graph.below(*at).is_empty() && graph.above(*at).is_empty() && !used && !bad
+            graph.below(*at).is_empty() && graph.above(*at).is_empty() && !used && !self.is_bad(*at)
         };
         let (mut alone, mut bottoms): (Vec<_>, Vec<_>) =
             images.clone().filter(|at| graph.below(*at).is_empty()).partition(is_alone);
@@ -258,7 +254,7 @@ impl<'a> Plan<'a> {
         for user in users {
             if let Some(known) = self.boxes.get(user).copied().flatten() {
                 self.layout.edges.push(Edge { from: own, to: known, again: true });
-            } else if last_column || self.row >= ROWS || (many && drawn >= self.users) {
+            } else if last_column || self.row >= ROWS || (many && drawn >= self.most(user)) {
                 rest.push(user);
             } else if let Some(to) = self.image(user, column.saturating_add(1)) {
                 drawn = drawn.saturating_add(1);
@@ -272,6 +268,17 @@ impl<'a> Plan<'a> {
         }
         self.row = self.row.max(row.saturating_add(1));
         Some(own)
+    }
+
+    /// So many of what stands on an image are drawn, this one among them.
+    fn most(&self, user: usize) -> usize {
+        if self.is_bad(user) { USERS } else { self.users }
+    }
+
+    /// Whether something is wrong with an image, or with what stands on it.
+    fn is_bad(&self, at: usize) -> bool {
+        let worst = self.worst.get(at).copied().flatten();
+        matches!(worst, Some(Severity::Error | Severity::Warning))
     }
 
     fn domains_of(&mut self, image: &'a Image, own: usize, column: i32) {
