@@ -28,6 +28,7 @@ use crate::size::human;
                       qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
     "DST is built under a temporary name beside it, synced, and renamed when it is whole.
+A device (--device) is overwritten in place instead.
 It is the same byte for byte whatever the number of threads. As '-' it is written from front to back to
 standard output, and what is said goes to standard error; for qcow2 the source is read twice then.
 
@@ -37,6 +38,7 @@ Examples:
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
   qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
   qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
+  qcowtool flatten -O raw --device --direct --threads 8 vm.qcow2 /dev/vg/vm
   qcowtool flatten -O raw vm.qcow2 - | ssh host 'dd of=/dev/vg/vm bs=2M'
   zcat vm.raw.gz | qcowtool flatten --size 20G - vm.qcow2
   qcowtool flatten -o help
@@ -78,6 +80,18 @@ pub(crate) struct Flatten {
     /// Copy what could be cloned (on XFS and Btrfs): DST then shares no space with the source
     #[arg(long)]
     no_reflink: bool,
+
+    /// DST is a block device: overwrite it. It must be large enough and not in use
+    #[arg(long, conflicts_with = "force")]
+    device: bool,
+
+    /// The device holds nothing but zeros: do not write any
+    #[arg(long, requires = "device")]
+    target_is_zero: bool,
+
+    /// Go past the page cache; --threads says how many requests are under way at once
+    #[arg(long)]
+    direct: bool,
 
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
@@ -121,6 +135,9 @@ impl Flatten {
             digest: self.digest,
             replace: self.force,
             no_reflink: self.no_reflink,
+            device: self.device,
+            target_is_zero: self.target_is_zero,
+            direct: self.direct,
         };
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;

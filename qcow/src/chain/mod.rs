@@ -138,6 +138,14 @@ impl Chain {
         })
     }
 
+    /// From now on reads past the page cache what is aligned, where the file systems can.
+    pub(crate) fn read_direct(&self) {
+        for layer in &self.layers {
+            layer.file().read_direct();
+            layer.data().read_direct();
+        }
+    }
+
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
     pub(crate) fn contains_file(&self, path: &Path) -> bool {
         FileStorage::open(path).is_ok_and(|file| {

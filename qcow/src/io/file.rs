@@ -5,12 +5,12 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{Access, Storage, lock};
+use super::{Access, Storage, direct, lock};
 use crate::{Error, Result};
 
 /// What kind of thing a [`FileStorage`] is.
@@ -96,6 +96,8 @@ pub struct FileStorage {
     /// Bytes known to be without a hole, from start to end: some file systems look at every page
     /// to find the next hole, which may be far away.
     solid: Mutex<Range<u64>>,
+    /// Reads past the page cache.
+    direct: OnceLock<File>,
 }
 
 impl FileStorage {
@@ -185,6 +187,7 @@ impl FileStorage {
             allocated,
             opened: FileStatus::of(&status),
             solid: Mutex::new(0..0),
+            direct: OnceLock::new(),
         })
     }
 
@@ -217,6 +220,14 @@ impl FileStorage {
             .hint("make sure that nothing uses the image, then try again"));
         }
         Ok(())
+    }
+
+    /// From now on reads past the page cache what is aligned, if the file system can.
+    pub(crate) fn read_direct(&self) {
+        if let Ok(file) = direct::reopened(&self.file, false) {
+            // Somebody else did it: as well.
+            let _ = self.direct.set(file);
+        }
     }
 
     /// The open file, for what only the system can do with it.
@@ -264,6 +275,11 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        if let Some(direct) = self.direct.get()
+            && let len @ 1.. = direct::aligned(buf, offset)
+        {
+            return direct.read_at(buf.get_mut(..len).unwrap_or_default(), offset);
+        }
         self.file.read_at(buf, offset)
     }
 

@@ -2,6 +2,8 @@
 
 mod buffer;
 mod clone;
+mod device;
+mod direct;
 mod file;
 mod in_place;
 mod lock;

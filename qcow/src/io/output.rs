@@ -5,22 +5,32 @@
 //! caught leaves the temporary file, never anything under the final name.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
 use tempfile::NamedTempFile;
 
+use super::device::Device;
+use super::direct;
 use crate::{Error, ErrorKind, Result};
 
-/// A file being built. Mode 0600; who else may read it is for its owner to decide.
+/// A file being built (mode 0600; who else may read it is for its owner to decide), or a block device
+/// being overwritten.
 #[derive(Debug)]
 pub struct OutputFile {
-    temporary: NamedTempFile,
+    place: Place,
     target: PathBuf,
-    replace: bool,
+    /// For what can go past the page cache.
+    direct: Option<File>,
     written: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Place {
+    Temporary { file: NamedTempFile, replace: bool },
+    Device(Device),
 }
 
 impl OutputFile {
@@ -33,6 +43,11 @@ impl OutputFile {
     pub fn create(target: &Path, replace: bool) -> Result<Self> {
         let (directory, name) = split(target)?;
         match target.symlink_metadata() {
+            Ok(status) if status.file_type().is_block_device() => {
+                return Err(Error::usage("a block device, which cannot be replaced")
+                    .file(target)
+                    .hint("`flatten --device` overwrites one"));
+            }
             Ok(_) if !replace => return Err(exists(target)),
             Ok(status) if !status.is_file() => {
                 return Err(Error::usage("not a regular file, so it cannot be replaced")
@@ -54,7 +69,78 @@ impl OutputFile {
             .tempfile_in(directory)
             // `tempfile` puts the temporary path into its errors, which would only confuse people.
             .map_err(|error| Error::io("could not create it", error.kind().into()).file(target))?;
-        Ok(Self { temporary, target: target.to_path_buf(), replace, written: AtomicU64::new(0) })
+        Ok(Self::new(Place::Temporary { file: temporary, replace }, target))
+    }
+
+    /// Opens the block device at `target`, to be overwritten from its start. `blank` says that it
+    /// holds nothing but zeros. A device has no other name to be built under: until
+    /// [`publish`](Self::publish) it holds neither what it held nor the new image.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if it is no block device, [`Denied`](crate::ErrorKind::Denied)
+    /// if it is in use, [`Io`](crate::ErrorKind::Io).
+    pub(crate) fn device(target: &Path, blank: bool) -> Result<Self> {
+        let device = Device::open(target, blank).map_err(|error| error.file(target))?;
+        Ok(Self::new(Place::Device(device), target))
+    }
+
+    fn new(place: Place, target: &Path) -> Self {
+        let (target, written) = (target.to_path_buf(), AtomicU64::new(0));
+        Self { place, target, direct: None, written }
+    }
+
+    /// Writes past the page cache from now on what starts and ends at blocks.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the file system cannot.
+    pub(crate) fn write_direct(&mut self) -> Result<()> {
+        let direct =
+            direct::reopened(self.file(), true).map_err(|error| error.file(&self.target))?;
+        self.direct = Some(direct);
+        Ok(())
+    }
+
+    /// Whether what has not been written reads as zeros.
+    pub(crate) fn is_blank(&self) -> bool {
+        match &self.place {
+            Place::Temporary { .. } => true,
+            Place::Device(device) => device.blank,
+        }
+    }
+
+    /// The length of the device, if it is one.
+    pub(crate) fn device_len(&self) -> Option<u64> {
+        match &self.place {
+            Place::Temporary { .. } => None,
+            Place::Device(device) => Some(device.len),
+        }
+    }
+
+    /// Makes sure that `len` bytes at `offset`, which have not been written, read as zeros.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io), naming the target and the offset.
+    pub(crate) fn blank(&self, offset: u64, len: u64) -> Result<()> {
+        match &self.place {
+            Place::Device(device) if !device.blank => device
+                .zero(offset, len)
+                .map_err(|error| self.failed("could not zero", error).host_offset(offset)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that what was written reaches the disk before what is written from now on.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io), naming the target.
+    pub(crate) fn barrier(&self) -> Result<()> {
+        match &self.place {
+            // Nobody sees the file before it has its name.
+            Place::Temporary { .. } => Ok(()),
+            Place::Device(device) => {
+                device.file.sync_data().map_err(|error| self.failed("could not sync", error))
+            }
+        }
     }
 
     /// The file's final name.
@@ -64,7 +150,10 @@ impl OutputFile {
 
     /// The name under which it is built.
     pub fn temporary_path(&self) -> &Path {
-        self.temporary.path()
+        match &self.place {
+            Place::Temporary { file, .. } => file.path(),
+            Place::Device(_) => &self.target,
+        }
     }
 
     /// Writes all of `bytes` at `offset`.
@@ -72,8 +161,12 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target and the offset.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file()
-            .write_all_at(bytes, offset)
+        let past_cache = self.direct.as_ref().map_or(0, |_| direct::aligned(bytes, offset));
+        let (head, tail) = bytes.split_at(past_cache);
+        self.direct
+            .as_ref()
+            .map_or(Ok(()), |direct| direct.write_all_at(head, offset))
+            .and_then(|()| self.file().write_all_at(tail, offset.saturating_add(head.len() as u64)))
             .map_err(|error| self.failed("could not write", error).host_offset(offset))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
@@ -89,6 +182,13 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub fn set_len(&self, len: u64) -> Result<()> {
+        if let Some(there) = self.device_len() {
+            return if len <= there {
+                Ok(())
+            } else {
+                Err(too_small(len, there).file(&self.target))
+            };
+        }
         self.file().set_len(len).map_err(|error| self.failed("could not set the length", error))
     }
 
@@ -111,7 +211,8 @@ impl OutputFile {
     /// meanwhile and `replace` is false. The temporary file is gone in every case.
     pub fn publish(self) -> Result<()> {
         self.file().sync_all().map_err(|error| self.failed("could not sync", error))?;
-        let Self { temporary, target, replace, .. } = self;
+        let Self { place, target, .. } = self;
+        let Place::Temporary { file: temporary, replace } = place else { return Ok(()) };
         let persisted =
             if replace { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
         persisted.map_err(|error| match error.error.kind() {
@@ -127,7 +228,10 @@ impl OutputFile {
 
     /// The open file, for what only the system can do with it.
     pub(crate) fn file(&self) -> &File {
-        self.temporary.as_file()
+        match &self.place {
+            Place::Temporary { file, .. } => file.as_file(),
+            Place::Device(device) => &device.file,
+        }
     }
 
     /// What went wrong with the file, and what helps if there is no space.
@@ -151,6 +255,11 @@ fn split(target: &Path) -> Result<(&Path, &std::ffi::OsStr)> {
         _ => Path::new("."),
     };
     Ok((directory, name))
+}
+
+fn too_small(needed: u64, there: u64) -> Error {
+    Error::usage(format!("the image needs {needed} bytes, and the device has {there}"))
+        .hint("choose a larger device")
 }
 
 fn exists(target: &Path) -> Error {

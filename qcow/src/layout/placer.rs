@@ -193,9 +193,7 @@ impl Placer {
         let mut offset = l1_offset;
         for piece in self.l1.chunks(L1_PIECE) {
             let bytes: Vec<u8> = piece.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-            if piece.iter().any(|&entry| entry != 0) {
-                sink.metadata(offset, &bytes)?;
-            }
+            sink.metadata(offset, &bytes)?;
             offset = offset.checked_add(bytes.len() as u64)?;
         }
         let too_long = |_| Error::limit("a table of the new image has too many entries");

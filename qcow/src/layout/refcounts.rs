@@ -134,7 +134,11 @@ impl Refcounts {
             write(offset, &block)?;
             self.table.push(offset);
         }
-        let bytes: Vec<u8> = self.table.iter().flat_map(|offset| offset.0.to_be_bytes()).collect();
+        let mut bytes: Vec<u8> =
+            self.table.iter().flat_map(|offset| offset.0.to_be_bytes()).collect();
+        // Whole clusters: every entry counts, and a device may hold anything.
+        let whole = table.saturating_mul(self.geometry.cluster_size());
+        bytes.resize(usize::try_from(whole).unwrap_or_default(), 0);
         write(table_offset, &bytes)?;
         Ok((table_offset, table, self.next))
     }

@@ -12,6 +12,7 @@ use super::TargetOptions;
 use super::checksum::Crc;
 pub use super::shortcut::Traffic;
 use crate::chain::{Chain, Format};
+use crate::io::OutputFile;
 use crate::{CancelToken, Error, Observer, Result};
 pub use stream::{flatten_from_stream, flatten_to_stream};
 
@@ -30,6 +31,12 @@ pub struct FlattenOptions {
     pub replace: bool,
     /// Never let the new image share space with a source.
     pub no_reflink: bool,
+    /// The target is a block device, which is overwritten. It must not be in use.
+    pub device: bool,
+    /// The device holds nothing but zeros, so that zeros need not be written to it.
+    pub target_is_zero: bool,
+    /// Write past the page cache what is aligned, and read so where the file systems can.
+    pub direct: bool,
 }
 
 /// What was written.
@@ -96,6 +103,9 @@ pub fn flatten(
     if chain.contains_file(path) {
         return Err(Error::usage("the target is one of the images being read").file(path));
     }
+    if options.direct {
+        chain.read_direct();
+    }
     let (format, done) = match &options.target {
         TargetOptions::Raw(target) => {
             (Format::Raw, raw::flatten(chain, path, target, options, observer, cancel)?)
@@ -140,6 +150,21 @@ struct Done {
     data_bytes: u64,
     traffic: Traffic,
     crc: Option<Crc>,
+}
+
+/// Starts what is written to: a file that gets its name later, or a device.
+fn output(path: &Path, options: &FlattenOptions) -> Result<OutputFile> {
+    let mut output = if options.device {
+        OutputFile::device(path, options.target_is_zero)?
+    } else if options.target_is_zero {
+        return Err(Error::usage("only a device can be said to hold zeros: a file is new"));
+    } else {
+        OutputFile::create(path, options.replace)?
+    };
+    if options.direct {
+        output.write_direct()?;
+    }
+    Ok(output)
 }
 
 /// A disk that came as a stream: its virtual size, and what was written.

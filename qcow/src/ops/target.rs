@@ -214,6 +214,9 @@ impl Qcow2Options {
 /// Writes a table of a new image, which reads as zeros so far: zeros at the table's end are left
 /// out in whole blocks, and become part of the file when it gets its length.
 pub(crate) fn write_table(output: &OutputFile, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+    if !output.is_blank() {
+        return output.write_at(bytes, offset.0);
+    }
     let tail = bytes.rchunks_exact(BLOCK).take_while(|block| is_zero(block)).count();
     let len = bytes.len().saturating_sub(tail.saturating_mul(BLOCK));
     output.write_at(bytes.get(..len).unwrap_or(bytes), offset.0)

@@ -28,6 +28,9 @@ impl Flatten {
         src: &Path,
         options: &FlattenOptions,
     ) -> Result<FlattenOutcome, Failure> {
+        if self.device || self.direct {
+            return Err(Error::usage("--device and --direct are for a target with a name").into());
+        }
         let stdout = io::stdout();
         if stdout.is_terminal() {
             return Err(Error::usage("an image is not for a terminal")

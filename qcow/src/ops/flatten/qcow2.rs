@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
-use super::{Done, FlattenOptions, Received, runs_of};
+use super::raw::refuse_on_device;
+use super::{Done, FlattenOptions, Received, output, runs_of};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
 use crate::format::{CompressionType, HostOffset};
@@ -16,7 +17,7 @@ use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Result, Silent};
 
 pub(super) fn flatten(
     chain: &Chain,
@@ -28,7 +29,10 @@ pub(super) fn flatten(
 ) -> Result<Done> {
     let (target, placer) = prepared(chain, target, options).map_err(|error| error.file(path))?;
     let size = chain.virtual_size();
-    let output = OutputFile::create(path, options.replace)?;
+    let output = output(path, options)?;
+    if let Some(len) = output.device_len() {
+        start_device(chain, &output, len, &target, options, cancel)?;
+    }
     let data_file = target
         .data_file
         .as_ref()
@@ -59,6 +63,7 @@ pub(super) fn flatten(
         output.reserve(0, finished.file_length)?;
     }
     let header = target.header_area(size, &finished, None)?.to_bytes()?;
+    output.barrier()?;
     output.write_at(&header, 0)?;
     cancel.check()?;
     chain.check_unchanged()?;
@@ -67,6 +72,31 @@ pub(super) fn flatten(
     target::publish(output, data_file)?;
     let (data_bytes, crc) = (state.data_bytes, state.crc);
     Ok(Done { file_length: finished.file_length, data_bytes, traffic, crc })
+}
+
+/// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
+fn start_device(
+    chain: &Chain,
+    output: &OutputFile,
+    len: u64,
+    target: &Qcow2Options,
+    options: &FlattenOptions,
+    cancel: &CancelToken,
+) -> Result<()> {
+    refuse_on_device(target.preallocation)?;
+    if target.data_file.is_some() {
+        return Err(Error::usage("an image on a device cannot have a data file"));
+    }
+    // The metadata of any image is far less than this.
+    let most = chain.virtual_size().saturating_add(chain.virtual_size() >> 4);
+    if len < most.saturating_add(64 << 20) {
+        let exact = measure(chain, target, options, &Silent, cancel)?;
+        output.set_len(exact.file_length)?;
+    }
+    // What was there may be an image: it must not be half an image.
+    output.write_at(&[0; 512], 0)?;
+    output.blank(0, target.cluster_size)?;
+    output.barrier()
 }
 
 /// Writes the disk that `input` brings to a new image at `path`.
@@ -82,8 +112,9 @@ pub(super) fn receive(
     if options.compress {
         refuse_compression(&target)?;
     }
+    refuse_device(options)?;
     let placer = Placer::growing(target.rules()?, target.refcount_width()?)?;
-    let output = OutputFile::create(path, options.replace)?;
+    let output = output(path, options)?;
     let job =
         Qcow2Job::new(Some(Files { image: &output, data: &output }), &target, options, cancel);
     let state = State::new(placer, options.digest);
@@ -135,6 +166,15 @@ pub(super) fn prepared(
     }
     let placer = Placer::new(target.rules()?, target.refcount_width()?, chain.virtual_size())?;
     Ok((target, placer))
+}
+
+/// Whether it fits would be known too late.
+fn refuse_device(options: &FlattenOptions) -> Result<()> {
+    if options.device {
+        return Err(Error::usage("a qcow2 image on a device cannot come from a stream")
+            .hint("use -O raw, or a file"));
+    }
+    Ok(())
 }
 
 fn refuse_compression(target: &Qcow2Options) -> Result<()> {
@@ -315,6 +355,14 @@ impl Job for Qcow2Job<'_> {
     ) -> Result<()> {
         let Some(files) = self.files else { return Ok(()) };
         for write in placed {
+            if let Write::Data { from, to, host } = write
+                && to > bytes.len()
+            {
+                // The disk ends within the cluster.
+                let written = bytes.len().saturating_sub(from) as u64;
+                let missing = to.saturating_sub(bytes.len()) as u64;
+                files.data.blank(host.0.saturating_add(written), missing)?;
+            }
             let file = if matches!(write, Write::Packed { .. }) { files.image } else { files.data };
             self.pieces(worker, bytes, &write, |offset, piece| file.write_at(piece, offset))?;
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
-use super::{Done, FlattenOptions, Received, runs_of};
+use super::{Done, FlattenOptions, Received, output, runs_of};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::io::OutputFile;
@@ -17,6 +17,10 @@ use crate::{CancelToken, Error, Observer, Result};
 
 /// Zeros are left out in pieces of this many bytes, the usual block of a file system.
 pub(super) const BLOCK: usize = 4096;
+/// On a device zeros take a call of their own: shorter ones are written like data.
+const ZEROED: usize = 64 << 10;
+/// A device is told to zero this many bytes at once.
+const PATIENCE: u64 = 256 << 20;
 
 pub(super) fn flatten(
     chain: &Chain,
@@ -27,10 +31,14 @@ pub(super) fn flatten(
     cancel: &CancelToken,
 ) -> Result<Done> {
     refuse_compression(options)?;
-    let output = OutputFile::create(path, options.replace)?;
+    let output = output(path, options)?;
+    if output.device_len().is_some() {
+        refuse_on_device(target.preallocation)?;
+    }
     let may_share = target.preallocation == Preallocation::Off && !options.no_reflink;
     let shortcuts =
         may_share.then(|| Shortcuts::find(chain, &output, None, options.digest)).flatten();
+    // On a device this only says whether the disk fits.
     preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
         output: &output,
@@ -38,6 +46,7 @@ pub(super) fn flatten(
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
         keep_zeros: target.preallocation == Preallocation::Full,
+        cancel,
     };
     let state = State { data_bytes: 0, crc: options.digest.then(Crc::new) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
@@ -58,9 +67,17 @@ pub(super) fn receive(
     cancel: &CancelToken,
 ) -> Result<Received> {
     refuse_compression(options)?;
-    let output = OutputFile::create(path, options.replace)?;
-    let job =
-        RawJob { output: &output, shortcuts: None, digest: options.digest, keep_zeros: false };
+    let output = output(path, options)?;
+    if let (Some(size), Some(_)) = (input.size, output.device_len()) {
+        output.set_len(size)?;
+    }
+    let job = RawJob {
+        output: &output,
+        shortcuts: None,
+        digest: options.digest,
+        keep_zeros: false,
+        cancel,
+    };
     let state = State { data_bytes: 0, crc: options.digest.then(Crc::new) };
     let (len, mut state) =
         pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
@@ -69,6 +86,7 @@ pub(super) fn receive(
         crc.append_zeros(size.saturating_sub(len));
     }
     output.set_len(size)?;
+    blank(&output, len, size.saturating_sub(len), cancel)?;
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
     output.publish()?;
@@ -83,11 +101,34 @@ pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn refuse_on_device(how: Preallocation) -> Result<()> {
+    if how != Preallocation::Off {
+        return Err(Error::usage("a device has all its space already, nothing is preallocated"));
+    }
+    Ok(())
+}
+
+/// Makes a long stretch of the new image read as zeros.
+pub(super) fn blank(output: &OutputFile, at: u64, len: u64, cancel: &CancelToken) -> Result<()> {
+    if output.is_blank() {
+        return Ok(());
+    }
+    let (mut at, end) = (at, at.saturating_add(len));
+    while at < end {
+        cancel.check()?;
+        let piece = end.saturating_sub(at).min(PATIENCE);
+        output.blank(at, piece)?;
+        at = at.saturating_add(piece);
+    }
+    Ok(())
+}
+
 struct RawJob<'a> {
     output: &'a OutputFile,
     shortcuts: Option<Shortcuts<'a>>,
     digest: bool,
     keep_zeros: bool,
+    cancel: &'a CancelToken,
 }
 
 struct State {
@@ -102,6 +143,14 @@ struct Ready {
     hash: Option<Hasher>,
 }
 
+impl RawJob<'_> {
+    /// Item bytes `from..to` are zeros.
+    fn blank_in_item(&self, guest: u64, from: usize, to: usize) -> Result<()> {
+        let len = to.saturating_sub(from) as u64;
+        if len == 0 { Ok(()) } else { self.output.blank(guest.saturating_add(from as u64), len) }
+    }
+}
+
 impl Job for RawJob<'_> {
     type Worker = ();
     type Ready = Ready;
@@ -113,7 +162,8 @@ impl Job for RawJob<'_> {
     }
 
     fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<Ready> {
-        let runs = runs_of(bytes, BLOCK, |block| self.keep_zeros || !is_zero(block));
+        let size = if self.output.is_blank() { BLOCK } else { ZEROED };
+        let runs = runs_of(bytes, size, |block| self.keep_zeros || !is_zero(block));
         Ok(Ready { guest, runs, hash: self.digest.then(|| hash(bytes)) })
     }
 
@@ -126,11 +176,11 @@ impl Job for RawJob<'_> {
         Ok(())
     }
 
-    fn place_zeros(&self, state: &mut State, _guest: u64, len: u64) -> Result<()> {
+    fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
         if let Some(crc) = &mut state.crc {
             crc.append_zeros(len);
         }
-        Ok(())
+        blank(self.output, guest, len, self.cancel)
     }
 
     fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
@@ -151,10 +201,13 @@ impl Job for RawJob<'_> {
     }
 
     fn write(&self, (): &mut (), bytes: &[u8], ready: Ready, (): ()) -> Result<()> {
+        let mut at = 0;
         for (from, to) in ready.runs {
+            self.blank_in_item(ready.guest, at, from)?;
+            at = to;
             let run = bytes.get(from..to).unwrap_or_default();
             self.output.write_at(run, ready.guest.saturating_add(from as u64))?;
         }
-        Ok(())
+        self.blank_in_item(ready.guest, at, bytes.len())
     }
 }
