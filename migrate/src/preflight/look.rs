@@ -238,3 +238,19 @@ fn directories(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_counts_as_reached_only_if_both_ends_say_so() {
+        let tried = |why: &[Option<&str>]| -> Vec<(u16, Option<String>)> {
+            (1..).zip(why).map(|(port, why)| (port, why.map(str::to_owned))).collect()
+        };
+        assert_eq!(closed(tried(&[None, None]), &[1, 2]), []);
+        assert_eq!(closed(tried(&[None, Some("refused")]), &[1]), [(2, "refused".to_owned())]);
+        let [(port, why)] = &closed(tried(&[None, None]), &[2])[..] else { panic!("not one") };
+        assert!(*port == 1 && why.contains("something else"), "{why}");
+    }
+}
