@@ -93,7 +93,8 @@ fn setups(hosts: &Hosts<'_>, source: &HostFacts, destination: &HostFacts) -> See
         }
     }
     let (ahead_ns, took, destination) = quickest;
-    Ok(Setups { source: setup::of_this_host(), destination, ahead_ns, error_ns: took })
+    let source = setup::of_this_host().map_err(|error| why(&error))?;
+    Ok(Setups { source, destination, ahead_ns, error_ns: took })
 }
 
 /// Tries the ports, both ways. Where nobody can listen at the other end, only what is certainly shut can be told.
