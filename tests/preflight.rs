@@ -291,6 +291,9 @@ fn what_is_asked_for_must_make_sense() {
     assert_eq!(hosts.run("").code(), Some(1));
     assert_eq!(hosts.run("vm --all").code(), Some(1));
     assert_eq!(hosts.run("--all --target-pool nowhere").code(), Some(1));
+    // What one guest may be taken from is said in another way.
+    let run = qcowtool(args!["plan", "vm", "--connect", hosts.uri("a"), "--to", hosts.uri("b")]);
+    assert!(run.code() == Some(1) && run.stderr().contains("--domain-xml"), "{}", run.stderr());
     let empty = hosts.report("--all", 0);
     assert_eq!(empty["total"]["guests"], 0);
     // A host that is not there at all.

@@ -199,7 +199,7 @@ impl<W: Write + Send> Server<'_, W> {
             Request::Look { path } => out.answer(store.look(&path)),
             Request::Available { directory } => out.answer(store.available(&directory)),
             Request::Filesystem { directory } => out.answer(store.filesystem(&directory)),
-            Request::Setup => out.done(setup::of_this_host()),
+            Request::Setup => out.answer(setup::of_this_host()),
             Request::Listen { first, last } => {
                 let ears = ports::Ears::at(first, last);
                 let ports = ears.ports();

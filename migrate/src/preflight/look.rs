@@ -93,7 +93,8 @@ fn setups(hosts: &Hosts<'_>, source: &HostFacts, destination: &HostFacts) -> See
         }
     }
     let (ahead_ns, took, destination) = quickest;
-    Ok(Setups { source: setup::of_this_host(), destination, ahead_ns, error_ns: took })
+    let source = setup::of_this_host().map_err(|error| why(&error))?;
+    Ok(Setups { source, destination, ahead_ns, error_ns: took })
 }
 
 /// Tries the ports, both ways. Where nobody can listen at the other end, only what is certainly shut can be told.
@@ -237,4 +238,20 @@ fn directories(
             Ok((directory, room.map_err(|error| why(&error))))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_counts_as_reached_only_if_both_ends_say_so() {
+        let tried = |why: &[Option<&str>]| -> Vec<(u16, Option<String>)> {
+            (1..).zip(why).map(|(port, why)| (port, why.map(str::to_owned))).collect()
+        };
+        assert_eq!(closed(tried(&[None, None]), &[1, 2]), []);
+        assert_eq!(closed(tried(&[None, Some("refused")]), &[1]), [(2, "refused".to_owned())]);
+        let [(port, why)] = &closed(tried(&[None, None]), &[2])[..] else { panic!("not one") };
+        assert!(*port == 1 && why.contains("something else"), "{why}");
+    }
 }

@@ -1,15 +1,17 @@
 //! How this host is set up for guests that come and go.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::facts::Setup;
+use crate::{Error, Result};
 
 /// Where libvirt's QEMU driver is told what it shall do.
 const QEMU_CONF: &str = "/etc/libvirt/qemu.conf";
-/// Longer ones are not read: nobody writes such a file.
+/// No more of it is read: nobody writes such a file.
 const LONGEST: u64 = 1 << 20;
 /// libvirt's own choice where nothing is said.
 const PORTS: (u16, u16) = (49152, 49215);
@@ -23,12 +25,22 @@ pub(crate) const SERVER: [&str; 2] = ["server-cert.pem", "server-key.pem"];
 pub(crate) const CLIENT: [&str; 2] = ["client-cert.pem", "client-key.pem"];
 
 /// Looks at the host that this program runs on.
-pub(crate) fn of_this_host() -> Setup {
-    let small = fs::metadata(QEMU_CONF).is_ok_and(|file| file.len() <= LONGEST);
-    let text =
-        if small { fs::read_to_string(QEMU_CONF).unwrap_or_default() } else { String::new() };
+pub(crate) fn of_this_host() -> Result<Setup> {
     let exists = |path: &str| Path::new(path).exists();
-    Setup { clock_ns: now(), ..read(&text, &exists) }
+    Ok(Setup { clock_ns: now(), ..read(&text_of(Path::new(QEMU_CONF))?, &exists) })
+}
+
+/// Nothing, if there is no such file. What cannot be read may say anything.
+fn text_of(path: &Path) -> Result<String> {
+    let failed =
+        |error| Error::environment(format!("{} could not be read: {error}", path.display()));
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        file => file.map_err(failed)?,
+    };
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 pub(crate) fn now() -> i64 {
@@ -89,6 +101,13 @@ mod tests {
         assert_eq!((setup.ports, setup.migration_host), ((49152, 49215), None));
         assert_eq!((&*setup.tls_directory, setup.tls_verifies), ("/etc/pki/qemu", true));
         assert_eq!(setup.tls_files, [""; 0]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_says_nothing_and_one_that_cannot_be_read_is_an_error() {
+        assert_eq!(text_of(Path::new("/nonexistent/qemu.conf")).unwrap(), "");
+        let error = text_of(Path::new("/")).unwrap_err();
+        assert!(error.message().starts_with("/ could not be read"), "{error}");
     }
 
     #[test]

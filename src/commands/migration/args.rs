@@ -197,6 +197,11 @@ impl Reached {
 impl RouteArgs {
     /// As it is kept in journals.
     pub(crate) fn route(&self) -> Result<Route> {
+        if is_directory(&self.connect) {
+            return Err(Error::usage("--connect takes the URI of a libvirt here").hint(
+                "give the guest's XML with --domain-xml, and the directory with --source-root",
+            ));
+        }
         let domain = match (&self.domain_xml, &self.domain) {
             (Some(xml), _) => {
                 Directory::new(&self.source_root).with_domain(xml, self.state()).given()?.name
