@@ -35,13 +35,13 @@ const STOPPED: &str = "Of a guest that does not run";
 #[derive(Debug, Args)]
 #[command(
     after_help = "A guest that runs keeps its base alive after somebody has deleted it. The copy is called
-NAME.rescued-ID, and lies where the file was or in --to; with --restore it gets the file's own name, if that is
-free. What a guest writes to is never copied. As it must look into other processes, it needs root, or their
-user.
+NAME.rescued-ID, and lies where the file was or in --to; with --restore it gets the file's own
+name, if that is free. What a guest writes to is never copied. As it must look into other
+processes, it needs root, or their user.
 
-Of a guest that does not run, --candidates looks for the base among other files: one is taken for it only if
-its content has the digest of a manifest (qcowtool checksum --manifest). Without one, it lists which ranges of
-the disk are lost.
+Of a guest that does not run, --candidates looks for the base among other files: one is taken for
+it only if its content has the digest of a manifest (qcowtool checksum --manifest). Without one,
+it lists which ranges of the disk are lost.
 
 Examples:
   qcowtool rescue web-1 --dry-run

@@ -16,7 +16,7 @@ use super::bytes::same_bytes;
 use super::facts::{Facts, Gone, OpenImage, ProcessFacts, Unseen};
 use super::held::Held;
 use super::look::object;
-use super::plan::below;
+use super::refer::below;
 use super::value::{Action, Item, Lost, Plan, Restore, lossy};
 use super::view::proc_path;
 use super::writers::Writers;

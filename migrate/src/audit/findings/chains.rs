@@ -91,8 +91,8 @@ fn missing(context: &Context<'_>, link: &Link, report: &mut Report<'_>) {
                 Code::BaseMissing,
                 format!("{what} {name} was deleted; {who} still has it open"),
                 format!(
-                    "do not stop the guest: move it with 'qcowtool migrate', or copy {} back to \
-                     this name",
+                    "do not stop the guest: bring the base back with 'qcowtool rescue --restore', \
+                     move the guest with 'qcowtool migrate', or copy {} back to this name",
                     through.display()
                 ),
             );

@@ -12,8 +12,8 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             Code::DeletedOpen,
             format!("it was deleted, and {held} still has it open: when that ends, it is gone"),
             format!(
-                "do not stop the guest before the content is saved: move the guest with \
-                 'qcowtool migrate', or copy {}",
+                "do not stop the guest before the content is saved: 'qcowtool rescue' does that for \
+                 a base, 'qcowtool migrate' moves the guest; it can be read as {}",
                 through.display()
             ),
         );
