@@ -386,6 +386,7 @@ fn nothing_to_do_and_wrong_usage() {
         args!["rescue"],
         args!["rescue", "--pid", "4294967295"],
         args!["rescue", "--pid", "1", "--qemu-from-proc"],
+        args!["rescue", "-f", "qcow2", guest.top()],
         args!["rescue", "--pid", guest.pid(), "--to", guest.scratch.path("nowhere")],
         args!["rescue", "--pid", guest.pid(), "--to", guest.top()],
     ] {

@@ -119,6 +119,10 @@ impl Rescue {
         {
             return self.search(Path::new(image));
         }
+        if self.format.is_some() {
+            let error = qcow::Error::usage("--format is of IMAGE, and none is searched for");
+            return Err(error.hint("give --candidates or --manifest").into());
+        }
         // Where this program has no libvirt, the one that has takes its place here.
         let host = match &self.what {
             Some(_) => Some(connect(&self.connect)?),
