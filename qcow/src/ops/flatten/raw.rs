@@ -25,7 +25,7 @@ pub(super) fn flatten(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Done> {
-    if options.compress {
+    if options.compress || options.compression_level.is_some() {
         return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
     }
     let output = OutputFile::create(path, options.replace)?;
