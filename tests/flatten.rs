@@ -147,6 +147,7 @@ fn the_same_bytes_for_any_number_of_threads() {
         (chain.top(), "-o extended_l2=on,preallocation=metadata"),
         (&small, "-c -o compression_type=zstd"),
         (&small, "-c -o cluster_size=16k"),
+        (chain.top(), "-c --compression-level 7"),
         (&small, "-o cluster_size=512"),
         (&small, "-o cluster_size=2M"),
     ] {

@@ -35,6 +35,7 @@ standard output, and what is said goes to standard error; for qcow2 the source i
 Examples:
   qcowtool flatten vm.qcow2 standalone.qcow2
   qcowtool flatten -c -o compression_type=zstd --digest vm.qcow2 small.qcow2
+  qcowtool flatten -c --compression-level 9 vm.qcow2 smaller.qcow2
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
   qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
   qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
@@ -64,6 +65,10 @@ pub(crate) struct Flatten {
     /// Compress the data (qcow2 only)
     #[arg(short, long)]
     compress: bool,
+
+    /// How hard to compress: 1 (fast) to 9 (small) for zlib, up to 22 for zstd [default: 6, 3]
+    #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
+    compression_level: Option<i32>,
 
     /// Options of the new image, key=value,...; 'help' lists them
     #[arg(short, long = "target-options", value_name = "OPTIONS")]
@@ -131,6 +136,7 @@ impl Flatten {
         let options = FlattenOptions {
             target: ImageOptions::parse(self.target_format, Purpose::Flatten, &items)?.target()?,
             compress: self.compress,
+            compression_level: self.compression_level,
             threads: self.work.threads(),
             digest: self.digest,
             replace: self.force,

@@ -63,6 +63,10 @@ pub(crate) struct Measure {
     #[arg(short, long, requires = "exact")]
     compress: bool,
 
+    /// How hard to compress, as for flatten
+    #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
+    compression_level: Option<i32>,
+
     /// Measure this internal snapshot (id, else name) instead of the current state
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
@@ -110,6 +114,7 @@ impl Measure {
         let options = FlattenOptions {
             target: given.target()?,
             compress: self.compress,
+            compression_level: self.compression_level,
             threads: self.work.threads(),
             ..FlattenOptions::default()
         };

@@ -3,9 +3,12 @@
 //! Each worker keeps its own [`Decompressor`] and [`Compressor`]. Input is hostile: output is
 //! bounded by one cluster, and so is the work.
 
+mod deflate;
 mod zero;
 mod zlib;
 mod zstd;
+
+use std::ops::RangeInclusive;
 
 pub use zero::is_zero;
 
@@ -73,8 +76,8 @@ enum Encode {
 }
 
 impl Compressor {
-    /// A compressor for images with this compression type. `level` is 0 to 9 for zlib (6 if left
-    /// out) and up to 22 for zstd (3 if left out); these defaults are QEMU's levels.
+    /// A compressor for images with this compression type. `level` is one of [`levels`]; left out, it
+    /// is 6 for zlib, which takes about as many bytes as zlib's own level 6, and 3 for zstd.
     ///
     /// # Errors
     /// [`Usage`](crate::ErrorKind::Usage) if the codec has no such level,
@@ -95,17 +98,32 @@ impl Compressor {
     /// [`Io`](crate::ErrorKind::Io) if the codec fails.
     pub fn compress(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool> {
         match &mut self.0 {
-            Encode::Zlib(encode) => encode.run(input, output),
+            Encode::Zlib(encode) => Ok(encode.run(input, output)),
             Encode::Zstd(encode) => encode.run(input, output),
         }
     }
 }
 
+/// The levels that this codec has, from the fastest to the smallest output.
+///
+/// ```
+/// use qcow::codec::{Codec, levels};
+/// assert_eq!(levels(Codec::Zlib), 1..=9);
+/// ```
+pub fn levels(codec: Codec) -> RangeInclusive<i32> {
+    match codec {
+        Codec::Zlib => ZLIB_LEVELS,
+        Codec::Zstd => ::zstd::compression_level_range(),
+    }
+}
+
+const ZLIB_LEVELS: RangeInclusive<i32> = 1..=9;
+
 fn corrupt(message: impl Into<String>) -> Error {
     Error::corrupt(message).structure(STRUCTURE)
 }
 
-fn check_level(level: i32, levels: std::ops::RangeInclusive<i32>) -> Result<i32> {
+fn check_level(level: i32, levels: RangeInclusive<i32>) -> Result<i32> {
     if !levels.contains(&level) {
         return Err(Error::usage(format!(
             "compression level is {level}, expected {} to {}",

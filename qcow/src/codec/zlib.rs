@@ -1,12 +1,11 @@
 //! "zlib" in QCOW2: raw deflate, without a zlib header (trap 46).
 
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Decompress, FlushDecompress};
 
-use super::{STRUCTURE, check_level, corrupt};
-use crate::{Error, Result};
+use super::deflate::Deflate;
+use super::{check_level, corrupt};
+use crate::Result;
 
-/// Some decoders keep no more than 4 KiB of history, so writers look no further back (trap 47).
-const WRITE_WINDOW_BITS: u8 = 12;
 const DEFAULT_LEVEL: i32 = 6;
 
 /// Inflates clusters. Distances up to 32 KiB are accepted.
@@ -38,36 +37,18 @@ impl Decode {
 }
 
 /// Deflates clusters.
+///
+/// Some decoders keep no more than 4 KiB of history, so the encoder looks no further back (trap 47).
 #[derive(Debug)]
-pub(super) struct Encode(Compress);
+pub(super) struct Encode(Deflate);
 
 impl Encode {
     pub(super) fn new(level: Option<i32>) -> Result<Self> {
-        let level = check_level(level.unwrap_or(DEFAULT_LEVEL), 0..=9)?;
-        let level = Compression::new(level.unsigned_abs());
-        Ok(Self(Compress::new_with_window_bits(level, false, WRITE_WINDOW_BITS)))
+        let level = check_level(level.unwrap_or(DEFAULT_LEVEL), super::ZLIB_LEVELS)?;
+        Ok(Self(Deflate::new(level.unsigned_abs())))
     }
 
-    pub(super) fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<bool> {
-        self.0.reset();
-        // Room for the worst case, though only less than the input is of use (trap 56): a stream
-        // that is reset before it could write all it had leaves its encoder in disorder.
-        output.clear();
-        output.resize(worst_case(input.len()), 0);
-        let status = self
-            .0
-            .compress(input, output, FlushCompress::Finish)
-            .map_err(|error| Error::io("could not deflate", error.into()).structure(STRUCTURE))?;
-        output.truncate(usize::try_from(self.0.total_out()).unwrap_or(usize::MAX));
-        if status != Status::StreamEnd {
-            return Err(Error::io("could not deflate", std::io::Error::other("no room"))
-                .structure(STRUCTURE));
-        }
-        Ok(output.len() < input.len())
+    pub(super) fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> bool {
+        self.0.run(input, output)
     }
-}
-
-/// More bytes than any `len` bytes deflate to: zlib's own bound for windows of all sizes.
-fn worst_case(len: usize) -> usize {
-    len.saturating_add(len >> 3).saturating_add(len >> 6).saturating_add(64)
 }

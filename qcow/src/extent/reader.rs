@@ -1,12 +1,20 @@
 //! Reads guest bytes through the chain. One reader per thread: it holds the codec contexts and
 //! the last decoded cluster; the chain itself is shared.
 
+use std::ops::Range;
+
 use super::{Extent, ExtentKind};
 use crate::chain::{Chain, Layer};
 use crate::codec::Decompressor;
 use crate::format::{CompressedSpan, CompressionType, GuestOffset};
 use crate::io::read_padded;
 use crate::{Error, Result};
+
+/// Compressed clusters that lie near each other are read at once, up to this many bytes.
+const AT_ONCE: u64 = 1 << 20;
+/// Two clusters are near if no more than this lies between them: as much as is read in the time that
+/// another call takes.
+const NEAR: u64 = 32 << 10;
 
 /// Reads what the guest would read.
 ///
@@ -24,8 +32,9 @@ pub struct Reader<'a> {
     chain: &'a Chain,
     zlib: Option<Decompressor>,
     zstd: Option<Decompressor>,
-    /// Compressed bytes of the cluster being decoded.
+    /// Compressed bytes, of which layer, and from which offset on.
     input: Vec<u8>,
+    input_from: Option<(usize, u64)>,
     /// The last decoded cluster, and which one it is.
     decoded: Vec<u8>,
     decoded_from: Option<(usize, CompressedSpan)>,
@@ -39,6 +48,7 @@ impl Chain {
             zlib: None,
             zstd: None,
             input: Vec::new(),
+            input_from: None,
             decoded: Vec::new(),
             decoded_from: None,
         }
@@ -88,6 +98,65 @@ impl Reader<'_> {
         .map_err(|error| error.guest_offset(extent.guest).file(layer.path()))
     }
 
+    /// Fills `buf`, whose first byte is that of `guest`, with the bytes of `extents`, all of which lie
+    /// within it. Compressed clusters are taken in the order in which they lie in their files, so
+    /// that many come with one read.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub(crate) fn read_extents(
+        &mut self,
+        guest: u64,
+        extents: &[Extent],
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let mut compressed = Vec::new();
+        for extent in extents {
+            match extent.kind {
+                ExtentKind::Compressed { span } => compressed.push((span, extent)),
+                _ => self.read_extent(extent, part(extent, guest, buf)?)?,
+            }
+        }
+        compressed.sort_unstable_by_key(|(span, extent)| (extent.depth, span.host, extent.guest));
+        let mut rest = compressed.as_slice();
+        while let Some(((span, first), others)) = rest.split_first() {
+            let host = joined(*span, others.iter().take_while(|(_, e)| e.depth == first.depth));
+            let inside = |(span, extent): &&(CompressedSpan, &Extent)| {
+                extent.depth == first.depth && span.host.0.saturating_add(span.len) <= host.end
+            };
+            let count = others.iter().take_while(inside).count().saturating_add(1);
+            let (now, later) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+            if now.len() > 1 {
+                self.read_ahead(first.depth, host);
+            }
+            for (_, extent) in now {
+                self.read_extent(extent, part(extent, guest, buf)?)?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Reads the layer's bytes `host`, of which clusters are then decoded. A failure is left to those
+    /// clusters, which are then read one by one: the message will name the right one.
+    fn read_ahead(&mut self, depth: usize, host: Range<u64>) {
+        let Some(layer) = self.chain.layers().get(depth) else { return };
+        self.input_from = None;
+        let Ok(len) = in_memory(host.end.saturating_sub(host.start)) else { return };
+        self.input.resize(len, 0);
+        if read_padded(layer.file(), &mut self.input, host.start).is_ok() {
+            self.input_from = Some((depth, host.start));
+        }
+    }
+
+    /// Where in `input` the span is, if it is there.
+    fn place_in_input(&self, depth: usize, span: CompressedSpan) -> Option<Range<usize>> {
+        let (_, start) = self.input_from.filter(|(of, _)| *of == depth)?;
+        let from = usize::try_from(span.host.0.checked_sub(start)?).ok()?;
+        let to = from.checked_add(usize::try_from(span.len).ok()?)?;
+        (to <= self.input.len()).then_some(from..to)
+    }
+
     fn read_compressed(
         &mut self,
         layer: &Layer,
@@ -100,11 +169,17 @@ impl Reader<'_> {
         };
         let geometry = image.geometry();
         if self.decoded_from != Some((extent.depth, span)) {
-            self.decoded_from = None;
-            self.decoded.resize(in_memory(geometry.cluster_size())?, 0);
-            self.input.resize(in_memory(span.len)?, 0);
-            // The span is an upper bound that may run past the end of the file (traps 44, 45).
-            read_padded(layer.file(), &mut self.input, span.host.0)?;
+            let place = match self.place_in_input(extent.depth, span) {
+                Some(place) => place,
+                None => {
+                    self.input_from = None;
+                    self.input.resize(in_memory(span.len)?, 0);
+                    // The span is an upper bound that may run past the end of the file (traps 44,
+                    // 45).
+                    read_padded(layer.file(), &mut self.input, span.host.0)?;
+                    0..self.input.len()
+                }
+            };
             let kind = image.header().compression_type;
             let slot = match kind {
                 CompressionType::Zlib => &mut self.zlib,
@@ -114,9 +189,22 @@ impl Reader<'_> {
                 Some(decompressor) => decompressor,
                 None => slot.insert(Decompressor::new(kind)?),
             };
+            // A cluster that is wanted whole is decoded to where it is wanted.
+            let whole = buf.len() as u64 == geometry.cluster_size();
+            let output = if whole {
+                &mut *buf
+            } else {
+                self.decoded_from = None;
+                self.decoded.resize(in_memory(geometry.cluster_size())?, 0);
+                &mut self.decoded
+            };
+            let input = self.input.get(place).unwrap_or_default();
             decompressor
-                .decompress(&self.input, &mut self.decoded)
+                .decompress(input, output)
                 .map_err(|error| error.structure("compressed cluster").host_offset(span.host))?;
+            if whole {
+                return Ok(());
+            }
             self.decoded_from = Some((extent.depth, span));
         }
         let from = in_memory(geometry.offset_in_cluster(extent.guest.0))?;
@@ -127,6 +215,31 @@ impl Reader<'_> {
         buf.copy_from_slice(part);
         Ok(())
     }
+}
+
+/// The bytes to read at once for `first` and those of `others`, which lie behind it in this order,
+/// that are near.
+fn joined<'a>(
+    first: CompressedSpan,
+    others: impl Iterator<Item = &'a (CompressedSpan, &'a Extent)>,
+) -> Range<u64> {
+    let start = first.host.0;
+    let mut end = start.saturating_add(first.len);
+    for (span, _) in others {
+        let next = end.max(span.host.0.saturating_add(span.len));
+        if span.host.0 > end.saturating_add(NEAR) || next.saturating_sub(start) > AT_ONCE {
+            break;
+        }
+        end = next;
+    }
+    start..end
+}
+
+/// The place of an extent's bytes in `buf`, which starts at `guest`.
+fn part<'b>(extent: &Extent, guest: u64, buf: &'b mut [u8]) -> Result<&'b mut [u8]> {
+    let from = usize::try_from(extent.guest.0.saturating_sub(guest)).unwrap_or(usize::MAX);
+    let to = from.saturating_add(usize::try_from(extent.len).unwrap_or(usize::MAX));
+    buf.get_mut(from..to).ok_or_else(|| Error::usage("an extent reaches out of its work item"))
 }
 
 fn in_memory(bytes: u64) -> Result<usize> {

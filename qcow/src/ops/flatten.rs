@@ -23,6 +23,8 @@ pub struct FlattenOptions {
     pub target: TargetOptions,
     /// Compress every data cluster (qcow2 only).
     pub compress: bool,
+    /// How hard to compress: one of the codec's [`levels`](crate::codec::levels), else its default.
+    pub compression_level: Option<i32>,
     /// Worker threads; 0 means one per core, at most 16. The output does not depend on it.
     pub threads: usize,
     /// Compute the CRC-32 of the guest's disk on the way.

@@ -258,14 +258,7 @@ pub(super) fn read_item<'b>(
 ) -> Result<&'b [u8]> {
     let len = usize::try_from(len).map_err(|_| Error::limit("a work item is too long"))?;
     let bytes = buffer.first(len)?;
-    for extent in extents {
-        let from = usize::try_from(extent.guest.0.saturating_sub(guest)).unwrap_or(usize::MAX);
-        let to = from.saturating_add(usize::try_from(extent.len).unwrap_or(usize::MAX));
-        let part = bytes
-            .get_mut(from..to)
-            .ok_or_else(|| Error::usage("an extent reaches out of its work item"))?;
-        reader.read_extent(extent, part)?;
-    }
+    reader.read_extents(guest, extents, bytes)?;
     Ok(bytes)
 }
 

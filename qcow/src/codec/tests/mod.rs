@@ -102,14 +102,14 @@ fn clusters_of_every_size_come_back() {
 
 #[test]
 fn levels_come_back_and_others_are_refused() {
-    for (codec, levels) in [(Codec::Zlib, vec![1, 5, 6, 9]), (Codec::Zstd, vec![-7, 1, 3, 19, 22])]
+    for (codec, levels) in [(Codec::Zlib, (1..=9).collect()), (Codec::Zstd, vec![-7, 1, 3, 19, 22])]
     {
         for level in levels {
             let packed = compressed(codec, Some(level), &text(8192));
             assert!(decompressed(codec, &packed, 8192).unwrap() == text(8192), "level {level}");
         }
     }
-    for (codec, level) in [(Codec::Zlib, -1), (Codec::Zlib, 10), (Codec::Zstd, 23)] {
+    for (codec, level) in [(Codec::Zlib, 0), (Codec::Zlib, 10), (Codec::Zstd, 23)] {
         assert_eq!(Compressor::new(codec, Some(level)).unwrap_err().kind(), ErrorKind::Usage);
     }
 }
@@ -184,6 +184,31 @@ fn trap_47_we_write_no_distance_above_4_kib() {
             assert!(data == cluster, "level {level}, period {period}");
             assert!(distance <= 4096, "level {level}, period {period}: {distance}");
         }
+    }
+}
+
+#[test]
+fn trap_47_clusters_of_many_sections_and_kinds_keep_to_the_window() {
+    // Text, noise, what was 4 KiB ago, runs, and noise again: blocks of all forms.
+    let piece = [text(9000), noise(70_000), repeating(4096, 20_000), vec![0; 40_000]].concat();
+    let cluster: Vec<u8> = piece.iter().copied().cycle().take(2 << 20).collect();
+    for level in [1, 6, 9] {
+        let packed = compressed(Codec::Zlib, Some(level), &cluster);
+        let (data, distance) = distance::inflate(&packed);
+        assert!(data == cluster, "level {level}");
+        assert!((4000..=4096).contains(&distance), "level {level}: {distance}");
+    }
+}
+
+#[test]
+fn higher_levels_take_no_more_room() {
+    let cluster = [text(20_000), repeating(3000, 9000), noise(2000), text(34_000)].concat();
+    for codec in CODECS {
+        let (first, last) = (*super::levels(codec).end(), (*super::levels(codec).start()).max(1));
+        assert!(
+            compressed(codec, Some(first), &cluster).len()
+                < compressed(codec, Some(last), &cluster).len()
+        );
     }
 }
 
@@ -316,12 +341,13 @@ proptest! {
         seed in prop::collection::vec(any::<u8>(), 1..300),
         len in 1usize..5000,
         zlib in any::<bool>(),
+        level in 1..=9,
     ) {
         let codec = CODECS[usize::from(!zlib)];
         let cluster: Vec<u8> = seed.into_iter().cycle().take(len).collect();
         let mut packed = Vec::new();
-        let saved = Compressor::new(codec, None).unwrap().compress(&cluster, &mut packed).unwrap();
-        if saved {
+        let mut compressor = Compressor::new(codec, Some(level)).unwrap();
+        if compressor.compress(&cluster, &mut packed).unwrap() {
             prop_assert!(packed.len() < cluster.len());
             prop_assert_eq!(decompressed(codec, &packed, len).unwrap(), cluster);
         }

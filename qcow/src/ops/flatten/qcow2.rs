@@ -109,9 +109,7 @@ pub(super) fn receive(
     cancel: &CancelToken,
 ) -> Result<Received> {
     let target = target.checked(false).map_err(|error| error.file(path))?;
-    if options.compress {
-        refuse_compression(&target)?;
-    }
+    check_compression(&target, options)?;
     refuse_device(options)?;
     let placer = Placer::growing(target.rules()?, target.refcount_width()?)?;
     let output = output(path, options)?;
@@ -161,9 +159,7 @@ pub(super) fn prepared(
     options: &FlattenOptions,
 ) -> Result<(Qcow2Options, Placer)> {
     let target = target.checked(false)?;
-    if options.compress {
-        refuse_compression(&target)?;
-    }
+    check_compression(&target, options)?;
     let placer = Placer::new(target.rules()?, target.refcount_width()?, chain.virtual_size())?;
     Ok((target, placer))
 }
@@ -177,7 +173,16 @@ fn refuse_device(options: &FlattenOptions) -> Result<()> {
     Ok(())
 }
 
-fn refuse_compression(target: &Qcow2Options) -> Result<()> {
+fn check_compression(target: &Qcow2Options, options: &FlattenOptions) -> Result<()> {
+    if !options.compress {
+        return match options.compression_level {
+            Some(_) => Err(Error::usage("a compression level is given, but nothing is compressed")
+                .hint("ask for compression (-c) too")),
+            None => Ok(()),
+        };
+    }
+    // Before anything is written: a level that the codec lacks.
+    Compressor::new(target.compression_type, options.compression_level)?;
     if target.data_file.is_some() {
         return Err(Error::usage("compressed clusters cannot live in an external data file"));
     }
@@ -203,6 +208,7 @@ pub(super) struct Qcow2Job<'a> {
     cluster_size: usize,
     subclusters: bool,
     compress: Option<CompressionType>,
+    level: Option<i32>,
     digest: bool,
     preallocation: Preallocation,
     cancel: &'a CancelToken,
@@ -276,7 +282,7 @@ impl Job for Qcow2Job<'_> {
     type Placed = Vec<Write>;
 
     fn worker(&self) -> Result<Worker> {
-        let compressor = self.compress.map(|kind| Compressor::new(kind, None)).transpose()?;
+        let compressor = self.compress.map(|kind| Compressor::new(kind, self.level)).transpose()?;
         Ok(Worker { compressor, compressed: Vec::new(), packed: Vec::new() })
     }
 
@@ -385,6 +391,7 @@ impl<'a> Qcow2Job<'a> {
             cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
             subclusters: target.extended_l2,
             compress: options.compress.then_some(target.compression_type),
+            level: options.compression_level,
             digest: options.digest,
             preallocation: target.preallocation,
             cancel,

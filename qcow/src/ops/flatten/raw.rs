@@ -95,7 +95,7 @@ pub(super) fn receive(
 }
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
-    if options.compress {
+    if options.compress || options.compression_level.is_some() {
         return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
     }
     Ok(())
