@@ -3,7 +3,7 @@
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BINARY := $(TARGET)/release/qcowtool
 
-.PHONY: help demo demo-migration test test-migration bench lint man release clean
+.PHONY: help demo demo-migration test test-migration fuzz bench lint man release clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,10 @@ test: ## Build and run every test, those of live migration where two hosts can b
 test-migration: ## Install two hosts, and run the tests that migrate guests between them (as root)
 	@scripts/setup test-migration
 	@scripts/test migration
+
+fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), or those in FUZZ_TARGETS
+	@scripts/setup fuzz
+	@scripts/fuzz $(or $(FUZZ_SECONDS),60) $(FUZZ_TARGETS)
 
 bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see benches/README.md)
 	@scripts/setup bench
