@@ -95,7 +95,7 @@ fn one_entry(choices: &mut Unstructured<'_>) -> Result<()> {
         }
         let table = L1Entry(entry).l2_table(geometry);
         let offset = entry & 0x00ff_ffff_ffff_fe00;
-        assert_eq!(table.is_ok(), offset % rules.cluster() == 0);
+        assert_eq!(table.is_ok(), offset.is_multiple_of(rules.cluster()));
     }
     Ok(())
 }
@@ -227,19 +227,22 @@ pub fn bitmaps(data: &[u8]) {
         let word = u64_at(word, 0);
         let offset = word & 0x00ff_ffff_ffff_fe00;
         let reserved = word & 0xff00_0000_0000_01fe != 0;
-        let wrong = reserved || offset % (1 << cluster_bits) != 0 || (offset != 0 && word & 1 == 1);
+        let wrong =
+            reserved || !offset.is_multiple_of(1 << cluster_bits) || (offset != 0 && word & 1 == 1);
         assert_eq!(BitmapTableEntry::decode(word, geometry).is_err(), wrong, "{word:#x}");
     }
     while !rest.is_empty() {
         let Ok((entry, consumed)) = BitmapEntry::parse(rest) else { return };
-        assert!(consumed % 8 == 0 && consumed <= rest.len());
+        assert!(consumed.is_multiple_of(8) && consumed <= rest.len());
         assert_eq!(entry.table_offset.0, u64_at(rest, 0));
         assert_eq!(entry.table_entries, u32_at(rest, 8));
         let name_at = 24 + u32_at(rest, 20) as usize;
         assert_eq!(entry.name, rest[name_at..][..usize::from(u16_at(rest, 18))]);
         if entry.check(geometry, size).is_ok() {
             assert!(entry.flags.bits() < 4 && (9..=31).contains(&entry.granularity_bits));
-            assert!(entry.table_offset.0 % (1 << cluster_bits) == 0 && entry.table_offset.0 > 0);
+            assert!(
+                entry.table_offset.0.is_multiple_of(1 << cluster_bits) && entry.table_offset.0 > 0
+            );
             assert!(u64::from(entry.table_entries) << cluster_bits <= 512 << 20);
             let bytes = entry.to_bytes().expect("a valid entry");
             assert_eq!(BitmapEntry::parse(&bytes).expect("what was written"), (entry, bytes.len()));

@@ -51,7 +51,7 @@ fn mangled(choices: &mut Unstructured<'_>, text: &str, pieces: &[&str]) -> Resul
         let to = to.max(from);
         match choices.int_in_range(0..=3)? {
             0 => text.replace_range(from..to, ""),
-            1 => text.insert_str(from, &text[from..to].to_owned()),
+            1 => text = [&text[..to], &text[from..]].concat(),
             2 => text.replace_range(from..to, choices.choose(pieces)?),
             _ => text.insert_str(from, choices.choose(pieces)?),
         }

@@ -136,7 +136,7 @@ pub fn unit_of(entry: u64, bitmap: u64, rules: Rules, guest: u64, unit: u64) -> 
     }
     let copied = entry >> 63 == 1;
     let host = entry & 0x00ff_ffff_ffff_fe00;
-    let aligned = host % rules.cluster() == 0;
+    let aligned = host.is_multiple_of(rules.cluster());
     let allocated = host != 0 || (rules.data_file && copied);
     let in_its_place = !rules.data_file || !allocated || host == guest;
     if rules.extended {
@@ -174,7 +174,7 @@ fn check_table(offset: u64, len: Option<u64>, most: u64, cluster: u64) -> Result
     let end = len.and_then(|len| len.checked_add(offset));
     refuse_if(len.is_none_or(|len| len > most), "a table is too long")?;
     refuse_if(end.is_none_or(|end| end > LARGEST_FILE), "a table ends beyond 2^63")?;
-    refuse_if(offset % cluster != 0, "a table is not aligned")
+    refuse_if(!offset.is_multiple_of(cluster), "a table is not aligned")
 }
 
 impl<'a> Image<'a> {
@@ -299,7 +299,7 @@ impl<'a> Image<'a> {
         if table == 0 {
             return Ok(Unit::Below);
         }
-        refuse_if(table % rules.cluster() != 0, "an L2 table that is not aligned")?;
+        refuse_if(!table.is_multiple_of(rules.cluster()), "an L2 table that is not aligned")?;
         let at = table + guest % rules.l2_coverage() / rules.cluster() * rules.width();
         let entry = u64_at(self.file, at);
         let bitmap = if rules.extended { u64_at(self.file, at + 8) } else { 0 };

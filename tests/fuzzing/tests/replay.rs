@@ -88,13 +88,11 @@ fn generated(name: &str) {
         }
     };
     let mut rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    // A batch for each look at the clock.
+    let cases = if time.is_some() { 40 } else { INPUTS };
     loop {
-        let config = Config {
-            cases: INPUTS,
-            failure_persistence: None,
-            max_shrink_iters: 500,
-            ..Config::default()
-        };
+        let config =
+            Config { cases, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
         let next = TestRng::from_seed(RngAlgorithm::ChaCha, &rng.random_seed());
         let result =
             TestRunner::new_with_rng(config, next).run(&vec(any::<u8>(), 0..LONGEST), |data| {

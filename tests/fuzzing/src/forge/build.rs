@@ -100,7 +100,7 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
     if choices.ratio(1, 3)? {
         size = size.saturating_sub(choices.int_in_range(0..=cluster)?);
     } else if choices.ratio(1, 6)? {
-        size = rules.l2_coverage() * choices.int_in_range(1..=5)? + size;
+        size += rules.l2_coverage() * choices.int_in_range(1..=5)?;
     }
     let refcount_order = if v3 { choices.int_in_range(0..=6)? } else { 4 };
     let backing = choices.ratio(1, 3)?;
