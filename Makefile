@@ -5,7 +5,7 @@ BINARY := $(TARGET)/release/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-migration bench bench-pieces bench-peers lint man release clean
+.PHONY: help demo demo-migration test test-migration fuzz bench bench-pieces bench-peers lint man release clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,10 @@ test: ## Build and run every test, those of live migration where two hosts can b
 test-migration: ## Install two hosts, and run the tests that migrate guests between them (as root)
 	@scripts/setup test-migration
 	@scripts/test migration
+
+fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), or those in FUZZ_TARGETS
+	@scripts/setup fuzz
+	@scripts/fuzz $(or $(FUZZ_SECONDS),60) $(FUZZ_TARGETS)
 
 bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see benches/README.md)
 	@scripts/setup bench
