@@ -123,6 +123,37 @@ impl RefcountWidth {
         Ok(())
     }
 
+    /// Sets the `count` refcounts from `first` on, which must be zero, to one.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if they reach beyond the block.
+    ///
+    /// ```
+    /// use qcow::format::RefcountWidth;
+    /// let mut block = [0; 512];
+    /// RefcountWidth::new(4)?.set_ones(&mut block, 1, 2)?;
+    /// assert_eq!(block[..8], [0, 0, 0, 1, 0, 1, 0, 0]);
+    /// # Ok::<(), qcow::Error>(())
+    /// ```
+    pub fn set_ones(self, block: &mut [u8], first: u64, count: u64) -> Result<()> {
+        let past = first.saturating_add(count);
+        if self.order < 3 {
+            return (first..past).try_for_each(|index| self.set(block, index, 1));
+        }
+        let width = self.locate(0).0.len();
+        let byte = |index: u64| usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(width);
+        let len = block.len();
+        let fields = block.get_mut(byte(first)..byte(past)).ok_or_else(|| beyond_len(len, past))?;
+        // One loop for each width: the compiler makes wide stores of those it knows.
+        match width {
+            1 => fields.fill(1),
+            2 => fields.as_chunks_mut().0.fill([0, 1]),
+            4 => fields.as_chunks_mut().0.fill([0, 0, 0, 1]),
+            _ => fields.as_chunks_mut().0.fill([0, 0, 0, 0, 0, 0, 0, 1]),
+        }
+        Ok(())
+    }
+
     /// The bytes that hold the refcount at `index`, and how far it is shifted in them.
     fn locate(self, index: u64) -> (Range<usize>, u32) {
         let bytes = usize::try_from(self.bits() >> 3).unwrap_or(usize::MAX).max(1);

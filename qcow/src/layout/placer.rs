@@ -283,15 +283,24 @@ impl Placer {
         host: HostOffset,
         allocated: u32,
     ) -> Result<()> {
-        let (mut host, step) = (host, self.rules.geometry.cluster_size());
-        for index in in_table..in_table.saturating_add(count) {
-            let entry = if self.rules.geometry.extended_l2() {
+        let step = self.rules.geometry.cluster_size();
+        let entry = |host| {
+            if self.rules.geometry.extended_l2() {
                 L2Entry::Subclusters { host: Some(host), allocated, zero: 0, copied: true }
             } else {
                 L2Entry::Data { host, copied: true }
-            };
-            self.put(index, &entry)?;
-            host = host.checked_add(step)?;
+            }
+        };
+        let last = host.checked_add(count.saturating_sub(1).saturating_mul(step))?;
+        // What lies between two places that can be written can be written too, and differs in the
+        // place alone.
+        let (mut word, bitmap) = entry(host).encode(&self.rules)?;
+        entry(last).encode(&self.rules)?;
+        let width = usize::try_from(self.rules.geometry.l2_entry_size()).unwrap_or(8);
+        let table = self.entries_mut(in_table, count)?;
+        for bytes in table.chunks_exact_mut(width) {
+            write_entry(bytes, word, bitmap);
+            word = word.wrapping_add(step);
         }
         Ok(())
     }
@@ -302,17 +311,17 @@ impl Placer {
 
     fn put(&mut self, index: u64, entry: &L2Entry) -> Result<()> {
         let (word, bitmap) = entry.encode(&self.rules)?;
-        let width = self.rules.geometry.l2_entry_size();
-        let from = usize::try_from(index.saturating_mul(width)).unwrap_or(usize::MAX);
-        let to = from.saturating_add(usize::try_from(width).unwrap_or_default());
-        let (_, table) = self.l2.as_mut().ok_or_else(past_the_disk)?;
-        let bytes = table.get_mut(from..to).ok_or_else(past_the_disk)?;
-        let (first, second) = bytes.split_at_mut(8);
-        BigEndian::write_u64(first, word);
-        if !second.is_empty() {
-            BigEndian::write_u64(second, bitmap);
-        }
+        write_entry(self.entries_mut(index, 1)?, word, bitmap);
         Ok(())
+    }
+
+    /// The bytes of `count` entries of the open table.
+    fn entries_mut(&mut self, index: u64, count: u64) -> Result<&mut [u8]> {
+        let width = self.rules.geometry.l2_entry_size();
+        let byte = |index: u64| usize::try_from(index.saturating_mul(width)).unwrap_or(usize::MAX);
+        let (from, to) = (byte(index), byte(index.saturating_add(count)));
+        let (_, table) = self.l2.as_mut().ok_or_else(past_the_disk)?;
+        table.get_mut(from..to).ok_or_else(past_the_disk)
     }
 
     /// Writes refcount blocks that nothing can change any more.
@@ -320,6 +329,15 @@ impl Placer {
         let bits = self.rules.geometry.cluster_bits();
         let settled = self.packing.map_or(self.refcounts.clusters(), |at| at >> bits);
         self.refcounts.finish_blocks(settled, |offset, bytes| sink.metadata(offset, bytes))
+    }
+}
+
+fn write_entry(bytes: &mut [u8], word: u64, bitmap: u64) {
+    if let Some((first, second)) = bytes.split_at_mut_checked(8) {
+        BigEndian::write_u64(first, word);
+        if second.len() == 8 {
+            BigEndian::write_u64(second, bitmap);
+        }
     }
 }
 

@@ -64,9 +64,7 @@ impl Refcounts {
             let here = self.per_block.saturating_sub(in_block).min(past.saturating_sub(at));
             let width = self.width;
             let block = self.block_of(at)?;
-            for index in in_block..in_block.saturating_add(here) {
-                width.set(block, index, 1)?;
-            }
+            width.set_ones(block, in_block, here)?;
             at = at.saturating_add(here);
         }
         Ok(first)

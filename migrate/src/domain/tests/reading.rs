@@ -24,7 +24,7 @@ fn a_running_guest_with_the_chains_that_libvirt_found() {
         source: Source::File { path: file.into() },
         format: Some("qcow2".into()),
         cache: Some("none".into()),
-        discard: false,
+        discard: true,
         readonly: false,
         shareable: false,
         transient: false,
