@@ -3,7 +3,6 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
-#[allow(unused_imports, unused_macros, reason = "each test file uses its own part")]
 mod migration;
 
 use std::fs;
