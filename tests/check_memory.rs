@@ -5,13 +5,11 @@
 mod check_common;
 mod common;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use check_common::theirs;
-use common::{command, qcowtool};
+use common::{peak, qcowtool};
 use fixtures::{Scratch, args, needs_qemu};
-use wait4::Wait4;
 
 const GIB: u64 = 1 << 30;
 /// Host clusters for each GiB of disk, all of them in use.
@@ -25,14 +23,6 @@ fn preallocated(scratch: &Scratch, gib: u64) -> PathBuf {
     let size = format!("{gib}G");
     qcowtool(args!["create", "-f", "qcow2", "-o", "preallocation=metadata", path, size]).ok();
     path
-}
-
-/// Most memory that the binary had resident, in bytes.
-fn peak(arguments: Vec<OsString>) -> u64 {
-    let child = command(&arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
-    let used = child.wait4().unwrap();
-    assert!(used.status.success(), "{arguments:?}");
-    used.rusage.maxrss
 }
 
 /// Asserts that memory grows by no more than `bits` for each cluster.

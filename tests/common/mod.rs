@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use fixtures::{Patch, Scratch, args, crc32_hex, qemu};
 use serde_json::Value;
+use wait4::Wait4 as _;
 
 /// The binary under test; `QCOWTOOL_BIN` names another build of it.
 pub(crate) fn binary() -> PathBuf {
@@ -32,6 +33,15 @@ pub(crate) fn command(arguments: &[OsString]) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments).stdin(Stdio::null());
     command
+}
+
+/// Runs the binary; the most memory that it had resident, in bytes.
+#[track_caller]
+pub(crate) fn peak(arguments: Vec<OsString>) -> u64 {
+    let child = command(&arguments).stdout(Stdio::null()).spawn().expect("the binary starts");
+    let used = child.wait4().expect("it ends");
+    assert!(used.status.success(), "{arguments:?}");
+    used.rusage.maxrss
 }
 
 fn run(mut command: Command, arguments: &[OsString]) -> Run {

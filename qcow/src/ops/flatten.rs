@@ -116,8 +116,11 @@ pub fn flatten(
             (Format::Qcow2, qcow2::flatten(chain, path, target, options, observer, cancel)?)
         }
     };
-    let virtual_size = chain.virtual_size();
-    Ok(FlattenOutcome {
+    Ok(outcome(path, format, chain.virtual_size(), done))
+}
+
+fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> FlattenOutcome {
+    FlattenOutcome {
         filename: path.to_path_buf(),
         format,
         virtual_size,
@@ -126,7 +129,7 @@ pub fn flatten(
         zero_bytes: virtual_size.saturating_sub(done.data_bytes),
         traffic: done.traffic,
         crc32: done.crc.map(|crc| crc.to_hex()),
-    })
+    }
 }
 
 /// The length of the file that [`flatten`] would write with these options, found by doing all but

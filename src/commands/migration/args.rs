@@ -19,17 +19,9 @@ use crate::size;
 /// What stands before a directory that is used in place of a host.
 const DIRECTORY: &str = "dir:";
 
-/// Which guest goes where.
+/// Where guests go, and how that host's files are reached.
 #[derive(Debug, Args)]
-pub(crate) struct RouteArgs {
-    /// The guest: its name or UUID
-    #[arg(value_name = "DOMAIN", required_unless_present = "domain_xml")]
-    domain: Option<String>,
-
-    /// The libvirt of the guest's host, which must be this machine
-    #[arg(long, value_name = "URI", default_value = "qemu:///system")]
-    connect: String,
-
+pub(super) struct DestinationArgs {
     /// The libvirt of the destination as both hosts reach it, or dir:DIRECTORY
     #[arg(long, value_name = "URI")]
     to: String,
@@ -42,6 +34,21 @@ pub(crate) struct RouteArgs {
     /// qcowtool at the other end of --rsh
     #[arg(long, value_name = "PROGRAM", default_value = "qcowtool", requires = "rsh")]
     rsh_program: String,
+}
+
+/// Which guest goes where.
+#[derive(Debug, Args)]
+pub(crate) struct RouteArgs {
+    /// The guest: its name or UUID
+    #[arg(value_name = "DOMAIN", required_unless_present = "domain_xml")]
+    domain: Option<String>,
+
+    /// The libvirt of the guest's host, which must be this machine
+    #[arg(long, value_name = "URI", default_value = "qemu:///system")]
+    connect: String,
+
+    #[command(flatten)]
+    destination: DestinationArgs,
 
     /// Take the guest from this file instead of from a libvirt
     #[arg(long, value_name = "FILE", conflicts_with_all = ["domain", "connect"],
@@ -212,9 +219,9 @@ impl RouteArgs {
         Ok(Route {
             domain,
             from: self.connect.clone(),
-            to: absolute_uri(&self.to),
-            rsh: self.rsh.clone(),
-            rsh_program: self.rsh_program.clone(),
+            to: absolute_uri(&self.destination.to),
+            rsh: self.destination.rsh.clone(),
+            rsh_program: self.destination.rsh_program.clone(),
             domain_xml: self.domain_xml.as_deref().map(absolute),
             source_root: absolute(&self.source_root),
             running: self.running,
@@ -239,15 +246,15 @@ fn absolute_uri(uri: &str) -> String {
 }
 
 /// The way between two hosts, whatever the guest.
-pub(crate) fn way(from: &str, to: &str, rsh: (Option<&str>, &str), running: bool) -> Route {
+pub(super) fn way(from: &str, destination: &DestinationArgs, running: bool) -> Route {
     let from = absolute_uri(from);
     let root = from.strip_prefix(DIRECTORY).unwrap_or("/");
     Route {
         domain: String::new(),
         source_root: PathBuf::from(root),
-        to: absolute_uri(to),
-        rsh: rsh.0.map(str::to_owned),
-        rsh_program: rsh.1.to_owned(),
+        to: absolute_uri(&destination.to),
+        rsh: destination.rsh.clone(),
+        rsh_program: destination.rsh_program.clone(),
         domain_xml: None,
         running,
         from,

@@ -11,7 +11,7 @@ use migrate::probe::Probing;
 use qcow::Silent;
 
 use super::State;
-use super::args::{PolicyArgs, is_directory, reach, way};
+use super::args::{DestinationArgs, PolicyArgs, is_directory, reach, way};
 use crate::args::OutputArgs;
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
@@ -60,18 +60,8 @@ pub(crate) struct Preflight {
     #[arg(long, value_name = "URI", default_value = "qemu:///system")]
     connect: String,
 
-    /// The libvirt of the destination as both hosts reach it, or dir:DIRECTORY
-    #[arg(long, value_name = "URI")]
-    to: String,
-
-    /// Reach the destination's files by this command and the qcowtool there, such as 'ssh host-b';
-    /// left out, through its libvirt alone
-    #[arg(short = 'e', long, value_name = "COMMAND")]
-    rsh: Option<String>,
-
-    /// qcowtool at the other end of --rsh
-    #[arg(long, value_name = "PROGRAM", default_value = "qcowtool", requires = "rsh")]
-    rsh_program: String,
+    #[command(flatten)]
+    destination: DestinationArgs,
 
     /// The guests of a directory run, somewhere: plan for moving them alive
     #[arg(long)]
@@ -91,8 +81,7 @@ impl Preflight {
                 Error::usage("--running is for guests of a directory; libvirt knows itself");
             return Err(error.hint("leave it out, or give --connect dir:DIRECTORY").into());
         }
-        let rsh = (self.rsh.as_deref(), &*self.rsh_program);
-        let reached = reach(&way(&self.connect, &self.to, rsh, self.running))?;
+        let reached = reach(&way(&self.connect, &self.destination, self.running))?;
         let policy = self.policy.policy(&reached)?;
         let names = if self.all { reached.names()? } else { once(self.domains) };
         let watch = Watch::start()?;

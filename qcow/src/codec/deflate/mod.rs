@@ -1,9 +1,10 @@
 //! A deflate encoder (RFC 1951) for clusters, with the 4 KiB window that QEMU's decoder asks for.
 //!
-//! Libraries either cannot limit their window (libdeflate) or, where they can, take about twice as
-//! long for the same size (zlib-rs), because they were made for streams. This one has the whole
-//! cluster before it. It finds matches with chains that fit the first-level cache, cuts what it found into
-//! blocks where the statistics change, and gives each block the cheapest of deflate's three forms.
+//! Libraries either cannot limit their window (libdeflate) or, where they can, take about 1.4 times as
+//! long for a larger result (zlib-rs at level 6), because they were made for streams. This one has the
+//! whole cluster before it. It finds matches with chains that fit the first-level cache, cuts what it
+//! found into blocks where the statistics change, and gives each block the cheapest of deflate's three
+//! forms.
 //!
 //! The output depends on the input and the level alone: not on what was encoded before.
 

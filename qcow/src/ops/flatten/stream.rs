@@ -14,7 +14,7 @@ use crc32fast::Hasher;
 
 use super::qcow2::{self, Metadata, Qcow2Job};
 use super::raw::{self, BLOCK};
-use super::{Done, FlattenOptions, FlattenOutcome, runs_of};
+use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::ops::checksum::{Crc, hash};
@@ -91,19 +91,6 @@ pub(super) fn whole_sectors(len: u64) -> Result<u64> {
     len.checked_next_multiple_of(512)
         .filter(|&size| i64::try_from(size).is_ok())
         .ok_or_else(|| Error::limit("the stream is longer than any image can be"))
-}
-
-fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> FlattenOutcome {
-    FlattenOutcome {
-        filename: path.to_path_buf(),
-        format,
-        virtual_size,
-        file_length: done.file_length,
-        data_bytes: done.data_bytes,
-        zero_bytes: virtual_size.saturating_sub(done.data_bytes),
-        traffic: done.traffic,
-        crc32: done.crc.map(|crc| crc.to_hex()),
-    }
 }
 
 fn refuse_for_streams(target: &Qcow2Options) -> Result<()> {
