@@ -80,12 +80,7 @@ fn generated(name: &str) {
     let (begin, count) = (Instant::now(), Cell::new(0));
     let seed = match time {
         None => [7; 32],
-        Some(_) => {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock");
-            let mut seed = [0; 32];
-            seed[..16].copy_from_slice(&now.as_nanos().to_le_bytes());
-            seed
-        }
+        Some(_) => seed(),
     };
     let mut rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     // A batch for each look at the clock.
@@ -108,6 +103,18 @@ fn generated(name: &str) {
         }
     }
     println!("{name}: {} inputs", count.get());
+}
+
+/// What `FUZZ_SEED` says, so that a run can be made again; else another one each time.
+fn seed() -> [u8; 32] {
+    let text = std::env::var("FUZZ_SEED").unwrap_or_else(|_| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock");
+        now.as_nanos().to_string()
+    });
+    println!("FUZZ_SEED={text}");
+    let mut seed = [0; 32];
+    seed.iter_mut().zip(text.bytes()).for_each(|(to, byte)| *to = byte);
+    seed
 }
 
 trait Seeds {
