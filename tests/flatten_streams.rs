@@ -236,8 +236,14 @@ fn a_raw_stream_becomes_an_image() {
 fn a_stream_of_another_length_than_said_leaves_nothing() {
     let scratch = Scratch::new();
     let target = scratch.path("target");
-    for (size, word) in [("9000000", "more than"), ("30M", "ended after")] {
-        let line = complaint(&received(&format!("--size {size}"), noise(1, 10 << 20), &target));
+    // The first ends within what is read at once.
+    let cases = [
+        ("1000", 4096, "more than 1000"),
+        ("9000000", 10 << 20, "more than 9000000"),
+        ("30M", 10 << 20, "ended after 10485760"),
+    ];
+    for (size, sent, word) in cases {
+        let line = complaint(&received(&format!("--size {size}"), noise(1, sent), &target));
         assert!(line.contains(word) && line.contains("--size"), "{line}");
         assert_eq!(scratch.names(), [""; 0]);
     }

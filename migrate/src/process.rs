@@ -68,10 +68,17 @@ impl Process {
     pub(crate) fn descriptors(&self) -> io::Result<Option<Vec<PathBuf>>> {
         match fs::read_dir(self.place.join("fd")) {
             Ok(entries) => Ok(Some(entries.flatten().map(|entry| entry.path()).collect())),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether that is how `/proc` says that there is no such process any more. Where it goes away between two steps of one
+/// look, the kernel says it in a way of its own (ESRCH).
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// The name that a file without a name once had, by the link text of a descriptor; `None` if the text does

@@ -19,6 +19,8 @@ mod from {
 pub(crate) mod code {
     pub(crate) const NO_SUPPORT: i32 = 3;
     pub(crate) const NO_CONNECT: i32 = 5;
+    #[cfg(feature = "libvirt")]
+    pub(crate) const INVALID_ARG: i32 = 8;
     pub(crate) const OPERATION_DENIED: i32 = 29;
     pub(crate) const NO_DOMAIN: i32 = 42;
     pub(crate) const AUTH_FAILED: i32 = 45;

@@ -179,13 +179,9 @@ impl Incoming {
         self.number = number.saturating_add(1);
         self.at = guest.saturating_add(filled as u64);
         match self.input.size {
-            Some(size) if self.at > size || (self.ended && self.at < size) => {
-                let what = if self.ended { "ended after" } else { "has more than" };
-                Err(Error::usage(format!(
-                    "the stream {what} {} bytes, and --size says {size}",
-                    self.at.min(if self.ended { self.at } else { size })
-                ))
-                .hint("nothing was written: check what sends the stream"))
+            Some(size) if self.at > size => Err(another_length("has more than", size, size)),
+            Some(size) if self.ended && self.at < size => {
+                Err(another_length("ended after", self.at, size))
             }
             _ => Ok(space
                 .get(..filled)
@@ -193,6 +189,11 @@ impl Incoming {
                 .map(|bytes| (number, guest, bytes))),
         }
     }
+}
+
+fn another_length(what: &str, len: u64, size: u64) -> Error {
+    Error::usage(format!("the stream {what} {len} bytes, and --size says {size}"))
+        .hint("nothing was written: check what sends the stream")
 }
 
 /// Waits until something can be read, or somebody wants us to stop.

@@ -72,10 +72,17 @@ pub(super) fn pivot(connection: &Connection, uuid: &str, target: &str) -> Result
 pub(super) fn abort(connection: &Connection, uuid: &str, target: &str) -> Result<()> {
     let aborted = connection.of_domain(uuid, |domain| {
         match raw::end_block_job(domain, target, false) {
-            // It ended by itself, or there is no process that could have one.
+            // There is no process that could have one.
             Err(failure)
                 if is(&failure, code::OPERATION_INVALID)
                     && !matches!(raw::block_job(domain, target), Ok(Some(_))) =>
+            {
+                Ok(())
+            }
+            // It ended by itself.
+            Err(failure)
+                if is(&failure, code::INVALID_ARG)
+                    && matches!(raw::block_job(domain, target), Ok(None)) =>
             {
                 Ok(())
             }
