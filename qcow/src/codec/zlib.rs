@@ -40,12 +40,12 @@ impl Decode {
 ///
 /// Some decoders keep no more than 4 KiB of history, so the encoder looks no further back (trap 47).
 #[derive(Debug)]
-pub(super) struct Encode(Deflate);
+pub(super) struct Encode(Box<Deflate>);
 
 impl Encode {
     pub(super) fn new(level: Option<i32>) -> Result<Self> {
         let level = check_level(level.unwrap_or(DEFAULT_LEVEL), super::ZLIB_LEVELS)?;
-        Ok(Self(Deflate::new(level.unsigned_abs())))
+        Ok(Self(Box::new(Deflate::new(level.unsigned_abs()))))
     }
 
     pub(super) fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> bool {

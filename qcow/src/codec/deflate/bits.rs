@@ -22,17 +22,29 @@ impl<'a> Bits<'a> {
     }
 
     /// Appends the lowest `count` bits, at most 56, of `value`, which has no others set.
-    #[inline]
     pub(super) fn put(&mut self, value: u64, count: u32) {
-        self.held |= value << self.count;
-        self.count += count;
-        if let Some(place) = self.output[self.written..].first_chunk_mut::<8>() {
-            *place = self.held.to_le_bytes();
+        self.put_all(std::iter::once((value, count)));
+    }
+
+    /// Appends values with so many bits each, as [`put`](Self::put) does.
+    #[inline]
+    pub(super) fn put_all(&mut self, values: impl Iterator<Item = (u64, u32)>) {
+        // The compiler keeps these in registers.
+        let (mut held, mut count, mut written) = (self.held, self.count, self.written);
+        let output = self.output.as_mut_slice();
+        for (value, bits) in values {
+            held |= value << count;
+            count += bits;
+            let rest = output.get_mut(written..);
+            if let Some(place) = rest.and_then(|rest| rest.first_chunk_mut::<8>()) {
+                *place = held.to_le_bytes();
+            }
+            let whole = count / 8;
+            written += whole as usize;
+            held >>= whole * 8;
+            count %= 8;
         }
-        let whole = self.count / 8;
-        self.written += whole as usize;
-        self.held = self.held.checked_shr(whole * 8).unwrap_or(0);
-        self.count %= 8;
+        (self.held, self.count, self.written) = (held, count, written);
     }
 
     /// Fills the current byte with zeros.

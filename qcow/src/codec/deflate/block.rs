@@ -2,10 +2,10 @@
 
 use super::bits::Bits;
 use super::huffman::{
-    DISTANCE_BASE, DISTANCES, END, LENGTH_BASE, LITERALS, codes, distance_symbol, length_symbol,
-    lengths,
+    DISTANCE_BASE, DISTANCE_SYMBOLS, DISTANCES, END, LENGTH_BASE, LITERALS, codes, distance_symbol,
+    length_symbol, lengths,
 };
-use super::token::{Counts, Token, Tokens};
+use super::token::{Counts, FIRSTS, Token, Tokens};
 
 /// The longest code of a symbol, and of a length in a block's header.
 const LONGEST: u8 = 15;
@@ -117,37 +117,54 @@ impl Lengths {
     }
 
     fn write(&self, tokens: &[Token], bits: &mut Bits<'_>) {
-        let literal_codes = codes(&self.literals);
-        let distance_codes = codes(&self.distances);
-        // Code and extra bits of each length at once: the bits, and above them how many.
-        let literals: [u32; 256] = std::array::from_fn(|byte| {
-            u32::from(literal_codes[byte]) | u32::from(self.literals[byte]) << 24
-        });
-        let matches: [u32; 256] = std::array::from_fn(|index| {
-            let symbol = length_symbol(index + 3);
-            let (base, extra) = LENGTH_BASE[symbol - END - 1];
-            let length = self.literals[symbol];
-            let rest = (index + 3) as u32 - u32::from(base);
-            (u32::from(literal_codes[symbol]) | rest << length) | u32::from(length + extra) << 24
-        });
-        for token in tokens {
-            let Some((length, distance)) = token.as_match() else {
-                let code = literals[usize::from(token.as_literal())];
-                bits.put(u64::from(code & 0xff_ffff), code >> 24);
-                continue;
-            };
-            let code = matches[(length - 3) & 0xff];
-            let symbol = distance_symbol(distance);
-            let (base, extra) = DISTANCE_BASE[symbol];
-            let first = code >> 24;
-            let second = first + u32::from(self.distances[symbol]);
-            let value = u64::from(code & 0xff_ffff)
-                | u64::from(distance_codes[symbol]) << first
-                | (distance as u64 - u64::from(base)) << second;
-            bits.put(value, second + u32::from(extra));
-        }
-        bits.put(u64::from(literal_codes[END]), u32::from(self.literals[END]));
+        let firsts = self.firsts();
+        let distances = self.distances();
+        bits.put_all(tokens.iter().map(|token| {
+            let first = firsts[token.first()];
+            let count = first >> 24;
+            let second = &distances[distance_symbol(token.distance())];
+            let rest = (token.distance() as u64 - u64::from(second.base)) << second.length;
+            let value = u64::from(first & 0xff_ffff) | (u64::from(second.code) | rest) << count;
+            (value, count + u32::from(second.bits))
+        }));
+        bits.put(u64::from(codes(&self.literals)[END]), u32::from(self.literals[END]));
     }
+
+    /// Code and extra bits of the first part of each token, and from bit 24 on how many they are.
+    fn firsts(&self) -> [u32; FIRSTS] {
+        let codes = codes(&self.literals);
+        std::array::from_fn(|first| {
+            let Some(length) = first.checked_sub(256) else {
+                return u32::from(codes[first]) | u32::from(self.literals[first]) << 24;
+            };
+            let symbol = length_symbol(length + 3);
+            let (base, extra) = LENGTH_BASE[symbol - END - 1];
+            let own = self.literals[symbol];
+            let rest = (length + 3) as u32 - u32::from(base);
+            (u32::from(codes[symbol]) | rest << own) | u32::from(own + extra) << 24
+        })
+    }
+
+    fn distances(&self) -> [Distance; DISTANCE_SYMBOLS] {
+        let codes = codes(&self.distances);
+        std::array::from_fn(|symbol| {
+            let Some(&(base, extra)) = DISTANCE_BASE.get(symbol) else {
+                return Distance::default();
+            };
+            let length = self.distances[symbol];
+            Distance { code: codes[symbol], length, base, bits: length + extra }
+        })
+    }
+}
+
+/// How a symbol of distances is written; that of literals, with no bits at all.
+#[derive(Clone, Copy, Default)]
+struct Distance {
+    code: u16,
+    length: u8,
+    base: u16,
+    /// Code and extra bits.
+    bits: u8,
 }
 
 /// How a block describes its codes.

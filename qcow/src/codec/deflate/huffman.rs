@@ -1,5 +1,7 @@
 //! Deflate's symbols, and canonical codes of limited length for them.
 
+use super::matches::WINDOW;
+
 /// Literal bytes, the end of the block, and lengths; the last two take part in the fixed code only.
 pub(super) const LITERALS: usize = 288;
 pub(super) const DISTANCES: usize = 30;
@@ -49,15 +51,29 @@ pub(super) fn length_symbol(length: usize) -> usize {
     257 + usize::from(LENGTH_SYMBOL[(length - 3) & 0xff])
 }
 
-/// The symbol of a distance, from 1 on.
+/// Stands for the distance of a literal, which has none.
+pub(super) const NO_DISTANCE: usize = 31;
+/// Distance symbols, and what makes their number a power of two.
+pub(super) const DISTANCE_SYMBOLS: usize = 32;
+
+/// The symbol of each distance that the window allows; 0 has none.
+static DISTANCE_SYMBOL: [u8; 2 * WINDOW] = {
+    let mut table = [NO_DISTANCE as u8; 2 * WINDOW];
+    let (mut symbol, mut distance) = (0, 1);
+    while distance < table.len() {
+        while symbol + 1 < DISTANCES && DISTANCE_BASE[symbol + 1].0 as usize <= distance {
+            symbol += 1;
+        }
+        table[distance] = symbol as u8;
+        distance += 1;
+    }
+    table
+};
+
+/// The symbol of a distance, up to [`WINDOW`]; [`NO_DISTANCE`] for 0.
 #[inline]
 pub(super) fn distance_symbol(distance: usize) -> usize {
-    let value = distance as u32 - 1;
-    if value < 4 {
-        return value as usize;
-    }
-    let top = value.ilog2();
-    (top * 2 + (value >> (top - 1) & 1)) as usize
+    usize::from(DISTANCE_SYMBOL[distance % DISTANCE_SYMBOL.len()]) % DISTANCE_SYMBOLS
 }
 
 /// The lengths of an optimal code for symbols that occur this often, none longer than `longest`.

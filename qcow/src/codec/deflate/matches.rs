@@ -7,7 +7,7 @@ use super::token::Tokens;
 const CHUNK: usize = 8 << 10;
 
 /// How far back matches reach: what a decoder with 12 window bits remembers.
-const WINDOW: usize = 1 << 12;
+pub(super) const WINDOW: usize = 1 << 12;
 const LONGEST: usize = 258;
 /// Matches of three bytes cost more than three literals if they are farther away than this.
 const FAR_FOR_THREE: usize = 1 << 10;

@@ -1,32 +1,27 @@
 //! What the search found: literals and matches, with their statistics.
 
 use super::SECTION;
-use super::huffman::{DISTANCES, LITERALS, distance_symbol, length_symbol};
+use super::huffman::{DISTANCE_SYMBOLS, DISTANCES, LITERALS, distance_symbol, length_symbol};
 
-/// A literal byte, or a match of `length` bytes at `distance`.
+/// A literal byte, or a match of `length` bytes at `distance`. Both have the same two parts, so that who counts
+/// or writes them need not ask which it is: that cannot be foreseen, and costs more than all the rest.
 #[derive(Clone, Copy)]
 pub(super) struct Token(u32);
 
-const MATCH: u32 = 1 << 31;
+/// How many values the first part has: 256 literals and as many lengths.
+pub(super) const FIRSTS: usize = 512;
 
 impl Token {
-    pub(super) fn literal(byte: u8) -> Self {
-        Self(u32::from(byte))
-    }
-
-    pub(super) fn matching(length: usize, distance: usize) -> Self {
-        Self(MATCH | (length as u32) << 16 | distance as u32)
-    }
-
+    /// A literal byte, or 256 and above it the length less 3.
     #[inline]
-    pub(super) fn as_match(self) -> Option<(usize, usize)> {
-        let Self(token) = self;
-        (token & MATCH != 0).then_some(((token >> 16 & 0x1ff) as usize, (token & 0xffff) as usize))
+    pub(super) fn first(self) -> usize {
+        self.0 as usize % FIRSTS
     }
 
+    /// The distance; 0 for a literal.
     #[inline]
-    pub(super) fn as_literal(self) -> u8 {
-        self.0 as u8
+    pub(super) fn distance(self) -> usize {
+        (self.0 >> 16) as usize
     }
 }
 
@@ -66,12 +61,16 @@ pub(super) struct Tokens {
     chunks: Vec<Chunk>,
     /// Tokens in chunks.
     ended: usize,
+    /// How often each first part, and each symbol of a distance, came since the last chunk.
+    firsts: [u32; FIRSTS],
+    distances: [u32; DISTANCE_SYMBOLS],
 }
 
 impl Tokens {
     pub(super) fn new() -> Self {
         let all = Box::new([Token(0); SECTION]);
-        Self { all, count: 0, chunks: Vec::new(), ended: 0 }
+        let (firsts, distances) = ([0; FIRSTS], [0; DISTANCE_SYMBOLS]);
+        Self { all, count: 0, chunks: Vec::new(), ended: 0, firsts, distances }
     }
 
     pub(super) fn clear(&mut self) {
@@ -81,16 +80,18 @@ impl Tokens {
 
     #[inline]
     pub(super) fn literal(&mut self, byte: u8) {
-        self.push(Token::literal(byte));
+        self.push(Token(u32::from(byte)));
     }
 
     #[inline]
     pub(super) fn matching(&mut self, length: usize, distance: usize) {
-        self.push(Token::matching(length, distance));
+        self.distances[distance_symbol(distance)] += 1;
+        self.push(Token((length - 3 + 256) as u32 | (distance as u32) << 16));
     }
 
     #[inline]
     fn push(&mut self, token: Token) {
+        self.firsts[token.first()] += 1;
         // No section has more tokens than bytes.
         self.all[self.count % SECTION] = token;
         self.count += 1;
@@ -98,18 +99,16 @@ impl Tokens {
 
     /// What came since the last chunk stands for `bytes` of input and becomes a chunk.
     pub(super) fn end_chunk(&mut self, bytes: usize) {
-        let tokens = &self.all[self.ended..self.count];
         let mut counts = Counts::NONE;
-        for token in tokens {
-            match token.as_match() {
-                None => counts.literals[usize::from(token.as_literal())] += 1,
-                Some((length, distance)) => {
-                    counts.literals[length_symbol(length)] += 1;
-                    counts.distances[distance_symbol(distance)] += 1;
-                }
-            }
+        let (literals, lengths) = self.firsts.split_at(256);
+        counts.literals[..256].copy_from_slice(literals);
+        for (length, count) in (3..).zip(lengths) {
+            counts.literals[length_symbol(length)] += count;
         }
-        self.chunks.push(Chunk { counts, tokens: tokens.len(), bytes });
+        counts.distances.copy_from_slice(&self.distances[..DISTANCES]);
+        self.firsts.fill(0);
+        self.distances.fill(0);
+        self.chunks.push(Chunk { counts, tokens: self.count - self.ended, bytes });
         self.ended = self.count;
     }
 
