@@ -2,14 +2,16 @@
 
 mod qcow2;
 mod raw;
+mod sinks;
 mod stream;
+mod tally;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use self::tally::Tally;
 use super::TargetOptions;
-use super::checksum::Crc;
 pub use super::shortcut::Traffic;
 use crate::chain::{Chain, Format};
 use crate::io::OutputFile;
@@ -87,7 +89,7 @@ pub struct FlattenOutcome {
 /// let options = FlattenOptions { digest: true, ..Default::default() };
 /// let done =
 ///     flatten(&chain, Path::new("standalone.qcow2"), &options, &Silent, &CancelToken::new())?;
-/// println!("{} bytes of data, crc32 {:?}", done.data_bytes, done.crc32);
+/// println!("{} bytes of data, crc32 {:?}", done.tally.data_bytes, done.crc32);
 /// # Ok::<(), qcow::Error>(())
 /// ```
 ///
@@ -125,10 +127,10 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         format,
         virtual_size,
         file_length: done.file_length,
-        data_bytes: done.data_bytes,
-        zero_bytes: virtual_size.saturating_sub(done.data_bytes),
+        data_bytes: done.tally.data_bytes,
+        zero_bytes: virtual_size.saturating_sub(done.tally.data_bytes),
         traffic: done.traffic,
-        crc32: done.crc.map(|crc| crc.to_hex()),
+        crc32: done.tally.digest(),
     }
 }
 
@@ -152,9 +154,8 @@ pub(super) fn file_length(
 /// What a target knows when it is finished.
 struct Done {
     file_length: u64,
-    data_bytes: u64,
     traffic: Traffic,
-    crc: Option<Crc>,
+    tally: Tally,
 }
 
 /// Starts what is written to: a file that gets its name later, or a device.

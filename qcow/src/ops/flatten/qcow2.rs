@@ -6,13 +6,15 @@ use std::path::Path;
 use crc32fast::Hasher;
 
 use super::raw::refuse_on_device;
+use super::sinks::{Collect, Metadata, Places};
+use super::tally::Tally;
 use super::{Done, FlattenOptions, Received, output, runs_of};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
-use crate::layout::{Placer, Sink};
-use crate::ops::checksum::{Crc, hash};
+use crate::layout::Placer;
+use crate::ops::checksum::hash;
 use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
@@ -70,8 +72,7 @@ pub(super) fn flatten(
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
     let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
     target::publish(output, data_file)?;
-    let (data_bytes, crc) = (state.data_bytes, state.crc);
-    Ok(Done { file_length: finished.file_length, data_bytes, traffic, crc })
+    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally })
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
@@ -119,9 +120,7 @@ pub(super) fn receive(
     let (len, mut state) =
         pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
-    if let Some(crc) = &mut state.crc {
-        crc.append_zeros(size.saturating_sub(len));
-    }
+    state.tally.add_zeros(size.saturating_sub(len));
     state.placer.grow(size)?;
     let finished = state.placer.finish(&mut Metadata::Written(&output))?;
     output.set_len(finished.file_length)?;
@@ -130,8 +129,7 @@ pub(super) fn receive(
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
     output.publish()?;
-    let (data_bytes, crc) = (state.data_bytes, state.crc);
-    Ok((size, Done { file_length: finished.file_length, data_bytes, traffic, crc }))
+    Ok((size, Done { file_length: finished.file_length, traffic, tally: state.tally }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -148,8 +146,8 @@ pub(super) fn measure(
     let state = State::new(placer, false);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
-    let (data_bytes, crc) = (state.data_bytes, state.crc);
-    Ok(Done { file_length: finished.file_length, data_bytes, traffic: Traffic::default(), crc })
+    let traffic = Traffic::default();
+    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally })
 }
 
 /// Checks the options, and starts the layout.
@@ -216,21 +214,12 @@ pub(super) struct Qcow2Job<'a> {
 
 pub(super) struct State {
     pub(super) placer: Placer,
-    pub(super) data_bytes: u64,
-    pub(super) crc: Option<Crc>,
+    pub(super) tally: Tally,
 }
 
 impl State {
     pub(super) fn new(placer: Placer, digest: bool) -> Self {
-        Self { placer, data_bytes: 0, crc: digest.then(Crc::new) }
-    }
-
-    /// Counts an item and adds it to the digest.
-    pub(super) fn note(&mut self, ready: &Ready) {
-        self.data_bytes = self.data_bytes.saturating_add(ready.data_bytes);
-        if let (Some(crc), Some(hash)) = (&mut self.crc, &ready.hash) {
-            crc.append(hash);
-        }
+        Self { placer, tally: Tally::new(digest) }
     }
 }
 
@@ -249,6 +238,12 @@ pub(super) struct Ready {
     clusters: Vec<Cluster>,
     data_bytes: u64,
     hash: Option<Hasher>,
+}
+
+impl Ready {
+    pub(super) fn count_in(&self, tally: &mut Tally) {
+        tally.add(self.data_bytes, self.hash.as_ref());
+    }
 }
 
 /// What becomes of one cluster of an item.
@@ -306,15 +301,13 @@ impl Job for Qcow2Job<'_> {
     }
 
     fn place(&self, state: &mut State, ready: &Ready) -> Result<Vec<Write>> {
-        state.note(ready);
+        ready.count_in(&mut state.tally);
         let mut metadata = Metadata::to(self.files.map(|files| files.image));
         self.place_clusters(&mut state.placer, ready, &mut metadata)
     }
 
     fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
-        if let Some(crc) = &mut state.crc {
-            crc.append_zeros(len);
-        }
+        state.tally.add_zeros(len);
         if self.preallocation == Preallocation::Off {
             return Ok(());
         }
@@ -340,10 +333,7 @@ impl Job for Qcow2Job<'_> {
         moved: &Moved,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        state.data_bytes = state.data_bytes.saturating_add(moved.len);
-        if let (Some(crc), Some(hash)) = (&mut state.crc, hash) {
-            crc.append(hash);
-        }
+        state.tally.add(moved.len, hash);
         let cluster_size = self.cluster_size as u64;
         let metadata = Metadata::to(self.files.map(|files| files.image));
         let mut sink = Places { metadata, cluster_size, places: Vec::new() };
@@ -517,88 +507,4 @@ fn push_packed(writes: &mut Vec<Write>, from: usize, len: usize, host: HostOffse
         }
     }
     writes.push(Write::Packed { from, to: end, host });
-}
-
-/// What becomes of metadata, where there is no data to place.
-pub(super) enum Metadata<'a> {
-    /// Nothing: only its place matters.
-    Dropped,
-    /// Written to its place.
-    Written(&'a OutputFile),
-    /// Kept, with its offset, for who writes in order.
-    Kept(Vec<(u64, Vec<u8>)>),
-}
-
-impl<'a> Metadata<'a> {
-    fn to(file: Option<&'a OutputFile>) -> Self {
-        file.map_or(Self::Dropped, Self::Written)
-    }
-
-    /// What was kept.
-    pub(super) fn into_kept(self) -> impl Iterator<Item = (u64, Vec<u8>)> {
-        let Self::Kept(kept) = self else { return Vec::new().into_iter() };
-        kept.into_iter()
-    }
-}
-
-impl Sink for Metadata<'_> {
-    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        match self {
-            Self::Dropped => {}
-            Self::Written(file) => target::write_table(file, offset, bytes)?,
-            Self::Kept(kept) => kept.push((offset.0, bytes.to_vec())),
-        }
-        Ok(())
-    }
-
-    fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Passes metadata on and notes where the item's data goes.
-struct Collect<'a, 'f> {
-    metadata: &'a mut Metadata<'f>,
-    first_cluster: u64,
-    cluster_size: usize,
-    writes: Vec<Write>,
-}
-
-impl Collect<'_, '_> {
-    /// Where the cluster's bytes start in the item.
-    fn byte_of(&self, cluster: u64) -> usize {
-        let index = cluster.saturating_sub(self.first_cluster);
-        usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(self.cluster_size)
-    }
-}
-
-impl Sink for Collect<'_, '_> {
-    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.metadata.metadata(offset, bytes)
-    }
-
-    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
-        let (from, to) = (self.byte_of(first), self.byte_of(first.saturating_add(clusters)));
-        self.writes.push(Write::Data { from, to, host });
-        Ok(())
-    }
-}
-
-/// Writes metadata and notes where what is moved goes.
-struct Places<'a> {
-    metadata: Metadata<'a>,
-    cluster_size: u64,
-    places: Vec<Place>,
-}
-
-impl Sink for Places<'_> {
-    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
-        self.metadata.metadata(offset, bytes)
-    }
-
-    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
-        let bytes = |clusters: u64| clusters.saturating_mul(self.cluster_size);
-        self.places.push(Place { guest: bytes(first), len: bytes(clusters), to: host.0 });
-        Ok(())
-    }
 }

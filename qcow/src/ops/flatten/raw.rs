@@ -4,11 +4,12 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
+use super::tally::Tally;
 use super::{Done, FlattenOptions, Received, output, runs_of};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::io::OutputFile;
-use crate::ops::checksum::{Crc, hash};
+use crate::ops::checksum::hash;
 use crate::ops::create::preallocate_raw;
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
@@ -48,14 +49,13 @@ pub(super) fn flatten(
         keep_zeros: target.preallocation == Preallocation::Full,
         cancel,
     };
-    let state = State { data_bytes: 0, crc: options.digest.then(Crc::new) };
-    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
+    let tally = Tally::new(options.digest);
+    let tally = pipeline::run(chain, &job, tally, options.threads, observer, cancel)?;
     cancel.check()?;
     chain.check_unchanged()?;
     let traffic = Traffic::of(job.shortcuts.as_ref(), &[&output]);
-    let State { data_bytes, crc } = state;
     output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), data_bytes, traffic, crc })
+    Ok(Done { file_length: chain.virtual_size(), traffic, tally })
 }
 
 /// Writes the disk that `input` brings to a new raw image at `path`.
@@ -78,20 +78,17 @@ pub(super) fn receive(
         keep_zeros: false,
         cancel,
     };
-    let state = State { data_bytes: 0, crc: options.digest.then(Crc::new) };
-    let (len, mut state) =
-        pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
+    let tally = Tally::new(options.digest);
+    let (len, mut tally) =
+        pipeline::receive(input, &job, tally, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
-    if let Some(crc) = &mut state.crc {
-        crc.append_zeros(size.saturating_sub(len));
-    }
+    tally.add_zeros(size.saturating_sub(len));
     output.set_len(size)?;
     blank(&output, len, size.saturating_sub(len), cancel)?;
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
     output.publish()?;
-    let State { data_bytes, crc } = state;
-    Ok((size, Done { file_length: size, data_bytes, traffic, crc }))
+    Ok((size, Done { file_length: size, traffic, tally }))
 }
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
@@ -131,11 +128,6 @@ struct RawJob<'a> {
     cancel: &'a CancelToken,
 }
 
-struct State {
-    data_bytes: u64,
-    crc: Option<Crc>,
-}
-
 /// The runs of an item that are written, and its digest.
 struct Ready {
     guest: u64,
@@ -154,7 +146,7 @@ impl RawJob<'_> {
 impl Job for RawJob<'_> {
     type Worker = ();
     type Ready = Ready;
-    type Ordered = State;
+    type Ordered = Tally;
     type Placed = ();
 
     fn worker(&self) -> Result<()> {
@@ -167,19 +159,14 @@ impl Job for RawJob<'_> {
         Ok(Ready { guest, runs, hash: self.digest.then(|| hash(bytes)) })
     }
 
-    fn place(&self, state: &mut State, ready: &Ready) -> Result<()> {
+    fn place(&self, tally: &mut Tally, ready: &Ready) -> Result<()> {
         let bytes = ready.runs.iter().map(|(from, to)| to.saturating_sub(*from) as u64);
-        state.data_bytes = state.data_bytes.saturating_add(bytes.sum());
-        if let (Some(crc), Some(hash)) = (&mut state.crc, &ready.hash) {
-            crc.append(hash);
-        }
+        tally.add(bytes.sum(), ready.hash.as_ref());
         Ok(())
     }
 
-    fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
-        if let Some(crc) = &mut state.crc {
-            crc.append_zeros(len);
-        }
+    fn place_zeros(&self, tally: &mut Tally, guest: u64, len: u64) -> Result<()> {
+        tally.add_zeros(len);
         blank(self.output, guest, len, self.cancel)
     }
 
@@ -189,14 +176,11 @@ impl Job for RawJob<'_> {
 
     fn place_moved(
         &self,
-        state: &mut State,
+        tally: &mut Tally,
         moved: &Moved,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        state.data_bytes = state.data_bytes.saturating_add(moved.len);
-        if let (Some(crc), Some(hash)) = (&mut state.crc, hash) {
-            crc.append(hash);
-        }
+        tally.add(moved.len, hash);
         Ok(vec![Place { guest: moved.guest, len: moved.len, to: moved.guest }])
     }
 

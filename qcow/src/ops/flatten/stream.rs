@@ -12,12 +12,14 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use crc32fast::Hasher;
 
-use super::qcow2::{self, Metadata, Qcow2Job};
+use super::qcow2::{self, Qcow2Job};
 use super::raw::{self, BLOCK};
+use super::sinks::Metadata;
+use super::tally::Tally;
 use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
-use crate::ops::checksum::{Crc, hash};
+use crate::ops::checksum::hash;
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::Traffic;
 use crate::ops::turns::lock;
@@ -114,12 +116,12 @@ fn send_raw(
     cancel: &CancelToken,
 ) -> Result<Done> {
     let job = RawStream { stream, digest: options.digest };
-    let state = RawState { tickets: 0, data_bytes: 0, crc: options.digest.then(Crc::new) };
+    let state = RawState { tickets: 0, tally: Tally::new(options.digest) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     chain.check_unchanged()?;
     let written = stream.finish(chain.virtual_size())?;
-    let RawState { data_bytes, crc, .. } = state;
-    Ok(Done { file_length: chain.virtual_size(), data_bytes, traffic: sent(written), crc })
+    let (file_length, traffic) = (chain.virtual_size(), sent(written));
+    Ok(Done { file_length, traffic, tally: state.tally })
 }
 
 fn send_qcow2(
@@ -167,8 +169,8 @@ fn send_qcow2(
     chain.check_unchanged()?;
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
-    let (data_bytes, crc) = (state.data_bytes, state.crc);
-    Ok(Done { file_length: finished.file_length, data_bytes, traffic: sent(written), crc })
+    let (file_length, traffic) = (finished.file_length, sent(written));
+    Ok(Done { file_length, traffic, tally: state.tally })
 }
 
 fn sent(written_bytes: u64) -> Traffic {
@@ -314,8 +316,7 @@ struct RawStream<'a> {
 
 struct RawState {
     tickets: u64,
-    data_bytes: u64,
-    crc: Option<Crc>,
+    tally: Tally,
 }
 
 struct RawReady {
@@ -341,17 +342,12 @@ impl Job for RawStream<'_> {
     }
 
     fn place(&self, state: &mut RawState, ready: &RawReady) -> Result<Ticket> {
-        state.data_bytes = state.data_bytes.saturating_add(ready.data_bytes);
-        if let (Some(crc), Some(hash)) = (&mut state.crc, &ready.hash) {
-            crc.append(hash);
-        }
+        state.tally.add(ready.data_bytes, ready.hash.as_ref());
         Ok(Ticket { number: next(&mut state.tickets), settled: u64::MAX })
     }
 
     fn place_zeros(&self, state: &mut RawState, _guest: u64, len: u64) -> Result<()> {
-        if let Some(crc) = &mut state.crc {
-            crc.append_zeros(len);
-        }
+        state.tally.add_zeros(len);
         Ok(())
     }
 
@@ -400,7 +396,7 @@ impl Job for Qcow2Stream<'_> {
     }
 
     fn place(&self, state: &mut Sending, ready: &qcow2::Ready) -> Result<Placed> {
-        state.image.note(ready);
+        ready.count_in(&mut state.image.tally);
         let mut metadata = Metadata::Kept(Vec::new());
         let writes = self.inner.place_clusters(&mut state.image.placer, ready, &mut metadata)?;
         let number = next(&mut state.tickets);

@@ -1,0 +1,93 @@
+//! What becomes of the tables and places that the layout hands out.
+
+use super::qcow2::Write;
+use crate::Result;
+use crate::format::HostOffset;
+use crate::io::OutputFile;
+use crate::layout::Sink;
+use crate::ops::shortcut::Place;
+use crate::ops::target;
+
+/// What becomes of metadata, where there is no data to place.
+pub(super) enum Metadata<'a> {
+    /// Nothing: only its place matters.
+    Dropped,
+    /// Written to its place.
+    Written(&'a OutputFile),
+    /// Kept, with its offset, for who writes in order.
+    Kept(Vec<(u64, Vec<u8>)>),
+}
+
+impl<'a> Metadata<'a> {
+    pub(super) fn to(file: Option<&'a OutputFile>) -> Self {
+        file.map_or(Self::Dropped, Self::Written)
+    }
+
+    /// What was kept.
+    pub(super) fn into_kept(self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        let Self::Kept(kept) = self else { return Vec::new().into_iter() };
+        kept.into_iter()
+    }
+}
+
+impl Sink for Metadata<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        match self {
+            Self::Dropped => {}
+            Self::Written(file) => target::write_table(file, offset, bytes)?,
+            Self::Kept(kept) => kept.push((offset.0, bytes.to_vec())),
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Passes metadata on and notes where the item's data goes.
+pub(super) struct Collect<'a, 'f> {
+    pub(super) metadata: &'a mut Metadata<'f>,
+    pub(super) first_cluster: u64,
+    pub(super) cluster_size: usize,
+    pub(super) writes: Vec<Write>,
+}
+
+impl Collect<'_, '_> {
+    /// Where the cluster's bytes start in the item.
+    pub(super) fn byte_of(&self, cluster: u64) -> usize {
+        let index = cluster.saturating_sub(self.first_cluster);
+        usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(self.cluster_size)
+    }
+}
+
+impl Sink for Collect<'_, '_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.metadata.metadata(offset, bytes)
+    }
+
+    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+        let (from, to) = (self.byte_of(first), self.byte_of(first.saturating_add(clusters)));
+        self.writes.push(Write::Data { from, to, host });
+        Ok(())
+    }
+}
+
+/// Writes metadata and notes where what is moved goes.
+pub(super) struct Places<'a> {
+    pub(super) metadata: Metadata<'a>,
+    pub(super) cluster_size: u64,
+    pub(super) places: Vec<Place>,
+}
+
+impl Sink for Places<'_> {
+    fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.metadata.metadata(offset, bytes)
+    }
+
+    fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+        let bytes = |clusters: u64| clusters.saturating_mul(self.cluster_size);
+        self.places.push(Place { guest: bytes(first), len: bytes(clusters), to: host.0 });
+        Ok(())
+    }
+}
