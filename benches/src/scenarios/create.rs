@@ -9,8 +9,8 @@ use crate::disks;
 use crate::measure::{Case, Goal};
 use crate::verify::{self, Verify};
 
-/// Room that `preallocation=falloc` is to take.
-const FALLOC: &str = "1G";
+/// Room that `preallocation=falloc` and `full` are to take.
+const ROOM: &str = "1G";
 
 /// `create` with nothing, with all metadata, and with all room.
 pub(super) fn make(setting: &Setting) -> Result<Made> {
@@ -22,7 +22,8 @@ pub(super) fn make(setting: &Setting) -> Result<Made> {
         create(setting, "1T", &[], [verify::sound(), verify::sound()], 4.0),
         with_copy(setting, create(setting, large, &["-o", all], allocated(), 10.0))?,
         with_copy(setting, create(setting, small, &["-o", fine], allocated(), 50.0))?,
-        falloc(setting),
+        room(setting, "falloc", "fallocate -l 1G \"$1\""),
+        room(setting, "full", "dd if=/dev/zero of=\"$1\" bs=2M count=512 status=none"),
     ];
     Ok(Vec::from(cases).into())
 }
@@ -56,15 +57,16 @@ fn with_copy(setting: &Setting, mut case: Case) -> Result<Case> {
     Ok(case)
 }
 
-/// The kernel's own way to take that much room stands beside it.
-fn falloc(setting: &Setting) -> Case {
+/// The system's own way to take that much room stands beside it.
+fn room(setting: &Setting, how: &str, script: &str) -> Case {
     let verify = [verify::sound(), verify::sound()];
-    let mut case = create(setting, FALLOC, &["-o", "preallocation=falloc"], verify, 1.0);
-    let target = setting.dir.join("fallocate.img");
+    let option = format!("preallocation={how}");
+    let mut case = create(setting, ROOM, &["-o", &option], verify, 1.0);
+    let target = setting.dir.join("room.img");
     case.contenders.push(Contender {
         kind: Kind::Aside,
-        name: format!("fallocate -l {FALLOC}"),
-        command: line(Path::new("fallocate"), &["-l", FALLOC], &[&target]),
+        name: script.replace(" of=\"$1\"", "").replace(" \"$1\"", ""),
+        command: line(Path::new("sh"), &["-c", script, "sh"], &[&target]),
         target: Some(target),
         verify: verify::nothing(),
     });
