@@ -1,0 +1,156 @@
+//! Every call of every command fails in turn.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::cases::{
+    Case, Golden, MAKERS, Place, READERS, REPAIRS, Room, is_room, on_threads, without_temporary,
+};
+use super::repairs;
+use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
+use fixtures::needs_qemu;
+
+/// What can go wrong with a call.
+fn fates(call: &Call) -> Vec<Fate> {
+    use Errno::{EAGAIN, EFBIG, EINTR, EIO, EMFILE, ENOLCK, ENOMEM, ENOSPC};
+    let errors: &[Errno] = match call.name {
+        "openat" if call.arguments[2] as i32 & nix::libc::O_CREAT != 0 => &[EIO, EINTR, ENOSPC],
+        "openat" | "openat2" => &[EIO, EINTR, EMFILE],
+        "read" | "pread64" => &[EIO, EINTR],
+        "write" | "pwrite64" => &[EIO, EINTR, ENOSPC, EFBIG],
+        "ftruncate" | "fallocate" => &[EIO, EINTR, ENOSPC, EFBIG],
+        "copy_file_range" | "ioctl" => &[EIO, EINTR, ENOSPC],
+        "fsync" | "fdatasync" => &[EIO, EINTR, ENOSPC],
+        "rename" | "renameat" | "renameat2" | "linkat" => &[EIO, ENOSPC],
+        "poll" => &[EINTR],
+        "fcntl" => &[ENOLCK],
+        "mmap" | "mremap" => &[ENOMEM],
+        // Its failure is told in another way than by an error.
+        "brk" => &[],
+        "clone3" => &[EAGAIN],
+        _ => &[EIO],
+    };
+    let mut fates: Vec<_> = errors.iter().map(|errno| Fate::Fails(*errno)).collect();
+    if call.moves_bytes() && call.arguments[2] > 1 {
+        fates.push(Fate::Short);
+    }
+    fates
+}
+
+/// Whether nobody may notice.
+fn must_be_survived(fate: Fate) -> bool {
+    matches!(fate, Fate::Short | Fate::Fails(Errno::EINTR))
+}
+
+/// Fails every call of each case in turn, and says how many that were.
+fn every_call_fails(cases: &[Case]) {
+    let place = Place::new();
+    let golden: Vec<_> = cases.iter().map(|case| (case, Golden::of(&place, case))).collect();
+    let mut points = Vec::new();
+    let mut counts = BTreeMap::new();
+    for (case, golden) in &golden {
+        for call in &golden.calls {
+            for fate in fates(call) {
+                points.push((*case, golden, call, fate));
+                *counts.entry(call.name).or_insert(0) += 1;
+            }
+        }
+    }
+    let survived = Mutex::new(0);
+    on_threads(&points, |(case, golden, call, fate)| {
+        let room = place.room(case);
+        let run = place.run(case, &room, Disturbance::AtCall(call.name, call.nth, *fate));
+        *survived.lock().unwrap() += usize::from(run.ended == Ok(golden.code));
+        judge(&place, case, golden, &room, &run, (call, *fate)).map_err(|error| {
+            let file = call.path.file_name().unwrap_or_default().to_string_lossy();
+            format!("{}: {} {}({file}), {fate:?}: {error}", case.name, call.nth, call.name)
+        })
+    });
+    let (all, survived) = (points.len(), survived.into_inner().unwrap());
+    println!("{all} faults in {} commands, {survived} survived: {counts:?}", cases.len());
+}
+
+/// Holds a disturbed run against the undisturbed one.
+fn judge(
+    place: &Place,
+    case: &Case,
+    golden: &Golden,
+    room: &Room,
+    run: &Traced,
+    (call, fate): (&Call, Fate),
+) -> Result<(), String> {
+    let said = || format!("{:?}, {:?}, {:?}", run.ended, run.stderr, room.names());
+    let wrong = |what: &str| Err(format!("{what}; {}", said()));
+    let after = room.files();
+    let printing = |descriptor| call.name == "write" && call.arguments[0] == descriptor;
+    // The language's runtime does not go on without memory, nor does it clean up.
+    let memory = ["mmap", "mremap"].contains(&call.name);
+    if memory && run.ended == Err(Signal::SIGABRT) {
+        if case.changes.is_some() {
+            return repairs::at_worst_leaks(place, case, &room.0.join("image"));
+        }
+        let left = without_temporary(after);
+        let whole = left == golden.before || left == golden.after;
+        return if whole { Ok(()) } else { wrong("gave up, and left half of a target") };
+    }
+    let code = run.ended.map_err(|signal| format!("ended by {signal}; {}", said()))?;
+    if code == golden.code {
+        if run.stdout != golden.stdout || run.stderr != golden.stderr && !printing(2) && !memory {
+            return wrong("printed something else");
+        }
+        return if after == golden.after { Ok(()) } else { wrong("done, and made something else") };
+    }
+    if must_be_survived(fate) {
+        return wrong("was not survived");
+    }
+    if !case.failures.contains(&code) {
+        return wrong("another exit code than documented");
+    }
+    if !is_one_error(&run.stderr) && !printing(2) && !memory {
+        return wrong("is not reported as one error");
+    }
+    if case.changes.is_some() {
+        return repairs::at_worst_leaks(place, case, &room.0.join("image"));
+    }
+    // What is printed comes after what is done; and what was replaced cannot be brought back when its
+    // directory cannot be synced.
+    let too_late = printing(1) || is_room(&call.path) && !golden.before.is_empty();
+    if after != golden.before && !(too_late && after == golden.after) {
+        return wrong("left something else than was there before");
+    }
+    Ok(())
+}
+
+/// One line, or one JSON object.
+fn is_one_error(stderr: &str) -> bool {
+    let json = serde_json::from_str::<serde_json::Value>(stderr);
+    let json = json.is_ok_and(|value| value["error"]["message"].is_string());
+    json || stderr.starts_with("qcowtool: ") && stderr.lines().count() == 1
+}
+
+#[test]
+fn whatever_call_fails_a_target_is_whole_or_as_it_was() {
+    needs_qemu!();
+    if can_trace() {
+        every_call_fails(&MAKERS);
+    }
+}
+
+#[test]
+fn whatever_call_fails_a_reading_command_says_so_or_is_right() {
+    needs_qemu!();
+    if can_trace() {
+        every_call_fails(&READERS);
+    }
+}
+
+#[test]
+fn whatever_call_fails_a_repair_leaves_leaks_at_worst() {
+    needs_qemu!();
+    if can_trace() {
+        every_call_fails(&REPAIRS);
+    }
+}
