@@ -7,10 +7,14 @@ mod common;
 
 #[path = "faults/cases.rs"]
 mod cases;
+#[path = "faults/crashes.rs"]
+mod crashes;
 #[path = "faults/inject.rs"]
 mod inject;
 #[path = "faults/kills.rs"]
 mod kills;
+#[path = "faults/limits.rs"]
+mod limits;
 #[path = "faults/repairs.rs"]
 mod repairs;
 #[path = "faults/tracer.rs"]

@@ -3,15 +3,16 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use fixtures::pattern::noise;
 use fixtures::{Patch, Scratch, args, qemu};
 
-use super::tracer::{Call, Disturbance, Traced, pipe_with, run};
+use super::tracer::{Call, Disturbance, Traced, run};
 use crate::common::binary;
 
 /// A command that is run again and again, each time in a new directory.
@@ -78,6 +79,10 @@ pub(crate) const MAKERS: [Case; 17] = [
 ];
 
 impl Case {
+    const fn making_new(self) -> Self {
+        Self { makes: &["new"], ..self }
+    }
+
     const fn drawing(self) -> Self {
         Self { makes: &["new.svg"], ..self }
     }
@@ -91,6 +96,25 @@ pub(crate) const MANY_THREADS: [Case; 5] = [
     making("flatten to raw", "flatten --threads 3 -O raw SRC/top new"),
     making("flatten -c", "flatten --threads 3 -c SRC/top new"),
 ];
+
+/// Those whose source is changed while they read it; it is `image`.
+pub(crate) const WHILE_CHANGED: [Case; 8] = [
+    changing("flatten", "flatten --threads 1 image new").making_new(),
+    changing("flatten to raw", "flatten --threads 1 -O raw image new").making_new(),
+    changing("flatten to a stream", "flatten --threads 1 image -"),
+    changing("checksum", "checksum --threads 1 image"),
+    changing("check", "check --threads 1 image"),
+    changing("map", "map --output json image"),
+    changing("measure", "measure -O qcow2 image"),
+    Case {
+        failures: &[2, 3, 4],
+        ..changing("compare", "compare --threads 1 -f qcow2 -F raw image SRC/sound.raw")
+    },
+];
+
+const fn changing(name: &'static str, line: &'static str) -> Case {
+    Case { changes: Some("sound"), ..case(name, line) }
+}
 
 /// Those that only look, and those that only print.
 pub(crate) const READERS: [Case; 9] = [
@@ -117,6 +141,10 @@ pub(crate) const REPAIRS: [Case; 3] = [
     repairing("check -r all", "check --threads 1 -r all image", "corrupt"),
     repairing("check -r all, refcounts anew", "check --threads 1 -r all image", "uncounted"),
 ];
+
+/// A repair of many sectors, for where it need not be run too often.
+pub(crate) const SCATTERED: Case =
+    repairing("check -r all, scattered", "check --threads 1 -r all image", "scattered");
 
 /// The sources, and room for the runs.
 pub(crate) struct Place {
@@ -174,15 +202,41 @@ impl Place {
         Room(dir)
     }
 
-    /// Runs a case there.
+    /// Runs a case there, call by call.
     pub(crate) fn run(&self, case: &Case, room: &Room, disturbance: Disturbance) -> Traced {
+        self.run_while(case, room, disturbance, &|| ())
+    }
+
+    /// As [`run`](Self::run); something may happen at one call.
+    pub(crate) fn run_while(
+        &self,
+        case: &Case,
+        room: &Room,
+        disturbance: Disturbance,
+        meanwhile: &dyn Fn(),
+    ) -> Traced {
         let mut command = Command::new(binary());
         command.args(self.arguments(case)).current_dir(&room.0);
-        match case.input {
-            Some(input) => command.stdin(pipe_with(&fs::read(self.source(input)).unwrap())),
-            None => command.stdin(Stdio::null()),
-        };
-        run(&mut command, self.dir(), disturbance)
+        command.stdin(self.input(case));
+        run(&mut command, self.dir(), disturbance, meanwhile)
+    }
+
+    /// Runs a case through a shell that first does something, such as to set a limit.
+    pub(crate) fn run_after(&self, case: &Case, room: &Room, first: &str) -> Output {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{first}; exec \"$@\""), "sh"]).arg(binary());
+        command.args(self.arguments(case)).current_dir(&room.0).env("RUST_BACKTRACE", "0");
+        command.stdin(self.input(case)).output().unwrap()
+    }
+
+    fn input(&self, case: &Case) -> Stdio {
+        case.input.map_or_else(Stdio::null, |name| {
+            let bytes = fs::read(self.source(name)).unwrap();
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            // Few enough for a pipe to hold them.
+            writer.write_all(&bytes).unwrap();
+            Stdio::from(reader)
+        })
     }
 }
 
@@ -217,6 +271,13 @@ pub(crate) fn is_room(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run"))
 }
 
+/// Whether this is one line, or one JSON object, that says what went wrong.
+pub(crate) fn is_one_error(stderr: &str) -> bool {
+    let json = serde_json::from_str::<serde_json::Value>(stderr);
+    let json = json.is_ok_and(|value| value["error"]["message"].is_string());
+    json || stderr.starts_with("qcowtool: ") && stderr.lines().count() == 1
+}
+
 /// What is left when files under temporary names are taken away.
 pub(crate) fn without_temporary(mut files: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
     files.retain(|(name, _)| !(name.starts_with('.') && name.ends_with(".tmp")));
@@ -236,12 +297,13 @@ fn damaged(src: &Path) {
             format!("write -s {} 100k 20k", content.display()),
         ],
     );
+    fs::write(src.join("sound.raw"), qemu::raw_of("qcow2", &sound)).unwrap();
     let sound = Patch::open(&sound);
     let mut leaks = sound.clone();
     for at in [0, 5, 9] {
         leaks.set_l2_entry(at << 12, 0);
     }
-    leaks.save_as(&src.join("leaks"));
+    leaks.save_as(src.join("leaks"));
     let (table, entry) = (sound.u64(48), |n: u64| sound.l2_entry(n << 12) & 0x00ff_ffff_ffff_fe00);
     let block = sound.u64(usize::try_from(table).unwrap());
     let count = |cluster: u64| usize::try_from(block + 2 * (cluster >> 12)).unwrap();
@@ -252,10 +314,34 @@ fn damaged(src: &Path) {
     corrupt.set(count(entry(8)), &[0, 3]);
     corrupt.set_l2_entry(9 << 12, 0);
     corrupt.set_u64(72, 1);
-    corrupt.save_as(&src.join("corrupt"));
+    corrupt.save_as(src.join("corrupt"));
+    scattered(src);
     let mut uncounted = sound.clone();
     uncounted.set(usize::try_from(table).unwrap(), &[0; 8]);
-    uncounted.save_as(&src.join("uncounted"));
+    uncounted.save_as(src.join("uncounted"));
+}
+
+/// Clusters of one sector: refcounts too low, leaks and lying flags in tables that are far from each other.
+fn scattered(src: &Path) {
+    let path = src.join("scattered");
+    qemu::create(&path, "cluster_size=512", "192k");
+    let content = src.join("content");
+    qemu::qemu_io("qcow2", &path, &[format!("write -s {} 0 96k", content.display())]);
+    let mut image = Patch::open(&path);
+    let offset = |entry: u64| entry & 0x00ff_ffff_ffff_fe00;
+    let (table, data) = (image.u64(48), |image: &Patch, n: u64| offset(image.l2_entry(n * 512)));
+    for n in [3, 80, 170] {
+        let cluster = data(&image, n) / 512;
+        let block = image.u64(usize::try_from(table + cluster / 256 * 8).unwrap());
+        image.set_u16(usize::try_from(block + cluster % 256 * 2).unwrap(), 0);
+    }
+    for n in [20, 90, 180] {
+        image.set_l2_entry(n * 512, 0);
+    }
+    for n in [40, 100, 150] {
+        image.set_l2_entry(n * 512, data(&image, n));
+    }
+    image.save_as(&path);
 }
 
 /// What an undisturbed run does; qemu-img has judged it.
@@ -270,20 +356,41 @@ pub(crate) struct Golden {
 }
 
 impl Golden {
+    /// By a run that is traced, with its calls.
     pub(crate) fn of(place: &Place, case: &Case) -> Self {
-        let room = place.room(case);
-        let before = room.files();
+        let (room, before) = Self::start(place, case);
         let run = place.run(case, &room, Disturbance::None);
         let code = run.ended.unwrap_or_else(|signal| panic!("{}: {signal}", case.name));
-        assert_eq!(code, 0, "{}: {}", case.name, run.stderr);
-        let after = room.files();
-        let names: Vec<_> = after.iter().map(|(name, _)| name.as_str()).collect();
+        let Traced { stdout, stderr, calls, all_calls, .. } = run;
+        Self { code, stdout, stderr, before, after: room.files(), calls, all_calls }
+            .judged(place, case, &room)
+    }
+
+    /// Without its calls.
+    pub(crate) fn of_untraced(place: &Place, case: &Case) -> Self {
+        let (room, before) = Self::start(place, case);
+        let Output { status, stdout, stderr } = place.run_after(case, &room, ":");
+        let code = status.code().unwrap_or_else(|| panic!("{}: {status}", case.name));
+        let stderr = String::from_utf8(stderr).unwrap();
+        let (calls, all_calls) = (Vec::new(), 0);
+        Self { code, stdout, stderr, before, after: room.files(), calls, all_calls }
+            .judged(place, case, &room)
+    }
+
+    fn start(place: &Place, case: &Case) -> (Room, Vec<(String, Vec<u8>)>) {
+        let room = place.room(case);
+        let before = room.files();
+        (room, before)
+    }
+
+    fn judged(self, place: &Place, case: &Case, room: &Room) -> Self {
+        assert_eq!(self.code, 0, "{}: {}", case.name, self.stderr);
         let made: HashSet<_> =
             case.makes.iter().copied().chain(case.changes.map(|_| "image")).collect();
-        assert_eq!(names.iter().copied().collect::<HashSet<_>>(), made, "{}", case.name);
-        judged(place, case, &room);
-        let Traced { stdout, stderr, calls, all_calls, .. } = run;
-        Self { code, stdout, stderr, before, after, calls, all_calls }
+        let names = self.after.iter().map(|(name, _)| name.as_str());
+        assert_eq!(names.collect::<HashSet<_>>(), made, "{}", case.name);
+        judged(place, case, room);
+        self
     }
 }
 
@@ -295,10 +402,11 @@ fn judged(place: &Place, case: &Case, room: &Room) {
         assert!(output.status.success(), "{}: {output:?}", case.name);
     };
     let new = room.0.join("new");
-    if case.changes.is_some() {
+    if case.line.contains("-r ") {
         qemu_img(args!["check", "-q", "image"]);
     } else if case.name.starts_with("flatten") && new.exists() {
-        let source = place.source(case.input.unwrap_or("same.raw"));
+        let sources = if case.changes.is_some() { "sound.raw" } else { "same.raw" };
+        let source = place.source(case.input.unwrap_or(sources));
         let format = if case.line.contains("-O raw") { "raw" } else { "qcow2" };
         qemu_img(args!["compare", "-q", "-f", "raw", "-F", format, source, "new"]);
     } else if case.line.contains("-f qcow2") && new.exists() {

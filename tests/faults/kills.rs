@@ -1,6 +1,8 @@
 //! The process is killed, where nothing of it can clean up: at each call that it makes on files, and at any
 //! call whatever.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 
@@ -102,11 +104,11 @@ fn killed_at_any_moment_a_target_is_whole_or_as_it_was() {
             (*case, golden, 1 + below(golden.all_calls))
         })
         .collect();
-    let came_in_time = std::sync::atomic::AtomicUsize::new(0);
+    let came_in_time = AtomicUsize::new(0);
     on_threads(&points, |(case, golden, at)| {
         let killed = killed(&place, case, golden, Disturbance::KilledAtAny(*at))
             .map_err(|error| format!("{}: killed at call {at}: {error}", case.name))?;
-        came_in_time.fetch_add(usize::from(killed), std::sync::atomic::Ordering::Relaxed);
+        came_in_time.fetch_add(usize::from(killed), Ordering::Relaxed);
         Ok(())
     });
     let came_in_time = came_in_time.into_inner();

@@ -11,7 +11,7 @@ use std::io::Seek as _;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::libc::{self, c_long, user_regs_struct};
@@ -125,6 +125,8 @@ pub(crate) enum Fate {
     Short,
     /// The process is killed instead.
     Killed,
+    /// Something else happens just before it.
+    Meanwhile,
 }
 
 /// When the process is to be disturbed, and how.
@@ -155,7 +157,7 @@ pub(crate) fn can_trace() -> bool {
     let mut command = Command::new("true");
     let traced = cfg!(target_arch = "x86_64")
         && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            run(&mut command, dir.dir(), Disturbance::None)
+            run(&mut command, dir.dir(), Disturbance::None, &|| ())
         }))
         .is_ok();
     if !traced {
@@ -170,11 +172,17 @@ pub(crate) fn can_trace() -> bool {
 ///
 /// # Panics
 /// When the process cannot be started or traced.
-pub(crate) fn run(command: &mut Command, watched: &Path, disturbance: Disturbance) -> Traced {
+pub(crate) fn run(
+    command: &mut Command,
+    watched: &Path,
+    disturbance: Disturbance,
+    meanwhile: &dyn Fn(),
+) -> Traced {
     let stream = || tempfile::tempfile_in(watched).expect("a file for a stream");
     let (mut out, mut err) = (stream(), stream());
     command.stdout(out.try_clone().expect("a twin")).stderr(err.try_clone().expect("a twin"));
     traced_by_parent(command);
+    #[expect(clippy::zombie_processes, reason = "it is waited for below, with all of its threads")]
     let child = command.spawn().expect("the binary starts");
     let main = Pid::from_raw(i32::try_from(child.id()).expect("a process's number"));
     let first = waitpid(main, Some(WaitPidFlag::__WALL)).expect("it stops when it is loaded");
@@ -187,6 +195,7 @@ pub(crate) fn run(command: &mut Command, watched: &Path, disturbance: Disturbanc
         memory: File::open(format!("/proc/{main}/mem")).expect("its memory"),
         watched: watched.to_path_buf(),
         disturbance,
+        meanwhile,
         within: HashMap::new(),
         calls: Vec::new(),
         all: 0,
@@ -218,18 +227,19 @@ struct Within {
     fate: Option<Fate>,
 }
 
-struct Tracer {
+struct Tracer<'m> {
     main: Pid,
     memory: File,
     watched: PathBuf,
     disturbance: Disturbance,
+    meanwhile: &'m dyn Fn(),
     /// By thread.
     within: HashMap<i32, Option<Within>>,
     calls: Vec<Call>,
     all: usize,
 }
 
-impl Tracer {
+impl Tracer<'_> {
     fn follow(&mut self) -> Result<i32, Signal> {
         // Children of this thread only: other tests trace from other threads.
         let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -279,6 +289,7 @@ impl Tracer {
         match fate {
             Some(Fate::Short) => changed.rdx = registers.rdx.div_ceil(2),
             Some(Fate::Fails(_) | Fate::Killed) => changed.orig_rax = u64::MAX,
+            Some(Fate::Meanwhile) => (self.meanwhile)(),
             None => {}
         }
         if fate.is_some() {
@@ -375,11 +386,4 @@ impl Tracer {
         let dir = of_dir()?;
         Some(if text.is_empty() || text == "." { dir } else { dir.join(text) })
     }
-}
-
-/// A pipe that holds these bytes, which must be few, and then ends.
-pub(crate) fn pipe_with(bytes: &[u8]) -> Stdio {
-    let (reader, mut writer) = std::io::pipe().expect("a pipe");
-    std::io::Write::write_all(&mut writer, bytes).expect("it holds so many");
-    Stdio::from(reader)
 }
