@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use fixtures::pattern::noise;
 use fixtures::{Patch, Scratch, args, qemu};
 
-use super::tracer::{Call, Disturbance, Traced, run};
+use super::tracer::{Call, Disturbance, Traced, World, run};
 use crate::common::binary;
 
 /// A command that is run again and again, each time in a new directory.
@@ -97,6 +97,23 @@ pub(crate) const MANY_THREADS: [Case; 5] = [
     making("flatten -c", "flatten --threads 3 -c SRC/top new"),
 ];
 
+/// Those that share space with their source, or have it copied, where that can be.
+pub(crate) const SHARERS: [Case; 4] = [
+    making("flatten", "flatten --threads 1 -o cluster_size=4k SRC/top new"),
+    making("flatten to raw", "flatten --threads 1 -O raw --digest SRC/top new"),
+    making(
+        "flatten a raw image",
+        "flatten --threads 1 -f raw -o cluster_size=4k SRC/small.raw new",
+    ),
+    Case {
+        makes: &["new", "data"],
+        ..case(
+            "flatten with data file",
+            "flatten --threads 1 -o data_file=data,cluster_size=4k SRC/top new",
+        )
+    },
+];
+
 /// Those whose source is changed while they read it; it is `image`.
 pub(crate) const WHILE_CHANGED: [Case; 8] = [
     changing("flatten", "flatten --threads 1 image new").making_new(),
@@ -148,14 +165,25 @@ pub(crate) const SCATTERED: Case =
 
 /// The sources, and room for the runs.
 pub(crate) struct Place {
-    scratch: Scratch,
+    dir: PathBuf,
     runs: AtomicU64,
+    /// It says that it is on another machine, so that files are copied there.
+    pub(crate) remote: bool,
+    /// Removed at the end.
+    _scratch: Option<Scratch>,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
         let scratch = Scratch::new();
-        let src = scratch.subdir("src");
+        let place = Self::at(scratch.dir());
+        Self { _scratch: Some(scratch), ..place }
+    }
+
+    /// In a directory that stays.
+    pub(crate) fn at(dir: &Path) -> Self {
+        let src = dir.join("src");
+        fs::create_dir(&src).unwrap();
         let content = noise(0xfa17, 96 << 10);
         fs::write(src.join("content"), &content).unwrap();
         fs::write(src.join("small.raw"), &content[..48 << 10]).unwrap();
@@ -171,20 +199,16 @@ impl Place {
         );
         fs::write(src.join("same.raw"), qemu::raw_of("qcow2", &top)).unwrap();
         damaged(&src);
-        Self { scratch, runs: AtomicU64::new(0) }
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.scratch.dir()
+        Self { dir: dir.to_path_buf(), runs: AtomicU64::new(0), remote: false, _scratch: None }
     }
 
     pub(crate) fn source(&self, name: &str) -> PathBuf {
-        self.dir().join("src").join(name)
+        self.dir.join("src").join(name)
     }
 
     /// The arguments of a case.
     pub(crate) fn arguments(&self, case: &Case) -> Vec<OsString> {
-        let src = self.dir().join("src");
+        let src = self.dir.join("src");
         let put = |word: &str| word.replace("SRC", src.to_str().unwrap()).into();
         case.line.split(' ').map(put).collect()
     }
@@ -192,7 +216,8 @@ impl Place {
     /// A new directory that is as the case wants it.
     pub(crate) fn room(&self, case: &Case) -> Room {
         let number = self.runs.fetch_add(1, Ordering::Relaxed);
-        let dir = self.scratch.subdir(format!("run{number}"));
+        let dir = self.dir.join(format!("run{number}"));
+        fs::create_dir(&dir).unwrap();
         if let Some(old) = case.old {
             fs::write(dir.join(case.makes[0]), old).unwrap();
         }
@@ -216,9 +241,9 @@ impl Place {
         meanwhile: &dyn Fn(),
     ) -> Traced {
         let mut command = Command::new(binary());
-        command.args(self.arguments(case)).current_dir(&room.0);
-        command.stdin(self.input(case));
-        run(&mut command, self.dir(), disturbance, meanwhile)
+        command.args(self.arguments(case)).current_dir(&room.0).stdin(self.input(case));
+        let world = World { watched: &self.dir, remote: self.remote, meanwhile };
+        run(&mut command, &world, disturbance)
     }
 
     /// Runs a case through a shell that first does something, such as to set a limit.
@@ -405,8 +430,12 @@ fn judged(place: &Place, case: &Case, room: &Room) {
     if case.line.contains("-r ") {
         qemu_img(args!["check", "-q", "image"]);
     } else if case.name.starts_with("flatten") && new.exists() {
-        let sources = if case.changes.is_some() { "sound.raw" } else { "same.raw" };
-        let source = place.source(case.input.unwrap_or(sources));
+        let source = match () {
+            () if case.changes.is_some() => "sound.raw",
+            () if case.input.is_some() || case.line.contains("small.raw") => "small.raw",
+            () => "same.raw",
+        };
+        let source = place.source(source);
         let format = if case.line.contains("-O raw") { "raw" } else { "qcow2" };
         qemu_img(args!["compare", "-q", "-f", "raw", "-F", format, source, "new"]);
     } else if case.line.contains("-f qcow2") && new.exists() {

@@ -7,16 +7,16 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use super::cases::{
-    Case, Golden, MAKERS, Place, READERS, REPAIRS, Room, is_one_error, is_room, on_threads,
-    without_temporary,
+    Case, Golden, MAKERS, Place, READERS, REPAIRS, Room, SHARERS, is_one_error, is_room,
+    on_threads, without_temporary,
 };
 use super::repairs;
 use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
-use fixtures::needs_qemu;
+use fixtures::{Mounted, Scratch, needs_qemu};
 
 /// What can go wrong with a call.
 fn fates(call: &Call) -> Vec<Fate> {
-    use Errno::{EAGAIN, EINTR, EIO, EMFILE, ENOLCK, ENOMEM, ENOSPC};
+    use Errno::{EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENOLCK, ENOMEM, ENOSPC, EOPNOTSUPP, EXDEV};
     let moves = call.moves_bytes() && call.arguments[2] > 1;
     let errors: &[Errno] = match call.name {
         "openat" if call.arguments[2] as i32 & nix::libc::O_CREAT != 0 => &[EIO, EINTR, ENOSPC],
@@ -26,7 +26,7 @@ fn fates(call: &Call) -> Vec<Fate> {
         "read" | "pread64" => &[EIO, EINTR],
         "write" | "pwrite64" if moves && call.nth.is_multiple_of(2) => &[EIO, ENOSPC],
         "write" | "pwrite64" | "ftruncate" | "fallocate" => &[EIO, EINTR, ENOSPC],
-        "copy_file_range" | "ioctl" => &[EIO, EINTR, ENOSPC],
+        "copy_file_range" | "ioctl" => &[EIO, EINTR, ENOSPC, EINVAL, EXDEV, EOPNOTSUPP],
         "fsync" | "fdatasync" => &[EIO, EINTR, ENOSPC],
         "rename" | "renameat" | "renameat2" | "linkat" => &[EIO, ENOSPC],
         "poll" => &[EINTR],
@@ -52,9 +52,8 @@ fn must_be_survived(fate: Fate) -> bool {
 }
 
 /// Fails every call of each case in turn, and says how many that were.
-fn every_call_fails(cases: &[Case]) {
-    let place = Place::new();
-    let golden: Vec<_> = cases.iter().map(|case| (case, Golden::of(&place, case))).collect();
+fn every_call_fails(place: &Place, cases: &[Case]) {
+    let golden: Vec<_> = cases.iter().map(|case| (case, Golden::of(place, case))).collect();
     let mut points = Vec::new();
     let mut counts = BTreeMap::new();
     for (case, golden) in &golden {
@@ -70,7 +69,7 @@ fn every_call_fails(cases: &[Case]) {
         let room = place.room(case);
         let run = place.run(case, &room, Disturbance::AtCall(call.name, call.nth, *fate));
         *survived.lock().unwrap() += usize::from(run.ended == Ok(golden.code));
-        judge(&place, case, golden, &room, &run, (call, *fate)).map_err(|error| {
+        judge(place, case, golden, &room, &run, (call, *fate)).map_err(|error| {
             let file = call.path.file_name().unwrap_or_default().to_string_lossy();
             format!("{}: {} {}({file}), {fate:?}: {error}", case.name, call.nth, call.name)
         })
@@ -148,7 +147,7 @@ fn on_image(call: &Call) -> bool {
 fn whatever_call_fails_a_target_is_whole_or_as_it_was() {
     needs_qemu!();
     if can_trace() {
-        every_call_fails(&MAKERS);
+        every_call_fails(&Place::new(), &MAKERS);
     }
 }
 
@@ -156,7 +155,7 @@ fn whatever_call_fails_a_target_is_whole_or_as_it_was() {
 fn whatever_call_fails_a_reading_command_says_so_or_is_right() {
     needs_qemu!();
     if can_trace() {
-        every_call_fails(&READERS);
+        every_call_fails(&Place::new(), &READERS);
     }
 }
 
@@ -164,6 +163,35 @@ fn whatever_call_fails_a_reading_command_says_so_or_is_right() {
 fn whatever_call_fails_a_repair_leaves_leaks_at_worst() {
     needs_qemu!();
     if can_trace() {
-        every_call_fails(&REPAIRS);
+        every_call_fails(&Place::new(), &REPAIRS);
     }
+}
+
+#[test]
+fn whatever_call_fails_where_files_share_space_a_target_is_whole_or_absent() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let Some(xfs) = Mounted::xfs(scratch.subdir("xfs")) else { return };
+    if !can_trace() {
+        return;
+    }
+    let place = Place::at(&xfs.0);
+    let flattened = Golden::of(&place, &SHARERS[0]);
+    let clones = |call: &&Call| call.name == "ioctl" && call.result == 0;
+    assert!(flattened.calls.iter().filter(clones).count() > 2, "nothing is cloned");
+    every_call_fails(&place, &SHARERS);
+}
+
+#[test]
+fn whatever_call_fails_where_another_machine_copies_a_target_is_whole_or_absent() {
+    needs_qemu!();
+    if !can_trace() {
+        return;
+    }
+    let mut place = Place::new();
+    place.remote = true;
+    let flattened = Golden::of(&place, &SHARERS[0]);
+    let copies = |call: &Call| call.name == "copy_file_range" && call.result > 0;
+    assert!(flattened.calls.iter().any(copies), "nothing is copied");
+    every_call_fails(&place, &SHARERS);
 }

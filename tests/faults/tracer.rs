@@ -35,6 +35,9 @@ enum Subject {
 
 use Subject::{At, Fd, Memory, Name};
 
+/// The type that a file system on another machine has, NFS.
+const REMOTE: i64 = 0x6969;
+
 /// What is looked at, by number: name, and what it is about.
 const CALLS: [(c_long, &str, Subject); 42] = [
     (libc::SYS_read, "read", Fd(0)),
@@ -139,6 +142,22 @@ pub(crate) enum Disturbance {
     KilledAtAny(usize),
 }
 
+/// Where a run takes place.
+pub(crate) struct World<'w> {
+    /// Calls on files in here are looked at.
+    pub(crate) watched: &'w Path,
+    /// All file systems say that they are on another machine.
+    pub(crate) remote: bool,
+    /// What happens at a call with [`Fate::Meanwhile`].
+    pub(crate) meanwhile: &'w dyn Fn(),
+}
+
+impl<'w> World<'w> {
+    pub(crate) fn of(watched: &'w Path) -> Self {
+        Self { watched, remote: false, meanwhile: &|| () }
+    }
+}
+
 /// How a run ended, and what it did.
 #[derive(Debug)]
 pub(crate) struct Traced {
@@ -157,7 +176,7 @@ pub(crate) fn can_trace() -> bool {
     let mut command = Command::new("true");
     let traced = cfg!(target_arch = "x86_64")
         && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            run(&mut command, dir.dir(), Disturbance::None, &|| ())
+            run(&mut command, &World::of(dir.dir()), Disturbance::None)
         }))
         .is_ok();
     if !traced {
@@ -167,18 +186,13 @@ pub(crate) fn can_trace() -> bool {
     traced
 }
 
-/// Runs a command to its end. Calls are looked at that are about files in `watched`, pipes, and
+/// Runs a command to its end. Calls are looked at that are about files in a directory, pipes, and
 /// standard output and error, which are files there too; memory, from the first of those on.
 ///
 /// # Panics
 /// When the process cannot be started or traced.
-pub(crate) fn run(
-    command: &mut Command,
-    watched: &Path,
-    disturbance: Disturbance,
-    meanwhile: &dyn Fn(),
-) -> Traced {
-    let stream = || tempfile::tempfile_in(watched).expect("a file for a stream");
+pub(crate) fn run(command: &mut Command, world: &World<'_>, disturbance: Disturbance) -> Traced {
+    let stream = || tempfile::tempfile_in(world.watched).expect("a file for a stream");
     let (mut out, mut err) = (stream(), stream());
     command.stdout(out.try_clone().expect("a twin")).stderr(err.try_clone().expect("a twin"));
     traced_by_parent(command);
@@ -192,10 +206,13 @@ pub(crate) fn run(
     ptrace::setoptions(main, options).expect("it can be traced");
     let mut tracer = Tracer {
         main,
-        memory: File::open(format!("/proc/{main}/mem")).expect("its memory"),
-        watched: watched.to_path_buf(),
+        memory: File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{main}/mem"))
+            .expect("its memory"),
+        world,
         disturbance,
-        meanwhile,
         within: HashMap::new(),
         calls: Vec::new(),
         all: 0,
@@ -227,12 +244,11 @@ struct Within {
     fate: Option<Fate>,
 }
 
-struct Tracer<'m> {
+struct Tracer<'w> {
     main: Pid,
     memory: File,
-    watched: PathBuf,
+    world: &'w World<'w>,
     disturbance: Disturbance,
-    meanwhile: &'m dyn Fn(),
     /// By thread.
     within: HashMap<i32, Option<Within>>,
     calls: Vec<Call>,
@@ -289,7 +305,7 @@ impl Tracer<'_> {
         match fate {
             Some(Fate::Short) => changed.rdx = registers.rdx.div_ceil(2),
             Some(Fate::Fails(_) | Fate::Killed) => changed.orig_rax = u64::MAX,
-            Some(Fate::Meanwhile) => (self.meanwhile)(),
+            Some(Fate::Meanwhile) => (self.world.meanwhile)(),
             None => {}
         }
         if fate.is_some() {
@@ -316,6 +332,11 @@ impl Tracer<'_> {
         }
         if let Some(call) = within.number.and_then(|number| self.calls.get_mut(number)) {
             call.result = registers.rax as i64;
+            // The type is the first member of what the call fills.
+            if self.world.remote && (call.name, call.result) == ("fstatfs", 0) {
+                let kind = REMOTE.to_ne_bytes();
+                self.memory.write_all_at(&kind, call.arguments[1]).expect("its memory");
+            }
         }
     }
 
@@ -333,7 +354,7 @@ impl Tracer<'_> {
             At(dir, at) => self.name(pid, arguments[dir], arguments[at])?,
         };
         let pipe = path.to_string_lossy().starts_with("pipe:");
-        if !matches!(subject, Memory) && !pipe && !path.starts_with(&self.watched) {
+        if !matches!(subject, Memory) && !pipe && !path.starts_with(self.world.watched) {
             return None;
         }
         let to = match *name {
