@@ -9,6 +9,8 @@ mod common;
 mod cases;
 #[path = "faults/crashes.rs"]
 mod crashes;
+#[path = "faults/devices.rs"]
+mod devices;
 #[path = "faults/inject.rs"]
 mod inject;
 #[path = "faults/kills.rs"]

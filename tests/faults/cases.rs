@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use fixtures::pattern::noise;
-use fixtures::{Patch, Scratch, args, qemu};
+use fixtures::{Loop, Patch, Scratch, args, qemu};
 
 use super::tracer::{Call, Disturbance, Traced, World, run};
 use crate::common::binary;
@@ -34,7 +34,7 @@ pub(crate) struct Case {
 
 const OLD: &[u8] = b"what was there before";
 
-const fn case(name: &'static str, line: &'static str) -> Case {
+pub(crate) const fn case(name: &'static str, line: &'static str) -> Case {
     let (makes, old, changes, input) = (&[] as &[_], None, None, None);
     Case { name, line, makes, old, changes, input, failures: &[1] }
 }
@@ -167,6 +167,8 @@ pub(crate) const SCATTERED: Case =
 pub(crate) struct Place {
     dir: PathBuf,
     runs: AtomicU64,
+    /// A device that a case may write to, `DEVICE`.
+    pub(crate) device: Option<Loop>,
     /// It says that it is on another machine, so that files are copied there.
     pub(crate) remote: bool,
     /// Removed at the end.
@@ -199,7 +201,13 @@ impl Place {
         );
         fs::write(src.join("same.raw"), qemu::raw_of("qcow2", &top)).unwrap();
         damaged(&src);
-        Self { dir: dir.to_path_buf(), runs: AtomicU64::new(0), remote: false, _scratch: None }
+        Self {
+            dir: dir.to_path_buf(),
+            runs: AtomicU64::new(0),
+            remote: false,
+            device: None,
+            _scratch: None,
+        }
     }
 
     pub(crate) fn source(&self, name: &str) -> PathBuf {
@@ -209,7 +217,11 @@ impl Place {
     /// The arguments of a case.
     pub(crate) fn arguments(&self, case: &Case) -> Vec<OsString> {
         let src = self.dir.join("src");
-        let put = |word: &str| word.replace("SRC", src.to_str().unwrap()).into();
+        let device = self.device.as_ref().map_or(Path::new(""), |device| &device.0);
+        let put = |word: &str| {
+            let word = word.replace("SRC", src.to_str().unwrap());
+            word.replace("DEVICE", device.to_str().unwrap()).into()
+        };
         case.line.split(' ').map(put).collect()
     }
 
@@ -242,7 +254,8 @@ impl Place {
     ) -> Traced {
         let mut command = Command::new(binary());
         command.args(self.arguments(case)).current_dir(&room.0).stdin(self.input(case));
-        let world = World { watched: &self.dir, remote: self.remote, meanwhile };
+        let device = self.device.as_ref().map(|device| device.0.as_path());
+        let world = World { watched: &self.dir, device, remote: self.remote, meanwhile };
         run(&mut command, &world, disturbance)
     }
 

@@ -17,7 +17,7 @@ const SECTOR: usize = 512;
 
 /// What became of a file or of the directory, one after the other.
 #[derive(Debug, Clone)]
-enum Event {
+pub(crate) enum Event {
     Create(String),
     Rename(String, String),
     Remove(String),
@@ -26,17 +26,23 @@ enum Event {
     SetLen(usize, u64),
     /// So much space from the start on.
     Reserve(usize, u64),
+    /// Zeros: where, and how many.
+    Zero(usize, u64, u64),
     Sync(usize),
     SyncDirectory,
 }
 
 /// Reads the events out of a run's calls.
-fn events(golden: &Golden) -> Vec<Event> {
+pub(crate) fn events(golden: &Golden) -> Vec<Event> {
     let mut files: BTreeMap<String, usize> =
         golden.before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
     let mut next = files.len();
     let mut events = Vec::new();
-    let room = |path: &Path| path.parent().is_some_and(is_room);
+    // A device is a file that has been there before.
+    let room = |path: &Path| {
+        path.parent().is_some_and(is_room)
+            || golden.before.iter().any(|(name, _)| path == Path::new(name))
+    };
     for call in golden.calls.iter().filter(|call| call.result >= 0) {
         if is_room(&call.path) && call.name == "fsync" {
             events.push(Event::SyncDirectory);
@@ -44,7 +50,12 @@ fn events(golden: &Golden) -> Vec<Event> {
         if !room(&call.path) {
             continue;
         }
-        let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+        let name = |path: &Path| match path.parent() {
+            Some(parent) if is_room(parent) => {
+                path.file_name().unwrap().to_str().unwrap().to_owned()
+            }
+            _ => path.to_str().unwrap().to_owned(),
+        };
         let (of, [_, one, two, three, ..]) = (name(&call.path), call.arguments);
         let file = files.get(&of).copied();
         events.push(match (call.name, file) {
@@ -67,6 +78,7 @@ fn events(golden: &Golden) -> Vec<Event> {
             }
             ("ftruncate", Some(file)) => Event::SetLen(file, one),
             ("fallocate", Some(file)) if one == 0 => Event::Reserve(file, two + three),
+            ("fallocate", Some(file)) => Event::Zero(file, two, three),
             ("fsync" | "fdatasync", Some(file)) => Event::Sync(file),
             _ => {
                 assert!(!call.changes_files(), "not understood: {call:?}");
@@ -78,22 +90,22 @@ fn events(golden: &Golden) -> Vec<Event> {
 }
 
 /// Files by name, after a crash.
-type Disk = BTreeMap<String, Vec<u8>>;
+pub(crate) type Disk = BTreeMap<String, Vec<u8>>;
 
 /// How much of what was not synced is there after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kept {
+pub(crate) enum Kept {
     All,
     Nothing,
     /// Of each write some sectors, of the rest some, by this seed.
     Some(u64),
 }
 
-const KEPT: [Kept; 6] =
+pub(crate) const KEPT: [Kept; 6] =
     [Kept::All, Kept::Nothing, Kept::Some(1), Kept::Some(2), Kept::Some(3), Kept::Some(4)];
 
 /// What is on the disk if the power goes after these events.
-fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) -> Disk {
+pub(crate) fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) -> Disk {
     let mut random = Random::new(match kept {
         Kept::Some(seed) => seed * 1000 + events.len() as u64,
         _ => 0,
@@ -118,6 +130,15 @@ fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) -> Disk {
                         let file = &mut files[*file];
                         file.resize(file.len().max(start + sector.len()), 0);
                         file[start..start + sector.len()].copy_from_slice(sector);
+                    }
+                }
+            }
+            Event::Zero(file, offset, len) => {
+                let start = usize::try_from(*offset).unwrap();
+                let end = start + usize::try_from(*len).unwrap();
+                for sector in files[*file][start..end].chunks_mut(SECTOR) {
+                    if durable(*file, at) || lucky() {
+                        sector.fill(0);
                     }
                 }
             }

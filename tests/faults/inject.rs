@@ -15,7 +15,7 @@ use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
 use fixtures::{Mounted, Scratch, needs_qemu};
 
 /// What can go wrong with a call.
-fn fates(call: &Call) -> Vec<Fate> {
+pub(crate) fn fates(call: &Call) -> Vec<Fate> {
     use Errno::{EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENOLCK, ENOMEM, ENOSPC, EOPNOTSUPP, EXDEV};
     let moves = call.moves_bytes() && call.arguments[2] > 1;
     let errors: &[Errno] = match call.name {
@@ -47,7 +47,7 @@ fn fates(call: &Call) -> Vec<Fate> {
 }
 
 /// Whether nobody may notice.
-fn must_be_survived(fate: Fate) -> bool {
+pub(crate) fn must_be_survived(fate: Fate) -> bool {
     matches!(fate, Fate::Short | Fate::Fails(Errno::EINTR))
 }
 

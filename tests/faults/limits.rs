@@ -126,7 +126,8 @@ fn on_a_full(system: &Mounted) {
     let dir = system.0.join("out");
     let mut refused = 0;
     let mut runs = 0;
-    for case in MAKERS.iter().filter(|case| !case.name.contains("--direct")) {
+    let makers = MAKERS.iter().filter(|case| !case.name.contains("--direct"));
+    for case in makers.chain(&REPAIRS) {
         let golden = Golden::of_untraced(&place, case);
         for free in [0, 8, 64, 160, 300, 420] {
             fs::create_dir(&dir).unwrap();

@@ -106,6 +106,11 @@ impl Call {
         ["read", "write", "pread64", "pwrite64"].contains(&self.name)
     }
 
+    /// Whether it is about the file of this name.
+    pub(crate) fn is_on(&self, path: &Path) -> bool {
+        self.path == path
+    }
+
     /// Whether it changes a file or a directory.
     pub(crate) fn changes_files(&self) -> bool {
         let changing =
@@ -146,6 +151,8 @@ pub(crate) enum Disturbance {
 pub(crate) struct World<'w> {
     /// Calls on files in here are looked at.
     pub(crate) watched: &'w Path,
+    /// And on this.
+    pub(crate) device: Option<&'w Path>,
     /// All file systems say that they are on another machine.
     pub(crate) remote: bool,
     /// What happens at a call with [`Fate::Meanwhile`].
@@ -154,7 +161,7 @@ pub(crate) struct World<'w> {
 
 impl<'w> World<'w> {
     pub(crate) fn of(watched: &'w Path) -> Self {
-        Self { watched, remote: false, meanwhile: &|| () }
+        Self { watched, device: None, remote: false, meanwhile: &|| () }
     }
 }
 
@@ -354,7 +361,8 @@ impl Tracer<'_> {
             At(dir, at) => self.name(pid, arguments[dir], arguments[at])?,
         };
         let pipe = path.to_string_lossy().starts_with("pipe:");
-        if !matches!(subject, Memory) && !pipe && !path.starts_with(self.world.watched) {
+        let watched = path.starts_with(self.world.watched) || self.world.device == Some(&*path);
+        if !matches!(subject, Memory) && !pipe && !watched {
             return None;
         }
         let to = match *name {
