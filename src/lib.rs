@@ -25,6 +25,7 @@ pub use libvirt::{Connect, Connected};
 /// that need libvirt are handed to the program that has it, `qcowtool-libvirt`.
 pub fn run(connect: Option<Connect>) -> ExitCode {
     libvirt::install(connect);
+    signals::survive_file_limit();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),

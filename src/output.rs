@@ -43,7 +43,9 @@ pub(crate) fn complain_json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Prints a line to standard error. Nobody can be told if that fails.
 pub(crate) fn say(line: impl Display) {
-    let _ = writeln!(io::stderr(), "{}", Printable(&line.to_string()));
+    // In one piece: standard error is not buffered, and others may write there too.
+    let line = format!("{}\n", Printable(&line.to_string()));
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Prints lines to standard error, as [`say`].

@@ -6,11 +6,18 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
 use qcow::{CancelToken, Error, ErrorKind, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use crate::failure::Failure;
+
+/// Makes a write past the limit for files (`ulimit -f`) an error like any other: without this a signal would end
+/// the process, and what was half made would stay.
+pub(crate) fn survive_file_limit() {
+    // If that cannot be, it is as it was.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+}
 
 /// A thread that waits for signals, and what it heard. Started by long operations only, so that
 /// short commands start without it.

@@ -81,7 +81,8 @@ pub(crate) struct Compare {
 impl Compare {
     /// Compares and says what differs.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let watch = Watch::start()?;
+        // 1 would say that they differ.
+        let watch = Watch::start().map_err(|error| Failure::Coded { code: NOT_OPENED, error })?;
         let open = self.source.open_options(None);
         let second = OpenOptions { format: self.second_format, ..open.clone() };
         let one = self.open(&self.first, &open)?;
@@ -94,7 +95,12 @@ impl Compare {
         let result = compare(&one, &other, &options, &mut found, &progress, watch.token());
         progress.finish(result.is_ok());
         let outcome = self.settle(&watch, result)?;
-        list.finish(&outcome, self.all).map_err(Failure::from_output)?;
+        list.finish(&outcome, self.all).or_else(|error| match Failure::from_output(error) {
+            // Nobody reads on; the exit code still tells.
+            Failure::OutputClosed => Ok(()),
+            Failure::Error(error) => Err(Failure::Coded { code: NOT_READ, error }),
+            other => Err(other),
+        })?;
         if outcome.identical { Ok(()) } else { Err(Failure::Verdict(DIFFERENT)) }
     }
 

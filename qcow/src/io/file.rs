@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::{Access, Storage, direct, lock};
 use crate::{Error, Result};
@@ -153,11 +153,12 @@ impl FileStorage {
     fn open_below(root: &Path, path: &Path, resolve: ResolveFlags) -> Result<Self> {
         let failed = |error: Errno| Error::io("could not open", error.into()).file(path);
         let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(root, directory, Mode::empty()).map_err(failed)?;
+        let root = || rustix::fs::open(root, directory, Mode::empty());
+        let root = retry_on_intr(root).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let resolve = resolve | ResolveFlags::NO_MAGICLINKS;
-        let file =
-            rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(failed)?;
+        let open = || rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve);
+        let file = retry_on_intr(open).map_err(failed)?;
         Self::from_file(file.into()).map_err(|error| error.file(path))
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::FallocateFlags;
+use rustix::io::retry_on_intr;
 use tempfile::NamedTempFile;
 
 use super::device::Device;
@@ -200,7 +201,7 @@ impl OutputFile {
         if len == 0 {
             return Ok(());
         }
-        rustix::fs::fallocate(self.file(), FallocateFlags::empty(), offset, len)
+        retry_on_intr(|| rustix::fs::fallocate(self.file(), FallocateFlags::empty(), offset, len))
             .map_err(|error| self.failed("could not reserve space", error.into()))
     }
 
@@ -208,11 +209,17 @@ impl OutputFile {
     ///
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io); [`Usage`](crate::ErrorKind::Usage) if something took the name
-    /// meanwhile and `replace` is false. The temporary file is gone in every case.
+    /// meanwhile and `replace` is false. The temporary file is gone in every case, and nothing new
+    /// has the name; but if the directory cannot be synced after another file was replaced, the new
+    /// one stays.
     pub fn publish(self) -> Result<()> {
         self.file().sync_all().map_err(|error| self.failed("could not sync", error))?;
         let Self { place, target, .. } = self;
         let Place::Temporary { file: temporary, replace } = place else { return Ok(()) };
+        // Before the rename: what fails now has changed nothing.
+        let (directory, _) = split(&target)?;
+        let directory = File::open(directory)
+            .map_err(|error| Error::io("could not open the directory", error).file(&target))?;
         let persisted =
             if replace { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
         persisted.map_err(|error| match error.error.kind() {
@@ -220,10 +227,15 @@ impl OutputFile {
             _ => Error::io("could not rename the finished file to its name", error.error)
                 .file(&target),
         })?;
-        let (directory, _) = split(&target)?;
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|error| Error::io("could not sync the directory", error).file(&target))
+        directory.sync_all().map_err(|error| {
+            let failed = Error::io("could not sync the directory", error).file(&target);
+            if replace {
+                return failed.hint("the file is whole, but may be the old one after a power cut");
+            }
+            // Best effort: the error that matters is the one being reported.
+            let _ = std::fs::remove_file(&target);
+            failed
+        })
     }
 
     /// The open file, for what only the system can do with it.
@@ -236,12 +248,16 @@ impl OutputFile {
 
     /// What went wrong with the file, and what helps if there is no space.
     pub(crate) fn failed(&self, what: &str, error: std::io::Error) -> Error {
-        let full = matches!(
-            error.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-        );
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let hint = match error.kind() {
+            StorageFull | QuotaExceeded => "free some space or choose another directory",
+            FileTooLarge => {
+                "the file system, or the limit for this process (ulimit -f), allows less"
+            }
+            _ => "",
+        };
         let error = Error::io(what, error).file(&self.target);
-        if full { error.hint("free some space or choose another directory") } else { error }
+        if hint.is_empty() { error } else { error.hint(hint) }
     }
 }
 

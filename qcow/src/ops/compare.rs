@@ -121,7 +121,7 @@ impl From<CompareError> for Error {
 ///
 /// # Errors
 /// [`CompareError`], at the first place where one image cannot be understood or read, if nothing
-/// before it differs or all is wanted.
+/// before it differs or all is wanted; or if a file changed meanwhile.
 pub fn compare(
     one: &Chain,
     other: &Chain,
@@ -153,6 +153,9 @@ pub fn compare(
     } else {
         contents([one, other], limit, state, options.threads, observer, cancel)?
     };
+    for chain in [one, other] {
+        chain.check_unchanged().map_err(CompareError::Reading)?;
+    }
     let content = state.first.map(|offset| Difference { offset, kind: DifferenceKind::Content });
     let first = [first, content].into_iter().flatten().min_by_key(|difference| difference.offset);
     Ok(CompareOutcome {

@@ -66,7 +66,7 @@ pub fn measure_size(size: u64, options: &MeasureOptions) -> Result<MeasureOutcom
 /// better.
 ///
 /// # Errors
-/// As [`measure_size`], and what reading tables raises.
+/// As [`measure_size`], what reading tables raises, and [`Io`](crate::ErrorKind::Io) if a file changed meanwhile.
 pub fn measure(chain: &Chain, options: &MeasureOptions) -> Result<MeasureOutcome> {
     let size = chain.virtual_size();
     let target = match &options.target {
@@ -79,6 +79,7 @@ pub fn measure(chain: &Chain, options: &MeasureOptions) -> Result<MeasureOutcome
     } else {
         data_in_clusters(chain, target.cluster_size)?
     };
+    chain.check_unchanged()?;
     let outcome = qcow2(&target, size, data)?;
     Ok(MeasureOutcome { bitmaps: bitmaps(chain, &target), ..outcome })
 }

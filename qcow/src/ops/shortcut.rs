@@ -93,20 +93,23 @@ impl<'a> Shortcuts<'a> {
     /// Finds out, layer by layer, what can be moved to `target`, which holds nothing yet. `cluster` is
     /// the unit in which the target places data, `None` if every byte goes to its guest offset.
     /// `None` if nothing can be moved.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if `target` is not as it was any more.
     pub(super) fn find(
         chain: &'a Chain,
         target: &'a OutputFile,
         cluster: Option<u64>,
         read_all: bool,
-    ) -> Option<Self> {
-        let system = FileSystem::of(target.file())?;
+    ) -> Result<Option<Self>> {
+        let Some(system) = FileSystem::of(target.file()) else { return Ok(None) };
         let granule = cluster.unwrap_or(system.block).max(512);
         if granule & system.block.wrapping_sub(1) != 0 {
-            return None;
+            return Ok(None);
         }
         let way = |layer| way_of(layer, target, system);
-        let ways: Vec<Way> = chain.layers().iter().map(way).collect();
-        ways.iter().any(|way| *way != Way::Memory).then(|| Self {
+        let ways = chain.layers().iter().map(way).collect::<Result<Vec<_>>>()?;
+        Ok(ways.iter().any(|way| *way != Way::Memory).then(|| Self {
             chain,
             target,
             ways,
@@ -116,7 +119,7 @@ impl<'a> Shortcuts<'a> {
             read_all,
             cloned: AtomicU64::new(0),
             copied: AtomicU64::new(0),
-        })
+        }))
     }
 
     /// Start and end of what can be moved of `extent`, on the guest's disk.
@@ -269,19 +272,20 @@ impl<'a> Shortcuts<'a> {
 }
 
 /// Tries it out: one block is cloned into the new file and cut off again.
-fn way_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Way {
+fn way_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Result<Way> {
     let source = layer.data();
-    let Ok(status) = target.file().metadata() else { return Way::Memory };
+    let Ok(status) = target.file().metadata() else { return Ok(Way::Memory) };
     let same = status.is_file() && status.dev() == source.identity().device();
     if !same || source.kind() != OpenedAs::File || source.len() < system.block {
-        return Way::Memory;
+        return Ok(Way::Memory);
     }
-    let cloned = clone_range((source.file(), 0), (target.file(), 0), system.block).is_ok();
-    match target.set_len(0).and_then(|()| target.set_len(status.len())) {
-        Ok(()) if cloned => Way::Clone,
-        Ok(()) if system.remote => Way::Copy,
-        _ => Way::Memory,
+    if clone_range((source.file(), 0), (target.file(), 0), system.block).is_ok() {
+        // A target of another length would be another image.
+        target.set_len(0)?;
+        target.set_len(status.len())?;
+        return Ok(Way::Clone);
     }
+    Ok(if system.remote { Way::Copy } else { Way::Memory })
 }
 
 /// Trying another way would not help.

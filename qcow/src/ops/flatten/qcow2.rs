@@ -55,7 +55,7 @@ pub(super) fn flatten(
     let placed_alone = matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata);
     if placed_alone && !options.compress && !options.no_reflink {
         job.shortcuts =
-            Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest);
+            Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest)?;
     }
     let state = State::new(placer, options.digest);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;

@@ -38,7 +38,7 @@ pub(super) fn flatten(
     }
     let may_share = target.preallocation == Preallocation::Off && !options.no_reflink;
     let shortcuts =
-        may_share.then(|| Shortcuts::find(chain, &output, None, options.digest)).flatten();
+        if may_share { Shortcuts::find(chain, &output, None, options.digest)? } else { None };
     // On a device this only says whether the disk fits.
     preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {

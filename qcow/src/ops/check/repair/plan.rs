@@ -183,9 +183,14 @@ impl Plan {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io); what was written so far is in order.
     pub(super) fn apply(&self, target: &dyn InPlace) -> Result<()> {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         let put = |bytes: &[u8], offset| {
             let written = target.write_at(bytes, offset);
-            written.map_err(|error| Error::io("could not write", error).host_offset(offset))
+            written.map_err(|error| {
+                let full = matches!(error.kind(), StorageFull | QuotaExceeded);
+                let error = Error::io("could not write", error).host_offset(offset);
+                if full { error.hint("free some space, then try again") } else { error }
+            })
         };
         for phase in self.phases.iter().filter(|phase| !phase.is_empty()) {
             for write in phase {

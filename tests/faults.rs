@@ -1,0 +1,23 @@
+//! Faults and crashes: whatever call fails, wherever the process or the machine stops, a target is whole,
+//! old or absent, and a repaired image has leaks at worst.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod common;
+
+#[path = "faults/cases.rs"]
+mod cases;
+#[path = "faults/crashes.rs"]
+mod crashes;
+#[path = "faults/devices.rs"]
+mod devices;
+#[path = "faults/inject.rs"]
+mod inject;
+#[path = "faults/kills.rs"]
+mod kills;
+#[path = "faults/limits.rs"]
+mod limits;
+#[path = "faults/repairs.rs"]
+mod repairs;
+#[path = "faults/tracer.rs"]
+mod tracer;

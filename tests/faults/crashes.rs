@@ -1,0 +1,271 @@
+//! The power goes. What a run wrote, in its order and with its syncs, is laid on a model of a disk that keeps
+//! what was synced and may lose, tear and reorder everything else.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use fixtures::needs_qemu;
+use fixtures::pattern::Random;
+use nix::libc;
+
+use super::cases::{Case, Golden, MAKERS, Place, REPAIRS, SCATTERED, is_room, on_threads};
+use super::repairs;
+use super::tracer::can_trace;
+
+/// What a disk writes whole.
+const SECTOR: usize = 512;
+
+/// What became of a file or of the directory, one after the other.
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
+    Create(String),
+    Rename(String, String),
+    Remove(String),
+    /// The number of the file, where, and what.
+    Write(usize, u64, Vec<u8>),
+    SetLen(usize, u64),
+    /// So much space from the start on.
+    Reserve(usize, u64),
+    /// Zeros: where, and how many.
+    Zero(usize, u64, u64),
+    Sync(usize),
+    SyncDirectory,
+}
+
+/// Reads the events out of a run's calls.
+pub(crate) fn events(golden: &Golden) -> Vec<Event> {
+    let mut files: BTreeMap<String, usize> =
+        golden.before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
+    let mut next = files.len();
+    let mut events = Vec::new();
+    // A device is a file that has been there before.
+    let room = |path: &Path| {
+        path.parent().is_some_and(is_room)
+            || golden.before.iter().any(|(name, _)| path == Path::new(name))
+    };
+    for call in golden.calls.iter().filter(|call| call.result >= 0) {
+        if is_room(&call.path) && call.name == "fsync" {
+            events.push(Event::SyncDirectory);
+        }
+        if !room(&call.path) {
+            continue;
+        }
+        let name = |path: &Path| match path.parent() {
+            Some(parent) if is_room(parent) => {
+                path.file_name().unwrap().to_str().unwrap().to_owned()
+            }
+            _ => path.to_str().unwrap().to_owned(),
+        };
+        let (of, [_, one, two, three, ..]) = (name(&call.path), call.arguments);
+        let file = files.get(&of).copied();
+        events.push(match (call.name, file) {
+            ("openat", None) if two as i32 & libc::O_CREAT != 0 => {
+                files.insert(of.clone(), next);
+                next += 1;
+                Event::Create(of)
+            }
+            ("renameat" | "renameat2" | "rename", Some(file)) => {
+                files.remove(&of);
+                files.insert(name(&call.to), file);
+                Event::Rename(of, name(&call.to))
+            }
+            ("unlink" | "unlinkat", Some(_)) => {
+                files.remove(&of);
+                Event::Remove(of)
+            }
+            ("pwrite64", Some(file)) => {
+                Event::Write(file, three, call.data[..call.result as usize].to_vec())
+            }
+            ("ftruncate", Some(file)) => Event::SetLen(file, one),
+            ("fallocate", Some(file)) if one == 0 => Event::Reserve(file, two + three),
+            ("fallocate", Some(file)) => Event::Zero(file, two, three),
+            ("fsync" | "fdatasync", Some(file)) => Event::Sync(file),
+            _ => {
+                assert!(!call.changes_files(), "not understood: {call:?}");
+                continue;
+            }
+        });
+    }
+    events
+}
+
+/// Files by name, after a crash.
+pub(crate) type Disk = BTreeMap<String, Vec<u8>>;
+
+/// How much of what was not synced is there after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    All,
+    Nothing,
+    /// Of each write some sectors, of the rest some, by this seed.
+    Some(u64),
+}
+
+pub(crate) const KEPT: [Kept; 6] =
+    [Kept::All, Kept::Nothing, Kept::Some(1), Kept::Some(2), Kept::Some(3), Kept::Some(4)];
+
+/// What is on the disk if the power goes after these events.
+pub(crate) fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) -> Disk {
+    let mut random = Random::new(match kept {
+        Kept::Some(seed) => seed * 1000 + events.len() as u64,
+        _ => 0,
+    });
+    let mut lucky = || match kept {
+        Kept::All => true,
+        Kept::Nothing => false,
+        Kept::Some(_) => random.below(2) == 0,
+    };
+    let last_sync = |of: usize| {
+        events.iter().rposition(|event| matches!(event, Event::Sync(file) if *file == of))
+    };
+    let durable = |file, at| last_sync(file).is_some_and(|sync| at < sync);
+    let mut files: Vec<Vec<u8>> = before.iter().map(|(_, bytes)| bytes.clone()).collect();
+    files.resize(files.len() + events.len(), Vec::new());
+    for (at, event) in events.iter().enumerate() {
+        match event {
+            Event::Write(file, offset, bytes) => {
+                for (index, sector) in bytes.chunks(SECTOR).enumerate() {
+                    if durable(*file, at) || lucky() {
+                        let start = usize::try_from(*offset).unwrap() + index * SECTOR;
+                        let file = &mut files[*file];
+                        file.resize(file.len().max(start + sector.len()), 0);
+                        file[start..start + sector.len()].copy_from_slice(sector);
+                    }
+                }
+            }
+            Event::Zero(file, offset, len) => {
+                let start = usize::try_from(*offset).unwrap();
+                let end = start + usize::try_from(*len).unwrap();
+                for sector in files[*file][start..end].chunks_mut(SECTOR) {
+                    if durable(*file, at) || lucky() {
+                        sector.fill(0);
+                    }
+                }
+            }
+            Event::SetLen(file, len) if durable(*file, at) || lucky() => {
+                files[*file].resize(usize::try_from(*len).unwrap(), 0);
+            }
+            Event::Reserve(file, end) if durable(*file, at) || lucky() => {
+                let end = files[*file].len().max(usize::try_from(*end).unwrap());
+                files[*file].resize(end, 0);
+            }
+            _ => {}
+        }
+    }
+    // A directory's changes may be lost from some moment on after its last sync.
+    let synced = events.iter().rposition(|event| matches!(event, Event::SyncDirectory));
+    let (mut names, mut lost) = (BTreeMap::new(), false);
+    names.extend(before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)));
+    let mut next = before.len();
+    for (at, event) in events.iter().enumerate() {
+        let changes = matches!(event, Event::Create(_) | Event::Rename(..) | Event::Remove(_));
+        lost = lost || changes && synced.is_none_or(|sync| at > sync) && !lucky();
+        match event {
+            Event::Create(name) => {
+                if !lost {
+                    names.insert(name.clone(), next);
+                }
+                next += 1;
+            }
+            Event::Rename(from, to) if !lost => {
+                let file = names.remove(from).expect("a file to rename");
+                names.insert(to.clone(), file);
+            }
+            Event::Remove(name) if !lost => drop(names.remove(name)),
+            _ => {}
+        }
+    }
+    names.into_iter().map(|(name, file)| (name, files[file].clone())).collect()
+}
+
+/// Whether what is left of a target is what was there before, or what was to be there.
+fn whole(case: &Case, golden: &Golden, disk: &Disk, done: bool) -> bool {
+    let of = |files: &[(String, Vec<u8>)], name: &str| {
+        files.iter().find(|(file, _)| file == name).map(|(_, bytes)| bytes.clone())
+    };
+    let is = |files: &[(String, Vec<u8>)], name: &&str| disk.get(*name).cloned() == of(files, name);
+    let new = case.makes.iter().filter(|name| is(&golden.after, name)).count();
+    let old = case.makes.iter().all(|name| is(&golden.before, name) || is(&golden.after, name));
+    // The image, which is named first, is nothing without its data file.
+    let complete = new == case.makes.len() || is(&golden.before, &case.makes[0]);
+    old && complete && (!done || new == case.makes.len())
+}
+
+/// The moments after which a target is half, or is not there though the command was done; and how many
+/// moments there were.
+fn broken(case: &Case, golden: &Golden, events: &[Event]) -> (Vec<String>, usize) {
+    let mut broken = Vec::new();
+    for end in 0..=events.len() {
+        for kept in KEPT {
+            let disk = after(&golden.before, &events[..end], kept);
+            if !whole(case, golden, &disk, end == events.len()) {
+                let last = end.checked_sub(1).map(|last| &events[last]);
+                let last = format!("{last:?}").chars().take(80).collect::<String>();
+                broken.push(format!("{}: after {end} ({last}), {kept:?}", case.name));
+            }
+        }
+    }
+    (broken, (events.len() + 1) * KEPT.len())
+}
+
+#[test]
+fn wherever_the_power_goes_a_target_is_whole_or_as_it_was() {
+    needs_qemu!();
+    if !can_trace() {
+        return;
+    }
+    let place = Place::new();
+    let mut moments = 0;
+    for case in &MAKERS {
+        let golden = Golden::of(&place, case);
+        let all = events(&golden);
+        let (found, of) = broken(case, &golden, &all);
+        moments += of;
+        assert!(found.is_empty(), "{}", found.join("\n"));
+        // The model can find something: without its syncs no command is safe.
+        for sync in [
+            |event: &Event| matches!(event, Event::Sync(_)),
+            |event: &Event| matches!(event, Event::SyncDirectory),
+        ] {
+            let without: Vec<_> = all.iter().filter(|event| !sync(event)).cloned().collect();
+            assert!(without.len() < all.len(), "{}: syncs nothing", case.name);
+            assert!(!broken(case, &golden, &without).0.is_empty(), "{}: syncs in vain", case.name);
+        }
+    }
+    println!("{moments} crashes of {} commands", MAKERS.len());
+}
+
+#[test]
+fn wherever_the_power_goes_a_repair_leaves_leaks_at_worst() {
+    needs_qemu!();
+    if !can_trace() {
+        return;
+    }
+    let place = Place::new();
+    let (mut moments, mut states) = (0, Vec::new());
+    let cases = REPAIRS.iter().chain([&SCATTERED]);
+    for case in cases.clone() {
+        let golden = Golden::of(&place, case);
+        let events = events(&golden);
+        let done = after(&golden.before, &events, Kept::Nothing);
+        assert!(done["image"] == golden.after[0].1, "{}: done, and not on the disk", case.name);
+        let mut seen = HashSet::new();
+        for end in 0..=events.len() {
+            for kept in KEPT {
+                moments += 1;
+                let image = after(&golden.before, &events[..end], kept).remove("image").unwrap();
+                if seen.insert(image.clone()) {
+                    states.push((case, end, kept, image));
+                }
+            }
+        }
+    }
+    on_threads(&states, |(case, end, kept, image)| {
+        let room = place.room(case);
+        let path = room.0.join("image");
+        std::fs::write(&path, image).unwrap();
+        repairs::at_worst_leaks(&place, case, &path)
+            .map_err(|error| format!("{}: after {end}, {kept:?}: {error}", case.name))
+    });
+    println!("{moments} crashes of {} repairs, {} images", cases.count(), states.len());
+}

@@ -1,0 +1,197 @@
+//! Every call of every command fails in turn.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::cases::{
+    Case, Golden, MAKERS, Place, READERS, REPAIRS, Room, SHARERS, is_one_error, is_room,
+    on_threads, without_temporary,
+};
+use super::repairs;
+use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
+use fixtures::{Mounted, Scratch, needs_qemu};
+
+/// What can go wrong with a call.
+pub(crate) fn fates(call: &Call) -> Vec<Fate> {
+    use Errno::{EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENOLCK, ENOMEM, ENOSPC, EOPNOTSUPP, EXDEV};
+    let moves = call.moves_bytes() && call.arguments[2] > 1;
+    let errors: &[Errno] = match call.name {
+        "openat" if call.arguments[2] as i32 & nix::libc::O_CREAT != 0 => &[EIO, EINTR, ENOSPC],
+        "openat" | "openat2" => &[EIO, EINTR, EMFILE],
+        // Interrupted or short: one of the two, in turn.
+        "read" | "pread64" if moves && call.nth.is_multiple_of(2) => &[EIO],
+        "read" | "pread64" => &[EIO, EINTR],
+        "write" | "pwrite64" if moves && call.nth.is_multiple_of(2) => &[EIO, ENOSPC],
+        "write" | "pwrite64" | "ftruncate" | "fallocate" => &[EIO, EINTR, ENOSPC],
+        "copy_file_range" | "ioctl" => &[EIO, EINTR, ENOSPC, EINVAL, EXDEV, EOPNOTSUPP],
+        "fsync" | "fdatasync" => &[EIO, EINTR, ENOSPC],
+        "rename" | "renameat" | "renameat2" | "linkat" => &[EIO, ENOSPC],
+        "poll" => &[EINTR],
+        // Locks, several for each file.
+        "fcntl" if !call.nth.is_multiple_of(4) => &[],
+        "fcntl" => &[ENOLCK],
+        "mmap" | "mremap" => &[ENOMEM],
+        // Its failure is told in another way than by an error.
+        "brk" => &[],
+        "clone3" => &[EAGAIN],
+        _ => &[EIO],
+    };
+    let mut fates: Vec<_> = errors.iter().map(|errno| Fate::Fails(*errno)).collect();
+    if moves && call.nth.is_multiple_of(2) {
+        fates.push(Fate::Short);
+    }
+    fates
+}
+
+/// Whether nobody may notice.
+pub(crate) fn must_be_survived(fate: Fate) -> bool {
+    matches!(fate, Fate::Short | Fate::Fails(Errno::EINTR))
+}
+
+/// Fails every call of each case in turn, and says how many that were.
+fn every_call_fails(place: &Place, cases: &[Case]) {
+    let golden: Vec<_> = cases.iter().map(|case| (case, Golden::of(place, case))).collect();
+    let mut points = Vec::new();
+    let mut counts = BTreeMap::new();
+    for (case, golden) in &golden {
+        for call in &golden.calls {
+            for fate in fates(call) {
+                points.push((*case, golden, call, fate));
+                *counts.entry(call.name).or_insert(0) += 1;
+            }
+        }
+    }
+    let survived = Mutex::new(0);
+    on_threads(&points, |(case, golden, call, fate)| {
+        let room = place.room(case);
+        let run = place.run(case, &room, Disturbance::AtCall(call.name, call.nth, *fate));
+        *survived.lock().unwrap() += usize::from(run.ended == Ok(golden.code));
+        judge(place, case, golden, &room, &run, (call, *fate)).map_err(|error| {
+            let file = call.path.file_name().unwrap_or_default().to_string_lossy();
+            format!("{}: {} {}({file}), {fate:?}: {error}", case.name, call.nth, call.name)
+        })
+    });
+    let (all, survived) = (points.len(), survived.into_inner().unwrap());
+    println!("{all} faults in {} commands, {survived} survived: {counts:?}", cases.len());
+}
+
+/// Holds a disturbed run against the undisturbed one.
+fn judge(
+    place: &Place,
+    case: &Case,
+    golden: &Golden,
+    room: &Room,
+    run: &Traced,
+    (call, fate): (&Call, Fate),
+) -> Result<(), String> {
+    let said = || format!("{:?}, {:?}, {:?}", run.ended, run.stderr, room.names());
+    let wrong = |what: &str| Err(format!("{what}; {}", said()));
+    let after = room.files();
+    let printing = |descriptor| call.name == "write" && call.arguments[0] == descriptor;
+    // The language's runtime does not go on without memory, nor does it clean up.
+    let memory = ["mmap", "mremap"].contains(&call.name);
+    if memory && run.ended == Err(Signal::SIGABRT) {
+        if case.changes.is_some() {
+            return repairs::at_worst_leaks(place, case, &room.0.join("image"));
+        }
+        let left = without_temporary(after);
+        let whole = left == golden.before || left == golden.after;
+        return if whole { Ok(()) } else { wrong("gave up, and left half of a target") };
+    }
+    let code = run.ended.map_err(|signal| format!("ended by {signal}; {}", said()))?;
+    if code == golden.code {
+        if run.stdout != golden.stdout || run.stderr != golden.stderr && !printing(2) && !memory {
+            return wrong("printed something else");
+        }
+        return if after == golden.after { Ok(()) } else { wrong("done, and made something else") };
+    }
+    if call.name.ends_with("sync") && run.calls.iter().skip(place_of(run, call)).any(on_image) {
+        return wrong("wrote on after a sync that failed");
+    }
+    if must_be_survived(fate) {
+        return wrong("was not survived");
+    }
+    if !case.failures.contains(&code) {
+        return wrong("another exit code than documented");
+    }
+    if !is_one_error(&run.stderr) && !printing(2) && !memory {
+        return wrong("is not reported as one error");
+    }
+    if case.changes.is_some() {
+        return repairs::at_worst_leaks(place, case, &room.0.join("image"));
+    }
+    // What is printed comes after what is done; and what was replaced cannot be brought back when its
+    // directory cannot be synced.
+    let too_late = printing(1) || is_room(&call.path) && !golden.before.is_empty();
+    if after != golden.before && !(too_late && after == golden.after) {
+        return wrong("left something else than was there before");
+    }
+    Ok(())
+}
+
+/// What comes after a call of this run.
+fn place_of(run: &Traced, call: &Call) -> usize {
+    let same = |other: &Call| (other.name, other.nth) == (call.name, call.nth);
+    run.calls.iter().position(same).map_or(0, |at| at + 1)
+}
+
+/// Whether it changes what is under the name of an image.
+fn on_image(call: &Call) -> bool {
+    call.changes_files() && call.path.file_name().is_some_and(|name| name == "image")
+}
+
+#[test]
+fn whatever_call_fails_a_target_is_whole_or_as_it_was() {
+    needs_qemu!();
+    if can_trace() {
+        every_call_fails(&Place::new(), &MAKERS);
+    }
+}
+
+#[test]
+fn whatever_call_fails_a_reading_command_says_so_or_is_right() {
+    needs_qemu!();
+    if can_trace() {
+        every_call_fails(&Place::new(), &READERS);
+    }
+}
+
+#[test]
+fn whatever_call_fails_a_repair_leaves_leaks_at_worst() {
+    needs_qemu!();
+    if can_trace() {
+        every_call_fails(&Place::new(), &REPAIRS);
+    }
+}
+
+#[test]
+fn whatever_call_fails_where_files_share_space_a_target_is_whole_or_absent() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let Some(xfs) = Mounted::xfs(scratch.subdir("xfs")) else { return };
+    if !can_trace() {
+        return;
+    }
+    let place = Place::at(&xfs.0);
+    let flattened = Golden::of(&place, &SHARERS[0]);
+    let clones = |call: &&Call| call.name == "ioctl" && call.result == 0;
+    assert!(flattened.calls.iter().filter(clones).count() > 2, "nothing is cloned");
+    every_call_fails(&place, &SHARERS);
+}
+
+#[test]
+fn whatever_call_fails_where_another_machine_copies_a_target_is_whole_or_absent() {
+    needs_qemu!();
+    if !can_trace() {
+        return;
+    }
+    let mut place = Place::new();
+    place.remote = true;
+    let flattened = Golden::of(&place, &SHARERS[0]);
+    let copies = |call: &Call| call.name == "copy_file_range" && call.result > 0;
+    assert!(flattened.calls.iter().any(copies), "nothing is copied");
+    every_call_fails(&place, &SHARERS);
+}
