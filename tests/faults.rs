@@ -19,5 +19,7 @@ mod kills;
 mod limits;
 #[path = "faults/repairs.rs"]
 mod repairs;
+#[path = "faults/rescues.rs"]
+mod rescues;
 #[path = "faults/tracer.rs"]
 mod tracer;

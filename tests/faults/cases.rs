@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use fixtures::pattern::noise;
-use fixtures::{Loop, Patch, Scratch, args, qemu};
+use fixtures::{Holder, Loop, Patch, Scratch, args, qemu};
 
 use super::tracer::{Call, Disturbance, Traced, World, run};
 use crate::common::binary;
@@ -169,6 +169,8 @@ pub(crate) struct Place {
     runs: AtomicU64,
     /// A device that a case may write to, `DEVICE`.
     pub(crate) device: Option<Loop>,
+    /// A process that a case may look into, `PID`.
+    pub(crate) holder: Option<Holder>,
     /// It says that it is on another machine, so that files are copied there.
     pub(crate) remote: bool,
     /// Removed at the end.
@@ -206,6 +208,7 @@ impl Place {
             runs: AtomicU64::new(0),
             remote: false,
             device: None,
+            holder: None,
             _scratch: None,
         }
     }
@@ -218,9 +221,10 @@ impl Place {
     pub(crate) fn arguments(&self, case: &Case) -> Vec<OsString> {
         let src = self.dir.join("src");
         let device = self.device.as_ref().map_or(Path::new(""), |device| &device.0);
+        let pid = self.holder.as_ref().map_or(0, Holder::pid).to_string();
         let put = |word: &str| {
             let word = word.replace("SRC", src.to_str().unwrap());
-            word.replace("DEVICE", device.to_str().unwrap()).into()
+            word.replace("DEVICE", device.to_str().unwrap()).replace("PID", &pid).into()
         };
         case.line.split(' ').map(put).collect()
     }
