@@ -8,7 +8,8 @@ use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 use nix::libc;
 
-use super::cases::{Case, Golden, MAKERS, Place, REPAIRS, SCATTERED, is_room, on_threads};
+use super::cases::{Case, MAKERS, REPAIRS, SCATTERED};
+use super::place::{Golden, Place, is_room, on_threads};
 use super::repairs;
 use super::tracer::can_trace;
 

@@ -8,9 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use fixtures::{Holder, needs_qemu};
 use nix::sys::signal::Signal;
 
-use super::cases::{Case, Golden, Place, Room, case, is_room, on_threads};
+use super::cases::{Case, case};
 use super::crashes::{Disk, KEPT, after, events};
 use super::inject::{fates, must_be_survived};
+use super::place::{Golden, Place, Room, is_room, on_threads};
 use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
 
 const CASE: Case = case("rescue", "rescue --pid PID --to .");

@@ -181,11 +181,10 @@ pub(crate) struct Traced {
 pub(crate) fn can_trace() -> bool {
     let dir = fixtures::Scratch::new();
     let mut command = Command::new("true");
-    let traced = cfg!(target_arch = "x86_64")
-        && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            run(&mut command, &World::of(dir.dir()), Disturbance::None)
-        }))
-        .is_ok();
+    let traced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run(&mut command, &World::of(dir.dir()), Disturbance::None)
+    }))
+    .is_ok();
     if !traced {
         assert!(std::env::var_os("CI").is_none(), "this machine allows no tracing");
         fixtures::skipped("this machine allows no tracing");
