@@ -202,3 +202,47 @@ fn whatever_call_fails_where_another_machine_copies_a_target_is_whole_or_absent(
     assert!(flattened.calls.iter().any(copies), "nothing is copied");
     every_call_fails(&place, &SHARERS, moves_or_writes);
 }
+
+#[test]
+fn whenever_the_disk_goes_away_no_target_is_half() {
+    needs_qemu!();
+    if !can_trace() {
+        return;
+    }
+    let place = Place::new();
+    let cases: Vec<_> = MAKERS.iter().chain(&REPAIRS).collect();
+    let golden: Vec<_> = cases.iter().map(|case| (*case, Golden::of(&place, case))).collect();
+    let mut points = Vec::new();
+    for (case, golden) in &golden {
+        let on_disk = |call: &&Call| call.changes_files() || call.name.ends_with("sync");
+        points.extend(golden.calls.iter().filter(on_disk).map(|call| (*case, golden, call)));
+    }
+    on_threads(&points, |(case, golden, call)| {
+        let room = place.room(case);
+        let run = place.run(case, &room, Disturbance::GoneFrom(call.name, call.nth));
+        let left = without_temporary(room.files());
+        let reported = run.ended == Ok(golden.code) || is_one_error(&run.stderr);
+        let known =
+            run.ended.is_ok_and(|code| code == golden.code || case.failures.contains(&code));
+        let verdict = match case.changes {
+            _ if !known || !reported => Err("is not reported as one error".to_owned()),
+            Some(_) => repairs::at_worst_leaks(&place, case, &room.0.join("image")),
+            None if run.ended == Ok(golden.code) && left != golden.after => {
+                Err("is not reported".to_owned())
+            }
+            // The file that others need may be there without them.
+            None if left
+                .iter()
+                .all(|file| golden.before.contains(file) || golden.after.contains(file)) =>
+            {
+                Ok(())
+            }
+            None => Err("left half a target".to_owned()),
+        };
+        verdict.map_err(|error| {
+            let (nth, name) = (call.nth, call.name);
+            format!("{}: {nth} {name}: {error}: {:?} {}", case.name, run.ended, run.stderr)
+        })
+    });
+    println!("the disk goes away at {} calls of {} commands", points.len(), cases.len());
+}
