@@ -1,6 +1,8 @@
 //! Faults and crashes: whatever call fails, wherever the process or the machine stops, a target is whole,
 //! old or absent, and a repaired image has leaks at worst.
 
+// The tracer changes registers, which each processor has of its own.
+#![cfg(target_arch = "x86_64")]
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 mod common;
@@ -17,7 +19,11 @@ mod inject;
 mod kills;
 #[path = "faults/limits.rs"]
 mod limits;
+#[path = "faults/place.rs"]
+mod place;
 #[path = "faults/repairs.rs"]
 mod repairs;
+#[path = "faults/rescues.rs"]
+mod rescues;
 #[path = "faults/tracer.rs"]
 mod tracer;

@@ -8,7 +8,8 @@ use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 use nix::libc;
 
-use super::cases::{Case, Golden, MAKERS, Place, REPAIRS, SCATTERED, is_room, on_threads};
+use super::cases::{Case, MAKERS, REPAIRS, SCATTERED};
+use super::place::{Golden, Place, is_room, on_threads};
 use super::repairs;
 use super::tracer::can_trace;
 
@@ -235,6 +236,28 @@ fn wherever_the_power_goes_a_target_is_whole_or_as_it_was() {
     println!("{moments} crashes of {} commands", MAKERS.len());
 }
 
+/// The images that a repair may leave, each once, with when; and how many moments there are.
+fn left(golden: &Golden, events: &[Event]) -> (Vec<(String, Vec<u8>)>, usize) {
+    let (mut seen, mut images) = (HashSet::new(), Vec::new());
+    for end in 0..=events.len() {
+        for kept in KEPT {
+            let image = after(&golden.before, &events[..end], kept).remove("image").unwrap();
+            if seen.insert(image.clone()) {
+                images.push((format!("after {end}, {kept:?}"), image));
+            }
+        }
+    }
+    (images, (events.len() + 1) * KEPT.len())
+}
+
+/// What is wrong with an image that a repair left.
+fn verdict(place: &Place, case: &Case, image: &[u8]) -> Result<(), String> {
+    let room = place.room(case);
+    let path = room.0.join("image");
+    std::fs::write(&path, image).unwrap();
+    repairs::at_worst_leaks(place, case, &path)
+}
+
 #[test]
 fn wherever_the_power_goes_a_repair_leaves_leaks_at_worst() {
     needs_qemu!();
@@ -242,30 +265,26 @@ fn wherever_the_power_goes_a_repair_leaves_leaks_at_worst() {
         return;
     }
     let place = Place::new();
-    let (mut moments, mut states) = (0, Vec::new());
+    let (mut moments, mut images, mut found) = (0, Vec::new(), 0);
     let cases = REPAIRS.iter().chain([&SCATTERED]);
     for case in cases.clone() {
         let golden = Golden::of(&place, case);
         let events = events(&golden);
         let done = after(&golden.before, &events, Kept::Nothing);
         assert!(done["image"] == golden.after[0].1, "{}: done, and not on the disk", case.name);
-        let mut seen = HashSet::new();
-        for end in 0..=events.len() {
-            for kept in KEPT {
-                moments += 1;
-                let image = after(&golden.before, &events[..end], kept).remove("image").unwrap();
-                if seen.insert(image.clone()) {
-                    states.push((case, end, kept, image));
-                }
-            }
-        }
+        let (more, of) = left(&golden, &events);
+        moments += of;
+        images.extend(more.into_iter().map(|(when, image)| (case, when, image)));
+        // The model can find something.
+        let is_sync = |event: &&Event| matches!(event, Event::Sync(_));
+        let without: Vec<_> = events.iter().filter(|event| !is_sync(event)).cloned().collect();
+        let broken = |(_, image): &(String, Vec<u8>)| verdict(&place, case, image).is_err();
+        found += usize::from(left(&golden, &without).0.iter().any(broken));
     }
-    on_threads(&states, |(case, end, kept, image)| {
-        let room = place.room(case);
-        let path = room.0.join("image");
-        std::fs::write(&path, image).unwrap();
-        repairs::at_worst_leaks(&place, case, &path)
-            .map_err(|error| format!("{}: after {end}, {kept:?}: {error}", case.name))
+    on_threads(&images, |(case, when, image)| {
+        verdict(&place, case, image).map_err(|error| format!("{}: {when}: {error}", case.name))
     });
-    println!("{moments} crashes of {} repairs, {} images", cases.count(), states.len());
+    assert!(found > 0, "they sync in vain");
+    println!("{moments} crashes of {} repairs, {} images", cases.count(), images.len());
+    println!("without syncs {found} of the repairs are not safe");
 }

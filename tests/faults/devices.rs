@@ -7,9 +7,10 @@ use std::path::Path;
 
 use fixtures::{Loop, Scratch, args, needs_qemu, qemu_img};
 
-use super::cases::{Case, Golden, Place, case, is_one_error};
+use super::cases::{Case, case};
 use super::crashes::{Event, KEPT, after, events};
 use super::inject::{fates, must_be_survived};
+use super::place::{Golden, Place, is_one_error};
 use super::tracer::{Disturbance, Traced, can_trace};
 
 const CASE: Case = case("flatten --device", "flatten --threads 1 --device SRC/top DEVICE");

@@ -1,14 +1,14 @@
 //! The process is killed, where nothing of it can clean up: at each call that it makes on files, and at any
 //! call whatever.
 
+use std::process::Output;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 
-use super::cases::{
-    Case, Golden, MAKERS, MANY_THREADS, Place, REPAIRS, Room, on_threads, without_temporary,
-};
+use super::cases::{Case, MAKERS, MANY_THREADS, REPAIRS};
+use super::place::{Golden, Place, Room, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
 use nix::sys::signal::Signal;
@@ -49,13 +49,11 @@ fn again(place: &Place, case: &Case, golden: &Golden, room: &Room) -> Result<(),
         // As a person would who was told that it exists already.
         left.iter().for_each(|(name, _)| std::fs::remove_file(room.0.join(name)).unwrap());
     }
-    let run = place.run(case, room, Disturbance::None);
-    match run.ended {
-        Ok(code) if code == golden.code && without_temporary(room.files()) == golden.after => {
-            Ok(())
-        }
-        ended => Err(format!("the next run: {ended:?}, {}", run.stderr)),
+    let Output { status, stderr, .. } = place.run_after(case, room, ":");
+    if status.code() == Some(golden.code) && without_temporary(room.files()) == golden.after {
+        return Ok(());
     }
+    Err(format!("the next run: {status}, {}", String::from_utf8_lossy(&stderr)))
 }
 
 #[test]

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use fixtures::{Mounted, Scratch, args, needs_qemu, skipped};
 
-use super::cases::{Case, Golden, MAKERS, Place, READERS, REPAIRS, Room, WHILE_CHANGED};
-use super::cases::{is_one_error, on_threads, without_temporary};
+use super::cases::{Case, MAKERS, READERS, REPAIRS, WHILE_CHANGED};
+use super::place::{Golden, Place, Room, is_one_error, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
 use crate::common::binary;

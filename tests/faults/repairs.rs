@@ -6,14 +6,16 @@ use std::process::Command;
 
 use fixtures::{Scratch, args, qemu};
 
-use super::cases::{Case, Place};
+use super::cases::Case;
+use super::place::Place;
 use crate::common::qcowtool;
 
 /// Asks qemu-img whether the image has nothing worse than it had and leaks, whether it reads as before, and
 /// us whether another repair makes it clean.
 pub(crate) fn at_worst_leaks(place: &Place, case: &Case, left: &Path) -> Result<(), String> {
     let before = place.source(case.changes.expect("an image that is repaired"));
-    if fs::read(&before).unwrap() == fs::read(left).unwrap() {
+    let bytes = fs::read(left).unwrap();
+    if fs::read(&before).unwrap() == bytes || place.well.lock().unwrap().contains(&bytes) {
         return Ok(());
     }
     // What is done to it here is done to a copy, where there is room.
@@ -34,6 +36,7 @@ pub(crate) fn at_worst_leaks(place: &Place, case: &Case, left: &Path) -> Result<
         return Err(format!("another repair does not mend it: {}", again.stderr()));
     }
     qemu::assert_clean(image);
+    place.well.lock().unwrap().insert(bytes);
     Ok(())
 }
 

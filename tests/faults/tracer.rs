@@ -106,6 +106,10 @@ impl Call {
         ["read", "write", "pread64", "pwrite64"].contains(&self.name)
     }
 
+    fn is_on_a_stream(&self) -> bool {
+        ["read", "write", "ioctl", "poll"].contains(&self.name) && self.arguments[0] < 3
+    }
+
     /// Whether it is about the file of this name.
     pub(crate) fn is_on(&self, path: &Path) -> bool {
         self.path == path
@@ -143,6 +147,8 @@ pub(crate) enum Disturbance {
     None,
     /// At the call of this name with this number (from 0) of those of its name that are looked at.
     AtCall(&'static str, usize, Fate),
+    /// From that call on all calls on files fail, as if the disk were gone; but those on the standard streams.
+    GoneFrom(&'static str, usize),
     /// Killed at the call with this number of all, whatever it is.
     KilledAtAny(usize),
 }
@@ -181,11 +187,10 @@ pub(crate) struct Traced {
 pub(crate) fn can_trace() -> bool {
     let dir = fixtures::Scratch::new();
     let mut command = Command::new("true");
-    let traced = cfg!(target_arch = "x86_64")
-        && std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            run(&mut command, &World::of(dir.dir()), Disturbance::None)
-        }))
-        .is_ok();
+    let traced = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run(&mut command, &World::of(dir.dir()), Disturbance::None)
+    }))
+    .is_ok();
     if !traced {
         assert!(std::env::var_os("CI").is_none(), "this machine allows no tracing");
         fixtures::skipped("this machine allows no tracing");
@@ -223,6 +228,7 @@ pub(crate) fn run(command: &mut Command, world: &World<'_>, disturbance: Disturb
         within: HashMap::new(),
         calls: Vec::new(),
         all: 0,
+        gone: false,
     };
     ptrace::syscall(main, None).expect("it goes on");
     let ended = tracer.follow();
@@ -260,6 +266,8 @@ struct Tracer<'w> {
     within: HashMap<i32, Option<Within>>,
     calls: Vec<Call>,
     all: usize,
+    /// Whether the disk is.
+    gone: bool,
 }
 
 impl Tracer<'_> {
@@ -305,6 +313,14 @@ impl Tracer<'_> {
                 .and_then(|number| self.calls.get(number))
                 .filter(|call| (call.name, call.nth) == (name, nth))
                 .map(|_| fate),
+            Disturbance::GoneFrom(name, nth) => number
+                .and_then(|number| self.calls.get(number))
+                .filter(|call| !call.path.as_os_str().is_empty() && !call.is_on_a_stream())
+                .filter(|call| {
+                    self.gone |= (call.name, call.nth) == (name, nth);
+                    self.gone
+                })
+                .map(|_| Fate::Fails(Errno::EIO)),
             Disturbance::KilledAtAny(at) if self.all == at && at > 0 => Some(Fate::Killed),
             _ => None,
         };

@@ -13,7 +13,7 @@ use qcow::io::{Access, FileStorage, Storage};
 use qcow::ops::digest::{Manifest, tree_hash};
 use qcow::{CancelToken, ErrorKind, Observer, Silent};
 use rustix::fs::{AtFlags, Dir, FileType, StatxFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::content::{Content, Sink, temporary};
 use super::holders::{holder, soon};
@@ -56,7 +56,7 @@ impl LocalStore {
             error => failed("could not rename it", from, error),
         })?;
         for directory in [&new, &old] {
-            rustix::fs::fsync(directory)
+            retry_on_intr(|| rustix::fs::fsync(directory))
                 .map_err(|error| failed("could not sync the directory", from, error))?;
         }
         Ok(())
@@ -316,7 +316,7 @@ impl Store for LocalStore {
         }
         rustix::fs::unlinkat(&directory, name, AtFlags::empty())
             .map_err(|error| failed("could not remove it", path, error))?;
-        rustix::fs::fsync(&directory)
+        retry_on_intr(|| rustix::fs::fsync(&directory))
             .map_err(|error| failed("could not sync the directory", path, error))?;
         Ok(true)
     }

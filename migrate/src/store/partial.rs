@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use qcow::io::{Access, FileStorage};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, OFlags, RenameFlags, SeekFrom, Stat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::Mode;
 use super::content::{PIECE, Piece, Sink, digest, temporary};
@@ -46,13 +46,18 @@ impl Partial {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let new = flags | OFlags::CREATE | OFlags::EXCL;
         let private = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-        let (file, resumed) = match rustix::fs::openat(&directory, &temporary, new, private) {
+        let create = || rustix::fs::openat(&directory, &temporary, new, private);
+        let (file, resumed) = match retry_on_intr(create) {
             Ok(file) => (file, false),
             Err(Errno::EXIST) => {
                 let old = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
-                let file =
-                    rustix::fs::openat(&directory, &temporary, old, rustix::fs::Mode::empty());
-                (file.map_err(|error| failed("could not go on with it", &at, error))?, true)
+                let none = rustix::fs::Mode::empty();
+                let open = || rustix::fs::openat(&directory, &temporary, old, none);
+                (
+                    retry_on_intr(open)
+                        .map_err(|error| failed("could not go on with it", &at, error))?,
+                    true,
+                )
             }
             Err(error) => return Err(failed("could not create it", &at, error)),
         };
@@ -113,7 +118,7 @@ impl Partial {
             self.discard();
             return Err(error);
         }
-        rustix::fs::fsync(&self.directory)
+        retry_on_intr(|| rustix::fs::fsync(&self.directory))
             .map_err(|error| failed("could not sync the directory", &self.path, error))?;
         identity_of(&FileStorage::from_file(self.file)?)
     }

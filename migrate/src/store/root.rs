@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use qcow::io::{FileStorage, OpenedAs, Storage};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::facts::Identity;
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ pub(super) struct Root {
 impl Root {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(path, flags, Mode::empty())
+        let directory = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
             .map_err(|error| failed("could not open the directory", path, error))?;
         Ok(Self { directory, path: path.to_path_buf() })
     }
@@ -136,7 +136,7 @@ impl Pinned {
     pub(super) fn open(&self, path: &Path) -> Result<File> {
         let link = proc_path(&self.object);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        rustix::fs::open(&link, flags, Mode::empty())
+        retry_on_intr(|| rustix::fs::open(&link, flags, Mode::empty()))
             .map(File::from)
             .map_err(|error| failed("could not open it for reading", path, error))
     }
