@@ -29,7 +29,12 @@ pub struct OutputFile {
 
 #[derive(Debug)]
 enum Place {
-    Temporary { file: NamedTempFile, replace: bool },
+    /// The directory is open from the start, so that nothing needs opening at the end.
+    Temporary {
+        file: NamedTempFile,
+        directory: File,
+        replace: bool,
+    },
     Device(Device),
 }
 
@@ -69,7 +74,9 @@ impl OutputFile {
             .tempfile_in(directory)
             // `tempfile` puts the temporary path into its errors, which would only confuse people.
             .map_err(|error| Error::io("could not create it", error.kind().into()).file(target))?;
-        Ok(Self::new(Place::Temporary { file: temporary, replace }, target))
+        let directory = File::open(directory)
+            .map_err(|error| Error::io("could not open its directory", error).file(target))?;
+        Ok(Self::new(Place::Temporary { file: temporary, directory, replace }, target))
     }
 
     /// Opens the block device at `target`, to be overwritten from its start. `blank` says that it
@@ -212,7 +219,7 @@ impl OutputFile {
     pub fn publish(self) -> Result<()> {
         self.file().sync_all().map_err(|error| self.failed("could not sync", error))?;
         let Self { place, target, .. } = self;
-        let Place::Temporary { file: temporary, replace } = place else { return Ok(()) };
+        let Place::Temporary { file: temporary, directory, replace } = place else { return Ok(()) };
         let persisted =
             if replace { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
         persisted.map_err(|error| match error.error.kind() {
@@ -220,9 +227,8 @@ impl OutputFile {
             _ => Error::io("could not rename the finished file to its name", error.error)
                 .file(&target),
         })?;
-        let (directory, _) = split(&target)?;
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
+        directory
+            .sync_all()
             .map_err(|error| Error::io("could not sync the directory", error).file(&target))
     }
 
