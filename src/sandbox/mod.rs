@@ -1,8 +1,8 @@
 //! What a command that reads images gives up before it follows what they say.
 //!
 //! A [`Plan`] says what the command still needs: pure, from its arguments. [`Sandbox::enter`] gives up
-//! the rest before the first byte of an image is read: system calls by a filter ([`calls`]), files by
-//! Landlock ([`files`]). [`Sandbox::all_is_open`] gives up more once all images are open, which is when
+//! the rest before the first byte of an image is read: system calls by a filter (`calls`), files by
+//! Landlock (`files`). [`Sandbox::all_is_open`] gives up more once all images are open, which is when
 //! names in images have done their work. What is given up never comes back, so the process is to end
 //! after the command. See `docs/security.md` for what is allowed to whom.
 

@@ -8,7 +8,7 @@ use libc::{
 /// How the kernel calls this architecture (`AUDIT_ARCH_*`); `None` if there is no list for it.
 pub(super) const ARCHITECTURE: Option<u32> = if cfg!(target_arch = "x86_64") {
     Some(0xc000_003e)
-} else if cfg!(target_arch = "aarch64") {
+} else if cfg!(all(target_arch = "aarch64", target_endian = "little")) {
     Some(0xc000_00b7)
 } else {
     None
@@ -24,6 +24,9 @@ pub(super) enum Check {
     /// The flags of `clone` must have one bit and none of others, or the process ends.
     Thread { thread: u32, others: u32 },
 }
+
+/// `renameat`, which not every list of numbers has.
+const RENAMEAT: c_long = if cfg!(target_arch = "x86_64") { 264 } else { 38 };
 
 /// What the commands need, the C library and threads included.
 pub(super) const ALLOWED: &[c_long] = &[
@@ -42,16 +45,11 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_fcntl,
     libc::SYS_flock,
-    libc::SYS_dup,
-    libc::SYS_dup3,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
-    libc::SYS_sync_file_range,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
-    libc::SYS_fadvise64,
     libc::SYS_copy_file_range,
-    libc::SYS_sendfile,
     libc::SYS_ppoll,
     libc::SYS_getdents64,
     libc::SYS_fchmod,
@@ -69,13 +67,15 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_getcwd,
     libc::SYS_linkat,
     libc::SYS_unlinkat,
+    RENAMEAT,
     libc::SYS_renameat2,
     // Memory.
     libc::SYS_brk,
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
-    libc::SYS_membarrier,
+    libc::SYS_mincore,
+    libc::SYS_msync,
     // Threads and time.
     libc::SYS_futex,
     libc::SYS_set_robust_list,
@@ -83,12 +83,10 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_set_tid_address,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
-    libc::SYS_getcpu,
     libc::SYS_nanosleep,
     libc::SYS_clock_nanosleep,
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
-    libc::SYS_gettimeofday,
     libc::SYS_restart_syscall,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -105,9 +103,6 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getegid,
     libc::SYS_getrandom,
-    libc::SYS_sysinfo,
-    libc::SYS_uname,
-    libc::SYS_getrusage,
     // To give up more.
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_add_rule,
@@ -131,14 +126,9 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_rename,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_dup2,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_time,
-    libc::SYS_renameat,
 ];
 
-/// What ends the process.
+/// What ends the process. What is on no list does not work either: this is for what gives somebody away.
 pub(super) const FATAL: &[c_long] = &[
     // Programs.
     libc::SYS_execve,
@@ -154,8 +144,6 @@ pub(super) const FATAL: &[c_long] = &[
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
     libc::SYS_kill,
-    libc::SYS_tkill,
-    libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
     // The network, and sockets of any kind.
     libc::SYS_socket,
@@ -168,7 +156,13 @@ pub(super) const FATAL: &[c_long] = &[
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_sendmmsg,
+    libc::SYS_recvfrom,
     libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockopt,
     libc::SYS_recvmmsg,
     // Mounts, roots and namespaces.
     libc::SYS_mount,
@@ -188,13 +182,9 @@ pub(super) const FATAL: &[c_long] = &[
     // Who it is.
     libc::SYS_setuid,
     libc::SYS_setgid,
-    libc::SYS_setreuid,
-    libc::SYS_setregid,
     libc::SYS_setresuid,
     libc::SYS_setresgid,
-    libc::SYS_setgroups,
     libc::SYS_capset,
-    libc::SYS_personality,
     // The kernel.
     libc::SYS_init_module,
     libc::SYS_finit_module,
@@ -216,18 +206,12 @@ pub(super) const FATAL: &[c_long] = &[
     libc::SYS_reboot,
     libc::SYS_settimeofday,
     libc::SYS_clock_settime,
-    libc::SYS_adjtimex,
-    libc::SYS_clock_adjtime,
     libc::SYS_sethostname,
     libc::SYS_setdomainname,
-    libc::SYS_acct,
-    libc::SYS_quotactl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_iopl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_ioperm,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_modify_ldt,
 ];
 
 /// Requests to devices and file systems: what a terminal is and how wide, whether more can be read, close
