@@ -9,6 +9,7 @@ use qcow::{Error, Result};
 
 use crate::output::{OutputFormat, say, shown};
 use crate::progress::When;
+use crate::sandbox::{Mode, Plan, Sandbox};
 
 /// How outcomes and errors are printed.
 #[derive(Debug, Args)]
@@ -162,6 +163,25 @@ impl TrustArgs {
     }
 }
 
+/// What a command gives up before it reads an image.
+#[derive(Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Before an image is read, give up what is not needed for it: other files, programs, the network
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", help_heading = TRUST)]
+    sandbox: Mode,
+}
+
+impl SandboxArgs {
+    /// Gives up what `plan` does not need. What is found out about this machine, such as the number of
+    /// its cores, is to be found out before.
+    pub(crate) fn enter(&self, plan: Plan) -> Result<Sandbox> {
+        Sandbox::enter(self.sandbox, plan)
+    }
+}
+
+/// How many threads are started unasked.
+const USUAL_THREADS: usize = 16;
+
 /// How a long operation runs.
 #[derive(Debug, Args)]
 pub(crate) struct WorkArgs {
@@ -180,9 +200,12 @@ pub(crate) struct WorkArgs {
 }
 
 impl WorkArgs {
-    /// Worker threads as the engine counts them.
+    /// How many worker threads there are to be. Asks the system, whose files a sandbox takes away.
     pub(crate) fn threads(&self) -> usize {
-        usize::try_from(self.threads).unwrap_or(0)
+        match usize::try_from(self.threads).unwrap_or(0) {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
+            threads => threads,
+        }
     }
 
     /// When to show progress; `quiet` overrules.

@@ -12,6 +12,7 @@ mod options;
 mod output;
 mod picture;
 mod progress;
+pub mod sandbox;
 mod signals;
 mod size;
 

@@ -1,14 +1,13 @@
 //! SIGINT, SIGTERM and SIGHUP ask a long operation to stop; a second signal does not ask.
 
-use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{fs, io, thread};
 
 use qcow::{CancelToken, Error, ErrorKind, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
-use signal_hook::low_level;
 
 use crate::failure::Failure;
 
@@ -16,49 +15,54 @@ use crate::failure::Failure;
 /// the process, and what was half made would stay.
 pub(crate) fn survive_file_limit() {
     // If that cannot be, it is as it was.
-    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    let _ = flag::register(SIGXFSZ, Arc::default());
 }
 
-/// A thread that waits for signals, and what it heard. Started by long operations only, so that
-/// short commands start without it.
+/// What the handlers set. Without a thread, so that a command can still give up rights that the
+/// kernel takes from one thread only (`sandbox`). Started by long operations.
 #[derive(Debug)]
 pub(crate) struct Watch {
     cancel: CancelToken,
-    caught: Arc<AtomicI32>,
+    caught: Arc<AtomicUsize>,
 }
 
 impl Watch {
-    /// Starts to listen.
+    /// Sets up the handlers.
+    ///
+    /// # Errors
+    /// `Io` if that fails.
+    pub(crate) fn start() -> Result<Self> {
+        let watch = Self { cancel: CancelToken::new(), caught: Arc::default() };
+        signals().iter().try_for_each(|signal| watch.listen(*signal)).map_err(failed)?;
+        Ok(watch)
+    }
+
+    /// As [`start`](Self::start); the first signal is told, too, by a thread, for those that wait and cannot
+    /// look at a token.
     ///
     /// # Errors
     /// `Io` if the handlers or the thread cannot be set up.
-    pub(crate) fn start() -> Result<Self> {
-        Self::start_telling(|| {})
-    }
-
-    /// As [`start`](Self::start); the first signal is told, too, for those that wait and cannot look at a token.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
     pub(crate) fn start_telling(tell: impl Fn() + Send + 'static) -> Result<Self> {
-        let failed = |error| Error::io("could not watch for signals", error);
-        let watch = Self { cancel: CancelToken::new(), caught: Arc::default() };
-        let (cancel, caught) = (watch.cancel.clone(), Arc::clone(&watch.caught));
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let hangup = (!ignores(&status, SIGHUP)).then_some(SIGHUP);
-        let mut signals =
-            Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(failed)?;
-        let listen = move || {
-            for signal in signals.forever() {
-                if caught.swap(signal, Ordering::SeqCst) != 0 {
-                    low_level::exit(signal.saturating_add(128));
-                }
-                cancel.cancel();
-                tell();
-            }
-        };
+        let watch = Self::start()?;
+        let mut signals = Signals::new(signals()).map_err(failed)?;
+        let listen = move || signals.forever().for_each(|_| tell());
         thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
         Ok(watch)
+    }
+
+    /// The first signal of any kind sets the token, and is kept; after it, any ends the process.
+    fn listen(&self, signal: i32) -> io::Result<()> {
+        let cancel = self.cancel.flag();
+        let number = usize::try_from(signal).unwrap_or_default();
+        flag::register_conditional_shutdown(signal, signal.saturating_add(128), cancel.clone())?;
+        flag::register_usize(signal, Arc::clone(&self.caught), number)?;
+        flag::register(signal, cancel)?;
+        Ok(())
+    }
+
+    /// The signal that came.
+    fn caught(&self) -> i32 {
+        i32::try_from(self.caught.load(Ordering::SeqCst)).unwrap_or_default()
     }
 
     /// The token that the first signal sets.
@@ -69,7 +73,7 @@ impl Watch {
     /// Tells an operation that stopped because of a signal from one that failed. One that was
     /// done before it saw the signal stays done.
     pub(crate) fn settle<T>(&self, result: Result<T>) -> Result<T, Failure> {
-        result.map_err(|error| match self.caught.load(Ordering::SeqCst) {
+        result.map_err(|error| match self.caught() {
             signal if signal != 0 && error.kind() == ErrorKind::Interrupted => {
                 Failure::Stopped { signal, error }
             }
@@ -79,7 +83,7 @@ impl Watch {
 
     /// As [`settle`](Self::settle), for migrations.
     pub(crate) fn settle_migration<T>(&self, result: migrate::Result<T>) -> Result<T, Failure> {
-        result.map_err(|error| match self.caught.load(Ordering::SeqCst) {
+        result.map_err(|error| match self.caught() {
             signal if signal != 0 && error.kind() == migrate::ErrorKind::Interrupted => {
                 // With what could not be put back, if there is any.
                 let error = Error::new(ErrorKind::Interrupted, error.to_string());
@@ -88,6 +92,17 @@ impl Watch {
             _ => Failure::Migration(error),
         })
     }
+}
+
+/// SIGINT and SIGTERM, and SIGHUP unless this process ignores it.
+fn signals() -> Vec<i32> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let hangup = (!ignores(&status, SIGHUP)).then_some(SIGHUP);
+    [SIGINT, SIGTERM].into_iter().chain(hangup).collect()
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io("could not watch for signals", error)
 }
 
 /// Whether a process with this `/proc/PID/status` ignores a signal, as `nohup` makes it ignore
@@ -113,7 +128,8 @@ mod tests {
     }
 
     fn watch_that_heard(signal: i32) -> Watch {
-        Watch { cancel: CancelToken::new(), caught: Arc::new(AtomicI32::new(signal)) }
+        let caught = Arc::new(AtomicUsize::new(signal.try_into().unwrap()));
+        Watch { cancel: CancelToken::new(), caught }
     }
 
     #[test]

@@ -9,6 +9,17 @@ use crate::{Error, Result};
 pub trait Observer: Sync {
     /// `done` of `total` guest bytes are finished; `done` never falls.
     fn progress(&self, done: u64, total: u64);
+
+    /// Everything that the operation reads or writes is open: from here on it opens nothing, starts its
+    /// workers, and follows what the bytes of images say. Called at most once, on the caller's thread, for
+    /// one that wants to give up rights before. Operations that are handed their images open, and make
+    /// no file, do not call it.
+    ///
+    /// # Errors
+    /// Whatever is to end the operation here.
+    fn opened(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Watches nothing.
@@ -19,7 +30,7 @@ impl Observer for Silent {
     fn progress(&self, _done: u64, _total: u64) {}
 }
 
-/// Asks an operation to stop; clones share one flag. Safe to set from a signal handler's thread.
+/// Asks an operation to stop; clones share one flag. Safe to set from a signal handler.
 ///
 /// ```
 /// let cancel = qcow::CancelToken::new();
@@ -39,6 +50,11 @@ impl CancelToken {
     /// Asks the operation to stop at its next safe point.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// The flag itself, for a signal handler to set.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
     }
 
     /// Whether [`cancel`](Self::cancel) was called.

@@ -10,10 +10,11 @@ use qcow::ops::check::{
 use qcow::{Error, ErrorKind, Printable};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, Voice, WorkArgs, format_parser};
+use crate::args::{OutputArgs, SandboxArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::Progress;
+use crate::sandbox::Plan;
 use crate::signals::Watch;
 
 /// The check could not be done, or not all of it.
@@ -55,6 +56,8 @@ pub(crate) struct Check {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -103,6 +106,9 @@ impl Check {
             ..CheckOptions::default()
         };
         let progress = Progress::new(self.work.progress(&self.voice));
+        let plan = Plan::new().image(&self.path);
+        let changed = self.repair.is_some() && !self.dry_run;
+        self.sandbox.enter(if changed { plan.changing(&self.path) } else { plan })?;
         let settle = |failure| match failure {
             Failure::Error(error) => refusal(error),
             other => other,

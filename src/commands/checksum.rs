@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use qcow::chain::Chain;
+use qcow::chain::{Chain, OpenOptions};
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, say, shown};
 use crate::progress::Progress;
+use crate::sandbox::Plan;
 use crate::signals::Watch;
 
 /// The disk is not what the manifest says.
@@ -42,6 +43,8 @@ pub(crate) struct Checksum {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -113,16 +116,20 @@ impl Checksum {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let algorithm = self.algorithm()?;
         let watch = Watch::start()?;
-        let known = self.verify.as_deref().map(Manifest::read).transpose()?;
+        let threads = self.work.threads();
+        let progress = Progress::new(self.work.progress(&self.voice));
         let open = self.source.open_options(self.snapshot.as_deref());
+        let sandbox = self.sandbox.enter(self.plan(&open))?;
+        let known = self.verify.as_deref().map(Manifest::read).transpose()?;
         self.voice.opening(&self.path, open.format);
         let chain = Chain::open(&self.path, &open)?;
         self.voice.opened(&chain);
-        let digest = match self.cached(&chain)? {
+        let cached = self.cached(&chain)?;
+        sandbox.all_is_open()?;
+        let digest = match cached {
             Some(tree) => Digest::Tree(tree),
             None => {
-                let progress = Progress::new(self.work.progress(&self.voice));
-                let result = self.compute(algorithm, &chain, &progress, watch.token());
+                let result = self.compute(algorithm, &chain, threads, &progress, watch.token());
                 progress.finish(result.is_ok());
                 watch.settle(result)?
             }
@@ -130,6 +137,18 @@ impl Checksum {
         match (known, digest) {
             (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree),
             (_, digest) => self.print_digest(&chain, digest),
+        }
+    }
+
+    /// The image, and what says or is to say what it holds.
+    fn plan(&self, open: &OpenOptions) -> Plan {
+        let mut plan = Plan::new().chain(&self.path, open);
+        for path in [&self.verify, &self.cached].into_iter().flatten() {
+            plan = plan.reading(path);
+        }
+        match &self.manifest {
+            Some(path) => plan.making_late(path),
+            None => plan,
         }
     }
 
@@ -165,10 +184,10 @@ impl Checksum {
         &self,
         algorithm: Algorithm,
         chain: &Chain,
+        threads: usize,
         progress: &Progress,
         cancel: &CancelToken,
     ) -> qcow::Result<Digest> {
-        let threads = self.work.threads();
         if let Some(path) = &self.manifest {
             let snapshot = self.snapshot.as_deref();
             let manifest = Manifest::take(chain, snapshot, threads, progress, cancel)?;

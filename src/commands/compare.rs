@@ -10,10 +10,11 @@ use qcow::ops::compare::{
     CompareError, CompareOptions, CompareOutcome, Difference, DifferenceKind, SECTOR, compare,
 };
 
-use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, to_json};
 use crate::progress::Progress;
+use crate::sandbox::Plan;
 use crate::signals::Watch;
 
 /// The images differ.
@@ -52,6 +53,8 @@ pub(crate) struct Compare {
     #[command(flatten)]
     voice: Voice,
     #[command(flatten)]
+    sandbox: SandboxArgs,
+    #[command(flatten)]
     work: WorkArgs,
 
     /// Sizes must be equal, and so must be what is allocated, zero and compressed
@@ -85,11 +88,15 @@ impl Compare {
         let watch = Watch::start().map_err(|error| Failure::Coded { code: NOT_OPENED, error })?;
         let open = self.source.open_options(None);
         let second = OpenOptions { format: self.second_format, ..open.clone() };
-        let one = self.open(&self.first, &open)?;
-        let other = self.open(&self.second, &second)?;
         let options =
             CompareOptions { strict: self.strict, all: self.all, threads: self.work.threads() };
         let progress = Progress::new(self.work.progress(&self.voice));
+        let not_opened = |error| Failure::Coded { code: NOT_OPENED, error };
+        let plan = Plan::new().chain(&self.first, &open).chain(&self.second, &second);
+        let sandbox = self.sandbox.enter(plan).map_err(not_opened)?;
+        let one = self.open(&self.first, &open)?;
+        let other = self.open(&self.second, &second)?;
+        sandbox.all_is_open().map_err(not_opened)?;
         let mut list = List::new(self.output.output, self.voice.quiet);
         let mut found = |start, length| list.add(start, length);
         let result = compare(&one, &other, &options, &mut found, &progress, watch.token());

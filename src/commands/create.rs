@@ -4,16 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qcow::chain::{Format, OpenOptions};
+use qcow::chain::{Format, OpenOptions, resolve_name};
 use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_until};
-use qcow::ops::{Preallocation, TargetOptions};
+use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
-use crate::args::{ChainArgs, OutputArgs, Voice, format_parser, required};
+use crate::args::{ChainArgs, OutputArgs, SandboxArgs, Voice, format_parser, required};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json};
+use crate::sandbox::Plan;
 use crate::signals::Watch;
 use crate::size;
 
@@ -39,6 +40,8 @@ pub(crate) struct Create {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 
     /// Format of the new image
     #[arg(short, long, value_name = "FMT", default_value = "raw", value_parser = format_parser())]
@@ -96,8 +99,10 @@ impl Create {
         let (options, given) = self.options(&items)?;
         let outcome = if takes_long(&options.target) {
             let watch = Watch::start()?;
+            self.sandbox.enter(plan(&path, &options))?;
             watch.settle(create_until(&path, &options, watch.token()))?
         } else {
+            self.sandbox.enter(plan(&path, &options))?;
             create(&path, &options)?
         };
         self.print(&path, &options, given, &outcome)
@@ -105,6 +110,7 @@ impl Create {
 
     /// Makes an empty target for `source` and proves it.
     fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
+        self.sandbox.enter(Plan::new().image(source).making(path))?;
         self.voice.opening(source, None);
         let mut plan = migrate::target::plan(source, &self.chain.open_options())?;
         plan.create.replace = self.force;
@@ -193,6 +199,31 @@ impl Create {
                 print(format_args!("{}\n", all.formatting_line(path)))
             }
         }
+    }
+}
+
+/// What is opened to make an image at `path`.
+fn plan(path: &Path, options: &CreateOptions) -> Plan {
+    let mut plan = outputs(path, &options.target);
+    if let Some(backing) = &options.backing
+        && !backing.unchecked
+    {
+        // A name that cannot be understood is refused when it is needed.
+        if let Ok(name) = resolve_name(&backing.name, path) {
+            plan = plan.chain(&name, &backing.open);
+        }
+    }
+    plan
+}
+
+/// Where an image and its data file are made.
+pub(crate) fn outputs(path: &Path, target: &TargetOptions) -> Plan {
+    let plan = Plan::new().making(path);
+    match target {
+        TargetOptions::Qcow2(Qcow2Options { data_file: Some(name), .. }) => {
+            plan.making(&path.parent().map_or_else(|| name.clone(), |parent| parent.join(name)))
+        }
+        _ => plan,
     }
 }
 

@@ -7,17 +7,19 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qcow::Error;
 use qcow::chain::{Chain, Format};
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
+use qcow::{Error, Observer};
 
 use self::stream::is_stream;
-use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
 use crate::cli::exit_codes;
+use crate::commands::create::outputs;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Purpose, Request, help, request};
 use crate::output::{OutputFormat, complain_json, print, print_json, say, shown};
 use crate::progress::Progress;
+use crate::sandbox::{Plan, Sandbox};
 use crate::signals::Watch;
 use crate::size::human;
 
@@ -54,6 +56,8 @@ pub(crate) struct Flatten {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -167,14 +171,22 @@ impl Flatten {
         options: &FlattenOptions,
     ) -> Result<FlattenOutcome, Failure> {
         let watch = Watch::start()?;
+        let progress = Progress::new(self.work.progress(&self.voice));
         let open = self.source.open_options(self.snapshot.as_deref());
+        let plan = self.outputs(dst, options).chain(src, &open);
+        let sandbox = self.sandbox.enter(plan)?;
         self.voice.opening(src, open.format);
         let chain = Chain::open(src, &open)?;
         self.voice.opened(&chain);
-        let progress = Progress::new(self.work.progress(&self.voice));
-        let result = flatten(&chain, dst, options, &progress, watch.token());
+        let observer = Closing { progress: &progress, sandbox: &sandbox };
+        let result = flatten(&chain, dst, options, &observer, watch.token());
         progress.finish(result.is_ok());
         watch.settle(result)
+    }
+
+    /// What is written.
+    fn outputs(&self, dst: &Path, options: &FlattenOptions) -> Plan {
+        if self.device { Plan::new().changing(dst) } else { outputs(dst, &options.target) }
     }
 
     fn print(&self, src: &Path, dst: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
@@ -210,6 +222,22 @@ impl Flatten {
             say(format_args!("crc32: {crc32}"));
         }
         Ok(())
+    }
+}
+
+/// Shows progress, and gives up opening files when all is open.
+struct Closing<'a> {
+    progress: &'a Progress,
+    sandbox: &'a Sandbox,
+}
+
+impl Observer for Closing<'_> {
+    fn progress(&self, done: u64, total: u64) {
+        self.progress.progress(done, total);
+    }
+
+    fn opened(&self) -> qcow::Result<()> {
+        self.sandbox.all_is_open()
     }
 }
 

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use clap::Args;
 use qcow::ops::info::{ImageInfo, InfoOptions, info};
 
-use crate::args::{OutputArgs, SourceArgs, Voice};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
+use crate::sandbox::Plan;
 
 /// Arguments of `info`.
 #[derive(Debug, Args)]
@@ -29,6 +30,8 @@ pub(crate) struct Info {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 
     /// Show every image of the backing chain, active layer first
     #[arg(short = 'b', long)]
@@ -53,6 +56,15 @@ impl Info {
             open: self.source.open_options(self.snapshot.as_deref()),
             backing_chain: self.backing_chain,
         };
+        let mut plan = if self.backing_chain {
+            Plan::new().chain(&self.path, &options.open)
+        } else {
+            Plan::new().image(&self.path)
+        };
+        if self.output.output == OutputFormat::Human {
+            plan = plan.local_time();
+        }
+        self.sandbox.enter(plan)?;
         self.voice.opening(&self.path, options.open.format);
         let images = info(&self.path, &options)?;
         match (self.output.output, images.as_slice()) {

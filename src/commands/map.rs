@@ -7,11 +7,12 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, SourceArgs, Voice};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, shown};
 use crate::picture::{self, Bands, Caption, Tally};
+use crate::sandbox::Plan;
 use crate::size;
 
 /// Arguments of `map`.
@@ -32,6 +33,8 @@ pub(crate) struct MapCommand {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 
     /// Where on the disk to start
     #[arg(short, long, value_name = "OFFSET", default_value = "0", value_parser = parse_size)]
@@ -69,9 +72,15 @@ impl MapCommand {
     /// Lists the entries as they are found.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let open = self.source.open_options(self.snapshot.as_deref());
+        let plan = Plan::new().chain(&self.path, &open);
+        let sandbox = self.sandbox.enter(match &self.picture {
+            Some(picture) => plan.making_late(picture),
+            None => plan,
+        })?;
         self.voice.opening(&self.path, open.format);
         let chain = Chain::open(&self.path, &open)?;
         self.voice.opened(&chain);
+        sandbox.all_is_open()?;
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
         if let Some(picture) = &self.picture {
             return Ok(self.draw(&chain, &options, picture)?);

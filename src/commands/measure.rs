@@ -9,12 +9,13 @@ use qcow::chain::{Chain, Format};
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
 
-use crate::args::{OutputArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::Progress;
+use crate::sandbox::Plan;
 use crate::signals::Watch;
 use crate::size;
 
@@ -39,6 +40,8 @@ pub(crate) struct Measure {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     voice: Voice,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -118,8 +121,8 @@ impl Measure {
             threads: self.work.threads(),
             ..FlattenOptions::default()
         };
-        let chain = self.open(path)?;
         let progress = Progress::new(self.work.progress(&self.voice));
+        let chain = self.open(path)?;
         let result = exact(&chain, &options, &progress, watch.token());
         progress.finish(result.is_ok());
         let outcome = watch.settle(result)?;
@@ -135,9 +138,11 @@ impl Measure {
 
     fn open(&self, path: &Path) -> qcow::Result<Chain> {
         let open = self.source.open_options(self.snapshot.as_deref());
+        let sandbox = self.sandbox.enter(Plan::new().chain(path, &open))?;
         self.voice.opening(path, open.format);
         let chain = Chain::open(path, &open)?;
         self.voice.opened(&chain);
+        sandbox.all_is_open()?;
         Ok(chain)
     }
 

@@ -148,8 +148,7 @@ impl Chain {
 
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
     pub(crate) fn contains_file(&self, path: &Path) -> bool {
-        FileStorage::open(path).is_ok_and(|file| {
-            let identity = file.identity();
+        FileStorage::identity_of(path).is_some_and(|identity| {
             self.layers.iter().any(|layer| {
                 layer.file().identity() == identity || layer.data().identity() == identity
             })
@@ -172,8 +171,11 @@ pub(crate) fn open_file(
     Ok((file, format))
 }
 
-/// The file that a name given by a person means.
-pub(crate) fn local_path(path: &Path) -> Result<PathBuf> {
+/// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.
+///
+/// # Errors
+/// As [`resolve_name`].
+pub fn local_path(path: &Path) -> Result<PathBuf> {
     Ok(ImageName::from_user(path).map_err(|error| error.file(path))?.path)
 }
 

@@ -63,6 +63,18 @@ pub struct FileStatus {
     pub owner: u32,
 }
 
+impl Identity {
+    /// `None` for what is neither a regular file nor a block device.
+    fn of(status: &Metadata) -> Option<Self> {
+        if status.is_file() {
+            return Some(Self { device: status.dev(), inode: status.ino() });
+        }
+        // Two device nodes with one number are one device, wherever the nodes live.
+        let device = status.file_type().is_block_device();
+        device.then(|| Self { device: u64::MAX, inode: status.rdev() })
+    }
+}
+
 impl FileStatus {
     fn of(status: &Metadata) -> Self {
         let time = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
@@ -162,22 +174,25 @@ impl FileStorage {
         Self::from_file(file.into()).map_err(|error| error.file(path))
     }
 
+    /// What has the name `path`, which is not opened.
+    pub(crate) fn identity_of(path: &Path) -> Option<Identity> {
+        path.metadata().ok().and_then(|status| Identity::of(&status))
+    }
+
     /// Takes an open descriptor, for example one that was passed by another process.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_file(file: File) -> Result<Self> {
         let status = file.metadata().map_err(status_error)?;
-        let (kind, identity, len) = if status.is_file() {
-            let identity = Identity { device: status.dev(), inode: status.ino() };
-            (OpenedAs::File, identity, status.len())
-        } else if status.file_type().is_block_device() {
+        let identity = Identity::of(&status)
+            .ok_or_else(|| Error::denied("neither a regular file nor a block device"))?;
+        let (kind, len) = if status.is_file() {
+            (OpenedAs::File, status.len())
+        } else {
             let len = rustix::fs::seek(&file, SeekFrom::End(0))
                 .map_err(|error| Error::io("could not find the device's size", error.into()))?;
-            // Two device nodes with one number are one device, wherever the nodes live.
-            (OpenedAs::BlockDevice, Identity { device: u64::MAX, inode: status.rdev() }, len)
-        } else {
-            return Err(Error::denied("neither a regular file nor a block device"));
+            (OpenedAs::BlockDevice, len)
         };
         let allocated = status.blocks().saturating_mul(512);
         Ok(Self {

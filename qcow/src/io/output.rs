@@ -4,8 +4,8 @@
 //! Dropping it before [`publish`](OutputFile::publish) removes it. Only a kill that cannot be
 //! caught leaves the temporary file, never anything under the final name.
 
-use std::fs::File;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,7 +30,12 @@ pub struct OutputFile {
 
 #[derive(Debug)]
 enum Place {
-    Temporary { file: NamedTempFile, replace: bool },
+    /// The directory is open from the start, so that nothing needs opening at the end.
+    Temporary {
+        file: NamedTempFile,
+        directory: File,
+        replace: bool,
+    },
     Device(Device),
 }
 
@@ -70,7 +75,9 @@ impl OutputFile {
             .tempfile_in(directory)
             // `tempfile` puts the temporary path into its errors, which would only confuse people.
             .map_err(|error| Error::io("could not create it", error.kind().into()).file(target))?;
-        Ok(Self::new(Place::Temporary { file: temporary, replace }, target))
+        let directory = File::open(directory)
+            .map_err(|error| Error::io("could not open its directory", error).file(target))?;
+        Ok(Self::new(Place::Temporary { file: temporary, directory, replace }, target))
     }
 
     /// Opens the block device at `target`, to be overwritten from its start. `blank` says that it
@@ -215,14 +222,10 @@ impl OutputFile {
     pub fn publish(self) -> Result<()> {
         self.file().sync_all().map_err(|error| self.failed("could not sync", error))?;
         let Self { place, target, .. } = self;
-        let Place::Temporary { file: temporary, replace } = place else { return Ok(()) };
-        // Before the rename: what fails now has changed nothing.
-        let (directory, _) = split(&target)?;
-        let directory = File::open(directory)
-            .map_err(|error| Error::io("could not open the directory", error).file(&target))?;
+        let Place::Temporary { file: temporary, directory, replace } = place else { return Ok(()) };
         let persisted =
             if replace { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
-        persisted.map_err(|error| match error.error.kind() {
+        let file = persisted.map_err(|error| match error.error.kind() {
             std::io::ErrorKind::AlreadyExists => exists(&target),
             _ => Error::io("could not rename the finished file to its name", error.error)
                 .file(&target),
@@ -232,8 +235,13 @@ impl OutputFile {
             if replace {
                 return failed.hint("the file is whole, but may be the old one after a power cut");
             }
-            // Best effort: the error that matters is the one being reported.
-            let _ = std::fs::remove_file(&target);
+            let id = |status: &Metadata| (status.dev(), status.ino());
+            if let (Ok(now), Ok(own)) = (target.symlink_metadata(), file.metadata())
+                && id(&now) == id(&own)
+            {
+                // Best effort: the error that matters is the one being reported.
+                let _ = std::fs::remove_file(&target);
+            }
             failed
         })
     }

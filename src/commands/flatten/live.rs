@@ -28,7 +28,7 @@ pub(crate) struct LiveArgs {
     #[arg(long, help_heading = LIVE, conflicts_with_all = [
         "target_format", "compress", "options", "digest", "force", "snapshot", "threads", "format",
         "force_share", "backing_format", "allow_dirs", "max_depth", "no_reflink", "size", "untrusted",
-        "max_virtual_size", "max_metadata",
+        "max_virtual_size", "max_metadata", "sandbox",
     ])]
     live: bool,
 

@@ -10,9 +10,10 @@ use qcow::io::FileStorage;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten_from_stream, flatten_to_stream};
 use qcow::{Error, Result};
 
-use super::Flatten;
+use super::{Closing, Flatten};
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::sandbox::Plan;
 use crate::signals::Watch;
 use crate::size;
 
@@ -39,13 +40,15 @@ impl Flatten {
         }
         let output = own(stdout)?;
         let watch = Watch::start()?;
+        let progress = Progress::new(self.work.progress(&self.voice));
         let open = self.source.open_options(self.snapshot.as_deref());
+        let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
         self.voice.opening(src, open.format);
         let chain = Chain::open(src, &open)?;
         self.voice.opened(&chain);
         refuse_source(&chain, &output)?;
-        let progress = Progress::new(self.work.progress(&self.voice));
-        let result = flatten_to_stream(&chain, output, options, &progress, watch.token());
+        let observer = Closing { progress: &progress, sandbox: &sandbox };
+        let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
         progress.finish(result.is_ok());
         watch.settle(result)
     }
@@ -75,7 +78,9 @@ impl Flatten {
         let watch = Watch::start()?;
         let progress = Progress::new(self.work.progress(&self.voice));
         let input = own(stdin)?;
-        let result = flatten_from_stream(input, size, dst, options, &progress, watch.token());
+        let sandbox = self.sandbox.enter(self.outputs(dst, options))?;
+        let observer = Closing { progress: &progress, sandbox: &sandbox };
+        let result = flatten_from_stream(input, size, dst, options, &observer, watch.token());
         progress.finish(result.is_ok());
         watch.settle(result)
     }

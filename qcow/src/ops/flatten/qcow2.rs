@@ -32,12 +32,10 @@ pub(super) fn flatten(
     let (target, placer) = prepared(chain, target, options).map_err(|error| error.file(path))?;
     let size = chain.virtual_size();
     let output = output(path, options)?;
-    if let Some(len) = output.device_len() {
-        start_device(chain, &output, len, &target, options, cancel)?;
-    }
     let data_file = target
         .data_file
         .as_ref()
+        .filter(|_| output.device_len().is_none())
         .map(|name| {
             let data = DataFile { name, size, preallocation: target.preallocation };
             data.create(path, options.replace, cancel)
@@ -49,6 +47,10 @@ pub(super) fn flatten(
         return Err(
             Error::usage("the data file is one of the images being read").file(data_file.target())
         );
+    }
+    observer.opened()?;
+    if let Some(len) = output.device_len() {
+        start_device(chain, &output, len, &target, options, cancel)?;
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
@@ -114,6 +116,7 @@ pub(super) fn receive(
     refuse_device(options)?;
     let placer = Placer::growing(target.rules()?, target.refcount_width()?)?;
     let output = output(path, options)?;
+    observer.opened()?;
     let job =
         Qcow2Job::new(Some(Files { image: &output, data: &output }), &target, options, cancel);
     let state = State::new(placer, options.digest);

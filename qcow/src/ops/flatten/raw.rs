@@ -33,6 +33,7 @@ pub(super) fn flatten(
 ) -> Result<Done> {
     refuse_compression(options)?;
     let output = output(path, options)?;
+    observer.opened()?;
     if output.device_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
@@ -68,6 +69,7 @@ pub(super) fn receive(
 ) -> Result<Received> {
     refuse_compression(options)?;
     let output = output(path, options)?;
+    observer.opened()?;
     if let (Some(size), Some(_)) = (input.size, output.device_len()) {
         output.set_len(size)?;
     }

@@ -45,6 +45,7 @@ pub fn flatten_to_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
+    observer.opened()?;
     let mut stream = Stream::new(output);
     let (format, done) = match &options.target {
         TargetOptions::Raw(target) => {
