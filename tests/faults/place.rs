@@ -4,13 +4,15 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use fixtures::pattern::noise;
-use fixtures::{Holder, Loop, Patch, Scratch, args, qemu};
+use fixtures::{Holder, Loop, Patch, args, qemu};
+use tempfile::TempDir;
 
 use super::cases::Case;
 use super::tracer::{Call, Disturbance, Traced, World, run};
@@ -29,13 +31,13 @@ pub(crate) struct Place {
     /// It says that it is on another machine, so that files are copied there.
     pub(crate) remote: bool,
     /// Removed at the end.
-    _scratch: Option<Scratch>,
+    _scratch: Option<TempDir>,
 }
 
 impl Place {
     pub(crate) fn new() -> Self {
-        let scratch = Scratch::new();
-        let place = Self::at(scratch.dir());
+        let scratch = in_memory().unwrap_or_else(|| tempfile::tempdir().unwrap());
+        let place = Self::at(scratch.path());
         Self { _scratch: Some(scratch), ..place }
     }
 
@@ -180,6 +182,17 @@ pub(crate) fn is_one_error(stderr: &str) -> bool {
 pub(crate) fn without_temporary(mut files: Vec<(String, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
     files.retain(|(name, _)| !(name.starts_with('.') && name.ends_with(".tmp")));
     files
+}
+
+/// A directory in memory, where thousands of syncs take no time, if files there can be opened past a cache.
+fn in_memory() -> Option<TempDir> {
+    let dir = TempDir::with_prefix_in("qcowtool-", "/dev/shm").ok()?;
+    let mut options = fs::File::options();
+    let direct = options.write(true).create(true).custom_flags(nix::libc::O_DIRECT);
+    let probe = dir.path().join("probe");
+    direct.open(&probe).ok()?;
+    fs::remove_file(probe).ok()?;
+    Some(dir)
 }
 
 /// Images to repair: one with leaks, one with refcounts too low and too high, one without its refcounts.
