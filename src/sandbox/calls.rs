@@ -45,7 +45,7 @@ enum Answer {
     Allowed,
     Fatal,
     /// Block number so-and-so decides.
-    Block(usize),
+    Block(u8),
 }
 
 /// Numbers from `first` on have this answer.
@@ -62,7 +62,7 @@ struct Question {
 /// Where the search goes on.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    Question(usize),
+    Question(u8),
     Answer(Answer),
 }
 
@@ -72,7 +72,7 @@ fn program() -> Option<BpfProgram> {
     let blocks: Vec<_> = checks.iter().map(|(_, check)| block(check)).collect::<Option<_>>()?;
     let ranges = ranges(&checks)?;
     let mut questions = Vec::with_capacity(ranges.len());
-    search(&ranges, &mut questions);
+    search(&ranges, &mut questions)?;
 
     let mut program =
         vec![load(MACHINE), jump(BPF_JEQ, ARCHITECTURE?, 1, 0), answer(KILL), load(NUMBER)];
@@ -85,8 +85,8 @@ fn program() -> Option<BpfProgram> {
         end = end.checked_add(block.len())?;
     }
     let place = |way: Way| match way {
-        Way::Question(index) => first.checked_add(index),
-        Way::Answer(Answer::Block(index)) => starts.get(index).copied(),
+        Way::Question(index) => first.checked_add(index.into()),
+        Way::Answer(Answer::Block(index)) => starts.get(usize::from(index)).copied(),
         Way::Answer(Answer::Allowed) => Some(end),
         Way::Answer(Answer::Fatal) => end.checked_add(1),
         Way::Answer(Answer::Unknown) => end.checked_add(2),
@@ -105,14 +105,15 @@ fn program() -> Option<BpfProgram> {
 fn ranges(checks: &[(libc::c_long, Check)]) -> Option<Vec<Range>> {
     let allowed = ALLOWED.iter().map(|call| (*call, Answer::Allowed));
     let fatal = FATAL.iter().map(|call| (*call, Answer::Fatal));
-    let blocks = checks.iter().enumerate().map(|(index, (call, _))| (*call, Answer::Block(index)));
+    let blocks = (0..).zip(checks).map(|(index, (call, _))| (*call, Answer::Block(index)));
     let mut calls = Vec::with_capacity(256);
-    calls.extend(allowed.chain(fatal).chain(blocks));
+    for (call, answer) in allowed.chain(fatal).chain(blocks) {
+        calls.push((u32::try_from(call).ok()?, answer));
+    }
     calls.sort_unstable_by_key(|(call, _)| *call);
     let mut ranges = Vec::with_capacity(256);
     ranges.push((0, Answer::Unknown));
     for (call, answer) in calls {
-        let call = u32::try_from(call).ok()?;
         if ranges.last().is_some_and(|(first, _)| *first == call) {
             ranges.pop();
         }
@@ -124,21 +125,20 @@ fn ranges(checks: &[(libc::c_long, Check)]) -> Option<Vec<Range>> {
     Some(ranges)
 }
 
-/// Writes the questions that lead to the right one of `ranges`, the first one first.
-fn search(ranges: &[Range], questions: &mut Vec<Question>) -> Way {
+/// Writes the questions that lead to the right one of `ranges`, the first one first; `None` if there are
+/// too many.
+fn search(ranges: &[Range], questions: &mut Vec<Question>) -> Option<Way> {
     let (below, above) = ranges.split_at(ranges.len() / 2);
     let (Some((at, _)), false) = (above.first(), below.is_empty()) else {
-        return Way::Answer(ranges.first().map_or(Answer::Unknown, |(_, answer)| *answer));
+        return Some(Way::Answer(ranges.first()?.1));
     };
     let index = questions.len();
     let open = Way::Answer(Answer::Unknown);
     questions.push(Question { at: *at, from: open, before: open });
-    let before = search(below, questions);
-    let from = search(above, questions);
-    if let Some(question) = questions.get_mut(index) {
-        *question = Question { at: *at, from, before };
-    }
-    Way::Question(index)
+    let before = search(below, questions)?;
+    let from = search(above, questions)?;
+    *questions.get_mut(index)? = Question { at: *at, from, before };
+    u8::try_from(index).ok().map(Way::Question)
 }
 
 /// What decides about a call whose argument matters: the lower half of it, which is all that the kernel

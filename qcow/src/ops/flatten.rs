@@ -196,7 +196,50 @@ fn runs_of(bytes: &[u8], size: usize, keep: impl Fn(&[u8]) -> bool) -> Vec<(usiz
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::chain::OpenOptions;
+    use crate::ops::create::{CreateOptions, create};
+
+    /// Counts what is in a directory when all is open, and ends the operation there.
+    struct Gate<'a>(&'a Path, Mutex<Cell<usize>>);
+
+    impl Observer for Gate<'_> {
+        fn progress(&self, _done: u64, _total: u64) {
+            panic!("work was done before");
+        }
+
+        fn opened(&self) -> Result<()> {
+            self.1.lock().unwrap().set(std::fs::read_dir(self.0).unwrap().count());
+            Err(Error::denied("no further"))
+        }
+    }
+
+    #[test]
+    fn outputs_are_begun_when_all_is_open_and_an_observer_can_end_it_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        create(&source, &CreateOptions { size: Some(1 << 20), ..Default::default() }).unwrap();
+        let chain = Chain::open(&source, &OpenOptions::default()).unwrap();
+        let data_file = Some("data".into());
+        let with_data = crate::ops::Qcow2Options { data_file, ..Default::default() };
+        for (target, begun) in [
+            (TargetOptions::default(), 1),
+            (TargetOptions::Qcow2(with_data), 2),
+            (TargetOptions::Raw(crate::ops::RawOptions::default()), 1),
+        ] {
+            let out = tempfile::tempdir().unwrap();
+            let gate = Gate(out.path(), Mutex::default());
+            let options = FlattenOptions { target, ..Default::default() };
+            let target = out.path().join("target");
+            let error = flatten(&chain, &target, &options, &gate, &CancelToken::new()).unwrap_err();
+            assert!(error.to_string().contains("no further"), "{error}");
+            assert_eq!(gate.1.lock().unwrap().get(), begun);
+            assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+        }
+    }
 
     #[test]
     fn runs_are_joined_and_the_short_tail_counts() {
