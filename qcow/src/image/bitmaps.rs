@@ -174,6 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is expected")]
     fn what_was_looked_at_is_not_looked_at_again() {
         let mut seen = Seen::default();
         assert_eq!(seen.add(8..16), [8..16]);

@@ -15,6 +15,8 @@ const PIECE: u64 = 8192;
 const MOST_COMPRESSION: u64 = 1032;
 /// A compressed cluster ends somewhere in its last sector, where the next one may begin.
 const SHARED: u64 = 511;
+/// The least that a compressed cluster takes: an L2 entry, and a stream of six bytes.
+const LEAST: u64 = 8 + 6;
 
 impl Image {
     /// Clusters that the image's file has room for.
@@ -101,7 +103,8 @@ impl<'a> Used<'a> {
         match run.kind {
             RunKind::Data(host) if !self.image.has_data_file() => self.data(run, host),
             RunKind::Compressed(span) => {
-                let stored = span.len.saturating_sub(SHARED).max(run.len / MOST_COMPRESSION);
+                let stored =
+                    span.len.saturating_sub(SHARED).max(run.len / MOST_COMPRESSION).max(LEAST);
                 self.compressed = self.compressed.saturating_add(stored);
                 let file = self.image.storage().len();
                 if self.compressed > file {
