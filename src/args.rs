@@ -147,6 +147,11 @@ pub(crate) struct TrustArgs {
 }
 
 impl TrustArgs {
+    /// Whether the image is not trusted, and nobody said how large its disk may be.
+    pub(crate) fn is_unbounded(&self) -> bool {
+        self.untrusted && self.max_virtual_size.is_none()
+    }
+
     /// Makes policy and limits as strict as was asked for. Directories that are allowed stay so.
     fn bind(&self, policy: &mut Policy, limits: &mut Limits) {
         if self.untrusted {

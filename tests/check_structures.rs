@@ -243,6 +243,15 @@ fn broken_bitmaps_are_found() {
             "overlap",
         ),
         (
+            "one table for two bitmaps",
+            |image| {
+                let at = image.bitmap_directory();
+                image.set_u64(at + 32, image.u64(at))
+            },
+            2,
+            "overlap",
+        ),
+        (
             "the autoclear bit is gone, so the bitmaps are leaks",
             |image| image.set_u64(field::AUTOCLEAR, 0),
             3,

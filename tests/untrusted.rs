@@ -179,7 +179,7 @@ fn one_compressed_cluster_behind_every_guest_cluster_is_refused() {
         bomb.set_l2_entry(cluster << 16, entry);
     }
     let second = bomb.l1_entry_at(0) + 8;
-    // 4096 times the file is more than one table can name.
+    // More than one table can name.
     let table = bomb.bytes[bomb.u64(second - 8) as usize & 0xffff_fe00..][..65536].to_vec();
     for index in 0..7 {
         let at = bomb.append(&table) as u64;
@@ -220,6 +220,23 @@ fn limits_can_be_set() {
 }
 
 #[test]
+fn sha_256_is_not_taken_of_zeros_without_end() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path("disk.qcow2");
+    qemu::create(&image, "", "5G");
+    let checksum = |algorithm: &str, options: &[&str]| {
+        let options = options.iter().map(Into::into).collect();
+        qcowtool([args!["checksum", "--algorithm", algorithm], options, args![image]].concat())
+    };
+    checksum("sha256", &QCOW2).refused_naming(&["virtual size", "--max-virtual-size"]);
+    checksum("blake3-tree", &QCOW2).ok();
+    qemu::create(&image, "", "1M");
+    checksum("sha256", &QCOW2).ok();
+    checksum("sha256", &[&QCOW2[..], &["--max-virtual-size", "1k"]].concat()).refused();
+}
+
+#[test]
 fn what_qemu_writes_is_read_as_ever() {
     needs_qemu!();
     for row in kept::table() {
@@ -243,6 +260,14 @@ fn what_qemu_writes_is_read_as_ever() {
         }
     }
     let scratch = Scratch::new();
+    // The best that deflate can do.
+    for options in ["cluster_size=512", "cluster_size=64k", "cluster_size=2M"] {
+        let (raw, image) = (scratch.path("raw"), scratch.path("disk.qcow2"));
+        fs::write(&raw, vec![7; 4 << 20]).unwrap();
+        qemu_img(&args!["convert", "-c", "-O", "qcow2", "-o", options, raw, image]);
+        assert_eq!(checksum(&image, &QCOW2), crc32_hex(&vec![7; 4 << 20]), "{options}");
+        fs::remove_file(image).unwrap();
+    }
     for options in ["compat=0.10", "extended_l2=on", "preallocation=metadata", "cluster_size=512"] {
         let image = scratch.path("disk.qcow2");
         qemu::create(&image, options, "8M");

@@ -85,6 +85,7 @@ pub mod ops;
 mod error;
 mod layout;
 mod progress;
+mod sync;
 
 pub use error::{Error, ErrorKind, Place, Printable, Result};
 pub use progress::{CancelToken, Observer, Silent};

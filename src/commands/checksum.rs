@@ -19,12 +19,15 @@ use crate::signals::Watch;
 
 /// The disk is not what the manifest says.
 const DIFFERENT: u8 = 1;
+/// The largest disk of an untrusted image that is hashed by SHA-256 unasked: zeros cost as much as data.
+const MOST_HASHED: u64 = 4 << 30;
 
 /// Arguments of `checksum`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
     "The digest is of the raw disk, whatever the format, the chain or the holes. crc32 is zlib's,
-and the same as of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too;
+and the same as of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too,
+and so takes images that are not trusted only to 4 GiB unless --max-virtual-size says more;
 blake3-tree is fast, strong, and knows where two disks differ (docs/tree-hash.md).
 
 A manifest keeps the tree hash of each 4 MiB, and which files were read. --verify ends with 1 if
@@ -118,7 +121,10 @@ impl Checksum {
         let watch = Watch::start()?;
         let threads = self.work.threads();
         let progress = Progress::new(self.work.progress(&self.voice));
-        let open = self.source.open_options(self.snapshot.as_deref());
+        let mut open = self.source.open_options(self.snapshot.as_deref());
+        if algorithm == Algorithm::Sha256 && self.source.trust.is_unbounded() {
+            open.limits.max_virtual_size = MOST_HASHED;
+        }
         let sandbox = self.sandbox.enter(self.plan(&open))?;
         let known = self.verify.as_deref().map(Manifest::read).transpose()?;
         self.voice.opening(&self.path, open.format);

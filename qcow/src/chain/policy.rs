@@ -128,8 +128,9 @@ pub struct Limits {
     pub max_metadata: u64,
     /// Before data is read, refuse an image in which two guest clusters, or two entries of the L1
     /// table, share a host cluster; in which tables or data lie past the end of the file; or whose
-    /// compressed clusters are more than 4096 times its length. No program writes such an image, and
-    /// one of a few kilobytes can stand for petabytes of work. Costs one look at all its tables.
+    /// compressed clusters, by their lengths or at 1032 bytes from each byte, do not fit in it. No program
+    /// writes such an image, and one of a few kilobytes can stand for petabytes of work. Costs one look at all
+    /// its tables.
     pub use_once: bool,
 }
 

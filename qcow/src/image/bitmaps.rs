@@ -1,10 +1,13 @@
-//! Reads the directory of persistent bitmaps. The bitmaps' own tables are left alone.
+//! Reads the directory of persistent bitmaps, and looks at their tables. The bits are left alone.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::format::{
-    Autoclear, BitmapEntry, BitmapFlags, BitmapTableEntry, HeaderArea, MAX_BITMAP_DIRECTORY_BYTES,
-    MAX_BITMAPS,
+    Autoclear, BitmapEntry, BitmapFlags, BitmapTableEntry, Geometry, HeaderArea,
+    MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS,
 };
 use crate::io::{Storage, read_padded};
 use crate::{Error, Result};
@@ -49,13 +52,14 @@ pub(super) fn read(storage: &dyn Storage, area: &HeaderArea) -> Result<Vec<Bitma
     let mut directory = vec![0; usize::try_from(size).unwrap_or_default()];
     read_padded(storage, &mut directory, start)?;
     let mut bitmaps = Vec::new();
+    let mut seen = Seen::default();
     let mut rest = directory.as_slice();
     while !rest.is_empty() {
         let index = bitmaps.len() as u64;
         let (entry, consumed) = BitmapEntry::parse(rest)
             .map_err(|error| error.structure("bitmap directory").index(index))?;
         rest = rest.get(consumed..).unwrap_or_default();
-        check(storage, area, &entry).map_err(|error| error.index(index))?;
+        check(storage, area, &entry, &mut seen).map_err(|error| error.index(index))?;
         bitmaps.push(summary(&entry));
     }
     if bitmaps.len() as u64 != u64::from(extension.count) {
@@ -70,7 +74,12 @@ pub(super) fn read(storage: &dyn Storage, area: &HeaderArea) -> Result<Vec<Bitma
 
 /// QEMU refuses an image with a bitmap that it cannot load, so the tables are looked at; the bits
 /// themselves are not.
-fn check(storage: &dyn Storage, area: &HeaderArea, entry: &BitmapEntry) -> Result<()> {
+fn check(
+    storage: &dyn Storage,
+    area: &HeaderArea,
+    entry: &BitmapEntry,
+    seen: &mut Seen,
+) -> Result<()> {
     let (geometry, size) = (area.header.geometry(), area.header.virtual_size());
     entry.check(geometry, size)?;
     if entry.flags.contains(BitmapFlags::IN_USE) {
@@ -85,20 +94,62 @@ fn check(storage: &dyn Storage, area: &HeaderArea, entry: &BitmapEntry) -> Resul
             entry.table_entries
         )));
     }
-    let mut piece = vec![0; TABLE_PIECE];
     let len = u64::from(entry.table_entries).saturating_mul(8);
-    let mut at = 0;
-    while at < len {
-        let now = usize::try_from(len.saturating_sub(at)).unwrap_or(TABLE_PIECE).min(TABLE_PIECE);
+    let end = entry.table_offset.checked_add(len)?;
+    // Behind the end of the file all is zero, which every entry may be.
+    for part in seen.add(entry.table_offset.0..end.0.min(storage.len())) {
+        check_table(storage, geometry, part)?;
+    }
+    Ok(())
+}
+
+fn check_table(storage: &dyn Storage, geometry: Geometry, part: Range<u64>) -> Result<()> {
+    let mut piece = vec![0; TABLE_PIECE];
+    let mut at = part.start;
+    while at < part.end {
+        let left = usize::try_from(part.end.saturating_sub(at)).unwrap_or(TABLE_PIECE);
+        let now = left.next_multiple_of(8).min(TABLE_PIECE);
         let bytes = piece.get_mut(..now).unwrap_or_default();
-        let offset = entry.table_offset.checked_add(at)?;
-        read_padded(storage, bytes, offset.0)?;
+        read_padded(storage, bytes, at)?;
         for word in bytes.chunks_exact(8) {
             BitmapTableEntry::decode(BigEndian::read_u64(word), geometry)?;
         }
         at = at.saturating_add(now as u64);
     }
     Ok(())
+}
+
+/// What was looked at: the tables of a hostile directory may all lie in one place.
+#[derive(Debug, Default)]
+struct Seen(BTreeMap<u64, u64>);
+
+impl Seen {
+    /// Adds a range; the parts of it that were not there.
+    fn add(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (mut start, mut end) = (range.start, range.end);
+        let (mut new, mut at) = (Vec::new(), range.start);
+        if range.is_empty() {
+            return new;
+        }
+        // All that overlap or touch become one; those before the last that begins in time end before it.
+        let mut joined = Vec::new();
+        for (&from, &to) in self.0.range(..=range.end).rev().take_while(|(_, to)| **to >= start) {
+            joined.push(from..to);
+        }
+        for part in joined.iter().rev() {
+            if at < part.start {
+                new.push(at..part.start.min(range.end));
+            }
+            at = at.max(part.end);
+            (start, end) = (start.min(part.start), end.max(part.end));
+            self.0.remove(&part.start);
+        }
+        if at < range.end {
+            new.push(at..range.end);
+        }
+        self.0.insert(start, end);
+        new
+    }
 }
 
 fn granularity(entry: &BitmapEntry) -> u64 {
@@ -116,4 +167,23 @@ fn summary(entry: &BitmapEntry) -> BitmapInfo {
 
 fn damaged(message: String) -> Error {
     Error::corrupt(message).structure("bitmap directory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is expected")]
+    fn what_was_looked_at_is_not_looked_at_again() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.add(8..16), [8..16]);
+        assert_eq!(seen.add(8..16), []);
+        assert_eq!(seen.add(5..5), []);
+        assert_eq!(seen.add(32..40), [32..40]);
+        assert_eq!(seen.add(0..64), [0..8, 16..32, 40..64]);
+        assert_eq!(seen.add(64..72), [64..72]);
+        assert_eq!(seen.add(3..71), []);
+        assert_eq!(seen.0, BTreeMap::from([(0, 72)]));
+    }
 }

@@ -225,13 +225,19 @@ fn repeats<'e>(entries: impl Iterator<Item = &'e [u8]>, first: (u64, u64), step:
 }
 
 impl Image {
+    /// Entries of the L1 table as far as the file reaches; those behind its end map nothing.
+    pub(super) fn l1_entries_in_file(&self) -> u64 {
+        let table = self.l1();
+        let there = self.storage().len().saturating_sub(table.offset.0).div_ceil(L1_ENTRY_LEN);
+        table.entries.min(there)
+    }
+
     /// The first guest offset at or after `from` that an L1 entry maps, rounded down to what the
     /// entry covers but not below `from`; `None` if nothing further on is mapped.
     pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
         let geometry = self.geometry();
-        let table = self.l1();
         let mut index = geometry.position(GuestOffset(from)).l1_index;
-        let entries = table.entries.min(geometry.l1_entries_for(self.virtual_size()));
+        let entries = self.l1_entries_in_file().min(geometry.l1_entries_for(self.virtual_size()));
         let mut buffer = Vec::new();
         while index < entries {
             let count = entries.saturating_sub(index).min(L1_SCAN_BYTES as u64 / L1_ENTRY_LEN);

@@ -10,9 +10,13 @@ use crate::{Error, Result};
 
 /// L1 entries are looked at in pieces of so many.
 const PIECE: u64 = 8192;
-/// Compressed guest bytes for each byte of the file. Deflate reaches about 1000, and a cluster that
-/// could be smaller still is nearly always one of zeros, for which nothing is stored.
-const MOST_COMPRESSION: u64 = 4096;
+/// Compressed guest bytes for each byte of the file. Deflate cannot do better; zstd can, but a cluster
+/// that is so small is nearly always one of zeros, for which nothing is stored.
+const MOST_COMPRESSION: u64 = 1032;
+/// A compressed cluster ends somewhere in its last sector, where the next one may begin.
+const SHARED: u64 = 511;
+/// The least that a compressed cluster takes: an L2 entry, and a stream of six bytes.
+const LEAST: u64 = 8 + 6;
 
 impl Image {
     /// Clusters that the image's file has room for.
@@ -21,8 +25,9 @@ impl Image {
     }
 
     /// Checks that no two L1 entries name one L2 table, that no two guest clusters share a host cluster,
-    /// and that all of them lie in the file. Metadata does not count but for L2 tables. Where data
-    /// lives in a data file, each cluster has its own place there by definition.
+    /// that all of them lie in the file, and that the compressed clusters together take no more bytes than it
+    /// has. Metadata does not count but for L2 tables. Where data lives in a data file, each cluster has its
+    /// own place there by definition.
     pub(crate) fn check_used_once(&self) -> Result<()> {
         let mut used = Used::new(self)?;
         used.l2_tables()?;
@@ -39,6 +44,7 @@ struct Used<'a> {
     /// The guest cluster and the host cluster where the last run of data ended: with subclusters a
     /// cluster may have several.
     last: Option<(u64, u64)>,
+    /// The bytes that the compressed clusters must have taken, at the least.
     compressed: u64,
 }
 
@@ -55,7 +61,7 @@ impl<'a> Used<'a> {
     }
 
     fn l2_tables(&mut self) -> Result<()> {
-        let entries = self.image.l1().entries;
+        let entries = self.image.l1_entries_in_file();
         let mut first = 0u64;
         while first < entries {
             let count = entries.saturating_sub(first).min(PIECE);
@@ -96,13 +102,16 @@ impl<'a> Used<'a> {
     fn run(&mut self, run: Run) -> Result<()> {
         match run.kind {
             RunKind::Data(host) if !self.image.has_data_file() => self.data(run, host),
-            RunKind::Compressed(_) => {
-                self.compressed = self.compressed.saturating_add(run.len);
+            RunKind::Compressed(span) => {
+                let stored =
+                    span.len.saturating_sub(SHARED).max(run.len / MOST_COMPRESSION).max(LEAST);
+                self.compressed = self.compressed.saturating_add(stored);
                 let file = self.image.storage().len();
-                if self.compressed > file.saturating_mul(MOST_COMPRESSION) {
+                if self.compressed > file {
                     return Err(unbounded(format!(
-                        "the compressed clusters are more than {MOST_COMPRESSION} times the {file} bytes \
-                         of the file"
+                        "the compressed clusters would take {} bytes up to here, at {MOST_COMPRESSION} to 1 at \
+                         best, but the file has {file}",
+                        self.compressed
                     )));
                 }
                 Ok(())

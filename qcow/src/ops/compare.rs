@@ -3,16 +3,15 @@
 mod pieces;
 mod status;
 
-use std::sync::Mutex;
-
 use serde::Serialize;
 
 use self::pieces::{Pieces, Work};
-use super::turns::{self, Turns, lock};
+use super::turns::{self, Turns};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::extent::{Extent, Reader};
 use crate::io::Buffer;
+use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result};
 
 /// Differing ranges are made of whole sectors of this many bytes.

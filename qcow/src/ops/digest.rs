@@ -6,14 +6,12 @@
 mod manifest;
 mod tree;
 
-use std::sync::Mutex;
-
 use sha2::{Digest as _, Sha256};
 
 use super::pipeline::{self, Job};
-use super::turns::lock;
 use crate::chain::Chain;
 use crate::format::GuestOffset;
+use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Observer, Result};
 
 pub use manifest::{LayerIdentity, Manifest};

@@ -4,17 +4,18 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::shortcut::{MOST_EXTENTS, Moved, Place, Shortcuts, none_here};
-use super::turns::{self, Turns, lock};
+use super::turns::{self, Turns};
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
+use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
 /// Items start and end at multiples of this many bytes, unless they are all zeros. Clusters of

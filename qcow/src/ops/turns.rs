@@ -3,8 +3,9 @@
 //! Work comes in numbered items, handed out in order. A worker that is ready waits only for items
 //! before its own, all of which are held by other workers, so there is always one that can go on.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
+use crate::sync::{Condvar, Mutex, lock};
 use crate::{Error, Observer, Result};
 
 /// More workers than this only wait for memory and for each other's turn.
@@ -20,24 +21,8 @@ pub(super) fn run<O: Send>(
     observer: &dyn Observer,
     work: impl Fn(&Turns<'_, O>) -> Result<()> + Sync,
 ) -> Result<O> {
-    let turns = Turns {
-        turn: Mutex::new(Turn {
-            next: 0,
-            done: 0,
-            ended: false,
-            ordered: Some(ordered),
-            failure: None,
-        }),
-        advanced: Condvar::new(),
-        total,
-        observer,
-    };
-    let worker = || {
-        let _watch = Watch(&turns);
-        if let Err(error) = work(&turns) {
-            turns.fail(error);
-        }
-    };
+    let turns = Turns::new(ordered, total, observer);
+    let worker = || turns.worker(&work);
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
         threads => threads.min(MOST_THREADS),
@@ -52,12 +37,7 @@ pub(super) fn run<O: Send>(
             .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
         pool.broadcast(|_| worker());
     }
-    let mut turn = turns.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
-    match (turn.failure.take(), turn.ordered.take()) {
-        (Some(failure), _) => Err(failure),
-        (None, Some(ordered)) => Ok(ordered),
-        (None, None) => Err(died()),
-    }
+    turns.finish()
 }
 
 /// Whose turn it is.
@@ -80,7 +60,30 @@ struct Turn<O> {
     failure: Option<Error>,
 }
 
-impl<O> Turns<'_, O> {
+impl<'a, O> Turns<'a, O> {
+    fn new(ordered: O, total: u64, observer: &'a dyn Observer) -> Self {
+        let turn = Turn { next: 0, done: 0, ended: false, ordered: Some(ordered), failure: None };
+        Self { turn: Mutex::new(turn), advanced: Condvar::new(), total, observer }
+    }
+
+    /// What one thread does.
+    fn worker(&self, work: impl Fn(&Self) -> Result<()>) {
+        let _watch = Watch(self);
+        if let Err(error) = work(self) {
+            self.fail(error);
+        }
+    }
+
+    /// What came of it, when all threads have ended.
+    fn finish(self) -> Result<O> {
+        let mut turn = self.turn.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match (turn.failure.take(), turn.ordered.take()) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(ordered)) => Ok(ordered),
+            (None, None) => Err(died()),
+        }
+    }
+
     /// Waits for the item's turn and runs `step` in it; `None` if the work has ended meanwhile.
     pub(super) fn in_turn<T>(
         &self,
@@ -139,7 +142,133 @@ fn died() -> Error {
     Error::io("a worker died", std::io::Error::other("panic"))
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The state behind these locks is only ever replaced whole, so a panic elsewhere spoils nothing.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Every way in which threads can take turns, tried by loom: `make loom`.
+#[cfg(all(test, loom))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::*;
+    use crate::{ErrorKind, Silent};
+
+    type Order = Vec<u64>;
+
+    /// Runs `work` in `threads` threads, in all orders of their steps. Loom fails where anybody waits for ever.
+    fn all_orders(
+        threads: usize,
+        work: impl Fn(&Turns<'static, Order>, &AtomicU64) -> Result<()> + Clone + Send + Sync + 'static,
+        judge: impl Fn(Result<Order>) + Send + Sync + 'static,
+    ) {
+        // More switches than this away from a thread that could go on take too long to try.
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let shared = Arc::new((Turns::new(Order::new(), 0, &Silent), AtomicU64::new(0)));
+            let run =
+                |shared: &(Turns<'static, Order>, AtomicU64),
+                 work: &dyn Fn(&Turns<'static, Order>, &AtomicU64) -> Result<()>| {
+                    // A panic ends its thread and nothing else, as it does under rayon until all have ended.
+                    let _ = catch_unwind(AssertUnwindSafe(|| {
+                        shared.0.worker(|turns| work(turns, &shared.1));
+                    }));
+                };
+            let others: Vec<_> = (1..threads)
+                .map(|_| {
+                    let (shared, work) = (Arc::clone(&shared), work.clone());
+                    loom::thread::spawn(move || run(&shared, &work))
+                })
+                .collect();
+            run(&shared, &work);
+            others.into_iter().for_each(|thread| thread.join().unwrap());
+            let shared = Arc::try_unwrap(shared).ok().unwrap();
+            judge(shared.0.finish());
+        });
+    }
+
+    /// Takes numbers up to `last` as the pipeline does, and notes each in its turn; `odd` may make an end of it.
+    fn numbered(
+        last: u64,
+        odd: impl Fn(u64, &Turns<'static, Order>) -> Result<()> + Clone,
+    ) -> impl Fn(&Turns<'static, Order>, &AtomicU64) -> Result<()> + Clone {
+        move |turns, next| {
+            loop {
+                let number = next.fetch_add(1, Relaxed);
+                if number > last {
+                    return Ok(());
+                }
+                odd(number, turns)?;
+                let note = |order: &mut Order| {
+                    order.push(number);
+                    Ok(())
+                };
+                if turns.in_turn(number, 1, note)?.is_none() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn turns_are_taken_in_order_by_however_many() {
+        for (threads, last) in [(2, 3), (3, 2)] {
+            all_orders(threads, numbered(last, |_, _| Ok(())), move |order| {
+                assert_eq!(order.unwrap(), (0..=last).collect::<Vec<_>>());
+            });
+        }
+    }
+
+    #[test]
+    fn an_error_of_one_sends_all_home() {
+        let fail = |number, _: &Turns<'_, Order>| {
+            if number == 1 { Err(Error::limit("enough")) } else { Ok(()) }
+        };
+        for threads in [2, 3] {
+            all_orders(threads, numbered(3, fail), |order| {
+                assert_eq!(order.unwrap_err().kind(), ErrorKind::Limit);
+            });
+        }
+    }
+
+    #[test]
+    fn an_error_in_a_turn_sends_all_home() {
+        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+            let number = next.fetch_add(1, Relaxed);
+            let fail = |_: &mut Order| Err::<(), _>(Error::limit("enough"));
+            if number == 0 {
+                turns.in_turn(0, 1, fail)?;
+            }
+            turns.in_turn(number, 1, |_| Ok(()))?;
+            Ok(())
+        };
+        all_orders(3, work, |order| assert_eq!(order.unwrap_err().kind(), ErrorKind::Limit));
+    }
+
+    #[test]
+    fn a_panic_leaves_nobody_waiting() {
+        std::panic::set_hook(Box::new(|_| {}));
+        let die = |number, _: &Turns<'_, Order>| {
+            assert!(number != 1);
+            Ok(())
+        };
+        all_orders(3, numbered(3, die), |order| {
+            assert!(order.unwrap_err().to_string().contains("died"));
+        });
+        let _ = std::panic::take_hook();
+    }
+
+    #[test]
+    fn a_result_that_is_complete_early_ends_all() {
+        let end = |number, turns: &Turns<'_, Order>| {
+            if number == 2 {
+                turns.end();
+            }
+            Ok(())
+        };
+        all_orders(3, numbered(3, end), |order| {
+            let order = order.unwrap();
+            assert!((0..order.len() as u64).eq(order));
+        });
+    }
 }

@@ -1,11 +1,14 @@
 //! Counts the bitmap directory, the bitmaps' tables and the clusters that hold their bits.
+//!
+//! As with the tables of snapshots, those of a hostile image may lie over each other: every byte is read once.
 
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Survey;
 use super::census::whole;
 use super::report::{FindingKind, Spot, Structure};
-use crate::format::{BitmapEntry, BitmapTableEntry, HostOffset};
+use super::tables::{Stretch, stretches};
+use crate::format::{BitmapEntry, BitmapTableEntry};
 use crate::io::read_padded;
 use crate::{Error, Result};
 
@@ -39,7 +42,7 @@ impl Survey<'_> {
         }
         self.each_bitmap(|index, entry| {
             let (offset, len) = table_place(entry);
-            self.census.claim(offset.0, len, bitmap(index));
+            self.census.claim(offset, len, bitmap(index));
             Ok(())
         })
     }
@@ -51,17 +54,19 @@ impl Survey<'_> {
             let spot = whole(Structure::BitmapDirectory, offset);
             self.census.count(offset, extension.directory_size, 1, spot)?;
         }
+        let mut tables = Vec::new();
         self.each_bitmap(|index, entry| {
             let (offset, len) = table_place(entry);
-            self.census.count(offset.0, len, 1, bitmap(index))?;
-            self.bitmap_table(offset, len)
-        })
+            tables.push(offset..offset.saturating_add(len));
+            self.census.count(offset, len, 1, bitmap(index))
+        })?;
+        stretches(&tables).into_iter().try_for_each(|part| self.bitmap_table(part))
     }
 
-    fn bitmap_table(&self, table: HostOffset, len: u64) -> Result<()> {
+    fn bitmap_table(&self, part: Stretch) -> Result<()> {
         let storage = &*self.image.storage;
-        let to = table.0.saturating_add(len).min(storage.len());
-        let mut at = table.0;
+        let to = part.to.min(storage.len());
+        let mut at = part.from;
         let mut buffer = Vec::new();
         while at < to {
             self.cancel.check()?;
@@ -71,20 +76,20 @@ impl Survey<'_> {
             buffer.resize(usize::try_from(piece).unwrap_or_default(), 0);
             read_padded(storage, &mut buffer, at).map_err(|e| e.structure("bitmap table"))?;
             for bytes in buffer.chunks_exact(8) {
-                let index = at.saturating_sub(table.0) >> 3;
+                let index = at.saturating_sub(part.start) >> 3;
                 let spot = Spot::entry(Structure::BitmapTable, index, at);
-                self.bitmap_table_entry(BigEndian::read_u64(bytes), spot)?;
+                self.bitmap_table_entry(BigEndian::read_u64(bytes), part.times, spot)?;
                 at = at.saturating_add(8);
             }
         }
         Ok(())
     }
 
-    fn bitmap_table_entry(&self, entry: u64, spot: Spot) -> Result<()> {
+    fn bitmap_table_entry(&self, entry: u64, times: u64, spot: Spot) -> Result<()> {
         match BitmapTableEntry::decode(entry, self.geometry) {
             Ok(BitmapTableEntry::Stored(offset)) => {
                 let len = self.geometry.cluster_size();
-                self.census.count(offset.0, len, 1, spot)?;
+                self.census.count(offset.0, len, times, spot)?;
                 // Guest data was counted before.
                 let cluster = offset.0 >> self.geometry.cluster_bits();
                 let shared = self.census.references(cluster) > 1;
@@ -96,15 +101,16 @@ impl Survey<'_> {
             }
             Ok(BitmapTableEntry::AllZeros | BitmapTableEntry::AllOnes) => {}
             Err(error) => {
-                self.report.corruption(FindingKind::Bitmap, 1, spot, || error.message().to_owned());
+                self.report
+                    .corruption(FindingKind::Bitmap, times, spot, || error.message().to_owned());
             }
         }
         Ok(())
     }
 }
 
-fn table_place(entry: &BitmapEntry) -> (HostOffset, u64) {
-    (entry.table_offset, u64::from(entry.table_entries).saturating_mul(8))
+fn table_place(entry: &BitmapEntry) -> (u64, u64) {
+    (entry.table_offset.0, u64::from(entry.table_entries).saturating_mul(8))
 }
 
 fn bitmap(index: u64) -> Spot {

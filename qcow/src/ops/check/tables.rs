@@ -194,15 +194,15 @@ fn compact(list: &mut Vec<L2Table>) {
 
 /// A range that belongs to `times` tables, of which one starts at `start`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stretch {
-    from: u64,
-    to: u64,
-    times: u64,
-    start: u64,
+pub(super) struct Stretch {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) times: u64,
+    pub(super) start: u64,
 }
 
 /// Cuts ranges that may overlap into stretches that do not.
-fn stretches(ranges: &[Range<u64>]) -> Vec<Stretch> {
+pub(super) fn stretches(ranges: &[Range<u64>]) -> Vec<Stretch> {
     let filled = || ranges.iter().filter(|range| range.start < range.end);
     let mut edges: Vec<(u64, bool, u64)> = filled()
         .flat_map(|range| [(range.start, true, range.start), (range.end, false, range.start)])

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use crc32fast::Hasher;
 
@@ -22,8 +22,8 @@ use crate::codec::is_zero;
 use crate::ops::checksum::hash;
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::Traffic;
-use crate::ops::turns::lock;
 use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
+use crate::sync::{Condvar, Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result};
 
 /// Small pieces are collected up to this many bytes.
