@@ -1,11 +1,14 @@
 //! Takes files from this thread, and from those that it starts from now on, by Landlock.
 
+use std::error::Error;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
 
 use super::plan::Rights;
 
@@ -26,7 +29,7 @@ pub(super) fn restrict(rights: &Rights<'_>) -> Result<(), String> {
     }
 }
 
-fn try_restrict(rights: &Rights<'_>) -> Result<RulesetStatus, RulesetError> {
+fn try_restrict(rights: &Rights<'_>) -> Result<RulesetStatus, Box<dyn Error>> {
     let all = AccessFs::from_all(NEWEST);
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let handled = if rights.anything { all & !read } else { all };
@@ -45,14 +48,33 @@ fn try_restrict(rights: &Rights<'_>) -> Result<RulesetStatus, RulesetError> {
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// Names that lead nowhere are left out: whoever opens them is told.
+/// Names that lead nowhere are left out: whoever opens them is told. What is there and cannot be looked at now is
+/// an error: a directory that is left out could not be written to later, nor cleaned up.
 fn allow(
-    rules: RulesetCreated,
+    mut rules: RulesetCreated,
     paths: &[impl AsRef<Path>],
     access: BitFlags<AccessFs>,
-) -> Result<RulesetCreated, RulesetError> {
+) -> Result<RulesetCreated, Box<dyn Error>> {
     if access.is_empty() {
         return Ok(rules);
     }
-    rules.add_rules(path_beneath_rules(paths, access))
+    for path in paths {
+        let opened = retry_on_intr(|| {
+            rustix::fs::open(path.as_ref(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        });
+        let file = match opened {
+            Ok(file) => file,
+            Err(
+                Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP | Errno::NAMETOOLONG,
+            ) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let status = retry_on_intr(|| rustix::fs::fstat(&file))?;
+        let directory = FileType::from_raw_mode(status.st_mode) == FileType::Directory;
+        let access = if directory { access } else { access & AccessFs::from_file(NEWEST) };
+        if !access.is_empty() {
+            rules = rules.add_rule(PathBeneath::new(file, access))?;
+        }
+    }
+    Ok(rules)
 }

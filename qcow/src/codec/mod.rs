@@ -46,7 +46,7 @@ impl Decompressor {
     /// [`Io`](crate::ErrorKind::Io) if the codec gets no memory.
     pub fn new(codec: Codec) -> Result<Self> {
         Ok(Self(match codec {
-            Codec::Zlib => Decode::Zlib(zlib::Decode::new()),
+            Codec::Zlib => Decode::Zlib(zlib::Decode::new()?),
             Codec::Zstd => Decode::Zstd(zstd::Decode::new()?),
         }))
     }

@@ -4,17 +4,23 @@ use flate2::{Decompress, FlushDecompress};
 
 use super::deflate::Deflate;
 use super::{check_level, corrupt};
-use crate::Result;
+use crate::{Error, Result};
 
 const DEFAULT_LEVEL: i32 = 6;
+/// More memory than a decoder takes.
+const NEEDED: usize = 128 << 10;
 
 /// Inflates clusters. Distances up to 32 KiB are accepted.
 #[derive(Debug)]
 pub(super) struct Decode(Decompress);
 
 impl Decode {
-    pub(super) fn new() -> Self {
-        Self(Decompress::new(false))
+    pub(super) fn new() -> Result<Self> {
+        // The library panics where it gets no memory, and there is no other way to ask it.
+        Vec::<u8>::new().try_reserve_exact(NEEDED).map_err(|_| {
+            Error::io("could not set up zlib", std::io::ErrorKind::OutOfMemory.into())
+        })?;
+        Ok(Self(Decompress::new(false)))
     }
 
     pub(super) fn run(&mut self, input: &[u8], output: &mut [u8]) -> Result<()> {
