@@ -305,7 +305,11 @@ fn deep_chains_and_circles() {
         .has_only(&["warning chain-deep layer4.qcow2"]);
     qemu::qemu_img(&args!["rebase", "-u", "-b", "layer2.qcow2", "-F", "qcow2", chain.template()]);
     let found = Found::in_dir(&scratch);
-    found.has_only(&["error loop layer0.qcow2"]);
+    // In a circle one stands on a younger one, if the clock ticked between the two.
+    let mut told = found.findings();
+    told.retain(|finding| *finding != "warning base-replaced layer0.qcow2");
+    assert_eq!(told, ["error loop layer0.qcow2"]);
+    assert_eq!(found.run.code(), Some(2));
     assert!(found.said("loop").starts_with("3 images stand on each other"));
     // Nothing is drawn twice, and all of it is.
     let tree = qcowtool(args!["audit", "--tree", scratch.dir()]).stdout();
