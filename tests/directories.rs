@@ -244,6 +244,29 @@ fn a_guest_that_is_shut_off_is_on_one_host_however_the_run_was_cut_off() {
 }
 
 #[test]
+fn a_run_that_was_cut_off_before_it_began_is_rolled_back() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    let prepared = hosts.run("prepare --running --output json").json();
+    let id = prepared["transaction"].as_str().unwrap();
+    fs::remove_file(hosts.at("b", "vm.qcow2")).unwrap();
+    let journal = hosts.scratch.path("state").join(format!("transactions/{id}.journal"));
+    let text = fs::read_to_string(&journal).unwrap();
+    fs::write(&journal, &text[..=text.find('\n').unwrap()]).unwrap();
+
+    let resumed = hosts.ends(&["resume", id]);
+    assert_eq!(resumed.code(), Some(6));
+    assert!(resumed.stderr().contains("qcowtool rollback"), "{}", resumed.stderr());
+    hosts.ends(&["rollback", id]).ok();
+    assert_eq!(
+        hosts.ends(&["transactions", "--open", "--output", "json"]).json(),
+        serde_json::json!([])
+    );
+    assert_eq!(hosts.ends(&["rollback", id]).code(), Some(2));
+    hosts.run("prepare --running --output json").json();
+}
+
+#[test]
 fn a_medium_comes_along_from_where_the_guests_files_are() {
     needs_qemu!();
     let hosts = Hosts::new();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use clap::Args;
 use migrate::Error;
-use migrate::journal::{Ended, Journal, Transaction};
+use migrate::journal::{Ended, Journal, Record, RolledBack, Transaction};
 use migrate::probe::Held;
 use migrate::run::{Means, Run, expire};
 use serde::Serialize;
@@ -194,6 +194,26 @@ fn table(all: &[Listed]) -> String {
 }
 
 impl Ending {
+    /// Ends a transaction whose run was cut off before it wrote down how to reach the hosts, which it does
+    /// before anything else: nothing was made. Whether it is one.
+    fn close_if_not_begun(&self) -> Result<bool, Failure> {
+        let not_begun = |transaction: &Transaction| {
+            transaction.closed.is_none()
+                && transaction.route.is_none()
+                && transaction.objects.is_empty()
+        };
+        if !not_begun(&Journal::peek(&self.state.journals(), &self.id)?) {
+            return Ok(false);
+        }
+        // Refused while a run that has just begun holds it.
+        let mut journal = Journal::open(&self.state.journals(), &self.id)?;
+        let still = not_begun(journal.transaction());
+        if still {
+            journal.write(Record::Closed { result: Ended::RolledBack })?;
+        }
+        Ok(still)
+    }
+
     /// Takes the transaction up again and hands it to `act`.
     fn run<T>(
         &self,
@@ -201,7 +221,12 @@ impl Ending {
     ) -> Result<T, Failure> {
         let transaction = Journal::peek(&self.state.journals(), &self.id)?;
         let (Some(facts), Some(route)) = (&transaction.facts, &transaction.route) else {
-            return Err(Error::environment("the run was cut off before it began").into());
+            if transaction.closed.is_some() {
+                return Err(Error::refused(format!("the transaction {} has ended", self.id)).into());
+            }
+            return Err(Error::environment("the run was cut off before it began")
+                .hint("nothing was done: end it with `qcowtool rollback`, then migrate again")
+                .into());
         };
         let reached = reach(route)?;
         let watch = Watch::start()?;
@@ -246,7 +271,10 @@ impl Rollback {
     /// Ends it backwards.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let leave = self.leave;
-        let done = self.ending.run(|run, watch| watch.settle_migration(run.roll_back(leave)))?;
+        let done = match self.ending.close_if_not_begun()? {
+            true => RolledBack::default(),
+            false => self.ending.run(|run, watch| watch.settle_migration(run.roll_back(leave)))?,
+        };
         let put_back = PutBack {
             removed: done.removed.iter().map(|(_, path)| shown(path)).collect(),
             left: done
