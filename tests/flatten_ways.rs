@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -74,7 +75,7 @@ fn a_clone_takes_no_space_and_reads_as_its_source() {
 }
 
 #[test]
-fn without_reflink_nothing_is_cloned_and_the_layout_is_the_same() {
+fn without_reflink_nothing_is_cloned() {
     needs_qemu!();
     let scratch = Scratch::new();
     let Some(xfs) = Mounted::xfs(scratch.subdir("xfs")) else { return };
@@ -86,7 +87,40 @@ fn without_reflink_nothing_is_cloned_and_the_layout_is_the_same() {
     assert_eq!(bytes(&outcome, "cloned-bytes"), 0, "{outcome}");
     assert!(bytes(&outcome, "written-bytes") > 60 * MIB, "{outcome}");
     assert!(xfs.used() - before > 60 * MIB);
+    qemu::assert_same("qcow2", &cloned, "qcow2", &copied);
+
+    // Where clusters lie in the order of the disk, it makes no difference how they got there.
+    let how = ["--force", "-o", "preallocation=metadata"];
+    assert!(bytes(&flatten(&how, &top, &cloned), "cloned-bytes") > 60 * MIB);
+    flatten(&[&how[..], &["--no-reflink"]].concat(), &top, &copied);
     assert!(fs::read(&cloned).unwrap() == fs::read(&copied).unwrap(), "the files differ");
+}
+
+/// A guest writes here and there, an image grows at its end: what lies in a row in the image is all over
+/// the disk. One call of the file system clones such a row, and it is a row again.
+#[test]
+fn what_lies_side_by_side_in_a_source_does_so_in_the_clone() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let Some(xfs) = Mounted::xfs(scratch.subdir("xfs")) else { return };
+    let source = fixtures::big::big_chain(&xfs.0, 1, 40 * MIB).layers.remove(0);
+    let (one, many) = (xfs.0.join("one"), xfs.0.join("many"));
+    flatten(&["--threads", "1"], &source, &one);
+    flatten(&["--threads", "5"], &source, &many);
+    assert!(fs::read(&one).unwrap() == fs::read(&many).unwrap(), "threads make a difference");
+    qemu::assert_clean(&one);
+    qemu::assert_same("qcow2", &source, "qcow2", &one);
+    // How far each run has moved within its file; the tables of so small an image are at its ends.
+    let runs = |file: &Path| {
+        let entries = qcowtool(args!["map", "--output", "json", file]).json();
+        let run = |entry: &Value| Some((entry["start"].as_u64()?, entry["offset"].as_i64()?));
+        entries.as_array().unwrap().iter().filter_map(run).collect::<Vec<_>>()
+    };
+    let (before, after) = (runs(&source), runs(&one));
+    assert!(before.len() > 20, "{before:?}");
+    assert_eq!(before.len(), after.len());
+    let moved: BTreeSet<_> = before.iter().zip(&after).map(|(a, b)| b.1 - a.1).collect();
+    assert_eq!(moved.len(), 1, "{moved:?}");
 }
 
 #[test]

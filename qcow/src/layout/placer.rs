@@ -115,6 +115,54 @@ impl Placer {
         self.place(first, count, u32::MAX, sink)
     }
 
+    /// Places the runs of data clusters (the first and how many) in the file in the order in which they are
+    /// given. They lie behind all that is placed yet on the guest's disk, and do not overlap.
+    pub(crate) fn place_strewn(
+        &mut self,
+        runs: impl Iterator<Item = (u64, u64)>,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        let most = self.rules.geometry.l2_entries();
+        let mut pieces = Vec::new();
+        for (first, count) in runs {
+            let (mut at, past) = (first, first.saturating_add(count));
+            while at < past {
+                let here = most.min(past.saturating_sub(at));
+                pieces.push((at, here, self.allocate_data(at, here)?));
+                self.settle(sink)?;
+                at = at.saturating_add(here);
+            }
+        }
+        pieces.sort_unstable_by_key(|&(first, ..)| first);
+        for (first, count, host) in pieces {
+            self.map_piece(first, count, host, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that `count` guest clusters from `first` on, no more than a table has, lie at `host`.
+    fn map_piece(
+        &mut self,
+        first: u64,
+        count: u64,
+        host: HostOffset,
+        sink: &mut impl Sink,
+    ) -> Result<()> {
+        let geometry = self.rules.geometry;
+        let (mut at, past) = (first, first.saturating_add(count));
+        let mut host = host;
+        while at < past {
+            let in_table = geometry.l2_index_of_cluster(at);
+            let here = geometry.l2_entries().saturating_sub(in_table).min(past.saturating_sub(at));
+            self.open_l2(at, sink)?;
+            self.map_run(in_table, here, host, u32::MAX)?;
+            sink.data(at, here, host)?;
+            host = host.checked_add(here.saturating_mul(geometry.cluster_size()))?;
+            at = at.saturating_add(here);
+        }
+        Ok(())
+    }
+
     /// Places `count` guest clusters from `first` on without giving them content: in an image
     /// with subclusters none is marked as allocated, so that they read from the backing file.
     pub(crate) fn reserve_run(
@@ -343,4 +391,58 @@ fn write_entry(bytes: &mut [u8], word: u64, bitmap: u64) {
 
 fn past_the_disk() -> Error {
     Error::usage("a cluster past the end of the disk cannot be placed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Qcow2Options;
+
+    /// Notes every place that is given out.
+    #[derive(Default)]
+    struct Notes {
+        metadata: Vec<(u64, u64)>,
+        data: Vec<(u64, u64, u64)>,
+    }
+
+    impl Sink for Notes {
+        fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+            self.metadata.push((offset.0, bytes.len() as u64));
+            Ok(())
+        }
+
+        fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
+            self.data.push((first, clusters, host.0));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn strewn_runs_have_places_of_their_own_in_the_order_in_which_they_come() {
+        const CLUSTER: u64 = 512;
+        // 64 entries in an L2 table, 64 counts in a refcount block: the runs cross both.
+        let options = Qcow2Options { cluster_size: CLUSTER, refcount_bits: 64, ..Default::default() };
+        let width = options.refcount_width().unwrap();
+        let mut placer = Placer::new(options.rules().unwrap(), width, 1 << 20).unwrap();
+        let runs = [(300, 100), (10, 150), (200, 1), (160, 40)];
+        let mut notes = Notes::default();
+        placer.place_strewn(runs.into_iter(), &mut notes).unwrap();
+        let finished = placer.finish(&mut notes).unwrap();
+
+        let guests = notes.data.iter().flat_map(|&(first, count, _)| first..first + count);
+        assert!(guests.eq((10..201).chain(300..400)), "{:?}", notes.data);
+        let host_of = |guest: u64| {
+            let run = notes.data.iter().find(|run| (run.0..run.0 + run.1).contains(&guest));
+            run.map(|(first, _, host)| host + (guest - first) * CLUSTER).unwrap()
+        };
+        let order = runs.into_iter().flat_map(|(first, count)| first..first + count);
+        assert!(order.map(host_of).is_sorted(), "{:?}", notes.data);
+
+        let data = notes.data.iter().map(|&(_, count, host)| (host, count * CLUSTER));
+        let mut places: Vec<_> = data.chain(notes.metadata.iter().copied()).collect();
+        places.sort_unstable();
+        let apart = places.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
+        assert!(apart, "{places:?}");
+        assert!(places.last().is_some_and(|last| last.0 + last.1 <= finished.file_length));
+    }
 }

@@ -10,7 +10,7 @@ use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::shortcut::{MOST_EXTENTS, Moved, Place, Shortcuts, none_here};
+use super::shortcut::{Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns};
 use crate::chain::Chain;
 use crate::extent::{Extent, Extents, Reader};
@@ -332,16 +332,20 @@ impl<'a> Items<'a> {
     /// The stretch from `first` on that can be moved.
     fn cut_moved(&mut self, first: Extent) -> Result<Moved> {
         let guest = first.guest.0;
-        let limit = self.shortcuts.map_or(guest, |shortcuts| shortcuts.reach(guest));
         let (mut extents, mut at) = (Vec::new(), guest);
+        let Some(shortcuts) = self.shortcuts else { return Ok(Moved { guest, len: 0, extents }) };
+        let (limit, most) = (shortcuts.reach(guest), shortcuts.most_extents());
         let mut next = Some(first);
         while let Some(extent) = next.take() {
-            let end = match self.movable(&extent) {
-                Some((start, end)) if start == at && extents.len() < MOST_EXTENTS => end.min(limit),
+            let end = match shortcuts.movable(&extent) {
+                Some((start, end)) if start == at && extents.len() < most => end.min(limit),
+                None if extent.is_zero() => shortcuts.passable(extent.end()).unwrap_or(at),
                 _ => at,
             };
             if end > at {
-                extents.push(extent.slice(at, end));
+                if !extent.is_zero() {
+                    extents.push(extent.slice(at, end));
+                }
                 at = end;
             }
             self.give_back(extent, at);

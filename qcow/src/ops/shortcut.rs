@@ -23,7 +23,9 @@ use crate::{CancelToken, Error, Result};
 /// No item is longer than this many bytes, so that progress is seen and a wish to stop is heard.
 const LONGEST: u64 = 1 << 30;
 /// No item has more extents than this.
-pub(super) const MOST_EXTENTS: usize = 256;
+const MOST_EXTENTS: usize = 256;
+/// No item has more extents than this where they are put in the order of the source: 2 MiB.
+const MOST_STREWN: usize = 1 << 15;
 
 /// How many bytes of a new image went which way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -55,12 +57,27 @@ enum Way {
     Memory,
 }
 
-/// A stretch of the disk that is moved as it is: extents without gaps, all of them data.
+/// A stretch of the disk that is moved as it is: extents of data in ascending order. What lies between
+/// them, if they may be strewn, is zeros.
 #[derive(Debug)]
 pub(super) struct Moved {
     pub(super) guest: u64,
     pub(super) len: u64,
     pub(super) extents: Vec<Extent>,
+}
+
+impl Moved {
+    /// How much of it is not zeros.
+    pub(super) fn data_bytes(&self) -> u64 {
+        self.extents.iter().fold(0, |sum: u64, extent| sum.saturating_add(extent.len))
+    }
+
+    /// What lies side by side in a source comes one after the other.
+    pub(super) fn in_source_order(&self) -> Vec<&Extent> {
+        let mut runs: Vec<_> = self.extents.iter().collect();
+        runs.sort_by_key(|run| source_order(run));
+        runs
+    }
 }
 
 /// Where a part of a [`Moved`] goes: `len` bytes from `guest` on to offset `to` of the new file.
@@ -83,6 +100,8 @@ pub(super) struct Shortcuts<'a> {
     granule: u64,
     /// Bytes of one item at most.
     longest: u64,
+    /// The target's clusters may lie in any order.
+    strewn: bool,
     /// What is moved is read all the same, for a digest.
     read_all: bool,
     cloned: AtomicU64,
@@ -116,10 +135,34 @@ impl<'a> Shortcuts<'a> {
             block: system.block,
             granule,
             longest: if read_all { ITEM } else { LONGEST },
+            strewn: false,
             read_all,
             cloned: AtomicU64::new(0),
             copied: AtomicU64::new(0),
         }))
+    }
+
+    /// Allows that what is cloned lies in the new file in the order that it has in the source, zeros left out:
+    /// then what lies side by side in the source is cloned by one call, and lies side by side again.
+    pub(super) fn strewn(mut self) -> Self {
+        let local = self.ways.iter().all(|way| *way != Way::Copy);
+        self.strewn = local && !self.read_all;
+        self
+    }
+
+    /// Whether an item may have gaps, and its extents any order in the new file.
+    pub(super) fn may_strew(&self) -> bool {
+        self.strewn
+    }
+
+    /// How many extents an item may have.
+    pub(super) fn most_extents(&self) -> usize {
+        if self.strewn { MOST_STREWN } else { MOST_EXTENTS }
+    }
+
+    /// Up to where zeros from `at` on, which end at `end`, can be passed over.
+    pub(super) fn passable(&self, end: u64) -> Option<u64> {
+        self.strewn.then_some(end & !self.granule.wrapping_sub(1))
     }
 
     /// Start and end of what can be moved of `extent`, on the guest's disk.
@@ -140,7 +183,7 @@ impl<'a> Shortcuts<'a> {
 
     /// How far an item that starts at `guest` may reach.
     pub(super) fn reach(&self, guest: u64) -> u64 {
-        guest.saturating_add(self.longest)
+        if self.strewn { u64::MAX } else { guest.saturating_add(self.longest) }
     }
 
     /// The digest of what is moved, if one is wanted.
@@ -166,21 +209,18 @@ impl<'a> Shortcuts<'a> {
         places: &[Place],
         cancel: &CancelToken,
     ) -> Result<()> {
-        let mut extents = moved.extents.iter().peekable();
-        for place in places {
-            let place_end = place.guest.saturating_add(place.len);
-            while let Some(extent) = extents.peek() {
-                let start = extent.guest.0.max(place.guest);
-                let end = extent.end().min(place_end);
-                if start < end {
-                    cancel.check()?;
-                    let to = place.to.saturating_add(start.saturating_sub(place.guest));
-                    self.carry_run(reader, buffer, &extent.slice(start, end), to)?;
-                }
-                if extent.end() > place_end {
-                    break;
-                }
-                extents.next();
+        let mut runs = runs_of(moved, places);
+        if self.strewn {
+            runs.sort_unstable_by_key(|(run, _)| source_order(run));
+        }
+        for row in runs.chunk_by(|(run, to), next| joins(run, *to, next)) {
+            cancel.check()?;
+            if row.len() > 1 && self.clone_row(row, cancel)? {
+                continue;
+            }
+            for (run, to) in row {
+                cancel.check()?;
+                self.carry_run(reader, buffer, run, *to)?;
             }
         }
         Ok(())
@@ -210,19 +250,44 @@ impl<'a> Shortcuts<'a> {
         self.rewrite(reader, buffer, &rest, to.saturating_add(done))
     }
 
+    /// Clones runs that lie side by side in both files; `false` if that cannot be done with all of them.
+    fn clone_row(&self, row: &[(Extent, u64)], cancel: &CancelToken) -> Result<bool> {
+        let Some((first, to)) = row.first() else { return Ok(true) };
+        if self.ways.get(first.depth) != Some(&Way::Clone) {
+            return Ok(false);
+        }
+        let len = row.iter().fold(0, |len: u64, (run, _)| len.saturating_add(run.len));
+        let mut done: u64 = 0;
+        while done < len {
+            cancel.check()?;
+            let here = LONGEST.min(len.saturating_sub(done));
+            if !self.clone_part(first, done, here, *to)? {
+                return Ok(false);
+            }
+            done = done.saturating_add(here);
+        }
+        self.cloned.fetch_add(len, Ordering::Relaxed);
+        Ok(true)
+    }
+
     /// Bytes cloned: all or none.
     fn clone_run(&self, run: &Extent, to: u64) -> Result<u64> {
-        let Some((layer, host)) = self.source(run) else { return Ok(0) };
-        let source = layer.data().file();
-        match clone_range((source, host), (self.target.file(), to), run.len) {
-            Ok(()) => {
-                self.cloned.fetch_add(run.len, Ordering::Relaxed);
-                Ok(run.len)
-            }
+        let cloned = self.clone_part(run, 0, run.len, to)?;
+        let len = if cloned { run.len } else { 0 };
+        self.cloned.fetch_add(len, Ordering::Relaxed);
+        Ok(len)
+    }
+
+    /// Clones `len` bytes that lie `skip` bytes behind the start of `run`, whose place is `to`.
+    fn clone_part(&self, run: &Extent, skip: u64, len: u64, to: u64) -> Result<bool> {
+        let Some((layer, host)) = self.source(run) else { return Ok(false) };
+        let from = (layer.data().file(), host.saturating_add(skip));
+        match clone_range(from, (self.target.file(), to.saturating_add(skip)), len) {
+            Ok(()) => Ok(true),
             Err(error) if is_final(error) => {
                 Err(self.target.failed("could not clone", error.into()))
             }
-            Err(_) => Ok(0),
+            Err(_) => Ok(false),
         }
     }
 
@@ -269,6 +334,41 @@ impl<'a> Shortcuts<'a> {
         }
         Ok(())
     }
+}
+
+/// The parts of the extents with their places in the new file, in the order of the disk.
+fn runs_of(moved: &Moved, places: &[Place]) -> Vec<(Extent, u64)> {
+    let mut runs = Vec::with_capacity(moved.extents.len());
+    let mut extents = moved.extents.iter().peekable();
+    for place in places {
+        let place_end = place.guest.saturating_add(place.len);
+        while let Some(extent) = extents.peek() {
+            let start = extent.guest.0.max(place.guest);
+            let end = extent.end().min(place_end);
+            if start < end {
+                let to = place.to.saturating_add(start.saturating_sub(place.guest));
+                runs.push((extent.slice(start, end), to));
+            }
+            if extent.end() > place_end {
+                break;
+            }
+            extents.next();
+        }
+    }
+    runs
+}
+
+/// What lies side by side in a source comes one after the other.
+fn source_order(run: &Extent) -> (usize, u64) {
+    let ExtentKind::Data { host } = run.kind else { return (run.depth, u64::MAX) };
+    (run.depth, host.0)
+}
+
+/// Whether the run at `to` ends, in both files, where the next one starts.
+fn joins(run: &Extent, to: u64, (next, next_to): &(Extent, u64)) -> bool {
+    let (depth, host) = source_order(run);
+    (depth, host.saturating_add(run.len)) == source_order(next)
+        && to.saturating_add(run.len) == *next_to
 }
 
 /// Tries it out: one block is cloned into the new file and cut off again.

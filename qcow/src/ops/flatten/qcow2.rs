@@ -56,8 +56,10 @@ pub(super) fn flatten(
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
     let placed_alone = matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata);
     if placed_alone && !options.compress && !options.no_reflink {
-        job.shortcuts =
+        let shortcuts =
             Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest)?;
+        let anywhere = target.preallocation == Preallocation::Off && data_file.is_none();
+        job.shortcuts = if anywhere { shortcuts.map(Shortcuts::strewn) } else { shortcuts };
     }
     let state = State::new(placer, options.digest);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
@@ -336,12 +338,18 @@ impl Job for Qcow2Job<'_> {
         moved: &Moved,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        state.tally.add(moved.len, hash);
+        state.tally.add(moved.data_bytes(), hash);
         let cluster_size = self.cluster_size as u64;
         let metadata = Metadata::to(self.files.map(|files| files.image));
         let mut sink = Places { metadata, cluster_size, places: Vec::new() };
         let number = |bytes: u64| bytes.checked_div(cluster_size).unwrap_or_default();
-        state.placer.place_run(number(moved.guest), number(moved.len), &mut sink)?;
+        if self.shortcuts.as_ref().is_some_and(Shortcuts::may_strew) {
+            let runs = moved.in_source_order().into_iter();
+            let runs = runs.map(|run| (number(run.guest.0), number(run.len)));
+            state.placer.place_strewn(runs, &mut sink)?;
+        } else {
+            state.placer.place_run(number(moved.guest), number(moved.len), &mut sink)?;
+        }
         Ok(sink.places)
     }
 
