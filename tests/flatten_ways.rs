@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::{checksum, qcowtool};
@@ -188,6 +189,30 @@ fn each_run_goes_its_own_way() {
     let raw = xfs.0.join("raw");
     flatten(&["-O", "raw", "--no-reflink"], &target, &raw);
     assert!(fs::read(&raw).unwrap().starts_with(&fs::read(&odd).unwrap()));
+}
+
+#[test]
+fn zeros_within_large_clusters_take_no_room() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let (source, target) = (scratch.path("source"), scratch.path("target"));
+    write_raw(&source, 40 * MIB, &[(0, &noise(5, 40 << 20))]);
+    for cluster in 0..20 {
+        qemu_io("raw", &source, &[&format!("write -z -u {}k 1536k", cluster * 2048 + 256)]);
+    }
+    let flatten = |how: &[&str]| {
+        let mut all = vec!["-f", "raw", "--force", "-o", "cluster_size=2M"];
+        all.extend(how);
+        let outcome = flatten(&all, &source, &target);
+        qemu::assert_clean(&target);
+        qemu::assert_same("raw", &source, "qcow2", &target);
+        outcome
+    };
+    assert!(bytes(&flatten(&[]), "written-bytes") < 11 * MIB);
+    assert!(fs::metadata(&target).unwrap().blocks() * 512 < 11 * MIB);
+    // Who asks for the space gets it.
+    flatten(&["-o", "preallocation=full"]);
+    assert!(fs::metadata(&target).unwrap().blocks() * 512 >= 40 * MIB);
 }
 
 #[test]

@@ -54,8 +54,7 @@ pub(super) fn flatten(
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
-    let placed_alone = matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata);
-    if placed_alone && !options.compress && !options.no_reflink {
+    if job.sparse && !options.compress && !options.no_reflink {
         let shortcuts =
             Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest)?;
         let anywhere = target.preallocation == Preallocation::Off && data_file.is_none();
@@ -155,6 +154,9 @@ pub(super) fn measure(
     Ok(Done { file_length: finished.file_length, traffic, tally: state.tally })
 }
 
+/// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
+const HOLE: usize = 64 << 10;
+
 /// Checks the options, and starts the layout.
 pub(super) fn prepared(
     chain: &Chain,
@@ -214,6 +216,8 @@ pub(super) struct Qcow2Job<'a> {
     level: Option<i32>,
     digest: bool,
     preallocation: Preallocation,
+    /// What is not written reads as zeros, and nobody asked for its space.
+    sparse: bool,
     cancel: &'a CancelToken,
 }
 
@@ -395,6 +399,8 @@ impl<'a> Qcow2Job<'a> {
             level: options.compression_level,
             digest: options.digest,
             preallocation: target.preallocation,
+            sparse: files.is_some_and(|files| files.data.device_len().is_none())
+                && matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata),
             cancel,
         }
     }
@@ -470,7 +476,15 @@ impl<'a> Qcow2Job<'a> {
         match *write {
             // What the item does not have (at the end of the disk) is a hole and reads as zeros.
             Write::Data { from, to, host } => {
-                each(host.0, bytes.get(from..to.min(bytes.len())).unwrap_or_default())
+                let bytes = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
+                if !self.sparse || self.cluster_size <= HOLE {
+                    return each(host.0, bytes);
+                }
+                for (start, end) in runs_of(bytes, HOLE, |run| !is_zero(run)) {
+                    let run = bytes.get(start..end).unwrap_or_default();
+                    each(host.0.saturating_add(start as u64), run)?;
+                }
+                Ok(())
             }
             Write::Packed { from, to, host } => {
                 each(host.0, worker.packed.get(from..to).unwrap_or_default())
