@@ -33,7 +33,7 @@ pub(crate) fn write_chain(dir: &Path, depth: usize, bytes: u64) -> Result<()> {
 
 /// A raw disk of `bytes` bytes without a hole.
 pub(crate) fn dense(dir: &Path, bytes: u64) -> Result<PathBuf> {
-    let path = dir.join("dense.raw");
+    let path = dir.join(format!("dense{bytes}.raw"));
     let mut maker = Command::new(std::env::current_exe()?);
     must(maker.arg("dense").arg(&path).arg(bytes.to_string()))?;
     Ok(path)

@@ -27,7 +27,8 @@ use crate::size;
     after_help = concat!(
     "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone.
 --exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
-same options, to the byte; with an external data file, of both files, and of that file by itself.
+same options, to the byte; with an external data file, of both files, and of that file by itself. A
+file system that clones keeps zeros that a source stores as data: --no-reflink leaves them out there.
 
 Examples:
   qcowtool measure -O qcow2 vm.qcow2

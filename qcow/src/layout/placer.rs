@@ -421,7 +421,8 @@ mod tests {
     fn strewn_runs_have_places_of_their_own_in_the_order_in_which_they_come() {
         const CLUSTER: u64 = 512;
         // 64 entries in an L2 table, 64 counts in a refcount block: the runs cross both.
-        let options = Qcow2Options { cluster_size: CLUSTER, refcount_bits: 64, ..Default::default() };
+        let options =
+            Qcow2Options { cluster_size: CLUSTER, refcount_bits: 64, ..Default::default() };
         let width = options.refcount_width().unwrap();
         let mut placer = Placer::new(options.rules().unwrap(), width, 1 << 20).unwrap();
         let runs = [(300, 100), (10, 150), (200, 1), (160, 40)];
