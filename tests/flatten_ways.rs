@@ -1,5 +1,5 @@
 //! The ways that bytes can go into a new image: cloned on a file system where files share space, or
-//! through memory. The file system is an XFS on a loop device; says so where there can be none.
+//! through memory. The file systems are an XFS and a Btrfs on loop devices; says so where there can be none.
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
@@ -48,8 +48,14 @@ fn bytes(outcome: &Value, key: &str) -> u64 {
 fn a_clone_takes_no_space_and_reads_as_its_source() {
     needs_qemu!();
     let scratch = Scratch::new();
-    let Some(xfs) = Mounted::xfs(scratch.subdir("xfs")) else { return };
-    let top = chain(&scratch, &xfs.0, "");
+    for system in [Mounted::xfs, Mounted::btrfs] {
+        let Some(system) = system(scratch.subdir("shared")) else { continue };
+        clones_take_no_space(&scratch, &system);
+    }
+}
+
+fn clones_take_no_space(scratch: &Scratch, system: &Mounted) {
+    let top = chain(scratch, &system.0, "");
     for (format, options) in [
         ("qcow2", "cluster_size=64k"),
         ("qcow2", "cluster_size=4k"),
@@ -58,10 +64,10 @@ fn a_clone_takes_no_space_and_reads_as_its_source() {
         ("qcow2", "preallocation=metadata"),
         ("raw", "preallocation=off"),
     ] {
-        let target = xfs.0.join(format!("{format},{options}"));
-        let before = xfs.used();
+        let target = system.0.join(format!("{format},{options}"));
+        let before = system.used();
         let outcome = flatten(&["-O", format, "-o", options], &top, &target);
-        let taken = xfs.used() - before;
+        let taken = system.used() - before;
         // Clusters of 2 MiB come from many places: what is not a whole one is copied.
         let copied = if options.contains("2M") { 10 * MIB } else { MIB };
         let cloned = bytes(&outcome, "cloned-bytes");
