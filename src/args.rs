@@ -78,8 +78,7 @@ pub(crate) struct SourceArgs {
 impl SourceArgs {
     /// The engine's options; `snapshot` is the view to read instead of the current state.
     pub(crate) fn open_options(&self, snapshot: Option<&str>) -> OpenOptions {
-        let mut open = self.chain.open_options();
-        self.trust.bind(&mut open.policy, &mut open.limits);
+        let open = self.trust.binding(self.chain.open_options());
         OpenOptions {
             format: self.format,
             backing_format: self.backing_format,
@@ -150,6 +149,12 @@ impl TrustArgs {
     /// Whether the image is not trusted, and nobody said how large its disk may be.
     pub(crate) fn is_unbounded(&self) -> bool {
         self.untrusted && self.max_virtual_size.is_none()
+    }
+
+    /// The options with policy and limits as strict as was asked for.
+    pub(crate) fn binding(&self, mut open: OpenOptions) -> OpenOptions {
+        self.bind(&mut open.policy, &mut open.limits);
+        open
     }
 
     /// Makes policy and limits as strict as was asked for. Directories that are allowed stay so.

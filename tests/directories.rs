@@ -244,6 +244,44 @@ fn a_guest_that_is_shut_off_is_on_one_host_however_the_run_was_cut_off() {
 }
 
 #[test]
+fn once_its_files_are_being_put_away_a_guest_that_moved_is_not_taken_back() {
+    needs_qemu!();
+    for retain in ["--retain 7", "--retain 0"] {
+        let hosts = Hosts::new();
+        let words = format!("migrate {retain} --output json");
+        let id = hosts.run(&words).json()["transaction"].as_str().unwrap().to_owned();
+        // As if it had been killed when the file had its new name, and nothing said so yet.
+        let journal = hosts.scratch.path("state").join(format!("transactions/{id}.journal"));
+        let text = fs::read_to_string(&journal).unwrap();
+        let begun = text.find("\"retire\"").unwrap();
+        fs::write(&journal, &text[..begun + text[begun..].find('\n').unwrap() + 1]).unwrap();
+
+        let refused = hosts.ends(&["rollback", &id]);
+        assert_eq!(refused.code(), Some(2), "{}", refused.stderr());
+        assert!(refused.stderr().contains("qcowtool resume"), "{}", refused.stderr());
+        assert!(hosts.scratch.path("b").join("etc/libvirt/qemu/vm.xml").exists());
+        assert!(hosts.at("b", "vm.qcow2").exists());
+        if retain == "--retain 7" {
+            hosts.ends(&["resume", &id]).ok();
+            let kept = hosts.ends(&["transactions", "--output", "json"]).json();
+            assert!(kept[0]["kept"][0].as_str().unwrap().contains(".migrated-"), "{kept}");
+        }
+    }
+}
+
+#[test]
+fn definitions_that_cannot_be_read_are_not_taken_for_none() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    fs::create_dir_all(hosts.scratch.path("b").join("etc/libvirt")).unwrap();
+    fs::write(hosts.scratch.path("b").join("etc/libvirt/qemu"), "no directory").unwrap();
+    let refused = hosts.run("migrate");
+    assert_eq!(refused.code(), Some(6), "{}", refused.stderr());
+    assert!(refused.stderr().contains("etc/libvirt/qemu"), "{}", refused.stderr());
+    assert!(hosts.names("b").is_empty());
+}
+
+#[test]
 fn a_run_that_was_cut_off_before_it_began_is_rolled_back() {
     needs_qemu!();
     let hosts = Hosts::new();
@@ -376,4 +414,6 @@ fn nothing_is_kept_that_nobody_wants_to_keep() {
     let hosts = Hosts::new();
     hosts.run("migrate --retain 0").ok();
     assert_eq!(hosts.names("a"), ["template.qcow2"]);
+    let listed = hosts.ends(&["transactions", "--output", "json"]).json();
+    assert_eq!(listed[0]["kept"], serde_json::json!([]));
 }

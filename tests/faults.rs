@@ -11,6 +11,8 @@ mod common;
 mod cases;
 #[path = "faults/crashes.rs"]
 mod crashes;
+#[path = "faults/cuts.rs"]
+mod cuts;
 #[path = "faults/devices.rs"]
 mod devices;
 #[path = "faults/inject.rs"]
@@ -19,11 +21,15 @@ mod inject;
 mod kills;
 #[path = "faults/limits.rs"]
 mod limits;
+#[path = "faults/migrations.rs"]
+mod migrations;
 #[path = "faults/place.rs"]
 mod place;
 #[path = "faults/repairs.rs"]
 mod repairs;
 #[path = "faults/rescues.rs"]
 mod rescues;
+#[path = "faults/stories.rs"]
+mod stories;
 #[path = "faults/tracer.rs"]
 mod tracer;

@@ -25,7 +25,8 @@ fn readers(image: &Path, target: &Path) -> Vec<Vec<std::ffi::OsString>> {
         .map(|command| [args![command], options.clone(), args![image]].concat())
         .collect();
     all.push([args!["compare", "-F", "qcow2"], options.clone(), args![image, image]].concat());
-    all.push([args!["flatten"], options, args![image, target]].concat());
+    all.push([args!["flatten"], options.clone(), args![image, target]].concat());
+    all.push([args!["create", "--like", image], options, args![target]].concat());
     all
 }
 
@@ -107,6 +108,42 @@ fn backing_and_data_files_are_refused_unopened_or_stay_below_a_directory() {
     fs::remove_file(fifo.with_file_name("data")).unwrap();
     symlink(&fifo, fifo.with_file_name("data")).unwrap();
     all_refuse(&image, &["data file"]);
+}
+
+#[test]
+fn a_target_is_made_like_and_on_only_what_may_be_used() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let (image, target) = (scratch.path("disk"), scratch.path("target"));
+    qemu::create(&image, "cluster_size=4k", "1M");
+    let like = |options: &str, image: &Path| {
+        let options: Vec<_> = options.split_whitespace().map(Into::into).collect();
+        qcowtool([args!["create", "--like", image, "--untrusted"], options, args![target]].concat())
+    };
+    like("", &image).refused_naming(&["must be stated", "-f"]);
+    like("-f raw", &image).refused_naming(&["first bytes"]);
+    like("-f qcow2 --max-virtual-size 512k", &image).refused_naming(&["virtual size"]);
+    like("-f qcow2 --max-metadata 1", &image).refused();
+    let overlay = scratch.path("overlay");
+    qemu::overlay(&overlay, "disk", "qcow2", "", "");
+    fs::remove_file(&image).unwrap();
+    like("-f qcow2", &overlay).refused_naming(&["backing file", "--allow-dir"]);
+    assert!(!target.exists());
+    // The base is named, and need not be there.
+    like(&format!("-f qcow2 --allow-dir {}", scratch.dir().display()), &overlay).ok();
+    assert_eq!(qemu::try_info(&target, &[]).unwrap()["virtual-size"], 1 << 20);
+
+    // The same of an image that a new one stands on.
+    qemu::create(&image, "", "1M");
+    let new = scratch.path("new");
+    let on = |options: &[&str]| {
+        let options: Vec<_> = options.iter().map(Into::into).collect();
+        let on = args!["create", "-f", "qcow2", "-F", "qcow2", "-b", overlay, "--untrusted"];
+        qcowtool([on, options, args![new]].concat())
+    };
+    on(&[]).refused_naming(&["backing file", "--allow-dir"]);
+    assert!(!new.exists());
+    on(&["--allow-dir", scratch.dir().to_str().unwrap()]).ok();
 }
 
 /// An image of 64 KiB clusters whose first cluster holds data, with room for 64 L1 entries: 32 GiB.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use migrate::ErrorKind;
@@ -266,6 +266,22 @@ fn a_journal_tells_what_happened() {
     assert_eq!(told.pools, [(Side::Source, "p".to_owned())]);
     assert!(told.migrate_called);
     assert_eq!(told.outcome, Some(Outcome::InDoubt));
+}
+
+#[test]
+fn a_journal_has_its_name_when_its_first_record_is_whole() {
+    let world = World::new();
+    // The one that is being begun is hidden, and nobody's business.
+    fs::create_dir(world.state()).unwrap();
+    fs::write(world.state().join(".journal-x"), "{\"time\":").unwrap();
+    assert!(Journal::list(&world.state()).unwrap().is_empty());
+    let journal = Journal::create(&world.state(), &plan()).unwrap();
+    let names: Vec<_> = fs::read_dir(world.state()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    let bytes = fs::read(journal.path()).unwrap();
+    assert!(bytes.ends_with(b"\n") && bytes.starts_with(b"{"));
+    let mode = fs::metadata(journal.path()).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]

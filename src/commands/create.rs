@@ -9,7 +9,7 @@ use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_un
 use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
-use crate::args::{ChainArgs, OutputArgs, SandboxArgs, Voice, format_parser, required};
+use crate::args::{ChainArgs, OutputArgs, SandboxArgs, TrustArgs, Voice, format_parser, required};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
@@ -22,7 +22,7 @@ use crate::size;
 #[derive(Debug, Args)]
 #[command(
     override_usage = "qcowtool create [OPTIONS] <PATH> [SIZE]\n       \
-                      qcowtool create --like <IMAGE> [--force] <PATH>",
+                      qcowtool create --like <IMAGE> [-f <FMT>] [--force] <PATH>",
     after_help = concat!(
     "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). Left out, it is that of
 the backing file.
@@ -32,6 +32,7 @@ Examples:
   qcowtool create -f qcow2 -b template.qcow2 -F qcow2 overlay.qcow2
   qcowtool create -f qcow2 -o cluster_size=2M,preallocation=metadata vm.qcow2 1T
   qcowtool create --like orphan.qcow2 target.qcow2
+  qcowtool create --like upload.qcow2 --untrusted -f qcow2 target.qcow2
   qcowtool create -f qcow2 -o help
 
 ", exit_codes!()))]
@@ -43,9 +44,9 @@ pub(crate) struct Create {
     #[command(flatten)]
     sandbox: SandboxArgs,
 
-    /// Format of the new image
-    #[arg(short, long, value_name = "FMT", default_value = "raw", value_parser = format_parser())]
-    format: Format,
+    /// Format of the new image [default: raw]; with --like that of IMAGE too, which else its first bytes tell
+    #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
+    format: Option<Format>,
 
     /// The image that the new one stands on, relative to the new one's directory
     #[arg(short, long, value_name = "BACKING")]
@@ -66,7 +67,7 @@ pub(crate) struct Create {
 
     /// Take format, size and geometry from this image, without its chain or content
     #[arg(long, value_name = "IMAGE", conflicts_with_all =
-          ["format", "backing", "backing_fmt", "unchecked", "options", "size"])]
+          ["backing", "backing_fmt", "unchecked", "options", "size"])]
     like: Option<PathBuf>,
 
     /// Replace PATH if it exists, atomically
@@ -75,6 +76,10 @@ pub(crate) struct Create {
 
     #[command(flatten)]
     chain: ChainArgs,
+
+    /// What IMAGE or BACKING may demand.
+    #[command(flatten)]
+    trust: TrustArgs,
 
     /// The image to make
     #[arg(value_name = "PATH", required_unless_present = "options")]
@@ -89,7 +94,7 @@ impl Create {
     /// Makes the image, or lists the options that it can have.
     pub(crate) fn run(mut self) -> Result<(), Failure> {
         let items = match request(&self.options)? {
-            Request::Help => return print(help(self.format, Purpose::Create)),
+            Request::Help => return print(help(self.new_format(), Purpose::Create)),
             Request::Options(items) => items,
         };
         let path = required(self.path.take(), "PATH")?;
@@ -111,16 +116,26 @@ impl Create {
     /// Makes an empty target for `source` and proves it.
     fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
         self.sandbox.enter(Plan::new().image(source).making(path))?;
-        self.voice.opening(source, None);
-        let mut plan = migrate::target::plan(source, &self.chain.open_options())?;
+        self.voice.opening(source, self.format);
+        let open = OpenOptions { format: self.format, ..self.open_options() };
+        let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.force;
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
 
+    /// How IMAGE or BACKING is opened.
+    fn open_options(&self) -> OpenOptions {
+        self.trust.binding(self.chain.open_options())
+    }
+
+    fn new_format(&self) -> Format {
+        self.format.unwrap_or(Format::Raw)
+    }
+
     /// What to create, and the options that were given in words.
     fn options(&self, items: &[Item]) -> Result<(CreateOptions, ImageOptions)> {
-        let mut given = ImageOptions::parse(self.format, Purpose::Create, items)?;
+        let mut given = ImageOptions::parse(self.new_format(), Purpose::Create, items)?;
         self.set_size(&mut given)?;
         self.set_backing(&mut given)?;
         let options = CreateOptions {
@@ -174,11 +189,11 @@ impl Create {
         if name.is_empty() {
             return Err(Error::usage("the name of the backing file is empty"));
         }
-        if self.format == Format::Raw {
+        if self.new_format() == Format::Raw {
             return Err(Error::usage("raw images cannot stand on a backing file")
                 .hint("make a qcow2 image with -f qcow2"));
         }
-        let open = OpenOptions { format: Some(format), ..self.chain.open_options() };
+        let open = OpenOptions { format: Some(format), ..self.open_options() };
         Ok(Some(Backing { name: name.into(), format, unchecked: self.unchecked, open }))
     }
 

@@ -11,13 +11,13 @@ use nix::libc;
 use super::cases::{Case, MAKERS, REPAIRS, SCATTERED};
 use super::place::{Golden, Place, is_room, on_threads};
 use super::repairs;
-use super::tracer::can_trace;
+use super::tracer::{Call, can_trace};
 
 /// What a disk writes whole.
 const SECTOR: usize = 512;
 
 /// What became of a file or of the directory, one after the other.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
     Create(String),
     Rename(String, String),
@@ -30,39 +30,46 @@ pub(crate) enum Event {
     /// Zeros: where, and how many.
     Zero(usize, u64, u64),
     Sync(usize),
-    SyncDirectory,
+    MakeDirectory(String),
+    SyncDirectory(String),
 }
+
+/// What there is: by name in the directory of the run, or by its own if it is a device.
+pub(crate) type Before = [(String, Vec<u8>)];
 
 /// Reads the events out of a run's calls.
 pub(crate) fn events(golden: &Golden) -> Vec<Event> {
+    events_of(&golden.before, &golden.calls).into_iter().map(|(_, event)| event).collect()
+}
+
+/// As [`events`], each with the place of its call.
+pub(crate) fn events_of(before: &Before, calls: &[Call]) -> Vec<(usize, Event)> {
     let mut files: BTreeMap<String, usize> =
-        golden.before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
-    let mut next = files.len();
+        before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
+    let mut lengths: Vec<u64> = before.iter().map(|(_, bytes)| bytes.len() as u64).collect();
     let mut events = Vec::new();
-    // A device is a file that has been there before.
-    let room = |path: &Path| {
-        path.parent().is_some_and(is_room)
-            || golden.before.iter().any(|(name, _)| path == Path::new(name))
+    let name = |path: &Path| {
+        let room = path.ancestors().find(|path| is_room(path));
+        let name = room.map_or(path, |room| path.strip_prefix(room).unwrap());
+        name.to_str().unwrap().to_owned()
     };
-    for call in golden.calls.iter().filter(|call| call.result >= 0) {
-        if is_room(&call.path) && call.name == "fsync" {
-            events.push(Event::SyncDirectory);
-        }
-        if !room(&call.path) {
+    // A device is a file that has been there before.
+    let matters = |path: &Path| {
+        let name = name(path);
+        // What is there for as long as the run.
+        let passing = name.starts_with("tmp/") || name.contains("/.qcowtool-");
+        !passing && path.ancestors().any(is_room) || before.iter().any(|(known, _)| name == *known)
+    };
+    for (at, call) in calls.iter().enumerate().filter(|(_, call)| call.result >= 0) {
+        if !matters(&call.path) || call.is_on_a_stream() {
             continue;
         }
-        let name = |path: &Path| match path.parent() {
-            Some(parent) if is_room(parent) => {
-                path.file_name().unwrap().to_str().unwrap().to_owned()
-            }
-            _ => path.to_str().unwrap().to_owned(),
-        };
         let (of, [_, one, two, three, ..]) = (name(&call.path), call.arguments);
         let file = files.get(&of).copied();
-        events.push(match (call.name, file) {
+        let event = match (call.name, file) {
             ("openat", None) if two as i32 & libc::O_CREAT != 0 => {
-                files.insert(of.clone(), next);
-                next += 1;
+                files.insert(of.clone(), lengths.len());
+                lengths.push(0);
                 Event::Create(of)
             }
             ("renameat" | "renameat2" | "rename", Some(file)) => {
@@ -75,17 +82,32 @@ pub(crate) fn events(golden: &Golden) -> Vec<Event> {
                 Event::Remove(of)
             }
             ("pwrite64", Some(file)) => {
+                lengths[file] = lengths[file].max(three + call.result as u64);
                 Event::Write(file, three, call.data[..call.result as usize].to_vec())
             }
-            ("ftruncate", Some(file)) => Event::SetLen(file, one),
+            // What is written this way is written from the beginning to the end.
+            ("write", Some(file)) => {
+                let end = lengths[file];
+                lengths[file] = end + call.result as u64;
+                Event::Write(file, end, call.data[..call.result as usize].to_vec())
+            }
+            ("ftruncate", Some(file)) => {
+                lengths[file] = one;
+                Event::SetLen(file, one)
+            }
             ("fallocate", Some(file)) if one == 0 => Event::Reserve(file, two + three),
             ("fallocate", Some(file)) => Event::Zero(file, two, three),
             ("fsync" | "fdatasync", Some(file)) => Event::Sync(file),
+            ("fsync", None) => Event::SyncDirectory(of),
+            ("mkdir", None) => Event::MakeDirectory(of),
+            // It was there, and is opened as it is.
+            ("openat", Some(_)) if two as i32 & libc::O_TRUNC == 0 => continue,
             _ => {
                 assert!(!call.changes_files(), "not understood: {call:?}");
                 continue;
             }
-        });
+        };
+        events.push((at, event));
     }
     events
 }
@@ -106,7 +128,22 @@ pub(crate) const KEPT: [Kept; 6] =
     [Kept::All, Kept::Nothing, Kept::Some(1), Kept::Some(2), Kept::Some(3), Kept::Some(4)];
 
 /// What is on the disk if the power goes after these events.
-pub(crate) fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) -> Disk {
+pub(crate) fn after(before: &Before, events: &[Event], kept: Kept) -> Disk {
+    let Left { names, files, .. } = left_after(before, events, kept);
+    names.into_iter().map(|(name, file)| (name, files[file].clone())).collect()
+}
+
+/// What is on the disk, and which file is which: by numbers, in the order in which they came to be.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Left {
+    pub(crate) names: BTreeMap<String, usize>,
+    pub(crate) files: Vec<Vec<u8>>,
+    /// Directories that were made, and are not there.
+    pub(crate) lost: Vec<String>,
+}
+
+/// As [`after`].
+pub(crate) fn left_after(before: &Before, events: &[Event], kept: Kept) -> Left {
     let mut random = Random::new(match kept {
         Kept::Some(seed) => seed * 1000 + events.len() as u64,
         _ => 0,
@@ -154,13 +191,27 @@ pub(crate) fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) 
         }
     }
     // A directory's changes may be lost from some moment on after its last sync.
-    let synced = events.iter().rposition(|event| matches!(event, Event::SyncDirectory));
-    let (mut names, mut lost) = (BTreeMap::new(), false);
+    let synced = |directory: &str| {
+        events
+            .iter()
+            .rposition(|event| matches!(event, Event::SyncDirectory(of) if of == directory))
+    };
+    let (mut names, mut losing, mut gone) = (BTreeMap::new(), HashSet::new(), Vec::new());
     names.extend(before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)));
     let mut next = before.len();
     for (at, event) in events.iter().enumerate() {
-        let changes = matches!(event, Event::Create(_) | Event::Rename(..) | Event::Remove(_));
-        lost = lost || changes && synced.is_none_or(|sync| at > sync) && !lucky();
+        let changed = match event {
+            Event::Create(name)
+            | Event::Rename(_, name)
+            | Event::Remove(name)
+            | Event::MakeDirectory(name) => name.rsplit_once('/').map_or("", |(above, _)| above),
+            _ => continue,
+        };
+        let durable = synced(changed).is_some_and(|sync| at < sync);
+        if !losing.contains(changed) && !durable && !lucky() {
+            losing.insert(changed);
+        }
+        let lost = losing.contains(changed);
         match event {
             Event::Create(name) => {
                 if !lost {
@@ -173,10 +224,15 @@ pub(crate) fn after(before: &[(String, Vec<u8>)], events: &[Event], kept: Kept) 
                 names.insert(to.clone(), file);
             }
             Event::Remove(name) if !lost => drop(names.remove(name)),
+            Event::MakeDirectory(name) if lost => gone.push(name.clone()),
             _ => {}
         }
     }
-    names.into_iter().map(|(name, file)| (name, files[file].clone())).collect()
+    let below = |name: &str, above: &str| {
+        name.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
+    };
+    names.retain(|name, _| !gone.iter().any(|gone| below(name, gone)));
+    Left { names, files, lost: gone }
 }
 
 /// Whether what is left of a target is what was there before, or what was to be there.
@@ -226,7 +282,7 @@ fn wherever_the_power_goes_a_target_is_whole_or_as_it_was() {
         // The model can find something: without its syncs no command is safe.
         for sync in [
             |event: &Event| matches!(event, Event::Sync(_)),
-            |event: &Event| matches!(event, Event::SyncDirectory),
+            |event: &Event| matches!(event, Event::SyncDirectory(_)),
         ] {
             let without: Vec<_> = all.iter().filter(|event| !sync(event)).cloned().collect();
             assert!(without.len() < all.len(), "{}: syncs nothing", case.name);

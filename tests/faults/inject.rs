@@ -19,7 +19,7 @@ pub(crate) fn fates(call: &Call) -> Vec<Fate> {
     let errors: &[Errno] = match call.name {
         "openat" if call.arguments[2] as i32 & nix::libc::O_CREAT != 0 => &[EIO, EINTR, ENOSPC],
         "openat" if call.nth.is_multiple_of(2) => &[EIO, EMFILE],
-        "openat" | "openat2" => &[EIO, EINTR],
+        "open" | "openat" | "openat2" => &[EIO, EINTR],
         // Interrupted or short: one of the two, in turn.
         "read" | "pread64" if moves && call.nth.is_multiple_of(2) => &[EIO],
         "read" | "pread64" => &[EIO, EINTR],
@@ -29,7 +29,8 @@ pub(crate) fn fates(call: &Call) -> Vec<Fate> {
         "ioctl" if call.arguments[1] == nix::libc::TCGETS => &[EIO],
         "copy_file_range" | "ioctl" => &[EIO, EINTR, ENOSPC, EINVAL, EXDEV, EOPNOTSUPP],
         "fsync" | "fdatasync" => &[EIO, EINTR],
-        "rename" | "renameat" | "renameat2" | "linkat" => &[EIO, ENOSPC],
+        "rename" | "renameat" | "renameat2" | "linkat" | "mkdir" => &[EIO, ENOSPC],
+        "flock" => &[ENOLCK],
         "poll" => &[EINTR],
         // Locks, several for each file.
         "fcntl" if !call.nth.is_multiple_of(4) => &[],

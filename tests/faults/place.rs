@@ -71,6 +71,10 @@ impl Place {
         }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn source(&self, name: &str) -> PathBuf {
         self.dir.join("src").join(name)
     }
@@ -146,10 +150,18 @@ pub(crate) struct Room(pub(crate) PathBuf);
 impl Room {
     /// The files in it, by name.
     pub(crate) fn files(&self) -> Vec<(String, Vec<u8>)> {
-        let entries = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap());
-        let mut files: Vec<_> = entries
-            .map(|e| (e.file_name().into_string().unwrap(), fs::read(e.path()).unwrap()))
-            .collect();
+        let (mut files, mut directories) = (Vec::new(), vec![self.0.clone()]);
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap()) {
+                let path = entry.path();
+                if entry.file_type().unwrap().is_dir() {
+                    directories.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(&self.0).unwrap().to_str().unwrap().to_owned();
+                files.push((name, fs::read(path).unwrap()));
+            }
+        }
         files.sort();
         files
     }

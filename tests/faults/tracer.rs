@@ -39,7 +39,7 @@ use Subject::{At, Fd, Memory, Name};
 const REMOTE: i64 = 0x6969;
 
 /// What is looked at, by number: name, and what it is about.
-const CALLS: [(c_long, &str, Subject); 42] = [
+const CALLS: [(c_long, &str, Subject); 50] = [
     (libc::SYS_read, "read", Fd(0)),
     (libc::SYS_write, "write", Fd(0)),
     (libc::SYS_readv, "readv", Fd(0)),
@@ -65,12 +65,20 @@ const CALLS: [(c_long, &str, Subject); 42] = [
     (libc::SYS_getdents64, "getdents64", Fd(0)),
     (libc::SYS_readlink, "readlink", Name(0)),
     (libc::SYS_readlinkat, "readlinkat", At(0, 1)),
+    (libc::SYS_access, "access", Name(0)),
+    (libc::SYS_faccessat2, "faccessat2", At(0, 1)),
+    (libc::SYS_open, "open", Name(0)),
     (libc::SYS_openat, "openat", At(0, 1)),
     (libc::SYS_openat2, "openat2", At(0, 1)),
     (libc::SYS_ftruncate, "ftruncate", Fd(0)),
     (libc::SYS_fallocate, "fallocate", Fd(0)),
+    (libc::SYS_fchmod, "fchmod", Fd(0)),
+    (libc::SYS_flock, "flock", Fd(0)),
     (libc::SYS_fsync, "fsync", Fd(0)),
     (libc::SYS_fdatasync, "fdatasync", Fd(0)),
+    (libc::SYS_mkdir, "mkdir", Name(0)),
+    (libc::SYS_mkdirat, "mkdirat", At(0, 1)),
+    (libc::SYS_rmdir, "rmdir", Name(0)),
     (libc::SYS_rename, "rename", Name(0)),
     (libc::SYS_renameat, "renameat", At(0, 1)),
     (libc::SYS_renameat2, "renameat2", At(0, 1)),
@@ -106,7 +114,7 @@ impl Call {
         ["read", "write", "pread64", "pwrite64"].contains(&self.name)
     }
 
-    fn is_on_a_stream(&self) -> bool {
+    pub(crate) fn is_on_a_stream(&self) -> bool {
         ["read", "write", "ioctl", "poll"].contains(&self.name) && self.arguments[0] < 3
     }
 
@@ -117,10 +125,11 @@ impl Call {
 
     /// Whether it changes a file or a directory.
     pub(crate) fn changes_files(&self) -> bool {
-        let changing =
-            ["ftruncate", "fallocate", "copy_file_range", "unlink", "unlinkat", "linkat"];
+        let changing = ["ftruncate", "fallocate", "copy_file_range", "linkat"];
+        let removes = ["unlink", "unlinkat", "rmdir"].contains(&self.name);
         let creates = self.name == "openat" && self.arguments[2] as i32 & libc::O_CREAT != 0;
-        creates || self.writes() || self.name.starts_with("rename") || changing.contains(&self.name)
+        let names = ["rename", "mkdir"].iter().any(|verb| self.name.starts_with(verb));
+        creates || removes || names || self.writes() || changing.contains(&self.name)
     }
 
     fn writes(&self) -> bool {

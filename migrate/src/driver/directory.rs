@@ -2,6 +2,7 @@
 //! preparing without libvirt, and for guests that are shut off.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use qcow::CancelToken;
@@ -11,6 +12,7 @@ use crate::domain::parse;
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
 };
+use crate::journal::{make_directory, sync};
 use crate::{Error, Result};
 
 /// Where definitions are, below the directory.
@@ -79,13 +81,21 @@ impl Directory {
         self.root.join(DEFINITIONS).join(format!("{name}.xml"))
     }
 
-    /// The files that define its domains, if it was not given one.
-    fn files(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.root.join(DEFINITIONS)) else { return Vec::new() };
-        let xml = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "xml");
-        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(xml).collect();
+    /// The files that define its domains, if it was not given one. None if there is no directory of them; where it
+    /// cannot be read nobody knows, and what is not known must not pass for a guest that is not there.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let directory = self.root.join(DEFINITIONS);
+        let mut paths = match whole(|| fs::read_dir(&directory)?.collect::<io::Result<Vec<_>>>()) {
+            Ok(entries) => entries.into_iter().map(|entry| entry.path()).collect::<Vec<_>>(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                let directory = directory.display();
+                return Err(Error::environment(format!("could not read '{directory}': {error}")));
+            }
+        };
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "xml"));
         paths.sort();
-        paths
+        Ok(paths)
     }
 
     /// All domains, with the files that define them.
@@ -94,7 +104,7 @@ impl Directory {
             return Ok(vec![(path.clone(), Self::facts(path, *state)?)]);
         }
         let facts = |path: PathBuf| Self::facts(&path, self.state).map(|domain| (path, domain));
-        self.files().into_iter().map(facts).collect()
+        self.files()?.into_iter().map(facts).collect()
     }
 
     fn find(&self, key: &str) -> Result<Option<(PathBuf, DomainFacts)>> {
@@ -108,6 +118,16 @@ impl Directory {
 
     fn name(&self) -> String {
         format!("dir:{}", self.root.display())
+    }
+}
+
+/// Reads something as often as that is interrupted.
+fn whole<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 
@@ -136,13 +156,13 @@ impl Hypervisor for Directory {
         }
         // As libvirt does, by the names of the files: one that cannot be read has a name too.
         let stem = |path: PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
-        Ok(self.files().into_iter().filter_map(stem).collect())
+        Ok(self.files()?.into_iter().filter_map(stem).collect())
     }
 
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
         // One that cannot be read is in the way of itself alone.
         let own = self.definition(name_or_uuid);
-        if self.domain.is_none() && self.files().contains(&own) {
+        if self.domain.is_none() && self.files()?.contains(&own) {
             let domain = Self::facts(&own, self.state)?;
             if domain.name == name_or_uuid || domain.uuid == name_or_uuid {
                 return Ok(Some(domain));
@@ -240,16 +260,14 @@ impl Hypervisor for Directory {
         let path = self.definition(&parse(xml)?.name);
         let failed =
             |error| Error::environment(format!("{} could not be written: {error}", path.display()));
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
-        }
-        // The definition appears whole, and never in place of another.
+        // The definition appears whole, and never in place of another; it is durable before anybody relies on it.
         let directory = path.parent().unwrap_or(Path::new("/"));
+        make_directory(directory)?;
         let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
         std::io::Write::write_all(&mut file, xml.as_bytes()).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist_noclobber(&path).map_err(|error| failed(error.error))?;
-        Ok(())
+        sync(directory).inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
     fn undefine(&self, uuid: &str) -> Result<()> {
@@ -258,7 +276,8 @@ impl Hypervisor for Directory {
         let Some((path, _)) = found else { return Ok(()) };
         fs::remove_file(&path).map_err(|error| {
             Error::environment(format!("{} could not be removed: {error}", path.display()))
-        })
+        })?;
+        path.parent().map_or(Ok(()), sync)
     }
 
     fn refresh_pools(&self, _directories: &[&Path]) -> Result<()> {

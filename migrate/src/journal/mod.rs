@@ -10,9 +10,9 @@ mod record;
 mod roll_back;
 mod transaction;
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -62,13 +62,13 @@ impl Journal {
         make_directory(directory)?;
         let id = new_id()?;
         let path = file_of(directory, &id);
-        let file = OpenOptions::new()
+        // It gets its name when its first record is whole: there is no journal that cannot be read.
+        let (file, unnamed) = tempfile::Builder::new()
+            .prefix(".journal-")
             .append(true)
-            .read(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| failed("could not create", &path, &error))?;
+            .tempfile_in(directory)
+            .map_err(|error| failed("could not create", &path, &error))?
+            .into_parts();
         lock(&file, &path)?;
         let opened = Record::Opened { version: VERSION, id, plan: Box::new(plan.clone()) };
         let entry = Entry::now(opened);
@@ -76,9 +76,10 @@ impl Journal {
             .ok_or_else(|| Error::environment("a journal begins with its plan"))?;
         let mut journal = Self { file, path, transaction, broken: false };
         journal.append(&entry)?;
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|error| failed("could not sync", directory, &error))?;
+        unnamed
+            .persist_noclobber(&journal.path)
+            .map_err(|error| failed("could not create", &journal.path, &error.error))?;
+        sync(directory).inspect_err(|_| drop(fs::remove_file(&journal.path)))?;
         Ok(journal)
     }
 
@@ -247,12 +248,32 @@ fn file_of(directory: &Path, id: &str) -> PathBuf {
     directory.join(format!("{id}{SUFFIX}"))
 }
 
-fn make_directory(directory: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|error| failed("could not create", directory, &error))
+/// Makes a directory, and those that it is in, on stable storage.
+///
+/// # Errors
+/// [`Environment`](crate::ErrorKind::Environment).
+pub fn make_directory(directory: &Path) -> Result<()> {
+    let missing: Vec<_> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    for path in missing.into_iter().rev() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| failed("could not create", path, &error))?;
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+        sync(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+/// Puts the names in a directory on stable storage.
+pub(crate) fn sync(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| failed("could not sync", directory, &error))
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {

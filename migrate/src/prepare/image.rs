@@ -52,7 +52,8 @@ pub(super) fn options(image: &NewImage) -> TargetOptions {
 /// Checks a file that was read back from the destination against what was planned (P1, P2, P4, P7).
 ///
 /// # Errors
-/// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be.
+/// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be;
+/// [`Environment`](ErrorKind::Environment) if the copy cannot be read here.
 pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) -> Result<()> {
     let expected = Expected {
         format: image.format,
@@ -60,8 +61,11 @@ pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) ->
         base: base.map(|base| (&*base.path, base.format.as_deref().unwrap_or_default())),
     };
     target::check(copy, &expected).map_err(|error| {
-        let message = format!("{}: {}", image.path.display(), error.message());
-        Error::new(ErrorKind::Unverified, message)
+        let path = image.path.display();
+        if error.kind() == qcow::ErrorKind::Io {
+            return Error::environment(format!("{path}: what was read back: {error}"));
+        }
+        Error::new(ErrorKind::Unverified, format!("{path}: {}", error.message()))
             .hint("something else writes to that place: choose another one")
     })
 }

@@ -15,7 +15,7 @@ use crate::store::{LocalStore, Store};
 pub struct Expired {
     /// The transaction that kept it.
     pub transaction: String,
-    /// The file.
+    /// The file; the journals' directory if the transaction's journal cannot be read.
     pub path: PathBuf,
     /// It is gone; otherwise why it is not.
     pub removed: Result<()>,
@@ -30,8 +30,15 @@ pub fn expire(state: &Path, now: Timestamp) -> Result<Vec<Expired>> {
     let journals = state.join(JOURNALS);
     let mut all = Vec::new();
     for listed in Journal::list(&journals)? {
-        if !listed.transaction.as_ref().is_ok_and(|transaction| is_due(transaction, now)) {
-            continue;
+        match listed.transaction {
+            Ok(transaction) if is_due(&transaction, now) => {}
+            Ok(_) => continue,
+            // What it keeps may be due.
+            Err(error) => {
+                let (transaction, path) = (listed.id, journals.clone());
+                all.push(Expired { transaction, path, removed: Err(error) });
+                continue;
+            }
         }
         let mut journal = Journal::open(&journals, &listed.id)?;
         let root = journal.transaction().route.as_ref().map(|route| route.source_root.clone());

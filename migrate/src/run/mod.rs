@@ -248,9 +248,13 @@ impl<'a> Run<'a> {
     /// The guest is one that is shut off, and this run has defined it at the destination, or was about to
     /// and somebody has.
     fn defined_there(&self) -> Result<bool> {
-        let begun = self.journal.transaction().phase.as_ref().map_or(0, |(number, _)| *number);
-        let offline = self.plan().mode == Mode::Offline && begun >= Phase::Define.number();
+        let offline = self.plan().mode == Mode::Offline && self.has_begun(Phase::Define);
         Ok(offline && self.ends.destination.state(&self.plan().uuid)?.is_some())
+    }
+
+    fn has_begun(&self, phase: Phase) -> bool {
+        let begun = self.journal.transaction().phase.as_ref().map_or(0, |(number, _)| *number);
+        begun >= phase.number()
     }
 
     /// Whoever asked for a preparation may have moved the guest since. Then the images are its disks.
@@ -264,11 +268,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Takes that back, as long as the source still has the guest.
+    /// Takes that back, as long as the source still has the guest, and all of its files under their names.
     fn undefine_there(&self) -> Result<()> {
         let uuid = &self.plan().uuid;
         let shut_off = Some(DomainState::ShutOff);
-        if self.ends.source.state(uuid)? != shut_off
+        if self.has_begun(Phase::Retire)
+            || self.ends.source.state(uuid)? != shut_off
             || self.ends.destination.state(uuid)? != shut_off
         {
             return Err(Error::refused("the guest has arrived at the destination")

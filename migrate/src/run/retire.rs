@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Phase, Retained, Run};
 use crate::Result;
 use crate::facts::{DomainState, Identity, LayerFacts};
-use crate::journal::Record;
+use crate::journal::{Record, Side};
 use crate::plan::Action;
 use crate::store::Store;
 
@@ -22,8 +22,12 @@ impl Run<'_> {
             Ok(Some(DomainState::ShutOff)) if plan.mode == crate::plan::Mode::Offline => {
                 self.ends.source.undefine(&plan.uuid)?;
             }
-            _ => {
+            Ok(Some(_)) => {
                 self.report.note("the source still has the guest's definition: its files stay");
+                return Ok(Vec::new());
+            }
+            Err(error) => {
+                self.report.note(&format!("the source cannot be asked: its files stay: {error}"));
                 return Ok(Vec::new());
             }
         }
@@ -32,25 +36,26 @@ impl Run<'_> {
             let moved = matches!(disk.action, Action::Create { .. } | Action::Adopt { .. });
             let top = self.facts.layers(&disk.target).first().filter(|_| moved);
             let Some((path, identity)) = top.and_then(file_of) else { continue };
+            let kept = retired_name(&path, self.id());
             // A run that was cut off may have got so far already.
             let renamed = &self.journal.transaction().renamed;
-            if let Some(done) = renamed.iter().find(|renamed| renamed.from == path) {
-                retained.push(Retained { is: Some(done.to.clone()), was: path });
-                continue;
+            if !renamed.iter().any(|renamed| renamed.from == path) {
+                // The guest wrote to it after the probe: its times are others, it is the same file.
+                if let Err(error) = self.here.rename(&path, &kept, &identity) {
+                    self.report.note(&format!("{} stays under its name: {error}", path.display()));
+                    continue;
+                }
+                let (from, to) = (path.clone(), kept.clone());
+                self.journal.write(Record::Renamed { from, to, identity })?;
             }
-            let kept = retired_name(&path, self.id());
-            // The guest wrote to it after the probe: its times are others, it is the same file.
-            if let Err(error) = self.here.rename(&path, &kept, &identity) {
-                self.report.note(&format!("{} stays under its name: {error}", path.display()));
-                continue;
+            let keep = plan.policy.retain_days > 0;
+            if !keep {
+                // Gone already is as good.
+                self.here.remove(&kept, &identity)?;
+                let host = Side::Source;
+                self.journal.write(Record::Removed { host, path: kept.clone() })?;
             }
-            self.journal.write(Record::Renamed {
-                from: path.clone(),
-                to: kept.clone(),
-                identity,
-            })?;
-            let removed = plan.policy.retain_days == 0 && self.here.remove(&kept, &identity)?;
-            retained.push(Retained { was: path, is: (!removed).then_some(kept) });
+            retained.push(Retained { was: path, is: keep.then_some(kept) });
         }
         Ok(retained)
     }

@@ -39,7 +39,8 @@ impl LocalStore {
         Ok(Self { root: Root::open(root)? })
     }
 
-    /// Gives the file that `made` was another name, where nothing may be yet.
+    /// Gives the file that `made` was another name, where nothing may be yet. It is well if that is its name
+    /// already; if it cannot be made durable, the file has its old name again.
     ///
     /// # Errors
     /// [`Refused`](crate::ErrorKind::Refused) if it is another object by now or something has the
@@ -48,16 +49,21 @@ impl LocalStore {
         let (old, name) = self.root.parent(from)?;
         let (new, new_name) = self.root.parent(to)?;
         let (device, inode) = numbers(made, from)?;
-        if !is_still(&old, name, device, inode) {
+        if is_still(&old, name, device, inode) {
+            move_to_free_name((&old, name), (&new, new_name)).map_err(|error| match error {
+                Errno::EXIST => {
+                    Error::refused(format!("{}: something is there already", to.display()))
+                }
+                error => failed("could not rename it", from, error),
+            })?;
+        } else if !is_still(&new, new_name, device, inode) {
             return Err(replaced(from));
         }
-        move_to_free_name((&old, name), (&new, new_name)).map_err(|error| match error {
-            Errno::EXIST => Error::refused(format!("{}: something is there already", to.display())),
-            error => failed("could not rename it", from, error),
-        })?;
         for directory in [&new, &old] {
-            retry_on_intr(|| rustix::fs::fsync(directory))
-                .map_err(|error| failed("could not sync the directory", from, error))?;
+            if let Err(error) = retry_on_intr(|| rustix::fs::fsync(directory)) {
+                let _ = move_to_free_name((&new, new_name), (&old, name));
+                return Err(failed("could not sync the directory", from, error));
+            }
         }
         Ok(())
     }

@@ -118,9 +118,18 @@ impl Partial {
             self.discard();
             return Err(error);
         }
+        self.named().inspect_err(|_| self.discard_as(&self.name))
+    }
+
+    /// What it is, once its name is on stable storage.
+    fn named(&self) -> Result<Identity> {
         retry_on_intr(|| rustix::fs::fsync(&self.directory))
             .map_err(|error| failed("could not sync the directory", &self.path, error))?;
-        identity_of(&FileStorage::from_file(self.file)?)
+        let file = self
+            .file
+            .try_clone()
+            .map_err(|error| io("could not look at it", &self.path, &error))?;
+        identity_of(&FileStorage::from_file(file)?)
     }
 
     fn give_name(&self) -> rustix::io::Result<()> {
@@ -130,9 +139,13 @@ impl Partial {
 
     /// Removes it.
     pub(crate) fn discard(self) {
+        self.discard_as(&self.temporary);
+    }
+
+    fn discard_as(&self, name: &OsStr) {
         let Stat { st_dev, st_ino, .. } = self.status;
-        if is_still(&self.directory, &self.temporary, st_dev, st_ino) {
-            let _ = rustix::fs::unlinkat(&self.directory, &self.temporary, AtFlags::empty());
+        if is_still(&self.directory, name, st_dev, st_ino) {
+            let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
         }
     }
 

@@ -259,6 +259,51 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_in_a_turn_leaves_nobody_waiting() {
+        std::panic::set_hook(Box::new(|_| {}));
+        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+            let number = next.fetch_add(1, Relaxed);
+            let step = |_: &mut Order| {
+                assert!(number != 0);
+                Ok(())
+            };
+            turns.in_turn(number, 1, step).map(drop)
+        };
+        all_orders(3, work, |order| assert!(order.unwrap_err().to_string().contains("died")));
+        let _ = std::panic::take_hook();
+    }
+
+    #[test]
+    fn the_first_error_is_the_one_that_is_told() {
+        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+            let number = next.fetch_add(1, Relaxed);
+            if number == 0 {
+                return Err(Error::limit("first"));
+            }
+            // Whoever is sent home by it may fail as well.
+            turns.in_turn(number, 1, |_| Ok(()))?.ok_or_else(|| Error::usage("later"))
+        };
+        all_orders(3, work, |order| assert_eq!(order.unwrap_err().kind(), ErrorKind::Limit));
+    }
+
+    #[test]
+    fn an_end_sends_home_all_who_wait() {
+        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+            let number = next.fetch_add(1, Relaxed);
+            if number == 0 {
+                turns.end();
+                return Ok(());
+            }
+            let step = |order: &mut Order| {
+                order.push(number);
+                Ok(())
+            };
+            turns.in_turn(number, 1, step).map(drop)
+        };
+        all_orders(3, work, |order| assert_eq!(order.unwrap(), Order::new()));
+    }
+
+    #[test]
     fn a_result_that_is_complete_early_ends_all() {
         let end = |number, turns: &Turns<'_, Order>| {
             if number == 2 {

@@ -82,7 +82,7 @@ fn look(
 ) -> Result<Probed, Failure> {
     let cache = state.digests();
     // Without it, bases are just read again.
-    let kept = std::fs::create_dir_all(&cache).is_ok();
+    let kept = ::migrate::journal::make_directory(&cache).is_ok();
     let progress = Progress::new(when);
     let probing = Probing {
         policy,
