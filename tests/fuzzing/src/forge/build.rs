@@ -8,6 +8,8 @@ use crate::reference::Rules;
 
 /// The name of the backing file of images that have one.
 pub const BASE_NAME: &str = "base";
+/// The name of the external data file of images that have one.
+pub const DATA_NAME: &str = "data";
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// Compressed clusters may have no more references than a 16-bit refcount can express.
@@ -86,7 +88,8 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
     let cluster_bits = *choices.choose(&[9, 9, 9, 10, 11, 12, 14, 14, 16])?;
     let extended = v3 && cluster_bits >= 14 && choices.ratio(2, 3)?;
     let zstd = v3 && choices.ratio(1, 3)?;
-    let rules = Rules { version, cluster_bits, extended, data_file: false };
+    let data_file = v3 && choices.ratio(1, 5)?;
+    let rules = Rules { version, cluster_bits, extended, data_file };
     let header_length = match choices.int_in_range(0..=5)? {
         _ if !v3 => 72,
         0 if !zstd => 104,
@@ -106,11 +109,15 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
     let backing = choices.ratio(1, 3)?;
     let dirty = u64::from(v3 && choices.ratio(1, 10)?);
     let corrupt = u64::from(v3 && choices.ratio(1, 10)?) << 1;
-    let incompatible = dirty | corrupt | u64::from(zstd) << 3 | u64::from(extended) << 4;
+    let features = u64::from(data_file) << 2 | u64::from(zstd) << 3 | u64::from(extended) << 4;
+    let incompatible = dirty | corrupt | features;
     let compatible = u64::from(v3 && choices.ratio(1, 5)?);
     let mut extensions = vec![];
     if backing && (v3 || choices.ratio(4, 5)?) {
         extensions.push((0xe279_2aca, b"raw".to_vec()));
+    }
+    if data_file {
+        extensions.push((0x4441_5441, DATA_NAME.into()));
     }
     if choices.ratio(1, 4)? {
         let len = choices.int_in_range(0..=40)?;
@@ -123,7 +130,8 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
         name[..8].copy_from_slice(&bits);
         extensions.push((0x6803_f857, name));
     }
-    let bits = (incompatible, compatible, 0);
+    let raw = u64::from(data_file && !backing && choices.ratio(1, 3)?) << 1;
+    let bits = (incompatible, compatible, raw);
     Ok(Shape { rules, zstd, header_length, size, refcount_order, backing, bits, extensions })
 }
 
@@ -197,7 +205,8 @@ impl File {
                 self.entry(choices, guest)?;
             }
         }
-        if self.shape.refcount_order > 1 {
+        // QEMU has no snapshots of disks in data files.
+        if self.shape.refcount_order > 1 && !self.shape.rules.data_file {
             for number in 0..choices.int_in_range(0..=4u8)?.saturating_sub(2) {
                 let shared = choices.ratio(2, 3)?;
                 self.snapshot(number, shared, choices.ratio(1, 2)?);
@@ -227,32 +236,33 @@ impl File {
         if self.entries.iter().any(|&(known, _)| known == guest) {
             return Ok(());
         }
-        let extended = self.shape.rules.extended;
+        let Rules { extended, data_file, .. } = self.shape.rules;
         let kind = choices.int_in_range(0..=7)?;
         let fill = choices.arbitrary::<u8>()?;
         let (entry, bitmap) = match kind {
             0 => (0, 0),
             1 if extended => (0, 0xffff_ffff << 32),
             1 if self.shape.rules.version == 3 => (1, 0),
-            2 if extended => (self.data(fill), 0xffff_ffff << 32),
-            2 if self.shape.rules.version == 3 => (self.data(fill) | 1, 0),
-            3 | 4 => match self.compressed(fill, choices.ratio(1, 4)?) {
+            2 if extended => (self.data(guest, fill), 0xffff_ffff << 32),
+            2 if self.shape.rules.version == 3 => (self.data(guest, fill) | 1, 0),
+            3 | 4 if !data_file => match self.compressed(fill, choices.ratio(1, 4)?) {
                 Some(entry) => (entry, 0),
-                None => (self.data(fill), if extended { 0xffff_ffff } else { 0 }),
+                None => (self.data(guest, fill), if extended { 0xffff_ffff } else { 0 }),
             },
             5 if extended => {
                 let data = choices.arbitrary::<u32>()?;
                 let zero = choices.arbitrary::<u32>()? & !data;
-                (self.data(fill), u64::from(zero) << 32 | u64::from(data))
+                (self.data(guest, fill), u64::from(zero) << 32 | u64::from(data))
             }
             6 if extended => (0, u64::from(choices.arbitrary::<u32>()?) << 32),
-            _ => (self.data(fill), if extended { 0xffff_ffff } else { 0 }),
+            _ => (self.data(guest, fill), if extended { 0xffff_ffff } else { 0 }),
         };
         self.put(at, &entry.to_be_bytes());
         if extended {
             self.put(at + 8, &bitmap.to_be_bytes());
         }
         self.entries.push((guest, at));
+        // The first cluster of a data file is told from none by the copied flag.
         self.allocated += u64::from(entry & !1 != 0);
         Ok(())
     }
@@ -261,7 +271,11 @@ impl File {
         (0..self.cluster).map(|at| fill ^ (at / 512) as u8 ^ (at % 7) as u8).collect()
     }
 
-    fn data(&mut self, fill: u8) -> u64 {
+    /// A cluster of data; in a data file it lies where the guest has it, and nobody else may have it.
+    fn data(&mut self, guest: u64, fill: u8) -> u64 {
+        if self.shape.rules.data_file {
+            return guest * self.cluster | COPIED;
+        }
         let content = self.content(fill);
         self.append(&content)
     }
@@ -395,7 +409,8 @@ impl File {
 
     /// Sets the copied flag wherever exactly one refers to a cluster.
     fn copied_flags(&mut self) {
-        for (_, at) in self.entries.clone() {
+        let in_the_image = if self.shape.rules.data_file { vec![] } else { self.entries.clone() };
+        for (_, at) in in_the_image {
             let entry = crate::reference::u64_at(&self.bytes, at);
             let host = entry & 0x00ff_ffff_ffff_fe00;
             let alone = host != 0
