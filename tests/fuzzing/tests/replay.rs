@@ -143,6 +143,7 @@ generated! {
     generated_compressed_clusters: "compressed",
     generated_snapshot_tables: "snapshots",
     generated_bitmap_directories: "bitmaps",
+    generated_luks_headers: "luks",
     generated_names: "names",
     generated_images_read_as_the_reference_has_them: "read",
     generated_images_are_checked_alike_by_any_number_of_threads: "check",

@@ -150,6 +150,8 @@ struct File {
     packed: u64,
     allocated: u64,
     snapshots: Vec<(String, u64, u64)>,
+    /// Bytes of extra data in each entry of the snapshot table.
+    snapshot_extra: usize,
     l1_at: u64,
 }
 
@@ -168,6 +170,7 @@ impl File {
             packed: 0,
             allocated: 0,
             snapshots: vec![],
+            snapshot_extra: 24,
             l1_at: 0,
         };
         file.append(&[0]);
@@ -210,10 +213,14 @@ impl File {
             for number in 0..choices.int_in_range(0..=4u8)?.saturating_sub(2) {
                 let shared = choices.ratio(2, 3)?;
                 self.snapshot(number, shared, choices.ratio(1, 2)?);
+                // Version 3 asks for the size of the disk, which is the second field.
+                let lengths: &[usize] =
+                    if self.shape.rules.version == 3 { &[24, 16, 32, 99] } else { &[24, 0, 8, 16] };
+                self.snapshot_extra = *choices.choose(lengths)?;
             }
         }
         if self.shape.rules.version == 3 && self.shape.size > 0 && choices.ratio(1, 4)? {
-            self.bitmap(choices.int_in_range(9..=20)?, choices.ratio(1, 3)?);
+            self.bitmaps(choices)?;
         }
         Ok(())
     }
@@ -339,31 +346,42 @@ impl File {
         if host == 0 { vec![] } else { vec![host / self.cluster] }
     }
 
-    /// A bitmap of which every granule is clean, but the first cluster of bits if `dirty`.
-    fn bitmap(&mut self, granularity_bits: u8, dirty: bool) {
-        let granules = (self.shape.size / 512 * 512).div_ceil(1 << granularity_bits);
-        let entries = (granules.div_ceil(64) * 8).div_ceil(self.cluster);
-        if entries == 0 {
-            return;
+    /// One to three bitmaps, and the directory and extension that name them.
+    fn bitmaps(&mut self, choices: &mut Unstructured<'_>) -> Result<()> {
+        let mut directory = Vec::new();
+        let count = choices.int_in_range(1..=3u32)?;
+        for number in 0..count {
+            let granularity_bits = choices.int_in_range(9..=20)?;
+            let granules = (self.shape.size / 512 * 512).div_ceil(1 << granularity_bits);
+            let entries = (granules.div_ceil(64) * 8).div_ceil(self.cluster);
+            if entries == 0 {
+                return Ok(()); // a disk of less than a sector
+            }
+            // The first cluster of bits: some of them, none, or all.
+            let bits = match choices.int_in_range(0..=2)? {
+                0 => self.append(&[0x55]),
+                bits => bits - 1,
+            };
+            let mut table = vec![0; entries as usize * 8];
+            table[..8].copy_from_slice(&bits.to_be_bytes());
+            let table_at = self.append(&table);
+            self.mark(table_at, entries * 8, 8);
+            directory.extend(table_at.to_be_bytes());
+            directory.extend((entries as u32).to_be_bytes());
+            // Not stored cleanly; records writes.
+            directory.extend(choices.int_in_range(0..=3u32)?.to_be_bytes());
+            directory.extend([1, granularity_bits, 0, 5, 0, 0, 0, 0]);
+            directory.extend(format!("bits{number}\0\0\0").as_bytes());
         }
-        let bits = if dirty { self.append(&[0x55]) } else { 1 };
-        let mut table = vec![0; entries as usize * 8];
-        table[..8].copy_from_slice(&bits.to_be_bytes());
-        let table_at = self.append(&table);
-        self.mark(table_at, entries * 8, 8);
-        let mut entry = table_at.to_be_bytes().to_vec();
-        entry.extend((entries as u32).to_be_bytes());
-        entry.extend(2u32.to_be_bytes());
-        entry.extend([1, granularity_bits, 0, 4, 0, 0, 0, 0]);
-        entry.extend(b"bits\0\0\0\0");
-        let directory = self.append(&entry);
-        self.mark(directory, 32, 4);
-        let mut extension = 1u32.to_be_bytes().to_vec();
+        let at = self.append(&directory);
+        self.mark(at, directory.len() as u64, 4);
+        let mut extension = count.to_be_bytes().to_vec();
         extension.extend([0; 4]);
-        extension.extend(32u64.to_be_bytes());
-        extension.extend(directory.to_be_bytes());
+        extension.extend((directory.len() as u64).to_be_bytes());
+        extension.extend(at.to_be_bytes());
         self.shape.extensions.push((0x2385_2875, extension));
         self.shape.bits.2 |= 1;
+        Ok(())
     }
 
     fn finish(mut self) -> Forged {
@@ -390,11 +408,13 @@ impl File {
             bytes.extend((self.l1.len() as u32).to_be_bytes());
             bytes.extend((id.len() as u16).to_be_bytes());
             bytes.extend(4u16.to_be_bytes());
-            bytes.extend([0; 20]);
-            bytes.extend(24u32.to_be_bytes());
-            bytes.extend(
-                [state * 512, self.shape.size, u64::MAX].iter().flat_map(|n| n.to_be_bytes()),
-            );
+            bytes.extend([0; 16]);
+            bytes.extend((*state as u32 * 512).to_be_bytes());
+            bytes.extend((self.snapshot_extra as u32).to_be_bytes());
+            let extra = [state * 512, self.shape.size, u64::MAX];
+            let mut extra: Vec<u8> = extra.iter().flat_map(|n| n.to_be_bytes()).collect();
+            extra.resize(self.snapshot_extra, 0xee);
+            bytes.extend(extra);
             bytes.extend(id.as_bytes());
             bytes.extend(b"name");
             bytes.resize(bytes.len().next_multiple_of(8), 0);
