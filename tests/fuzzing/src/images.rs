@@ -1,10 +1,11 @@
 //! Targets for whole images.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use arbitrary::Unstructured;
-use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::chain::{Chain, Format, Limits, OpenOptions};
 use qcow::extent::Reader;
 use qcow::format::{CompressionType, GuestOffset, Version};
 use qcow::ops::check::{CheckOptions, CheckOutcome, RepairOptions, Scope};
@@ -16,7 +17,7 @@ use qcow::{CancelToken, Silent};
 
 use crate::forge::{self, DATA_NAME, Forged};
 use crate::place::{Place, base, data as data_file};
-use crate::reference::{self, Image, Layer, Refusal, u32_at, u64_at};
+use crate::reference::{self, Image, Layer, Refusal, Rules, Unit, u32_at, u64_at};
 
 /// Disks larger than this are only read in places.
 pub const MOST_BYTES: u64 = 8 << 20;
@@ -109,6 +110,7 @@ pub fn read(data: &[u8]) {
     }
     walk_map(&chain);
     let top = Image::open(&image.bytes).expect("it was opened before");
+    open_as_a_strangers(&place, &image, &top);
     // A table past the end of the file has up to 65536 snapshots, all of them of zeros.
     for snapshot in
         chain.layers()[0].image().map_or(&[][..], |image| image.snapshots()).iter().take(8)
@@ -121,6 +123,33 @@ pub fn read(data: &[u8]) {
         layers[0] = beside.layer(top.clone().with_l1(l1.0, l1.1)).expect("as before");
         compare(&chain, &layers);
         break;
+    }
+}
+
+/// With the limits for images of strangers, one that is sound is opened; and in one that is opened no two guest
+/// clusters are in one place, and none is past the end of the file.
+fn open_as_a_strangers(place: &Place, image: &Forged, top: &Image<'_>) {
+    let options = OpenOptions {
+        format: Some(Format::Qcow2),
+        limits: Limits::untrusted(),
+        ..Default::default()
+    };
+    if let Err(error) = Chain::open(&place.top(), &options) {
+        assert!(image.damaged, "a sound image is refused: {error}");
+        return;
+    }
+    let Rules { data_file, .. } = top.rules;
+    if data_file || top.size > MOST_BYTES {
+        return;
+    }
+    let (cluster, unit) = (top.rules.cluster(), top.rules.unit());
+    let mut owners = BTreeMap::new();
+    for guest in (0..top.size.div_ceil(unit)).map(|number| number * unit) {
+        if let Ok(Unit::Data(host)) = top.unit_at(guest) {
+            let owner = *owners.entry(host).or_insert(guest / cluster);
+            assert_eq!(owner, guest / cluster, "two guest clusters are at {host:#x}");
+            assert!(host < image.bytes.len() as u64, "{host:#x} is past the end");
+        }
     }
 }
 

@@ -269,8 +269,8 @@ impl File {
             self.put(at + 8, &bitmap.to_be_bytes());
         }
         self.entries.push((guest, at));
-        // The first cluster of a data file is told from none by the copied flag.
-        self.allocated += u64::from(entry & !1 != 0);
+        // The first cluster of a data file is told from none by the copied flag, but if it reads as zeros.
+        self.allocated += u64::from(entry & !1 != 0 && entry != COPIED | 1);
         Ok(())
     }
 
