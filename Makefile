@@ -5,7 +5,7 @@ BINARY := $(TARGET)/release/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-migration fuzz loom miri bench bench-pieces bench-peers lint man release clean
+.PHONY: help demo demo-migration test test-migration fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -31,12 +31,20 @@ fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), or those in FUZZ_TARGETS
 	@scripts/setup fuzz
 	@scripts/fuzz $(or $(FUZZ_SECONDS),60) $(FUZZ_TARGETS)
 
+coverage: ## Show what of qcow::format and qcow::image the fuzz targets reach, where there is a nightly toolchain
+	@scripts/setup build
+	@scripts/coverage
+
 loom: ## Try every order in which the engine's workers can take turns
 	@scripts/setup build
 	RUSTFLAGS='--cfg loom' cargo test --locked --profile quick --target-dir $(TARGET)/loom -p qcow --lib ops::turns
 
-miri: ## Run the tests of qcow::format under Miri, where there is a nightly toolchain with it
+miri: ## Run the tests of qcow::format and a little more under Miri, where there is a nightly toolchain with it
 	@scripts/miri
+
+tsan: ## Run the tests of what is done in parallel under ThreadSanitizer, where there is a nightly toolchain
+	@scripts/setup build
+	@scripts/tsan
 
 bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see benches/README.md)
 	@scripts/setup bench

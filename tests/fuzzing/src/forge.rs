@@ -5,7 +5,7 @@ mod build;
 
 use arbitrary::{Result, Unstructured};
 
-pub use build::{BASE_NAME, Forged, Structure};
+pub use build::{BASE_NAME, DATA_NAME, Forged, Structure};
 
 /// How an image is damaged after it was made.
 const MOST_DAMAGES: u8 = 4;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use arbitrary::{Result, Unstructured};
 use qcow::codec::{Codec, Compressor, Decompressor};
 use qcow::format::{
-    BitmapEntry, BitmapTableEntry, EntryRules, Geometry, HeaderArea, L1Entry, L2Entry, Snapshot,
-    Version,
+    BitmapEntry, BitmapTableEntry, EntryRules, Geometry, HeaderArea, L1Entry, L2Entry, LuksHeader,
+    Snapshot, Version,
 };
 use serde_json::Value;
 
@@ -220,6 +220,42 @@ fn entry_len(entry: &[u8]) -> usize {
     40 + u32_at(entry, 36) as usize
         + usize::from(u16_at(entry, 12))
         + usize::from(u16_at(entry, 14))
+}
+
+/// LUKS headers of encrypted images: taken if they are whole, with every field where its description has it.
+pub fn luks(data: &[u8]) {
+    const MAGIC: &[u8] = b"LUKS\xba\xbe\0\x01";
+    let (&how, rest) = data.split_first().unwrap_or((&0, data));
+    let mut bytes = rest.to_vec();
+    if how & 1 == 0 {
+        bytes.splice(..bytes.len().min(MAGIC.len()), MAGIC.iter().copied());
+    }
+    if how & 2 == 0 {
+        bytes.resize(bytes.len().max(LuksHeader::BYTES), 0);
+    }
+    let parsed = LuksHeader::parse(&bytes);
+    assert_eq!(parsed.is_ok(), bytes.starts_with(MAGIC) && bytes.len() >= LuksHeader::BYTES);
+    let Ok(header) = parsed else { return };
+    let text = |at: usize, len: usize| {
+        let text = bytes[at..at + len].split(|&byte| byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    };
+    let sectors = |at| u64::from(u32_at(&bytes, at)) * 512;
+    assert_eq!((&header.cipher, &header.mode), (&text(8, 32), &text(40, 32)));
+    assert_eq!((&header.hash, &header.uuid), (&text(72, 32), &text(168, 40)));
+    assert_eq!((header.payload_offset, header.key_bytes), (sectors(104), u32_at(&bytes, 108)));
+    assert_eq!(header.digest_iterations, u32_at(&bytes, 164));
+    assert_eq!(header.slots.len(), 8);
+    for (slot, at) in header.slots.iter().zip((208..).step_by(48)) {
+        assert_eq!(slot.active, u32_at(&bytes, at) == 0x00ac_71f3);
+        assert_eq!(
+            (slot.iterations, slot.stripes),
+            (u32_at(&bytes, at + 4), u32_at(&bytes, at + 44))
+        );
+        assert_eq!(slot.key_offset, sectors(at + 40));
+    }
+    assert!(header.cipher_name().starts_with(&header.cipher));
+    assert!(header.mode.starts_with(header.mode_parts().0));
 }
 
 /// Entries of a bitmap directory, and of a bitmap's table.

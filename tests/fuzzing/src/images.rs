@@ -1,10 +1,11 @@
 //! Targets for whole images.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use arbitrary::Unstructured;
-use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::chain::{Chain, Format, Limits, OpenOptions};
 use qcow::extent::Reader;
 use qcow::format::{CompressionType, GuestOffset, Version};
 use qcow::ops::check::{CheckOptions, CheckOutcome, RepairOptions, Scope};
@@ -14,9 +15,9 @@ use qcow::ops::map::MapOptions;
 use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
 use qcow::{CancelToken, Silent};
 
-use crate::forge::{self, Forged};
-use crate::place::{Place, base};
-use crate::reference::{self, Image, Layer, Refusal, u32_at, u64_at};
+use crate::forge::{self, DATA_NAME, Forged};
+use crate::place::{Place, base, data as data_file};
+use crate::reference::{self, Image, Layer, Refusal, Rules, Unit, u32_at, u64_at};
 
 /// Disks larger than this are only read in places.
 pub const MOST_BYTES: u64 = 8 << 20;
@@ -24,18 +25,48 @@ pub const MOST_BYTES: u64 = 8 << 20;
 const NOT_JUDGED: [&str; 4] =
     ["snapshot table", "bitmap directory", "bitmap table", "bitmaps extension"];
 
-/// The layers that `image` and the backing file in its place make, read by the reference.
-pub fn layers<'a>(image: &'a [u8], base: &'a [u8]) -> std::result::Result<Vec<Layer<'a>>, Refusal> {
-    let top = Image::open(image)?;
-    if top.data_file.is_some() {
-        return Err(Refusal("its data file is not here"));
+/// Why an image may not be readable that is sound by itself.
+pub const ELSEWHERE: [Refusal; 2] =
+    [Refusal("its data file is not here"), Refusal("its backing file is not here")];
+
+/// What an image may need beside itself.
+#[derive(Debug)]
+pub struct Beside {
+    base: Vec<u8>,
+    data: Vec<u8>,
+}
+
+impl Default for Beside {
+    /// The files of every [`Place`].
+    fn default() -> Self {
+        Self { base: base(), data: data_file() }
     }
+}
+
+impl Beside {
+    /// `top`, reading from its data file if it has one.
+    fn layer<'a>(&'a self, top: Image<'a>) -> std::result::Result<Layer<'a>, Refusal> {
+        let data = match &top.data_file {
+            None => None,
+            Some(name) if name == DATA_NAME.as_bytes() => Some(&self.data[..]),
+            Some(_) => return Err(ELSEWHERE[0].clone()),
+        };
+        Ok(Layer::Qcow2(top, data))
+    }
+}
+
+/// The layers that `image` and the files in its place make, read by the reference.
+pub fn layers<'a>(
+    image: &'a [u8],
+    beside: &'a Beside,
+) -> std::result::Result<Vec<Layer<'a>>, Refusal> {
+    let top = Image::open(image)?;
     let below = match (&top.backing_name, &top.backing_format) {
         (None, _) => None,
-        (Some(name), Some(format)) if name == b"base" && format == b"raw" => Some(base),
-        _ => return Err(Refusal("its backing file is not here")),
+        (Some(name), Some(format)) if name == b"base" && format == b"raw" => Some(&beside.base[..]),
+        _ => return Err(ELSEWHERE[1].clone()),
     };
-    let top = Layer::Qcow2(top, None);
+    let top = beside.layer(top)?;
     Ok(std::iter::once(top).chain(below.map(Layer::Raw)).collect())
 }
 
@@ -53,8 +84,8 @@ fn open(path: &Path, snapshot: Option<&str>) -> qcow::Result<Chain> {
 pub fn read(data: &[u8]) {
     let image = forge::image(data);
     let place = Place::with(&image.bytes);
-    let base = base();
-    let judged = layers(&image.bytes, &base);
+    let beside = Beside::default();
+    let judged = layers(&image.bytes, &beside);
     let info = qcow::ops::info::info(&place.top(), &InfoOptions::default());
     let chain = match (open(&place.top(), None), judged) {
         (Err(error), judged) => {
@@ -79,6 +110,7 @@ pub fn read(data: &[u8]) {
     }
     walk_map(&chain);
     let top = Image::open(&image.bytes).expect("it was opened before");
+    open_as_a_strangers(&place, &image, &top);
     // A table past the end of the file has up to 65536 snapshots, all of them of zeros.
     for snapshot in
         chain.layers()[0].image().map_or(&[][..], |image| image.snapshots()).iter().take(8)
@@ -87,10 +119,37 @@ pub fn read(data: &[u8]) {
         let Ok(chain) = open(&place.top(), Some(id)) else { continue };
         let found = chain.layers()[0].image().expect("an image").find_snapshot(id).expect("found");
         let l1 = (found.l1_table_offset.0, u64::from(found.l1_entries));
-        let mut layers = layers(&image.bytes, &base).expect("they were opened before");
-        layers[0] = Layer::Qcow2(top.clone().with_l1(l1.0, l1.1), None);
+        let mut layers = layers(&image.bytes, &beside).expect("they were opened before");
+        layers[0] = beside.layer(top.clone().with_l1(l1.0, l1.1)).expect("as before");
         compare(&chain, &layers);
         break;
+    }
+}
+
+/// With the limits for images of strangers, one that is sound is opened; and in one that is opened no two guest
+/// clusters are in one place, and none is past the end of the file.
+fn open_as_a_strangers(place: &Place, image: &Forged, top: &Image<'_>) {
+    let options = OpenOptions {
+        format: Some(Format::Qcow2),
+        limits: Limits::untrusted(),
+        ..Default::default()
+    };
+    if let Err(error) = Chain::open(&place.top(), &options) {
+        assert!(image.damaged, "a sound image is refused: {error}");
+        return;
+    }
+    let Rules { data_file, .. } = top.rules;
+    if data_file || top.size > MOST_BYTES {
+        return;
+    }
+    let (cluster, unit) = (top.rules.cluster(), top.rules.unit());
+    let mut owners = BTreeMap::new();
+    for guest in (0..top.size.div_ceil(unit)).map(|number| number * unit) {
+        if let Ok(Unit::Data(host)) = top.unit_at(guest) {
+            let owner = *owners.entry(host).or_insert(guest / cluster);
+            assert_eq!(owner, guest / cluster, "two guest clusters are at {host:#x}");
+            assert!(host < image.bytes.len() as u64, "{host:#x} is past the end");
+        }
     }
 }
 
@@ -194,6 +253,7 @@ pub fn check(data: &[u8]) {
 /// the same, in snapshots as well.
 pub fn repair(data: &[u8]) {
     let (scope, data) = match data.split_first() {
+        _ if data.starts_with(b"QFI\xfb") => (Scope::All, data),
         Some((&first, rest)) if first & 1 == 1 => (Scope::Leaks, rest),
         Some((_, rest)) => (Scope::All, rest),
         None => (Scope::All, data),
@@ -224,15 +284,16 @@ pub fn repair(data: &[u8]) {
         let again = qcow::ops::check::repair(&place.top(), &options, &Silent, &token);
         assert_eq!(again.expect("a clean image").steps, []);
     }
-    let base = base();
+    let beside = Beside::default();
     for (before, now) in views(&image.bytes).into_iter().zip(views(&after)) {
         let layers = |top: Image<'_>| -> u64 { top.size };
         if layers(before.clone()).max(layers(now.clone())) > MOST_BYTES {
             continue;
         }
-        let below = before.backing_name.is_some().then_some(Layer::Raw(&base));
+        let below = before.backing_name.is_some().then_some(Layer::Raw(&beside.base));
+        let data = before.data_file.is_some().then_some(&beside.data[..]);
         let stack = |top| -> Vec<Layer<'_>> {
-            std::iter::once(Layer::Qcow2(top, None)).chain(below.clone()).collect()
+            std::iter::once(Layer::Qcow2(top, data)).chain(below.clone()).collect()
         };
         let (unit, size) = (before.rules.unit(), before.size);
         let (before, now) = (stack(before), stack(now));
@@ -250,9 +311,6 @@ fn views(file: &[u8]) -> Vec<Image<'_>> {
     let mut views: Vec<Image<'_>> = Vec::new();
     // A refcount table of no clusters stops readers, but not a repair.
     let Ok(image) = Image::open(file) else { return views };
-    if image.data_file.is_some() {
-        return views;
-    }
     let mut at = u64_at(file, 64);
     views.push(image.clone());
     for _ in 0..u32_at(file, 60).min(8) {
@@ -279,8 +337,8 @@ pub fn flatten(data: &[u8]) {
     if chain.virtual_size() > MOST_BYTES {
         return;
     }
-    let base = base();
-    let layers = layers(&image.bytes, &base).expect("the engine opened them");
+    let beside = Beside::default();
+    let layers = layers(&image.bytes, &beside).expect("the engine opened them");
     let judged = reference::read(&layers, 0, chain.virtual_size());
     let flat = place.path("flat");
     let run = |path: &Path, threads| {
@@ -292,7 +350,7 @@ pub fn flatten(data: &[u8]) {
             let options_refused = error.kind() == qcow::ErrorKind::Usage;
             assert!(judged.is_err() || options_refused, "not flattened: {error}");
             let left: Vec<_> = fs::read_dir(place.dir()).expect("the place").flatten().collect();
-            assert_eq!(left.len(), 2, "{left:?}");
+            assert_eq!(left.len(), 3, "{left:?}");
             return;
         }
         (Ok(_), Err(refusal)) => panic!("flattened in spite of: {refusal}"),

@@ -23,12 +23,13 @@ pub mod reference;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, but the one that needs `qemu-img`.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("header", format::header),
     ("entries", format::entries),
     ("compressed", format::compressed),
     ("snapshots", format::snapshots),
     ("bitmaps", format::bitmaps),
+    ("luks", format::luks),
     ("names", format::names),
     ("read", images::read),
     ("check", images::check),

@@ -2,7 +2,8 @@
 //! kept in git, and on inputs drawn from a fixed seed.
 //!
 //! With `FUZZ_SECONDS` set, each target is run for that long, on inputs that nobody has seen before; the
-//! smallest input that fails is printed, to be kept in `qcow/fuzz/found`.
+//! smallest input that fails is printed, to be kept in `qcow/fuzz/found`. With `FUZZ_CORPUS` set, what lies in
+//! that directory is replayed beside the corpus: what a run of cargo-fuzz collected.
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
@@ -39,10 +40,10 @@ fn replay(target: Target, file: &Path) {
     }
 }
 
-fn replay_all(what: &str) -> usize {
+fn replay_all(dir: &Path) -> usize {
     let mut count = 0;
     for (name, target) in TARGETS {
-        for file in files(&kept(what).join(name)) {
+        for file in files(&dir.join(name)) {
             replay(target, &file);
             count += 1;
         }
@@ -52,12 +53,15 @@ fn replay_all(what: &str) -> usize {
 
 #[test]
 fn every_found_case_stays_mended() {
-    replay_all("found");
+    replay_all(&kept("found"));
 }
 
 #[test]
 fn the_corpus_passes() {
-    assert!(replay_all("corpus") > 0, "the corpus is in git");
+    assert!(replay_all(&kept("corpus")) > 0, "the corpus is in git");
+    if let Some(dir) = std::env::var_os("FUZZ_CORPUS") {
+        println!("{} more inputs", replay_all(Path::new(&dir)));
+    }
 }
 
 #[test]
@@ -139,6 +143,7 @@ generated! {
     generated_compressed_clusters: "compressed",
     generated_snapshot_tables: "snapshots",
     generated_bitmap_directories: "bitmaps",
+    generated_luks_headers: "luks",
     generated_names: "names",
     generated_images_read_as_the_reference_has_them: "read",
     generated_images_are_checked_alike_by_any_number_of_threads: "check",

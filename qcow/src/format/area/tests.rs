@@ -7,7 +7,7 @@
 use super::*;
 use crate::ErrorKind;
 use crate::format::Incompatible;
-use crate::format::header::tests::{sample, with_cluster_bits};
+use crate::format::header::tests::{in_cluster, sample, with_cluster_bits};
 use crate::format::{Compatible, FeatureName, Version};
 
 fn area(version: Version) -> HeaderArea {
@@ -20,9 +20,7 @@ fn with_extensions(version: Version, extensions: Vec<Extension>) -> HeaderArea {
 
 /// The first cluster as the file has it.
 fn cluster(area: &HeaderArea) -> Vec<u8> {
-    let mut bytes = area.to_bytes().unwrap();
-    bytes.resize(area.header.geometry().cluster_size() as usize, 0);
-    bytes
+    in_cluster(&area.header, &area.to_bytes().unwrap())
 }
 
 /// The first cluster of a plain image with `bytes` written over it at `offset`.
@@ -389,6 +387,7 @@ fn trap_116_luks_and_its_header_extension_need_each_other() {
 #[test]
 fn trap_130_a_rewrite_changes_only_what_was_asked_for() {
     let mut area = with_extensions(Version::V3, vec![unknown(77, b"keep me"), format("raw")]);
+    area.header = with_cluster_bits(Version::V3, 9);
     area.header.compatible = Compatible::from_bits_retain(1 << 20);
     area.header.unknown_tail = vec![1, 2, 3, 4, 5, 6, 7];
     area.header.incompatible = Incompatible::DIRTY;

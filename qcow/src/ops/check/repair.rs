@@ -176,7 +176,9 @@ struct Look<'a> {
 type Stage = fn(&Look<'_>, Scope, &mut Plan) -> Result<()>;
 
 /// What is planned one after the other; each sees the image as those before it have made it.
-const STAGES: [Stage; 3] = [moves::part_data_from_metadata, moves::complete_snapshots, drop_dead];
+/// The file grows at the end, so dead entries must be gone by then; but writing entries where data shares
+/// their cluster would change it, so that comes before.
+const STAGES: [Stage; 3] = [moves::part_data_from_metadata, drop_dead, moves::complete_snapshots];
 
 /// Checks the image in `storage`, and plans what makes it whole.
 ///

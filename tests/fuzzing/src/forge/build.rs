@@ -8,6 +8,8 @@ use crate::reference::Rules;
 
 /// The name of the backing file of images that have one.
 pub const BASE_NAME: &str = "base";
+/// The name of the external data file of images that have one.
+pub const DATA_NAME: &str = "data";
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// Compressed clusters may have no more references than a 16-bit refcount can express.
@@ -86,7 +88,8 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
     let cluster_bits = *choices.choose(&[9, 9, 9, 10, 11, 12, 14, 14, 16])?;
     let extended = v3 && cluster_bits >= 14 && choices.ratio(2, 3)?;
     let zstd = v3 && choices.ratio(1, 3)?;
-    let rules = Rules { version, cluster_bits, extended, data_file: false };
+    let data_file = v3 && choices.ratio(1, 5)?;
+    let rules = Rules { version, cluster_bits, extended, data_file };
     let header_length = match choices.int_in_range(0..=5)? {
         _ if !v3 => 72,
         0 if !zstd => 104,
@@ -106,11 +109,15 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
     let backing = choices.ratio(1, 3)?;
     let dirty = u64::from(v3 && choices.ratio(1, 10)?);
     let corrupt = u64::from(v3 && choices.ratio(1, 10)?) << 1;
-    let incompatible = dirty | corrupt | u64::from(zstd) << 3 | u64::from(extended) << 4;
+    let features = u64::from(data_file) << 2 | u64::from(zstd) << 3 | u64::from(extended) << 4;
+    let incompatible = dirty | corrupt | features;
     let compatible = u64::from(v3 && choices.ratio(1, 5)?);
     let mut extensions = vec![];
     if backing && (v3 || choices.ratio(4, 5)?) {
         extensions.push((0xe279_2aca, b"raw".to_vec()));
+    }
+    if data_file {
+        extensions.push((0x4441_5441, DATA_NAME.into()));
     }
     if choices.ratio(1, 4)? {
         let len = choices.int_in_range(0..=40)?;
@@ -123,7 +130,8 @@ fn shape(choices: &mut Unstructured<'_>) -> Result<Shape> {
         name[..8].copy_from_slice(&bits);
         extensions.push((0x6803_f857, name));
     }
-    let bits = (incompatible, compatible, 0);
+    let raw = u64::from(data_file && !backing && choices.ratio(1, 3)?) << 1;
+    let bits = (incompatible, compatible, raw);
     Ok(Shape { rules, zstd, header_length, size, refcount_order, backing, bits, extensions })
 }
 
@@ -142,6 +150,8 @@ struct File {
     packed: u64,
     allocated: u64,
     snapshots: Vec<(String, u64, u64)>,
+    /// Bytes of extra data in each entry of the snapshot table.
+    snapshot_extra: usize,
     l1_at: u64,
 }
 
@@ -160,6 +170,7 @@ impl File {
             packed: 0,
             allocated: 0,
             snapshots: vec![],
+            snapshot_extra: 24,
             l1_at: 0,
         };
         file.append(&[0]);
@@ -197,14 +208,19 @@ impl File {
                 self.entry(choices, guest)?;
             }
         }
-        if self.shape.refcount_order > 1 {
+        // QEMU has no snapshots of disks in data files.
+        if self.shape.refcount_order > 1 && !self.shape.rules.data_file {
             for number in 0..choices.int_in_range(0..=4u8)?.saturating_sub(2) {
                 let shared = choices.ratio(2, 3)?;
                 self.snapshot(number, shared, choices.ratio(1, 2)?);
+                // Version 3 asks for the size of the disk, which is the second field.
+                let lengths: &[usize] =
+                    if self.shape.rules.version == 3 { &[24, 16, 32, 99] } else { &[24, 0, 8, 16] };
+                self.snapshot_extra = *choices.choose(lengths)?;
             }
         }
         if self.shape.rules.version == 3 && self.shape.size > 0 && choices.ratio(1, 4)? {
-            self.bitmap(choices.int_in_range(9..=20)?, choices.ratio(1, 3)?);
+            self.bitmaps(choices)?;
         }
         Ok(())
     }
@@ -227,33 +243,34 @@ impl File {
         if self.entries.iter().any(|&(known, _)| known == guest) {
             return Ok(());
         }
-        let extended = self.shape.rules.extended;
+        let Rules { extended, data_file, .. } = self.shape.rules;
         let kind = choices.int_in_range(0..=7)?;
         let fill = choices.arbitrary::<u8>()?;
         let (entry, bitmap) = match kind {
             0 => (0, 0),
             1 if extended => (0, 0xffff_ffff << 32),
             1 if self.shape.rules.version == 3 => (1, 0),
-            2 if extended => (self.data(fill), 0xffff_ffff << 32),
-            2 if self.shape.rules.version == 3 => (self.data(fill) | 1, 0),
-            3 | 4 => match self.compressed(fill, choices.ratio(1, 4)?) {
+            2 if extended => (self.data(guest, fill), 0xffff_ffff << 32),
+            2 if self.shape.rules.version == 3 => (self.data(guest, fill) | 1, 0),
+            3 | 4 if !data_file => match self.compressed(fill, choices.ratio(1, 4)?) {
                 Some(entry) => (entry, 0),
-                None => (self.data(fill), if extended { 0xffff_ffff } else { 0 }),
+                None => (self.data(guest, fill), if extended { 0xffff_ffff } else { 0 }),
             },
             5 if extended => {
                 let data = choices.arbitrary::<u32>()?;
                 let zero = choices.arbitrary::<u32>()? & !data;
-                (self.data(fill), u64::from(zero) << 32 | u64::from(data))
+                (self.data(guest, fill), u64::from(zero) << 32 | u64::from(data))
             }
             6 if extended => (0, u64::from(choices.arbitrary::<u32>()?) << 32),
-            _ => (self.data(fill), if extended { 0xffff_ffff } else { 0 }),
+            _ => (self.data(guest, fill), if extended { 0xffff_ffff } else { 0 }),
         };
         self.put(at, &entry.to_be_bytes());
         if extended {
             self.put(at + 8, &bitmap.to_be_bytes());
         }
         self.entries.push((guest, at));
-        self.allocated += u64::from(entry & !1 != 0);
+        // The first cluster of a data file is told from none by the copied flag, but if it reads as zeros.
+        self.allocated += u64::from(entry & !1 != 0 && entry != COPIED | 1);
         Ok(())
     }
 
@@ -261,7 +278,11 @@ impl File {
         (0..self.cluster).map(|at| fill ^ (at / 512) as u8 ^ (at % 7) as u8).collect()
     }
 
-    fn data(&mut self, fill: u8) -> u64 {
+    /// A cluster of data; in a data file it lies where the guest has it, and nobody else may have it.
+    fn data(&mut self, guest: u64, fill: u8) -> u64 {
+        if self.shape.rules.data_file {
+            return guest * self.cluster | COPIED;
+        }
         let content = self.content(fill);
         self.append(&content)
     }
@@ -325,31 +346,42 @@ impl File {
         if host == 0 { vec![] } else { vec![host / self.cluster] }
     }
 
-    /// A bitmap of which every granule is clean, but the first cluster of bits if `dirty`.
-    fn bitmap(&mut self, granularity_bits: u8, dirty: bool) {
-        let granules = (self.shape.size / 512 * 512).div_ceil(1 << granularity_bits);
-        let entries = (granules.div_ceil(64) * 8).div_ceil(self.cluster);
-        if entries == 0 {
-            return;
+    /// One to three bitmaps, and the directory and extension that name them.
+    fn bitmaps(&mut self, choices: &mut Unstructured<'_>) -> Result<()> {
+        let mut directory = Vec::new();
+        let count = choices.int_in_range(1..=3u32)?;
+        for number in 0..count {
+            let granularity_bits = choices.int_in_range(9..=20)?;
+            let granules = (self.shape.size / 512 * 512).div_ceil(1 << granularity_bits);
+            let entries = (granules.div_ceil(64) * 8).div_ceil(self.cluster);
+            if entries == 0 {
+                return Ok(()); // a disk of less than a sector
+            }
+            // The first cluster of bits: some of them, none, or all.
+            let bits = match choices.int_in_range(0..=2)? {
+                0 => self.append(&[0x55]),
+                bits => bits - 1,
+            };
+            let mut table = vec![0; entries as usize * 8];
+            table[..8].copy_from_slice(&bits.to_be_bytes());
+            let table_at = self.append(&table);
+            self.mark(table_at, entries * 8, 8);
+            directory.extend(table_at.to_be_bytes());
+            directory.extend((entries as u32).to_be_bytes());
+            // Not stored cleanly; records writes.
+            directory.extend(choices.int_in_range(0..=3u32)?.to_be_bytes());
+            directory.extend([1, granularity_bits, 0, 5, 0, 0, 0, 0]);
+            directory.extend(format!("bits{number}\0\0\0").as_bytes());
         }
-        let bits = if dirty { self.append(&[0x55]) } else { 1 };
-        let mut table = vec![0; entries as usize * 8];
-        table[..8].copy_from_slice(&bits.to_be_bytes());
-        let table_at = self.append(&table);
-        self.mark(table_at, entries * 8, 8);
-        let mut entry = table_at.to_be_bytes().to_vec();
-        entry.extend((entries as u32).to_be_bytes());
-        entry.extend(2u32.to_be_bytes());
-        entry.extend([1, granularity_bits, 0, 4, 0, 0, 0, 0]);
-        entry.extend(b"bits\0\0\0\0");
-        let directory = self.append(&entry);
-        self.mark(directory, 32, 4);
-        let mut extension = 1u32.to_be_bytes().to_vec();
+        let at = self.append(&directory);
+        self.mark(at, directory.len() as u64, 4);
+        let mut extension = count.to_be_bytes().to_vec();
         extension.extend([0; 4]);
-        extension.extend(32u64.to_be_bytes());
-        extension.extend(directory.to_be_bytes());
+        extension.extend((directory.len() as u64).to_be_bytes());
+        extension.extend(at.to_be_bytes());
         self.shape.extensions.push((0x2385_2875, extension));
         self.shape.bits.2 |= 1;
+        Ok(())
     }
 
     fn finish(mut self) -> Forged {
@@ -376,11 +408,13 @@ impl File {
             bytes.extend((self.l1.len() as u32).to_be_bytes());
             bytes.extend((id.len() as u16).to_be_bytes());
             bytes.extend(4u16.to_be_bytes());
-            bytes.extend([0; 20]);
-            bytes.extend(24u32.to_be_bytes());
-            bytes.extend(
-                [state * 512, self.shape.size, u64::MAX].iter().flat_map(|n| n.to_be_bytes()),
-            );
+            bytes.extend([0; 16]);
+            bytes.extend((*state as u32 * 512).to_be_bytes());
+            bytes.extend((self.snapshot_extra as u32).to_be_bytes());
+            let extra = [state * 512, self.shape.size, u64::MAX];
+            let mut extra: Vec<u8> = extra.iter().flat_map(|n| n.to_be_bytes()).collect();
+            extra.resize(self.snapshot_extra, 0xee);
+            bytes.extend(extra);
             bytes.extend(id.as_bytes());
             bytes.extend(b"name");
             bytes.resize(bytes.len().next_multiple_of(8), 0);
@@ -395,7 +429,8 @@ impl File {
 
     /// Sets the copied flag wherever exactly one refers to a cluster.
     fn copied_flags(&mut self) {
-        for (_, at) in self.entries.clone() {
+        let in_the_image = if self.shape.rules.data_file { vec![] } else { self.entries.clone() };
+        for (_, at) in in_the_image {
             let entry = crate::reference::u64_at(&self.bytes, at);
             let host = entry & 0x00ff_ffff_ffff_fe00;
             let alone = host != 0

@@ -147,13 +147,23 @@ fn is_plausible(survey: &Survey<'_>, snapshot: &Snapshot) -> bool {
 }
 
 /// Writes `bytes` in whole clusters behind everything, where nobody looks yet, and gives these
-/// clusters that many references. Returns where they are.
+/// clusters that many references. Returns where they are. Refused while anything leads past the end of the
+/// file: it would find there what is written now.
 fn append(
     survey: &Survey<'_>,
     plan: &mut Plan,
     mut bytes: Vec<u8>,
     references: u64,
 ) -> Result<u64> {
+    let mut sorts = survey.report.sorts().into_iter();
+    if let Some((structure, _)) = sorts.find(|(_, kind)| *kind == FindingKind::PastEnd) {
+        return Err(Error::unsupported(
+            "an entry leads past the end of the file, to where something has to be moved; \
+             nothing was written",
+        )
+        .structure(structure.as_str())
+        .hint("copy what can be read with `qcowtool flatten`"));
+    }
     let geometry = survey.geometry;
     let in_file = geometry.clusters_for(plan.result().len());
     let first = in_file.max(survey.census.clusters());
