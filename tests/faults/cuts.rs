@@ -102,7 +102,7 @@ fn happens(place: &Place, cut: &Cut<'_>, counts: fn(&Event) -> bool) -> Result<(
     if cut.call.is_none() {
         end_state(cut.story, cut.golden, &room)?;
     }
-    let end = if cut.events % 2 == 0 { End::Rollback } else { End::Resume };
+    let end = if cut.events.is_multiple_of(2) { End::Rollback } else { End::Resume };
     match settle(cut.story, cut.golden, &room, end)? {
         true => Ok(()),
         false => done_again(cut.story, cut.golden, &room),

@@ -82,7 +82,8 @@ fn golden(place: &Place) -> Vec<(&'static Story, Golden)> {
 
 /// Whether it is about the hosts or the journals, not about what is printed or about this machine's libraries.
 fn on_disk(call: &&Call) -> bool {
-    !call.path.as_os_str().is_empty() && !(call.name == "write" && call.arguments[0] < 3)
+    let printed = call.name == "write" && call.arguments[0] < 3;
+    !printed && !call.path.as_os_str().is_empty()
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn whatever_call_of_a_migration_fails_all_or_nothing_moves() {
         let odd = turn.fetch_add(1, Ordering::Relaxed) % 2 == 1;
         let end = if odd { End::Resume } else { End::Rollback };
         judge(story, golden, &room, &run, (call, *fate), end).map_err(|error| {
-            let (nth, name, file) = (call.nth, call.name, call.path.strip_prefix(&place.dir()));
+            let (nth, name, file) = (call.nth, call.name, call.path.strip_prefix(place.dir()));
             let file = file.unwrap_or(&call.path).display();
             format!(
                 "{}: {nth} {name}({file}), {fate:?}, {end:?}: {error}: {:?} {}",
@@ -144,7 +145,7 @@ fn killed_at_any_call_of_a_migration_all_or_nothing_moves() {
     for (story, golden) in &golden {
         let changing = |call: &&Call| call.changes_files() || call.name.ends_with("sync");
         for call in golden.calls.iter().filter(on_disk).filter(changing) {
-            let end = if points.len() % 2 == 0 { End::Rollback } else { End::Resume };
+            let end = if points.len().is_multiple_of(2) { End::Rollback } else { End::Resume };
             points.push((*story, golden, call, end));
         }
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fixtures::{args, qemu};
@@ -225,6 +226,9 @@ fn open(room: &Room) -> Vec<String> {
     open.map(|one| one["transaction"].as_str().unwrap().to_owned()).collect()
 }
 
+/// The calls at which stories are cut off, by name.
+static CUTS: Mutex<BTreeMap<&str, (&str, usize)>> = Mutex::new(BTreeMap::new());
+
 /// A story in a room of its own, up to where it is disturbed.
 pub(crate) fn begun(place: &Place, story: &Story) -> Room {
     let room = room(place);
@@ -234,9 +238,14 @@ pub(crate) fn begun(place: &Place, story: &Story) -> Room {
             assert!(output.status.success(), "{}: {output:?}", story.name);
         }
         (Some(first), Some(cut)) => {
-            let calls = traced(&self::room(place), first, Disturbance::None).calls;
-            let at = calls.iter().find(|call| cut(call)).expect("a call to kill it at");
-            let killed = traced(&room, first, Disturbance::AtCall(at.name, at.nth, Fate::Killed));
+            let mut known = CUTS.lock().unwrap();
+            let (name, nth) = *known.entry(story.name).or_insert_with(|| {
+                let calls = traced(&self::room(place), first, Disturbance::None).calls;
+                let at = calls.iter().find(|call| cut(call)).expect("a call to kill it at");
+                (at.name, at.nth)
+            });
+            drop(known);
+            let killed = traced(&room, first, Disturbance::AtCall(name, nth, Fate::Killed));
             assert_eq!(killed.ended, Err(Signal::SIGKILL), "{}", story.name);
         }
         (None, _) => {}

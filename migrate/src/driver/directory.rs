@@ -12,7 +12,7 @@ use crate::domain::parse;
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
 };
-use crate::journal::{make_directory, sync};
+use crate::journal::{make_directories, sync};
 use crate::{Error, Result};
 
 /// Where definitions are, below the directory.
@@ -262,7 +262,7 @@ impl Hypervisor for Directory {
             |error| Error::environment(format!("{} could not be written: {error}", path.display()));
         // The definition appears whole, and never in place of another; it is durable before anybody relies on it.
         let directory = path.parent().unwrap_or(Path::new("/"));
-        make_directory(directory)?;
+        make_directories(directory, 0o755)?;
         let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
         std::io::Write::write_all(&mut file, xml.as_bytes()).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;

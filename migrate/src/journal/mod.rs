@@ -248,11 +248,17 @@ fn file_of(directory: &Path, id: &str) -> PathBuf {
     directory.join(format!("{id}{SUFFIX}"))
 }
 
-/// Makes a directory, and those that it is in, on stable storage.
+/// Makes a directory of this host's own, and those that it is in, on stable storage. Nobody else can look into
+/// what is made.
 ///
 /// # Errors
 /// [`Environment`](crate::ErrorKind::Environment).
 pub fn make_directory(directory: &Path) -> Result<()> {
+    make_directories(directory, 0o700)
+}
+
+/// Makes a directory, and those that it is in, on stable storage, each with this mode.
+pub(crate) fn make_directories(directory: &Path, mode: u32) -> Result<()> {
     let missing: Vec<_> = directory
         .ancestors()
         .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
@@ -260,7 +266,7 @@ pub fn make_directory(directory: &Path) -> Result<()> {
     for path in missing.into_iter().rev() {
         DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(mode)
             .create(path)
             .map_err(|error| failed("could not create", path, &error))?;
         let above = path.parent().filter(|above| !above.as_os_str().is_empty());
