@@ -19,7 +19,11 @@ use crate::reference::{self, Image, Rules, Unit, bytes_at, u16_at, u32_at, u64_a
 /// and must survive being written.
 pub fn header(data: &[u8]) {
     let image = forge::image(data);
-    let cluster = bytes_at(&image.bytes, 0, image.cluster());
+    let mut cluster = bytes_at(&image.bytes, 0, image.cluster());
+    match data {
+        &[how, ..] if how % 8 == 7 => encrypt(&mut cluster, how),
+        _ => {}
+    }
     let parsed = HeaderArea::parse(&cluster);
     let judged = Image::open(&cluster);
     let area = match parsed {
@@ -55,6 +59,21 @@ pub fn header(data: &[u8]) {
     again.header.backing_name_offset = area.header.backing_name_offset;
     again.header.backing_name_len = area.header.backing_name_len;
     assert_eq!(again, area);
+}
+
+/// Puts in front of the extensions, over what is there, the one of an image that uses LUKS. Some of its fields are
+/// wrong.
+fn encrypt(cluster: &mut [u8], how: u8) {
+    let at = if u32_at(cluster, 4) == 3 { u32_at(cluster, 100) as usize } else { 72 };
+    let offset = if how & 8 == 0 { 3 * cluster.len() as u64 } else { 768 };
+    let mut extension =
+        vec![0x05, 0x37, 0xbe, 0x77, 0, 0, 0, if how & 0x70 == 0 { 15 } else { 16 }];
+    extension.extend(offset.to_be_bytes());
+    extension.extend(4096u64.to_be_bytes());
+    if let Some(there) = at.checked_add(24).and_then(|end| cluster.get_mut(at..end)) {
+        there.copy_from_slice(&extension);
+    }
+    cluster[35] = if how & 0x60 == 0x20 { 0 } else { 2 };
 }
 
 /// L1 and L2 entries, with and without subclusters.

@@ -281,7 +281,7 @@ impl File {
     /// A cluster of data; in a data file it lies where the guest has it, and nobody else may have it.
     fn data(&mut self, guest: u64, fill: u8) -> u64 {
         if self.shape.rules.data_file {
-            return guest * self.cluster | COPIED;
+            return (guest * self.cluster) | COPIED;
         }
         let content = self.content(fill);
         self.append(&content)
