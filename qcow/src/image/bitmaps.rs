@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use byteorder::{BigEndian, ByteOrder};
 
+use super::FARTHEST;
 use crate::format::{
     Autoclear, BitmapEntry, BitmapFlags, BitmapTableEntry, Geometry, HeaderArea,
     MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS,
@@ -96,6 +97,9 @@ fn check(
     }
     let len = u64::from(entry.table_entries).saturating_mul(8);
     let end = entry.table_offset.checked_add(len)?;
+    if end.0 > FARTHEST {
+        return Err(damaged("the bitmap's table is past any file".into()));
+    }
     // Behind the end of the file all is zero, which every entry may be.
     for part in seen.add(entry.table_offset.0..end.0.min(storage.len())) {
         check_table(storage, geometry, part)?;
@@ -172,6 +176,22 @@ fn damaged(message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_past_any_file_is_refused() {
+        use std::path::Path;
+        use std::sync::Arc;
+        let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/images");
+        let mut image = std::fs::read(images.join("bitmaps.qcow2")).unwrap();
+        let open = |image: &[u8]| {
+            let storage = Arc::new(crate::io::MemoryStorage::new(image.to_vec()));
+            crate::image::Skeleton::open(storage).map(|skeleton| skeleton.area)
+        };
+        let directory = open(&image).unwrap().bitmaps().unwrap().directory_offset.0;
+        let at = usize::try_from(directory).unwrap();
+        image[at..at + 8].copy_from_slice(&0x7fff_ffff_ffe0_0000_u64.to_be_bytes());
+        assert!(open(&image).unwrap_err().to_string().contains("past any file"));
+    }
 
     #[test]
     #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is expected")]
