@@ -117,6 +117,9 @@ fn what_lies_side_by_side_in_a_source_does_so_in_the_clone() {
     assert!(fs::read(&one).unwrap() == fs::read(&many).unwrap(), "threads make a difference");
     qemu::assert_clean(&one);
     qemu::assert_same("qcow2", &source, "qcow2", &one);
+    let measured =
+        qcowtool(args!["measure", "--exact", "-O", "qcow2", "--output", "json", source]).json();
+    assert_eq!(bytes(&measured, "required"), fs::metadata(&one).unwrap().len(), "{measured}");
     // How far each run has moved within its file; the tables of so small an image are at its ends.
     let runs = |file: &Path| {
         let entries = qcowtool(args!["map", "--output", "json", file]).json();

@@ -116,10 +116,13 @@ struct Listed {
 impl Transactions {
     /// Lists them.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let mut left = None;
         if self.expire {
             for expired in expire(self.state.directory(), jiff::Timestamp::now())? {
                 match expired.removed {
                     Ok(()) => say(format_args!("removed: '{}'", shown(&expired.path))),
+                    // The first decides how this ends: a timer must notice.
+                    Err(error) if left.is_none() => left = Some(error),
                     Err(error) => say(format_args!("kept: {error}")),
                 }
             }
@@ -133,9 +136,10 @@ impl Transactions {
             .collect();
         all.retain(|listed| !self.open || matches!(listed.state, "open" | "unreadable"));
         match self.output.output {
-            OutputFormat::Json => print_json(&all),
-            OutputFormat::Human => print(table(&all)),
+            OutputFormat::Json => print_json(&all)?,
+            OutputFormat::Human => print(table(&all))?,
         }
+        left.map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
