@@ -7,7 +7,9 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use super::cases::{Case, MAKERS, READERS, REPAIRS, SHARERS};
-use super::place::{Golden, Place, Room, is_one_error, is_room, on_threads, without_temporary};
+use super::place::{
+    Golden, Place, Room, is_one_error, is_room, judged, on_threads, without_temporary,
+};
 use super::repairs;
 use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
 use fixtures::{Mounted, Scratch, needs_qemu};
@@ -108,7 +110,17 @@ fn judge(
         if run.stdout != golden.stdout || run.stderr != golden.stderr && !printing(2) && !memory {
             return wrong("printed something else");
         }
-        return if after == golden.after { Ok(()) } else { wrong("done, and made something else") };
+        if after == golden.after {
+            return Ok(());
+        }
+        // Where less could be cloned, clusters lie in another order: qemu-img judges such an image by itself.
+        let names =
+            |files: &[(String, _)]| files.iter().map(|file| file.0.clone()).collect::<Vec<_>>();
+        if golden.calls.iter().any(clones) && names(&after) == names(&golden.after) {
+            judged(place, case, room);
+            return Ok(());
+        }
+        return wrong("done, and made something else");
     }
     if call.name.ends_with("sync") && run.calls.iter().skip(place_of(run, call)).any(on_image) {
         return wrong("wrote on after a sync that failed");
@@ -175,6 +187,10 @@ fn moves_or_writes(call: &Call) -> bool {
     call.changes_files() || found_out.contains(&call.name)
 }
 
+fn clones(call: &Call) -> bool {
+    call.name == "ioctl" && call.result == 0
+}
+
 #[test]
 fn whatever_call_fails_where_files_share_space_a_target_is_whole_or_absent() {
     needs_qemu!();
@@ -185,8 +201,7 @@ fn whatever_call_fails_where_files_share_space_a_target_is_whole_or_absent() {
     }
     let place = Place::at(&xfs.0);
     let flattened = Golden::of(&place, &SHARERS[0]);
-    let clones = |call: &&Call| call.name == "ioctl" && call.result == 0;
-    assert!(flattened.calls.iter().filter(clones).count() > 2, "nothing is cloned");
+    assert!(flattened.calls.iter().filter(|call| clones(call)).count() > 2, "nothing is cloned");
     every_call_fails(&place, &SHARERS, moves_or_writes);
 }
 

@@ -318,7 +318,7 @@ impl Golden {
 }
 
 /// Asks qemu-img, from where the files are: it looks there for a data file.
-fn judged(place: &Place, case: &Case, room: &Room) {
+pub(crate) fn judged(place: &Place, case: &Case, room: &Room) {
     let qemu_img = |arguments: Vec<OsString>| {
         let mut command = Command::new("qemu-img");
         let output = command.args(arguments).current_dir(&room.0).output().unwrap();
@@ -336,6 +336,9 @@ fn judged(place: &Place, case: &Case, room: &Room) {
         let source = place.source(source);
         let format = if case.line.contains("-O raw") { "raw" } else { "qcow2" };
         qemu_img(args!["compare", "-q", "-f", "raw", "-F", format, source, "new"]);
+        if format == "qcow2" {
+            qemu_img(args!["check", "-q", "new"]);
+        }
     } else if case.line.contains("-f qcow2") && new.exists() {
         qemu_img(args!["check", "-q", "new"]);
     }
