@@ -19,6 +19,8 @@ pub struct Plan {
     makes: Vec<PathBuf>,
     /// Directories in which outputs are made at the end.
     makes_late: Vec<PathBuf>,
+    /// What is read and changed is opened again later.
+    opened_again: bool,
 }
 
 impl Plan {
@@ -79,6 +81,13 @@ impl Plan {
         self
     }
 
+    /// What is read and changed is opened again when all else is open.
+    #[must_use]
+    pub fn opened_again(mut self) -> Self {
+        self.opened_again = true;
+        self
+    }
+
     /// A file is begun at `target` when all is open.
     #[must_use]
     pub fn making(mut self, target: &Path) -> Self {
@@ -106,10 +115,12 @@ impl Plan {
 
     /// What may be opened when all is open.
     pub(super) fn after(&self) -> Rights<'_> {
+        let (read, change) =
+            if self.opened_again { (&*self.reads, &*self.changes) } else { (&[][..], &[][..]) };
         Rights {
             anything: false,
-            read: &[],
-            change: &[],
+            read,
+            change,
             make: self.makes_late.iter().map(PathBuf::as_path).collect(),
             rename: self.makes.iter().map(PathBuf::as_path).collect(),
         }

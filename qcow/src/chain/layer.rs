@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::Format;
 use super::name::ImageName;
 use super::policy::Policy;
-use crate::format::{Autoclear, CryptMethod};
-use crate::image::{Image, Run, RunKind, TableWindow, push_run};
+use crate::format::{Autoclear, CryptMethod, HostOffset};
+use crate::image::{Faults, Image, Run, RunKind, TableWindow, is_damage, push_run};
 use crate::io::{FileStorage, Storage};
 use crate::{Error, Result};
 
@@ -174,11 +174,27 @@ pub(crate) enum LayerWindow<'a> {
 }
 
 impl LayerWindow<'_> {
-    /// Appends the runs of `start..end`.
-    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    /// Appends the runs of `start..end`. What cannot be understood goes to `faults`, and is a run of
+    /// zeros.
+    pub(crate) fn runs(
+        &mut self,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        faults: Faults<'_>,
+    ) -> Result<()> {
         match self {
-            Self::Raw(file) => raw_runs(file, start, end, runs).map_err(hole_error),
-            Self::Qcow2(window) => window.runs(start, end, runs),
+            Self::Raw(file) => match raw_runs(file, start, end, runs).map_err(hole_error) {
+                // Where holes cannot be found, reading tells what can be read.
+                Err(error) if faults.is_some() && is_damage(&error) => {
+                    let at = runs.last().map_or(start, |run| run.guest.saturating_add(run.len));
+                    let kind = RunKind::Data(HostOffset(at));
+                    push_run(runs, Run { guest: at, len: end.saturating_sub(at), kind });
+                    Ok(())
+                }
+                result => result,
+            },
+            Self::Qcow2(window) => window.runs(start, end, runs, faults),
         }
     }
 }
@@ -194,7 +210,7 @@ fn raw_runs(file: &FileStorage, start: u64, end: u64, runs: &mut Vec<Run>) -> st
         }
         // At least one byte further, or a file system with odd answers would hold us forever.
         let hole = file.next_hole(data)?.clamp(data.saturating_add(1), end);
-        let kind = RunKind::Data(crate::format::HostOffset(data));
+        let kind = RunKind::Data(HostOffset(data));
         push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
         at = hole;
     }

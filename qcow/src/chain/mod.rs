@@ -11,6 +11,7 @@ mod policy;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use crate::format::HeaderArea;
 use crate::io::{Access, FileStorage, Identity};
 use crate::{Error, Printable, Result};
 
@@ -171,6 +172,31 @@ pub(crate) fn open_file(
     Ok((file, format))
 }
 
+/// Opens what the image at `path` is backed by, down to the end of the chain, and forgets it again: an
+/// image whose backing file is lost is not sound, whatever its own tables say. Neither those tables
+/// nor any data is read.
+///
+/// # Errors
+/// What keeps the backing chain from being opened: as [`Chain::open`]. A name, a format or a file that
+/// is not for this crate to open ([`Unsupported`](crate::ErrorKind::Unsupported),
+/// [`Denied`](crate::ErrorKind::Denied)) says nothing about whether it is there.
+pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<()> {
+    let (file, format) = open_file(path, options.format, &options.policy)?;
+    if format != Format::Qcow2 {
+        return Ok(());
+    }
+    let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
+    let holder = local_path(path)?;
+    let mut walk = Walk {
+        options,
+        next: below(&area, &holder, options).map_err(|error| error.file(path)).transpose(),
+        seen: HashSet::from([file.identity()]),
+        lost: "bring the file back under this name, or give --alone to check the image without it",
+    };
+    while walk.next_layer()?.is_some() {}
+    Ok(())
+}
+
 /// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.
 ///
 /// # Errors
@@ -226,6 +252,8 @@ pub(crate) struct Walk<'a> {
     /// An error here waits until somebody really asks for that layer.
     next: Option<Result<Next>>,
     seen: HashSet<Identity>,
+    /// What to do about a file that is not there.
+    lost: &'static str,
 }
 
 struct Next {
@@ -252,7 +280,8 @@ impl<'a> Walk<'a> {
         let stated = matches!(format, Wanted::Known(_));
         options.policy.check_stated(stated).map_err(|error| error.file(path))?;
         let next = Some(Ok(Next { path: name.path, format }));
-        Ok(Self { options, next, seen: HashSet::new() })
+        let lost = "the image cannot be read without it: bring the file back under this name";
+        Ok(Self { options, next, seen: HashSet::new(), lost })
     }
 
     /// Opens the next layer; `None` below the last.
@@ -276,7 +305,7 @@ impl<'a> Walk<'a> {
             None if depth == 0 => policy.open_active(&path),
             None => backing.open(&path),
         };
-        let file = file.map_err(|error| missing_base(error, depth))?;
+        let file = file.map_err(|error| missing_base(error, depth, self.lost))?;
         if !self.seen.insert(file.identity()) {
             return Err(Error::corrupt("the backing chain comes back to this file").file(path));
         }
@@ -296,7 +325,9 @@ impl<'a> Walk<'a> {
         }
         let layer = Layer::new(path, file, format)?;
         self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
-        self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
+        let area = layer.image().map(crate::image::Image::area);
+        let next = area.map_or(Ok(None), |area| below(area, layer.path(), self.options));
+        self.next = next.map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))
     }
 
@@ -308,27 +339,26 @@ impl<'a> Walk<'a> {
         }
         limits.check(layer)
     }
+}
 
-    /// What `layer` stands on.
-    fn below(&self, layer: &Layer) -> Result<Option<Next>> {
-        let Some(area) = layer.image().map(crate::image::Image::area) else { return Ok(None) };
-        let Some(name) = area.backing_name.as_deref() else { return Ok(None) };
-        let name =
-            ImageName::from_header(name).map_err(|error| error.structure("backing file name"))?;
-        let recorded = area
-            .backing_format()
-            .map(|format| String::from_utf8_lossy(format).into_owned())
-            .or_else(|| name.driver.clone());
-        let format = match (recorded, self.options.backing_format) {
-            (Some(format), _) => {
-                format.parse().map_err(|error: Error| error.structure("backing format"))?
-            }
-            (None, Some(format)) => format,
-            (None, None) => return Err(unrecorded(&name)),
-        };
-        let path = name.relative_to(layer.path());
-        Ok(Some(Next { path, format: Wanted::Known(format) }))
-    }
+/// The backing file that the image at `holder` names in its header.
+fn below(area: &HeaderArea, holder: &Path, options: &OpenOptions) -> Result<Option<Next>> {
+    let Some(name) = area.backing_name.as_deref() else { return Ok(None) };
+    let name =
+        ImageName::from_header(name).map_err(|error| error.structure("backing file name"))?;
+    let recorded = area
+        .backing_format()
+        .map(|format| String::from_utf8_lossy(format).into_owned())
+        .or_else(|| name.driver.clone());
+    let format = match (recorded, options.backing_format) {
+        (Some(format), _) => {
+            format.parse().map_err(|error: Error| error.structure("backing format"))?
+        }
+        (None, Some(format)) => format,
+        (None, None) => return Err(unrecorded(&name)),
+    };
+    let path = name.relative_to(holder);
+    Ok(Some(Next { path, format: Wanted::Known(format) }))
 }
 
 /// Guessing would let a guest choose what the host opens (trap 101).
@@ -341,16 +371,10 @@ fn unrecorded(name: &ImageName) -> Error {
     .hint("state it with --backing-format qcow2 or --backing-format raw")
 }
 
-fn missing_base(error: Error, depth: usize) -> Error {
+fn missing_base(error: Error, depth: usize, hint: &str) -> Error {
     let missing =
         error.io_source().is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
-    if missing && depth > 0 {
-        error
-            .structure("backing file")
-            .hint("the image cannot be read without it: bring the file back under this name")
-    } else {
-        error
-    }
+    if missing && depth > 0 { error.structure("backing file").hint(hint) } else { error }
 }
 
 #[cfg(test)]

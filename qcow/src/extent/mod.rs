@@ -1,6 +1,7 @@
 //! What every guest range is, seen through the whole chain: data, zeros, compressed or nowhere
 //! allocated, and which layer holds it.
 
+mod damage;
 mod reader;
 mod resolve;
 
@@ -9,8 +10,10 @@ use std::iter::FusedIterator;
 
 use crate::chain::Chain;
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
+use crate::image::is_damage;
 use crate::{Error, Result};
 
+pub use damage::Damage;
 pub use reader::Reader;
 
 /// A range of the guest's disk that comes from one place.
@@ -84,6 +87,8 @@ pub struct Extents<'a> {
     next_mapped: Vec<Option<u64>>,
     ready: VecDeque<Extent>,
     failed: bool,
+    /// What the tables should tell and cannot; `None` makes that an error.
+    damage: Option<Vec<Damage>>,
 }
 
 impl Chain {
@@ -117,6 +122,7 @@ impl Chain {
             next_mapped: vec![Some(0); self.layers().len()],
             ready: VecDeque::new(),
             failed: false,
+            damage: None,
         }
     }
 }
@@ -142,6 +148,16 @@ impl Iterator for Extents<'_> {
 impl FusedIterator for Extents<'_> {}
 
 impl Extents<'_> {
+    /// From now on goes on past damaged tables: what they should tell is zeros, and is listed.
+    pub(crate) fn tolerate(&mut self) {
+        self.damage.get_or_insert_default();
+    }
+
+    /// What was passed over since this was last asked, in ascending order.
+    pub(crate) fn take_damage(&mut self) -> Vec<Damage> {
+        self.damage.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// Resolves the next window, or skips to where something is mapped.
     fn fill(&mut self) -> Result<()> {
         let mapped = self.first_mapped()?.unwrap_or(self.end).min(self.end);
@@ -156,7 +172,7 @@ impl Extents<'_> {
             return Ok(());
         }
         let end = self.at.saturating_add(resolve::window_len(self.chain)).min(self.end);
-        let extents = resolve::resolve(self.chain, self.at, end)?;
+        let extents = resolve::resolve(self.chain, self.at, end, self.damage.as_mut())?;
         self.ready.extend(extents);
         if self.ready.is_empty() {
             return Err(Error::corrupt("a window of the disk has no extents"));
@@ -170,7 +186,11 @@ impl Extents<'_> {
         let mut first: Option<u64> = None;
         for (layer, next) in self.chain.layers().iter().zip(&mut self.next_mapped) {
             if next.is_some_and(|next| next < self.at) || self.at == 0 {
-                *next = layer.next_mapped(self.at)?;
+                *next = match layer.next_mapped(self.at) {
+                    // The window will tell what exactly cannot be read.
+                    Err(error) if self.damage.is_some() && is_damage(&error) => Some(self.at),
+                    next => next?,
+                };
             }
             if let Some(next) = *next {
                 first = Some(first.map_or(next, |first| first.min(next)));

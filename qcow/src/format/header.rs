@@ -175,7 +175,7 @@ impl Header {
                 56,
                 "the refcount table has 0 clusters, expected at least 1".into(),
             )
-            .hint("rebuild the refcounts with a repair tool before opening the image"));
+            .hint("`qcowtool check -r all` writes the refcounts anew"));
         }
         self.check_table(&Table {
             name: "refcount table",

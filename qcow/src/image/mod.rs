@@ -1,6 +1,7 @@
 //! One open QCOW2 image: its header, its snapshots, and where each guest range lives.
 
 mod bitmaps;
+mod fault;
 mod preallocation;
 mod skeleton;
 mod snapshots;
@@ -17,7 +18,8 @@ use crate::io::{Storage, read_padded};
 use crate::{Error, Result};
 
 pub use bitmaps::BitmapInfo;
-pub(crate) use skeleton::Skeleton;
+pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
+pub(crate) use skeleton::{Skeleton, read_area};
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
 /// Bytes that [`Header::peek`] needs.

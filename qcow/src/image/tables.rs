@@ -6,16 +6,19 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::Image;
+use super::{Faults, Image, is_damage, tolerate};
 use crate::format::{
     CompressedSpan, EntryRules, Geometry, GuestOffset, HostOffset, L1Entry, L2Entry,
 };
 use crate::io::read_padded;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// L1 entries are scanned in pieces of this many bytes when looking for the next mapped range.
 const L1_SCAN_BYTES: usize = 64 << 10;
 const L1_ENTRY_LEN: u64 = 8;
+/// A table that cannot be read whole is read in pieces of this many bytes: a page, which is what the
+/// system reads at least.
+const PIECE: u64 = 4096;
 /// Offsets in L2 entries end below this bit.
 const OFFSET_BITS: u32 = 56;
 
@@ -101,8 +104,15 @@ impl<'a> TableWindow<'a> {
         Ok(Self { image, geometry, end, first_l1, l1, l2: L2Slice::default() })
     }
 
-    /// Appends the runs of `start..end`, which must lie in the window.
-    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    /// Appends the runs of `start..end`, which must lie in the window. What cannot be understood goes
+    /// to `faults`, and is a run of zeros.
+    pub(crate) fn runs(
+        &mut self,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        mut faults: Faults<'_>,
+    ) -> Result<()> {
         let mut at = start;
         while at < end {
             let position = self.geometry.position(GuestOffset(at));
@@ -116,11 +126,54 @@ impl<'a> TableWindow<'a> {
                 let kind = RunKind::Unallocated(None);
                 push_run(runs, Run { guest: at, len: table_end.saturating_sub(at), kind });
             } else {
-                self.load_l2(position.l1_index, position.l2_index, entry)
-                    .map_err(|error| error.guest_offset(at))?;
-                self.decode(position.l2_index, at, table_end, runs)?;
+                let loaded = self.load_l2(position.l1_index, position.l2_index, entry, self.end);
+                match loaded.map_err(|error| error.guest_offset(at)) {
+                    Ok(()) => {
+                        let faults = faults.as_deref_mut();
+                        self.decode(position.l2_index, at, table_end, runs, faults)?;
+                    }
+                    Err(error) => {
+                        let faults = faults.as_deref_mut();
+                        self.runs_of_damaged(entry, at, table_end, runs, faults, error)?;
+                    }
+                }
             }
             at = table_end;
+        }
+        Ok(())
+    }
+
+    /// The runs of `start..end`, all in one table that could not be read whole because of `error`.
+    fn runs_of_damaged(
+        &mut self,
+        entry: L1Entry,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        mut faults: Faults<'_>,
+        error: Error,
+    ) -> Result<()> {
+        if faults.is_none() || !is_damage(&error) || error.kind() != ErrorKind::Io {
+            return unreadable(start, end, runs, faults, error);
+        }
+        let entries = PIECE.checked_div(self.geometry.l2_entry_size()).unwrap_or(1);
+        let mut at = start;
+        while at < end {
+            let position = self.geometry.position(GuestOffset(at));
+            let in_piece = position.l2_index.checked_rem(entries).unwrap_or_default();
+            let left =
+                entries.saturating_sub(in_piece).saturating_mul(self.geometry.cluster_size());
+            let in_cluster = self.geometry.offset_in_cluster(at);
+            let piece_end = at.saturating_sub(in_cluster).saturating_add(left).min(end);
+            let loaded = self.load_l2(position.l1_index, position.l2_index, entry, piece_end);
+            let faults = faults.as_deref_mut();
+            match loaded.map_err(|error| error.guest_offset(at)) {
+                Ok(()) => self.decode(position.l2_index, at, piece_end, runs, faults)?,
+                Err(error) => unreadable(at, piece_end, runs, faults, error)?,
+            }
+            // What is in memory is a piece of the table, not what others expect there.
+            self.l2.l1_index = None;
+            at = piece_end;
         }
         Ok(())
     }
@@ -132,8 +185,9 @@ impl<'a> TableWindow<'a> {
         L1Entry(bytes.map_or(0, BigEndian::read_u64))
     }
 
-    /// Makes sure that the entries from `l2_index` to the end of table or window are in memory.
-    fn load_l2(&mut self, l1_index: u64, l2_index: u64, entry: L1Entry) -> Result<()> {
+    /// Makes sure that the entries from `l2_index` to the end of the table, or to that of guest offset
+    /// `end`, are in memory.
+    fn load_l2(&mut self, l1_index: u64, l2_index: u64, entry: L1Entry, end: u64) -> Result<()> {
         let slice = &mut self.l2;
         if slice.l1_index == Some(l1_index) && slice.first <= l2_index {
             return Ok(());
@@ -148,7 +202,7 @@ impl<'a> TableWindow<'a> {
             .index(l1_index));
         }
         let table_start = l1_index.saturating_mul(self.geometry.l2_coverage());
-        let window = self.end.saturating_sub(table_start).min(self.geometry.l2_coverage());
+        let window = end.saturating_sub(table_start).min(self.geometry.l2_coverage());
         let past = self.geometry.clusters_for(window);
         let width = self.geometry.l2_entry_size();
         slice.l1_index = None;
@@ -161,7 +215,14 @@ impl<'a> TableWindow<'a> {
     }
 
     /// Decodes the loaded entries for `start..end`, all in the loaded table.
-    fn decode(&self, l2_index: u64, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    fn decode(
+        &self,
+        l2_index: u64,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        mut faults: Faults<'_>,
+    ) -> Result<()> {
         let rules = self.image.rules();
         let width = byte_len(1, self.geometry.l2_entry_size())?;
         let skip = byte_len(l2_index.saturating_sub(self.l2.first), self.geometry.l2_entry_size())?;
@@ -171,23 +232,28 @@ impl<'a> TableWindow<'a> {
             && let Some(bytes) = entries.next()
         {
             let (word, bitmap) = split_entry(bytes);
-            let entry = L2Entry::decode(word, bitmap, &rules).map_err(|error| {
+            let place = |error: Error| {
                 let width = self.geometry.l2_entry_size();
                 error
                     .structure("L2 table")
                     .index(index)
                     .host_offset(self.l2.table.0.saturating_add(index.saturating_mul(width)))
                     .guest_offset(at)
-            })?;
+            };
+            let entry = L2Entry::decode(word, bitmap, &rules).map_err(place);
             let wanted = end.saturating_sub(at);
-            let count = match step(&entry, self.geometry) {
+            let count = match entry.as_ref().ok().and_then(|entry| step(entry, self.geometry)) {
                 Some(step) => repeats(entries.clone(), (word, bitmap), step).saturating_add(1),
                 None => 1,
             };
             let in_cluster = self.geometry.offset_in_cluster(at);
             let len = count.saturating_mul(self.geometry.cluster_size());
             let len = len.saturating_sub(in_cluster).min(wanted);
-            push_entry(entry, &rules, at, len, runs)?;
+            let pushed = entry.and_then(|entry| push_entry(entry, &rules, at, len, runs));
+            if let Err(error) = pushed {
+                let faults = faults.as_deref_mut();
+                unreadable(at, at.saturating_add(len), runs, faults, error)?;
+            }
             at = at.saturating_add(len);
             index = index.saturating_add(count);
             if count > 1 {
@@ -196,6 +262,20 @@ impl<'a> TableWindow<'a> {
         }
         Ok(())
     }
+}
+
+/// Leaves `start..end` out, if `faults` allows that: zeros, which hide what lies below.
+fn unreadable(
+    start: u64,
+    end: u64,
+    runs: &mut Vec<Run>,
+    mut faults: Faults<'_>,
+    error: Error,
+) -> Result<()> {
+    tolerate(&mut faults, start..end, error)?;
+    let len = end.saturating_sub(start);
+    push_run(runs, Run { guest: start, len, kind: RunKind::Zero(None) });
+    Ok(())
 }
 
 /// How much larger an entry must be than the one before it to continue it; `None` for entries

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use self::tally::Tally;
-use super::TargetOptions;
+use super::salvage::Salvage;
 pub use super::shortcut::Traffic;
+use super::{DamageReport, TargetOptions};
 use crate::chain::{Chain, Format};
 use crate::io::OutputFile;
 use crate::{CancelToken, Error, Observer, Result};
@@ -41,6 +42,10 @@ pub struct FlattenOptions {
     pub target_is_zero: bool,
     /// Write past the page cache what is aligned, and read so where the file systems can.
     pub direct: bool,
+    /// Go on past damage: a range that cannot be read is zeros in the new image, and is listed in
+    /// [`FlattenOutcome::damage`]. Nothing is cloned, since that does not read. Goes neither with a
+    /// stream nor with [`digest`](Self::digest), which would be of another content.
+    pub salvage: bool,
 }
 
 /// What was written.
@@ -67,6 +72,9 @@ pub struct FlattenOutcome {
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
+    /// What could not be read, with [`FlattenOptions::salvage`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<DamageReport>,
 }
 
 /// Writes what a guest would read from `chain` to a new image at `path`.
@@ -107,6 +115,10 @@ pub fn flatten(
     if chain.contains_file(path) {
         return Err(Error::usage("the target is one of the images being read").file(path));
     }
+    if options.salvage && options.digest {
+        return Err(Error::usage("a digest of an image with damage would be of another content")
+            .hint("take it of the new image with `checksum`"));
+    }
     if options.direct {
         chain.read_direct();
     }
@@ -131,6 +143,7 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         zero_bytes: virtual_size.saturating_sub(done.tally.data_bytes),
         traffic: done.traffic,
         crc32: done.tally.digest(),
+        damage: done.damage,
     }
 }
 
@@ -156,6 +169,12 @@ struct Done {
     file_length: u64,
     traffic: Traffic,
     tally: Tally,
+    damage: Option<DamageReport>,
+}
+
+/// Where damage is listed, if it is to be passed over.
+fn salvage(options: &FlattenOptions) -> Option<Salvage> {
+    options.salvage.then(Salvage::default)
 }
 
 /// Starts what is written to: a file that gets its name later, or a device.

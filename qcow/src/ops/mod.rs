@@ -12,10 +12,12 @@ pub mod info;
 pub mod map;
 pub mod measure;
 mod pipeline;
+mod salvage;
 mod shortcut;
 mod target;
 mod turns;
 
+pub use salvage::DamageReport;
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
 
 /// File names need not be UTF-8; JSON must be.

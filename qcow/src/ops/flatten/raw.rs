@@ -5,13 +5,14 @@ use std::path::Path;
 use crc32fast::Hasher;
 
 use super::tally::Tally;
-use super::{Done, FlattenOptions, Received, output, runs_of};
+use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::io::OutputFile;
 use crate::ops::checksum::hash;
 use crate::ops::create::preallocate_raw;
 use crate::ops::pipeline::{self, Input, Job};
+use crate::ops::salvage::Salvage;
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, RawOptions};
 use crate::{CancelToken, Error, Observer, Result};
@@ -37,7 +38,8 @@ pub(super) fn flatten(
     if output.device_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
-    let may_share = target.preallocation == Preallocation::Off && !options.no_reflink;
+    let may_share =
+        target.preallocation == Preallocation::Off && !options.no_reflink && !options.salvage;
     let shortcuts =
         if may_share { Shortcuts::find(chain, &output, None, options.digest)? } else { None };
     // On a device this only says whether the disk fits.
@@ -48,15 +50,16 @@ pub(super) fn flatten(
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
         keep_zeros: target.preallocation == Preallocation::Full,
+        salvage: salvage(options),
         cancel,
     };
     let tally = Tally::new(options.digest);
     let tally = pipeline::run(chain, &job, tally, options.threads, observer, cancel)?;
     cancel.check()?;
-    chain.check_unchanged()?;
     let traffic = Traffic::of(job.shortcuts.as_ref(), &[&output]);
+    let damage = job.salvage.as_ref().map(Salvage::report);
     output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), traffic, tally })
+    Ok(Done { file_length: chain.virtual_size(), traffic, tally, damage })
 }
 
 /// Writes the disk that `input` brings to a new raw image at `path`.
@@ -78,6 +81,7 @@ pub(super) fn receive(
         shortcuts: None,
         digest: options.digest,
         keep_zeros: false,
+        salvage: None,
         cancel,
     };
     let tally = Tally::new(options.digest);
@@ -90,7 +94,7 @@ pub(super) fn receive(
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
     output.publish()?;
-    Ok((size, Done { file_length: size, traffic, tally }))
+    Ok((size, Done { file_length: size, traffic, tally, damage: None }))
 }
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
@@ -127,6 +131,7 @@ struct RawJob<'a> {
     shortcuts: Option<Shortcuts<'a>>,
     digest: bool,
     keep_zeros: bool,
+    salvage: Option<Salvage>,
     cancel: &'a CancelToken,
 }
 
@@ -174,6 +179,10 @@ impl Job for RawJob<'_> {
 
     fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
         self.shortcuts.as_ref()
+    }
+
+    fn salvage(&self) -> Option<&Salvage> {
+        self.salvage.as_ref()
     }
 
     fn place_moved(

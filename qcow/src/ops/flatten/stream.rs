@@ -45,6 +45,7 @@ pub fn flatten_to_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
+    refuse(options.salvage, "salvaging")?;
     observer.opened()?;
     let mut stream = Stream::new(output);
     let (format, done) = match &options.target {
@@ -75,6 +76,7 @@ pub fn flatten_from_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
+    refuse(options.salvage, "salvaging")?;
     let input = Input { file: input, size };
     let (format, (size, done)) = match &options.target {
         TargetOptions::Raw(target) => {
@@ -119,10 +121,9 @@ fn send_raw(
     let job = RawStream { stream, digest: options.digest };
     let state = RawState { tickets: 0, tally: Tally::new(options.digest) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    chain.check_unchanged()?;
     let written = stream.finish(chain.virtual_size())?;
     let (file_length, traffic) = (chain.virtual_size(), sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally })
+    Ok(Done { file_length, traffic, tally: state.tally, damage: None })
 }
 
 fn send_qcow2(
@@ -167,11 +168,10 @@ fn send_qcow2(
         )
         .hint("make sure that nothing uses the image, then try again"));
     }
-    chain.check_unchanged()?;
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
     let (file_length, traffic) = (finished.file_length, sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally })
+    Ok(Done { file_length, traffic, tally: state.tally, damage: None })
 }
 
 fn sent(written_bytes: u64) -> Traffic {
