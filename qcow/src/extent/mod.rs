@@ -8,7 +8,7 @@ mod resolve;
 use std::collections::VecDeque;
 use std::iter::FusedIterator;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, Layer};
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
 use crate::image::is_damage;
 use crate::{Error, Result};
@@ -189,6 +189,7 @@ impl Extents<'_> {
                 *next = match layer.next_mapped(self.at) {
                     // The window will tell what exactly cannot be read.
                     Err(error) if self.damage.is_some() && is_damage(&error) => Some(self.at),
+                    Ok(None) if self.damage.is_some() => lost_from(layer).map(|at| at.max(self.at)),
                     next => next?,
                 };
             }
@@ -198,4 +199,9 @@ impl Extents<'_> {
         }
         Ok(first)
     }
+}
+
+/// From which guest offset on the layer's tables are cut off.
+fn lost_from(layer: &Layer) -> Option<u64> {
+    layer.image()?.l1_end_in_file().filter(|from| *from < layer.virtual_size())
 }

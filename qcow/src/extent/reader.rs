@@ -13,7 +13,8 @@ use crate::{Error, Result};
 
 /// Compressed clusters that lie near each other are read at once, up to this many bytes.
 const AT_ONCE: u64 = 1 << 20;
-/// Where data cannot be read at once, it is read in pieces of this many bytes: the system reads no less.
+/// Where data cannot be read at once, it is read in pieces of this many bytes: most drives have sectors
+/// of this size, and the page cache reads no less.
 const PAGE: u64 = 4096;
 /// Two clusters are near if no more than this lies between them: as much as is read in the time that
 /// another call takes.

@@ -85,7 +85,7 @@ impl BitmapEntry {
     /// and unknown types (trap 97).
     pub fn check(&self, geometry: Geometry, virtual_size: u64) -> Result<()> {
         self.check_kind().and_then(|()| self.check_table(geometry, virtual_size)).map_err(|error| {
-            error.structure(STRUCTURE).hint("remove the bitmap, or its image's autoclear bit")
+            error.structure(STRUCTURE).hint("`qcowtool check -r all` drops the bitmaps")
         })
     }
 

@@ -122,25 +122,55 @@ impl<'a> TableWindow<'a> {
                 .saturating_mul(self.geometry.l2_coverage())
                 .min(end);
             let entry = self.l1_entry(position.l1_index);
+            let cut = faults.as_ref().and_then(|_| self.cut_off(position.l1_index, entry));
+            let known = cut.as_ref().map_or(table_end, |(from, _)| (*from).clamp(at, table_end));
             if entry.is_empty() {
                 let kind = RunKind::Unallocated(None);
-                push_run(runs, Run { guest: at, len: table_end.saturating_sub(at), kind });
-            } else {
-                let loaded = self.load_l2(position.l1_index, position.l2_index, entry, self.end);
-                match loaded.map_err(|error| error.guest_offset(at)) {
-                    Ok(()) => {
-                        let faults = faults.as_deref_mut();
-                        self.decode(position.l2_index, at, table_end, runs, faults)?;
-                    }
-                    Err(error) => {
-                        let faults = faults.as_deref_mut();
-                        self.runs_of_damaged(entry, at, table_end, runs, faults, error)?;
-                    }
-                }
+                push_run(runs, Run { guest: at, len: known.saturating_sub(at), kind });
+            } else if at < known {
+                self.runs_of_table(entry, at, known, runs, faults.as_deref_mut())?;
+            }
+            if let Some((_, error)) = cut.filter(|_| known < table_end) {
+                unreadable(known, table_end, runs, faults.as_deref_mut(), error)?;
             }
             at = table_end;
         }
         Ok(())
+    }
+
+    /// The runs of `start..end`, all in the table of one L1 entry.
+    fn runs_of_table(
+        &mut self,
+        entry: L1Entry,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        faults: Faults<'_>,
+    ) -> Result<()> {
+        let position = self.geometry.position(GuestOffset(start));
+        let loaded = self.load_l2(position.l1_index, position.l2_index, entry, self.end);
+        match loaded.map_err(|error| error.guest_offset(start)) {
+            Ok(()) => self.decode(position.l2_index, start, end, runs, faults),
+            Err(error) => self.runs_of_damaged(entry, start, end, runs, faults, error),
+        }
+    }
+
+    /// From where on the guest's disk the tables lie behind the end of the file. QEMU reads zeros there,
+    /// which is "not allocated"; but a table is never written in part, so the file was cut short.
+    fn cut_off(&self, l1_index: u64, entry: L1Entry) -> Option<(u64, Error)> {
+        let start = l1_index.saturating_mul(self.geometry.l2_coverage());
+        let behind = || Error::corrupt("the table lies behind the end of the file");
+        if self.image.l1_end_in_file().is_some_and(|end| start >= end) {
+            return Some((start, behind().structure("L1 table").index(l1_index)));
+        }
+        let there = self.image.storage().len().saturating_sub(entry.offset().0);
+        let aligned = self.geometry.is_aligned(entry.offset().0);
+        if entry.is_empty() || !aligned || there >= self.geometry.cluster_size() {
+            return None;
+        }
+        let entries = there.checked_div(self.geometry.l2_entry_size()).unwrap_or_default();
+        let from = entries.saturating_mul(self.geometry.cluster_size());
+        Some((start.saturating_add(from), behind().structure("L2 table")))
     }
 
     /// The runs of `start..end`, all in one table that could not be read whole because of `error`.
@@ -310,6 +340,13 @@ impl Image {
         let table = self.l1();
         let there = self.storage().len().saturating_sub(table.offset.0).div_ceil(L1_ENTRY_LEN);
         table.entries.min(there)
+    }
+
+    /// From which guest offset on the L1 table lies behind the end of the file, if it does.
+    pub(crate) fn l1_end_in_file(&self) -> Option<u64> {
+        let wanted = self.l1().entries.min(self.geometry().l1_entries_for(self.virtual_size()));
+        let there = self.l1_entries_in_file();
+        (there < wanted).then(|| there.saturating_mul(self.geometry().l2_coverage()))
     }
 
     /// The first guest offset at or after `from` that an L1 entry maps, rounded down to what the

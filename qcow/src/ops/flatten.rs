@@ -43,8 +43,8 @@ pub struct FlattenOptions {
     /// Write past the page cache what is aligned, and read so where the file systems can.
     pub direct: bool,
     /// Go on past damage: a range that cannot be read is zeros in the new image, and is listed in
-    /// [`FlattenOutcome::damage`]. Nothing is cloned, since that does not read. Goes neither with a
-    /// stream nor with [`digest`](Self::digest), which would be of another content.
+    /// [`FlattenOutcome::damage`]. Nothing is cloned, since that does not read, and data is read past
+    /// the page cache where the file systems can. Goes neither with a stream nor with [`digest`](Self::digest), which would be of another content.
     pub salvage: bool,
 }
 
@@ -119,7 +119,8 @@ pub fn flatten(
         return Err(Error::usage("a digest of an image with damage would be of another content")
             .hint("take it of the new image with `checksum`"));
     }
-    if options.direct {
+    // Where a sector cannot be read, the page cache loses what it would read together with it.
+    if options.direct || options.salvage {
         chain.read_direct();
     }
     let (format, done) = match &options.target {
