@@ -98,9 +98,9 @@ fn advice_about_options_is_right() {
                 &["create -f qcow2 -o cluster_size=4k n8 1M"],
             ),
             (
-                "create -f qcow2 -o data_file=a,,b,,,c n9 1M",
+                "create -f qcow2 -o cluster_size=4k, n9 1M",
                 "',,'",
-                &["create -f qcow2 -o data_file=a,,,,b n9 1M"],
+                &["create -f qcow2 -o data_file=a,,b n9 1M"],
             ),
             (
                 "create -f qcow2 base 1M",

@@ -11,7 +11,7 @@ use qcow::chain::{Chain, Format};
 use qcow::extent::Damage;
 use qcow::ops::DamageReport;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
-use qcow::{Error, Observer, Printable};
+use qcow::{Error, ErrorKind, Observer, Printable};
 
 use self::stream::is_stream;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
@@ -198,6 +198,7 @@ impl Flatten {
         self.voice.opened(&chain);
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten(&chain, dst, options, &observer, watch.token());
+        let result = result.map_err(how_to_salvage);
         progress.finish(result.is_ok());
         watch.settle(result)
     }
@@ -287,6 +288,17 @@ fn damage_text(report: &DamageReport) -> String {
         text.push_str(&format!("unreadable: {} more ranges\n", report.ranges_left_out));
     }
     text
+}
+
+/// Damage at one place of the disk need not be the end of the rest.
+fn how_to_salvage(error: Error) -> Error {
+    const EIO: i32 = 5;
+    let unreadable = error.io_source().and_then(std::io::Error::raw_os_error) == Some(EIO);
+    let damage = error.kind() == ErrorKind::Corrupt || unreadable;
+    if damage && error.place().guest_offset.is_some() {
+        return error.hint("--salvage copies the rest, with zeros for what cannot be read");
+    }
+    error
 }
 
 /// How the program ends after a salvage: with success only if nothing was lost.

@@ -177,6 +177,19 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_is_opened_again_is_all_that_stays() {
+        let name = Path::new("/images/top.qcow2");
+        let plan = Plan::new().chain(name, &options(FilePolicy::AnyLocal)).changing(name);
+        assert!(plan.after().read.is_empty() && plan.after().change.is_empty());
+        let plan = plan.opened_again();
+        assert!(plan.before().anything && !plan.after().anything);
+        assert_eq!(
+            (plan.after().read, plan.after().change),
+            (&[name.into()][..], &[name.into()][..])
+        );
+    }
+
+    #[test]
     fn an_output_that_is_begun_can_only_be_renamed_later_and_one_of_the_end_can_be_made() {
         let plan = Plan::new().making(Path::new("/a/x")).making_late(Path::new("y"));
         assert_eq!(plan.before().make, [Path::new("/a"), Path::new(".")]);

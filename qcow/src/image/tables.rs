@@ -4,21 +4,21 @@
 //! touches, and its memory is bounded by the window. Entries that nobody asks for are not
 //! looked at, so a damaged entry hurts only those who need it, as in QEMU.
 
+mod damaged;
+
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{Faults, Image, is_damage, tolerate};
+use self::damaged::unreadable;
+use super::{Faults, Image};
 use crate::format::{
     CompressedSpan, EntryRules, Geometry, GuestOffset, HostOffset, L1Entry, L2Entry,
 };
 use crate::io::read_padded;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
 /// L1 entries are scanned in pieces of this many bytes when looking for the next mapped range.
 const L1_SCAN_BYTES: usize = 64 << 10;
 const L1_ENTRY_LEN: u64 = 8;
-/// A table that cannot be read whole is read in pieces of this many bytes: a page, which is what the
-/// system reads at least.
-const PIECE: u64 = 4096;
 /// Offsets in L2 entries end below this bit.
 const OFFSET_BITS: u32 = 56;
 
@@ -155,59 +155,6 @@ impl<'a> TableWindow<'a> {
         }
     }
 
-    /// From where on the guest's disk the tables lie behind the end of the file. QEMU reads zeros there,
-    /// which is "not allocated"; but a table is never written in part, so the file was cut short.
-    fn cut_off(&self, l1_index: u64, entry: L1Entry) -> Option<(u64, Error)> {
-        let start = l1_index.saturating_mul(self.geometry.l2_coverage());
-        let behind = || Error::corrupt("the table lies behind the end of the file");
-        if self.image.l1_end_in_file().is_some_and(|end| start >= end) {
-            return Some((start, behind().structure("L1 table").index(l1_index)));
-        }
-        let there = self.image.storage().len().saturating_sub(entry.offset().0);
-        let aligned = self.geometry.is_aligned(entry.offset().0);
-        if entry.is_empty() || !aligned || there >= self.geometry.cluster_size() {
-            return None;
-        }
-        let entries = there.checked_div(self.geometry.l2_entry_size()).unwrap_or_default();
-        let from = entries.saturating_mul(self.geometry.cluster_size());
-        Some((start.saturating_add(from), behind().structure("L2 table")))
-    }
-
-    /// The runs of `start..end`, all in one table that could not be read whole because of `error`.
-    fn runs_of_damaged(
-        &mut self,
-        entry: L1Entry,
-        start: u64,
-        end: u64,
-        runs: &mut Vec<Run>,
-        mut faults: Faults<'_>,
-        error: Error,
-    ) -> Result<()> {
-        if faults.is_none() || !is_damage(&error) || error.kind() != ErrorKind::Io {
-            return unreadable(start, end, runs, faults, error);
-        }
-        let entries = PIECE.checked_div(self.geometry.l2_entry_size()).unwrap_or(1);
-        let mut at = start;
-        while at < end {
-            let position = self.geometry.position(GuestOffset(at));
-            let in_piece = position.l2_index.checked_rem(entries).unwrap_or_default();
-            let left =
-                entries.saturating_sub(in_piece).saturating_mul(self.geometry.cluster_size());
-            let in_cluster = self.geometry.offset_in_cluster(at);
-            let piece_end = at.saturating_sub(in_cluster).saturating_add(left).min(end);
-            let loaded = self.load_l2(position.l1_index, position.l2_index, entry, piece_end);
-            let faults = faults.as_deref_mut();
-            match loaded.map_err(|error| error.guest_offset(at)) {
-                Ok(()) => self.decode(position.l2_index, at, piece_end, runs, faults)?,
-                Err(error) => unreadable(at, piece_end, runs, faults, error)?,
-            }
-            // What is in memory is a piece of the table, not what others expect there.
-            self.l2.l1_index = None;
-            at = piece_end;
-        }
-        Ok(())
-    }
-
     /// Entries past the table, as a snapshot of a smaller disk has them, map nothing.
     fn l1_entry(&self, index: u64) -> L1Entry {
         let at = index.saturating_sub(self.first_l1).saturating_mul(L1_ENTRY_LEN);
@@ -292,20 +239,6 @@ impl<'a> TableWindow<'a> {
         }
         Ok(())
     }
-}
-
-/// Leaves `start..end` out, if `faults` allows that: zeros, which hide what lies below.
-fn unreadable(
-    start: u64,
-    end: u64,
-    runs: &mut Vec<Run>,
-    mut faults: Faults<'_>,
-    error: Error,
-) -> Result<()> {
-    tolerate(&mut faults, start..end, error)?;
-    let len = end.saturating_sub(start);
-    push_run(runs, Run { guest: start, len, kind: RunKind::Zero(None) });
-    Ok(())
 }
 
 /// How much larger an entry must be than the one before it to continue it; `None` for entries
