@@ -14,7 +14,7 @@ use crate::format::{
     Snapshot,
 };
 use crate::io::{Storage, read_padded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use bitmaps::BitmapInfo;
 pub(crate) use skeleton::Skeleton;
@@ -96,17 +96,15 @@ impl Image {
     /// The internal snapshot with this id, or else this name.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if there is none.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none.
     pub fn find_snapshot(&self, id_or_name: &str) -> Result<&Snapshot> {
         let wanted = id_or_name.as_bytes();
         let by_id = self.snapshots.iter().find(|snapshot| snapshot.id == wanted);
         by_id.or_else(|| self.snapshots.iter().find(|snapshot| snapshot.name == wanted)).ok_or_else(
             || {
-                Error::usage(format!(
-                    "no internal snapshot has the id or name '{}'",
-                    crate::Printable(id_or_name)
-                ))
-                .hint("`qcowtool info` lists the snapshots")
+                let name = crate::Printable(id_or_name);
+                let message = format!("no internal snapshot has the id or name '{name}'");
+                Error::new(ErrorKind::NotFound, message).hint(Remedy::ListSnapshots)
             },
         )
     }

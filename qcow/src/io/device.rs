@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::{Access, FileStorage};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Zeros are written in pieces of this many bytes.
 const PIECE: usize = 2 << 20;
@@ -30,7 +30,7 @@ impl Device {
     pub(super) fn open(path: &Path, blank: bool) -> Result<Self> {
         let status = std::fs::metadata(path).map_err(|error| Error::io("could not open", error))?;
         if !status.file_type().is_block_device() {
-            return Err(Error::usage("not a block device").hint("leave out --device"));
+            return Err(Error::usage("not a block device").hint(Remedy::NotDevice));
         }
         let flags = (OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
         let file = File::options()
@@ -40,8 +40,8 @@ impl Device {
             .open(path)
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::ResourceBusy => {
-                    Error::denied("the device is in use: mounted, or held by another program")
-                        .hint("unmount it or stop who uses it, then try again")
+                    Error::io("the device is mounted, or another process has it open", error)
+                        .hint("unmount it, or stop the process that uses it, then try again")
                 }
                 _ => Error::io("could not open for writing", error),
             })?;

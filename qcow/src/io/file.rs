@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{Access, Storage, direct, lock};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// What kind of thing a [`FileStorage`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +233,7 @@ impl FileStorage {
                 "the file changed while it was being read",
                 std::io::Error::other("what was read may be neither the old nor the new state"),
             )
-            .hint("make sure that nothing uses the image, then try again"));
+            .hint(Remedy::StopChanges));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 const DOES: i64 = 100;
 const FORBIDS: i64 = 200;
@@ -36,7 +36,7 @@ bitflags! {
 /// long as the file is open. File systems without locks are taken as they are, as QEMU does.
 ///
 /// # Errors
-/// [`Denied`](crate::ErrorKind::Denied) if somebody else does what is forbidden here, or forbids
+/// [`InUse`](crate::ErrorKind::InUse) if somebody else does what is forbidden here, or forbids
 /// what is done here.
 pub(super) fn announce(file: &File, does: Access, forbids: Access) -> Result<()> {
     for bit in bits() {
@@ -80,7 +80,7 @@ fn verb(bit: Access) -> &'static str {
 }
 
 fn in_use(what: String) -> Error {
-    Error::denied(format!("the image is in use: {what} (a running guest?)"))
+    Error::new(ErrorKind::InUse, format!("the image is in use: {what} (a running guest?)"))
 }
 
 /// Takes the shared lock on one byte.
@@ -108,7 +108,6 @@ fn range(byte: i64, kind: i32) -> libc::flock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn readers_share_and_a_writer_excludes_them() {
@@ -119,7 +118,7 @@ mod tests {
         announce(&one, Access::READ, changes).unwrap();
         announce(&two, Access::READ, changes).unwrap();
         let error = announce(&three, Access::READ | changes, changes).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert_eq!(error.kind(), ErrorKind::InUse);
         drop((one, two));
         drop(three);
         let writer = open();

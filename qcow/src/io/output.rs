@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 
 use super::device::Device;
 use super::direct;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// A file being built (mode 0600; who else may read it is for its owner to decide), or a block device
 /// being overwritten.
@@ -43,8 +43,8 @@ impl OutputFile {
     /// Starts the output that will become `target`.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if `target` exists and `replace` is false, or if it is
-    /// something that must not be replaced; [`Io`](crate::ErrorKind::Io) if its directory cannot
+    /// [`Exists`](crate::ErrorKind::Exists) if `target` exists and `replace` is false,
+    /// [`Usage`](crate::ErrorKind::Usage) if it is something that must not be replaced; [`Io`](crate::ErrorKind::Io) if its directory cannot
     /// be written.
     pub fn create(target: &Path, replace: bool) -> Result<Self> {
         let (directory, name) = split(target)?;
@@ -52,7 +52,7 @@ impl OutputFile {
             Ok(status) if status.file_type().is_block_device() => {
                 return Err(Error::usage("a block device, which cannot be replaced")
                     .file(target)
-                    .hint("`flatten --device` overwrites one"));
+                    .hint(Remedy::OverwriteDevice));
             }
             Ok(_) if !replace => return Err(exists(target)),
             Ok(status) if !status.is_file() => {
@@ -256,16 +256,14 @@ impl OutputFile {
 
     /// What went wrong with the file, and what helps if there is no space.
     pub(crate) fn failed(&self, what: &str, error: std::io::Error) -> Error {
-        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let hint = match error.kind() {
-            StorageFull | QuotaExceeded => "free some space or choose another directory",
-            FileTooLarge => {
-                "the file system, or the limit for this process (ulimit -f), allows less"
-            }
-            _ => "",
-        };
+        let too_large = error.kind() == std::io::ErrorKind::FileTooLarge;
         let error = Error::io(what, error).file(&self.target);
-        if hint.is_empty() { error } else { error.hint(hint) }
+        match error.kind() {
+            ErrorKind::NoSpace => error.hint(Remedy::FreeSpace),
+            _ if too_large => error
+                .hint("the file system, or the limit for this process (ulimit -f), allows less"),
+            _ => error,
+        }
     }
 }
 
@@ -287,7 +285,5 @@ fn too_small(needed: u64, there: u64) -> Error {
 }
 
 fn exists(target: &Path) -> Error {
-    Error::usage("the file exists already")
-        .file(target)
-        .hint("choose another name, or give --force to replace it")
+    Error::new(ErrorKind::Exists, "the file exists already").file(target).hint(Remedy::Replace)
 }

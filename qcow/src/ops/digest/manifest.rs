@@ -8,7 +8,7 @@ use super::tree::{Hash, LEAF, Leaf, TreeHash, VERSION};
 use super::tree_hash;
 use crate::chain::{Chain, Format, Layer};
 use crate::io::{FileStatus, FileStorage, OpenedAs, OutputFile, Storage, read_padded};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 const ALGORITHM: &str = "blake3-tree";
 /// No manifest is longer than this: it is read whole.
@@ -68,7 +68,7 @@ impl Manifest {
                 let changed = std::io::Error::other("its size or its times are no longer the same");
                 return Err(Error::io("the file was changed while it was read", changed)
                     .file(&before.path)
-                    .hint("make sure that nothing else changes the image, then try again"));
+                    .hint(Remedy::StopChanges));
             }
         }
         Ok(Self { tree, layers, snapshot: snapshot.map(str::to_owned) })
@@ -124,7 +124,7 @@ impl Manifest {
         let stale = |why: &str, file: &Path| {
             Err(Error::denied(format!("the manifest '{}' is not trusted: {why}", path.display()))
                 .file(file)
-                .hint("take a new one with `qcowtool checksum --manifest`"))
+                .hint(Remedy::NewManifest))
         };
         let user = rustix::process::geteuid().as_raw();
         if made.others_may_write() || (made.owner != 0 && made.owner != user) {
