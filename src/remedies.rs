@@ -74,6 +74,7 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         }
         Remedy::NotDevice => &["leave out --device"],
         Remedy::BufferedIo => &["leave out --direct"],
+        Remedy::CheckStream => &["nothing was written: check --size, and what sends the stream"],
         Remedy::NewManifest => &["make a new one with `qcowtool checksum --manifest`"],
         _ => &[],
     }
@@ -154,6 +155,7 @@ mod tests {
         Remedy::OverwriteDevice,
         Remedy::NotDevice,
         Remedy::BufferedIo,
+        Remedy::CheckStream,
         Remedy::FreeSpace,
         Remedy::NewManifest,
         Remedy::ReportBug,

@@ -84,6 +84,8 @@ pub enum Remedy {
     NotDevice,
     /// Do without direct I/O.
     BufferedIo,
+    /// Check what sends the stream, and the length that was announced.
+    CheckStream,
     /// Free some space, or choose another directory.
     FreeSpace,
     /// Make a new manifest.
@@ -145,6 +147,9 @@ impl fmt::Display for Remedy {
             Self::OverwriteDevice => "allow that the device is overwritten",
             Self::NotDevice => "do not ask for a block device",
             Self::BufferedIo => "do without direct I/O",
+            Self::CheckStream => {
+                "nothing was written: check what sends the stream, and the length that was announced"
+            }
             Self::FreeSpace => "free some space or choose another directory",
             Self::NewManifest => "make a new manifest",
             Self::ReportBug => "this is a bug in this program: please report it",

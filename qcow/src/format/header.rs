@@ -114,8 +114,9 @@ impl Header {
     /// enough to know how long the first cluster is.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) if this is no QCOW2 image or its cluster size is out
-    /// of range, [`Unsupported`](crate::ErrorKind::Unsupported) for versions other than 2 and 3.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat) if this is no QCOW2 image,
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if its cluster size is out of range,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for versions other than 2 and 3.
     pub fn peek(prefix: &[u8]) -> Result<(Version, u32)> {
         parse_version(prefix)
     }

@@ -52,14 +52,14 @@ impl Image {
     /// Nothing else is opened: neither backing nor data file.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported),
-    /// naming the structure and the offset.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), naming the structure and the offset.
     ///
     /// ```
     /// use std::sync::Arc;
     /// use qcow::{image::Image, io::MemoryStorage};
     /// let error = Image::open(Arc::new(MemoryStorage::new(vec![0; 512]))).unwrap_err();
-    /// assert_eq!(error.kind(), qcow::ErrorKind::Corrupt);
+    /// assert_eq!(error.kind(), qcow::ErrorKind::WrongFormat);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         let cluster = read_first_cluster(&*storage)?;
@@ -84,7 +84,7 @@ impl Image {
     /// The virtual size stays the current one, as in QEMU (traps 84, 87).
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if there is no such snapshot.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot.
     pub fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
         let snapshot = self.find_snapshot(id_or_name)?;
         snapshot.check_l1(self.geometry())?;

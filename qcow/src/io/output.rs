@@ -260,8 +260,9 @@ impl OutputFile {
         let error = Error::io(what, error).file(&self.target);
         match error.kind() {
             ErrorKind::NoSpace => error.hint(Remedy::FreeSpace),
-            _ if too_large => error
-                .hint("the file system, or the limit for this process (ulimit -f), allows less"),
+            _ if too_large => error.hint(
+                "the file system, or this process's limit for the size of files, allows less",
+            ),
             _ => error,
         }
     }
