@@ -33,6 +33,12 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
             &["stop the guest that uses it, or give -U to check it all the same"]
         }
         Remedy::ShareRead => &["stop the guest that uses it, or give -U to read it all the same"],
+        Remedy::ReplaceInUse => &[
+            "stop what uses it, or give --force-in-use to overwrite it all the same",
+            "stop what uses it, then try again",
+        ],
+        Remedy::WriteInto => &["`qcowtool flatten -n -O raw` writes into it"],
+        Remedy::NewFile => &["leave out -n to make a new file"],
         Remedy::StateFormat => &["state the format of the image: -f qcow2 or -f raw"],
         // There it is the format of the new image's own backing file.
         Remedy::StateBackingFormat if command == "create" => &[],
@@ -127,6 +133,9 @@ mod tests {
     const ALL: &[Remedy] = &[
         Remedy::Replace,
         Remedy::ShareRead,
+        Remedy::ReplaceInUse,
+        Remedy::WriteInto,
+        Remedy::NewFile,
         Remedy::StopUser,
         Remedy::StopChanges,
         Remedy::StateFormat,

@@ -93,10 +93,10 @@ impl ErrorKind {
             Self::Exists => io::ErrorKind::AlreadyExists,
             Self::InUse => io::ErrorKind::ResourceBusy,
             Self::NoSpace => io::ErrorKind::StorageFull,
-            Self::Corrupt | Self::WrongFormat => io::ErrorKind::InvalidData,
+            Self::Corrupt | Self::WrongFormat | Self::Limit => io::ErrorKind::InvalidData,
             Self::Encrypted | Self::Unsupported => io::ErrorKind::Unsupported,
             Self::Denied => io::ErrorKind::PermissionDenied,
-            Self::Limit | Self::Usage => io::ErrorKind::InvalidInput,
+            Self::Usage => io::ErrorKind::InvalidInput,
             Self::Io | Self::Interrupted | Self::Internal => io::ErrorKind::Other,
         }
     }
@@ -245,6 +245,12 @@ impl Error {
     #[must_use]
     pub fn guest_offset(mut self, offset: impl Into<u64>) -> Self {
         self.0.place.guest_offset.get_or_insert(offset.into());
+        self
+    }
+
+    /// Adds to the message what is so besides, which comes before the system's own words.
+    pub(crate) fn remark(mut self, remark: &str) -> Self {
+        self.0.message.push_str(remark);
         self
     }
 

@@ -34,6 +34,13 @@ pub enum Remedy {
     /// Stop the guest, or read the image although another process may change it
     /// ([`OpenOptions::force_share`](crate::chain::OpenOptions::force_share)).
     ShareRead,
+    /// Choose another file, or allow that the file is overwritten although it is in use
+    /// ([`Replace::InUse`](crate::io::Replace::InUse)).
+    ReplaceInUse,
+    /// Write into the existing file, which no other can take the place of.
+    WriteInto,
+    /// Make a new file, because there is none to write into.
+    NewFile,
     /// Stop the process that uses the image or the device, then try again.
     StopUser,
     /// Make sure that no other process changes the image, then try again.
@@ -113,6 +120,11 @@ impl fmt::Display for Remedy {
         f.write_str(match self {
             Self::Replace => "choose another name, or allow that the file is replaced",
             Self::ShareRead => "stop the guest that uses it, then try again",
+            Self::ReplaceInUse => {
+                "stop what uses it, or choose another file"
+            }
+            Self::WriteInto => "write into the existing file, as a raw image",
+            Self::NewFile => "make a new file",
             Self::StopUser => "stop the process that uses it, then try again",
             Self::StopChanges => {
                 "make sure that no other process changes the image, then try again"

@@ -211,7 +211,7 @@ impl FileStorage {
     /// may do, by QEMU's image locks. It holds until the file is closed.
     ///
     /// # Errors
-    /// [`Denied`](crate::ErrorKind::Denied) if somebody else does or forbids just that.
+    /// [`InUse`](crate::ErrorKind::InUse) if another process does or forbids just that.
     pub fn lock(&self, does: Access, forbids: Access) -> Result<()> {
         lock::announce(&self.file, does, forbids)
     }
