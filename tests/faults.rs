@@ -15,6 +15,8 @@ mod crashes;
 mod cuts;
 #[path = "faults/devices.rs"]
 mod devices;
+#[path = "faults/errnos.rs"]
+mod errnos;
 #[path = "faults/inject.rs"]
 mod inject;
 #[path = "faults/kills.rs"]
