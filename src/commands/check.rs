@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qcow::chain::{Format, OpenOptions, Policy, check_backing};
+use qcow::io::FileStorage;
 use qcow::ops::check::{
     CheckOptions, CheckOutcome, Finding, RepairOptions, RepairOutcome, Scope, Step, check, repair,
 };
@@ -115,7 +116,7 @@ impl Check {
         };
         let progress = Progress::new(self.work.progress(&self.voice));
         let changed = self.repair.is_some() && !self.dry_run;
-        self.enter_sandbox(changed, &options)?;
+        let looked_at = self.enter_sandbox(changed, &options)?;
         let settle = |failure| match failure {
             Failure::Error(error) => refusal(error),
             other => other,
@@ -130,19 +131,29 @@ impl Check {
             return verdict(&outcome.check);
         }
         let result = check(&self.path, &options, &progress, watch.token());
+        // It was opened twice.
+        let result = result.and_then(|outcome| match looked_at {
+            Some(file) if !self.force_share => file.check_unchanged().map(|()| outcome),
+            _ => Ok(outcome),
+        });
         progress.finish(result.is_ok());
         let outcome = watch.settle(result).map_err(settle)?;
         self.print(&outcome, text)?;
         verdict(&outcome)
     }
 
-    /// Makes sure that the backing chain is there, then gives up all but the image itself.
-    fn enter_sandbox(&self, changed: bool, options: &CheckOptions) -> Result<(), Failure> {
+    /// Makes sure that the backing chain is there, then gives up all but the image itself. Returns the
+    /// image's file if its header was looked at.
+    fn enter_sandbox(
+        &self,
+        changed: bool,
+        options: &CheckOptions,
+    ) -> Result<Option<FileStorage>, Failure> {
         let plan = Plan::new().opened_again();
         let plan = if changed { plan.changing(&self.path) } else { plan };
         if self.alone || self.untrusted {
             self.sandbox.enter(plan.image(&self.path))?;
-            return Ok(());
+            return Ok(None);
         }
         let open = OpenOptions {
             format: self.format,
@@ -153,12 +164,24 @@ impl Check {
             ..OpenOptions::default()
         };
         let sandbox = self.sandbox.enter(plan.chain(&self.path, &open))?;
-        match check_backing(&self.path, &open) {
-            // Not for us to open, but QEMU may be able to.
-            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Denied) => {}
-            result => result?,
-        }
-        Ok(sandbox.all_is_open()?)
+        let file = match check_backing(&self.path, &open) {
+            Ok(file) => Some(file),
+            // Not for us to open, but QEMU may be able to. Of the image itself the check tells.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Unsupported
+                        | ErrorKind::WrongFormat
+                        | ErrorKind::Denied
+                        | ErrorKind::InUse
+                ) =>
+            {
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        sandbox.all_is_open()?;
+        Ok(file)
     }
 
     fn print<T: Serialize>(&self, outcome: &T, text: fn(&T) -> String) -> Result<(), Failure> {
@@ -173,7 +196,8 @@ impl Check {
 /// A format that cannot be checked has an exit code of its own; an image that needs something
 /// unknown to be opened, which the header says, is one that could not be checked.
 fn refusal(error: Error) -> Failure {
-    if error.kind() == ErrorKind::Unsupported && error.place().structure.is_none() {
+    let format = matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::WrongFormat);
+    if format && error.place().structure.is_none() {
         Failure::Coded { code: NOT_SUPPORTED, error }
     } else {
         Failure::Error(error)

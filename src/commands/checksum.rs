@@ -9,11 +9,12 @@ use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, replace};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say, shown};
+use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
+use crate::remedies;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
 
@@ -70,6 +71,10 @@ pub(crate) struct Checksum {
     /// Replace the manifest if it exists, atomically
     #[arg(long, requires = "manifest")]
     force: bool,
+
+    /// As --force, also if the file is in use or an image needs it
+    #[arg(long, requires = "manifest")]
+    force_in_use: bool,
 
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
@@ -178,7 +183,7 @@ impl Checksum {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
                 if !self.voice.quiet {
-                    say(format_args!("reading the disk: {error}"));
+                    say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
                 }
                 Ok(None)
             }
@@ -197,7 +202,7 @@ impl Checksum {
         if let Some(path) = &self.manifest {
             let snapshot = self.snapshot.as_deref();
             let manifest = Manifest::take(chain, snapshot, threads, progress, cancel)?;
-            manifest.write(path, self.force)?;
+            warn(&manifest.write(path, replace(self.force, self.force_in_use))?);
             return Ok(Digest::Tree(manifest.tree));
         }
         Ok(match algorithm {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use qcow::chain::{Format, OpenOptions};
 use qcow::format::{Extension, HeaderArea};
+use qcow::io::Replace;
 use qcow::ops::create::{Backing, CreateOptions, create};
 use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
 
@@ -33,7 +34,7 @@ pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> 
     let backing = backing.transpose()?;
     let size = Some(image.virtual_size);
     let target = options(image);
-    create(&path, &CreateOptions { size, target, backing, replace: false })?;
+    create(&path, &CreateOptions { size, target, backing, replace: Replace::Never })?;
     File::open(&path).map_err(io("could not open the new image"))
 }
 
@@ -62,7 +63,7 @@ pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) ->
     };
     target::check(copy, &expected).map_err(|error| {
         let path = image.path.display();
-        if error.kind() == qcow::ErrorKind::Io {
+        if error.io_source().is_some() {
             return Error::environment(format!("{path}: what was read back: {error}"));
         }
         Error::new(ErrorKind::Unverified, format!("{path}: {}", error.message()))

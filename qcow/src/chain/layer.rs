@@ -7,9 +7,9 @@ use super::Format;
 use super::name::ImageName;
 use super::policy::Policy;
 use crate::format::{Autoclear, CryptMethod, HostOffset};
-use crate::image::{Faults, Image, Run, RunKind, TableWindow, is_damage, push_run};
+use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
 use crate::io::{FileStorage, Storage};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// One image of a chain, open and read-only.
 #[derive(Debug)]
@@ -159,17 +159,41 @@ impl Layer {
     pub(crate) fn window(&self, start: u64, end: u64) -> Result<LayerWindow<'_>> {
         match &self.content {
             Content::Raw => Ok(LayerWindow::Raw(&self.file)),
-            Content::Qcow2 { image, .. } => {
-                TableWindow::load(image, start, end).map(LayerWindow::Qcow2)
-            }
+            Content::Qcow2 { image, .. } => self.table_window(image, start, end, Tables::Direct),
         }
-        .map_err(|error| error.file(&self.path))
+    }
+
+    /// As [`window`](Self::window), where only bytes are wanted: holes of a raw file, whose search would
+    /// cost more than reading a short range does, are part of its data.
+    pub(crate) fn window_of_bytes<'a>(
+        &'a self,
+        start: u64,
+        end: u64,
+        tables: Tables<'a>,
+    ) -> Result<LayerWindow<'a>> {
+        match &self.content {
+            Content::Raw => Ok(LayerWindow::RawBytes),
+            Content::Qcow2 { image, .. } => self.table_window(image, start, end, tables),
+        }
+    }
+
+    fn table_window<'a>(
+        &'a self,
+        image: &'a Image,
+        start: u64,
+        end: u64,
+        tables: Tables<'a>,
+    ) -> Result<LayerWindow<'a>> {
+        TableWindow::load(image, tables, start, end)
+            .map(LayerWindow::Qcow2)
+            .map_err(|error| error.file(&self.path))
     }
 }
 
 /// Looks up ranges of one layer.
 pub(crate) enum LayerWindow<'a> {
     Raw(&'a FileStorage),
+    RawBytes,
     Qcow2(TableWindow<'a>),
 }
 
@@ -194,6 +218,11 @@ impl LayerWindow<'_> {
                 }
                 result => result,
             },
+            Self::RawBytes => {
+                let kind = RunKind::Data(HostOffset(start));
+                push_run(runs, Run { guest: start, len: end.saturating_sub(start), kind });
+                Ok(())
+            }
             Self::Qcow2(window) => window.runs(start, end, runs, faults),
         }
     }
@@ -227,6 +256,6 @@ fn refuse_encryption(image: &Image) -> Result<()> {
         CryptMethod::Aes => "AES",
         CryptMethod::Luks => "LUKS",
     };
-    Err(Error::unsupported(format!("the image is encrypted ({how}), and qcowtool has no keys"))
-        .hint("decrypt it with `qemu-img convert --object secret,...`; `qcowtool info` shows what it is"))
+    let message = format!("the image is encrypted ({how}), and there is no key");
+    Err(Error::new(ErrorKind::Encrypted, message).hint(Remedy::Decrypt))
 }

@@ -19,14 +19,35 @@ pub(super) fn window_len(chain: &Chain) -> u64 {
     granularity.unwrap_or(512).saturating_mul(PIECES).min(LONGEST)
 }
 
-/// The extents of `start..end`, in order and without gaps. What a layer should tell and cannot goes to
-/// `damage`: it reads as zeros, and the layers below are not asked.
+/// What a range is resolved for.
+#[derive(Debug)]
+pub(super) enum Purpose<'a> {
+    /// To tell what there is, in order over long ranges: tables are read as they come, and holes of raw
+    /// files are looked for.
+    Extents,
+    /// As `Extents`; what a layer should tell and cannot is listed. It reads as zeros, and the layers
+    /// below are not asked.
+    Salvage(&'a mut Vec<Damage>),
+    /// To read its bytes, which may be few: tables come from the chain's cache, and raw files are data.
+    Bytes,
+}
+
+/// The extents of `start..end`, in order and without gaps.
 pub(super) fn resolve(
     chain: &Chain,
     start: u64,
     end: u64,
-    mut damage: Option<&mut Vec<Damage>>,
+    purpose: Purpose<'_>,
 ) -> Result<Vec<Extent>> {
+    let extent = |guest, len, depth, kind| {
+        let (guest, chain) = (GuestOffset(guest), chain.id());
+        Extent { guest, len, depth, kind, chain }
+    };
+    let (bytes, mut damage) = match purpose {
+        Purpose::Extents => (false, None),
+        Purpose::Salvage(damage) => (false, Some(damage)),
+        Purpose::Bytes => (true, None),
+    };
     let mut extents = Vec::new();
     let mut open = vec![(start, end)];
     let mut last = 0;
@@ -37,7 +58,12 @@ pub(super) fn resolve(
         last = depth;
         let size = layer.virtual_size();
         let mut faults = Vec::new();
-        let mut window = match layer.window(hull_start.min(size), hull_end.min(size)) {
+        let (from, to) = (hull_start.min(size), hull_end.min(size));
+        let window = match bytes {
+            false => layer.window(from, to),
+            true => layer.window_of_bytes(from, to, chain.tables(depth)),
+        };
+        let mut window = match window {
             Err(error) if damage.is_some() && is_damage(&error) => None,
             window => Some(window?),
         };
@@ -112,10 +138,6 @@ fn beyond_the_end(layer: &Layer, run: &Run) -> Option<Fault> {
     let guest = run.guest.saturating_add(there)..run.guest.saturating_add(run.len);
     let error = Error::corrupt("the data lies behind the end of the file").structure("L2 table");
     (!guest.is_empty()).then_some(Fault { guest, error })
-}
-
-fn extent(guest: u64, len: u64, depth: usize, kind: ExtentKind) -> Extent {
-    Extent { guest: GuestOffset(guest), len, depth, kind }
 }
 
 /// `None` for what the next layer has to answer.

@@ -8,11 +8,13 @@ mod file;
 mod in_place;
 mod lock;
 mod memory;
+mod names;
 mod output;
+mod replaced;
 
 use std::fmt;
 
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 pub(crate) use buffer::Buffer;
 pub(crate) use clone::{FileSystem, clone_range, copy_range};
@@ -22,7 +24,10 @@ pub(crate) use in_place::{Event, Recording};
 pub(crate) use in_place::{InPlace, open_in_place};
 pub use lock::Access;
 pub use memory::MemoryStorage;
+pub use names::{rename_to_free_name, sync_directory};
 pub use output::OutputFile;
+pub(crate) use output::Unnamed;
+pub use replaced::Replace;
 
 /// Random access to bytes. All methods take `&self`, so that threads can share one storage.
 pub trait Storage: Send + Sync + fmt::Debug {
@@ -76,7 +81,7 @@ pub fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) -> Result
                     std::io::ErrorKind::UnexpectedEof.into(),
                 )
                 .host_offset(at)
-                .hint("make sure that nothing else changes the image, then try again"));
+                .hint(Remedy::StopChanges));
             }
             Ok(read) => {
                 wanted = wanted.split_at_mut(read).1;

@@ -13,10 +13,10 @@ use serde::Serialize;
 use self::tally::Tally;
 use super::salvage::Salvage;
 pub use super::shortcut::Traffic;
-use super::{DamageReport, TargetOptions};
+use super::{DamageReport, TargetOptions, users};
 use crate::chain::{Chain, Format};
-use crate::io::OutputFile;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::io::{OutputFile, Replace};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 pub use stream::{flatten_from_stream, flatten_to_stream};
 
 /// How to flatten.
@@ -32,13 +32,18 @@ pub struct FlattenOptions {
     pub threads: usize,
     /// Compute the CRC-32 of the guest's disk on the way.
     pub digest: bool,
-    /// Replace an existing file, atomically.
-    pub replace: bool,
+    /// Whether an existing file is replaced, atomically. Owner, group, mode, access control list,
+    /// SELinux label and `user.*` attributes stay as they are.
+    pub replace: Replace,
     /// Never let the new image share space with a source.
     pub no_reflink: bool,
     /// The target is a block device, which is overwritten. It must not be in use.
     pub device: bool,
-    /// The device holds nothing but zeros, so that zeros need not be written to it.
+    /// The target is a block device or a regular file that exists and is overwritten, with a raw
+    /// image only (`qemu-img convert -n`). It must be large enough and not in use, and keeps its
+    /// length; what lies behind the disk stays. An interrupted run leaves it partly overwritten.
+    pub existing: bool,
+    /// The target that is overwritten holds nothing but zeros, so that zeros need not be written.
     pub target_is_zero: bool,
     /// Write past the page cache what is aligned, and read so where the file systems can.
     pub direct: bool,
@@ -75,6 +80,9 @@ pub struct FlattenOutcome {
     /// What could not be read, with [`FlattenOptions::salvage`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<DamageReport>,
+    /// What could not be kept of a file that was replaced, and what a power cut may undo.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Writes what a guest would read from `chain` to a new image at `path`.
@@ -117,7 +125,7 @@ pub fn flatten(
     }
     if options.salvage && options.digest {
         return Err(Error::usage("a digest of an image with damage would be of another content")
-            .hint("take it of the new image with `checksum`"));
+            .hint("take it of the new image"));
     }
     // Where a sector cannot be read, the page cache loses what it would read together with it.
     if options.direct || options.salvage {
@@ -145,6 +153,7 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         traffic: done.traffic,
         crc32: done.tally.digest(),
         damage: done.damage,
+        warnings: done.warnings,
     }
 }
 
@@ -170,6 +179,7 @@ struct Done {
     file_length: u64,
     traffic: Traffic,
     tally: Tally,
+    warnings: Vec<String>,
     damage: Option<DamageReport>,
 }
 
@@ -182,11 +192,18 @@ fn salvage(options: &FlattenOptions) -> Option<Salvage> {
 fn output(path: &Path, options: &FlattenOptions) -> Result<OutputFile> {
     let mut output = if options.device {
         OutputFile::device(path, options.target_is_zero)?
+    } else if options.existing {
+        if !matches!(options.target, TargetOptions::Raw(_)) {
+            return Err(Error::usage("only a raw image is written into what exists")
+                .hint(Remedy::DestinationFormat("raw")));
+        }
+        OutputFile::existing(path, options.target_is_zero)?
     } else if options.target_is_zero {
-        return Err(Error::usage("only a device can be said to hold zeros: a file is new"));
+        return Err(Error::usage("only what exists can be said to hold zeros: a file is new"));
     } else {
         OutputFile::create(path, options.replace)?
     };
+    users::check(&output, options.replace)?;
     if options.direct {
         output.write_direct()?;
     }

@@ -205,8 +205,8 @@ impl Incoming {
 }
 
 fn another_length(what: &str, len: u64, size: u64) -> Error {
-    Error::usage(format!("the stream {what} {len} bytes, and --size says {size}"))
-        .hint("nothing was written: check what sends the stream")
+    Error::usage(format!("the stream {what} {len} bytes, and {size} were announced"))
+        .hint(crate::Remedy::CheckStream)
 }
 
 /// Waits until something can be read, or somebody wants us to stop.
@@ -273,7 +273,7 @@ fn work_through<J: Job>(
 
 /// Reads the item's bytes into `buffer`.
 pub(super) fn read_item<'b>(
-    reader: &mut Reader<'_>,
+    reader: &mut Reader,
     buffer: &'b mut Buffer,
     guest: u64,
     len: u64,
@@ -297,7 +297,7 @@ enum Item {
 
 /// Cuts the extents of a chain into numbered items. The cut depends on nothing but the chain.
 struct Items<'a> {
-    extents: Extents<'a>,
+    extents: Extents,
     shortcuts: Option<&'a Shortcuts<'a>>,
     salvage: Option<&'a Salvage>,
     /// An extent of which a part is left.

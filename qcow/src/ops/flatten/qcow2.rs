@@ -20,7 +20,7 @@ use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::salvage::Salvage;
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
-use crate::{CancelToken, Error, Observer, Result, Silent};
+use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
 pub(super) fn flatten(
     chain: &Chain,
@@ -36,7 +36,7 @@ pub(super) fn flatten(
     let data_file = target
         .data_file
         .as_ref()
-        .filter(|_| output.device_len().is_none())
+        .filter(|_| output.fixed_len().is_none())
         .map(|name| {
             let data = DataFile { name, size, preallocation: target.preallocation };
             data.create(path, options.replace, cancel)
@@ -50,7 +50,7 @@ pub(super) fn flatten(
         );
     }
     observer.opened()?;
-    if let Some(len) = output.device_len() {
+    if let Some(len) = output.fixed_len() {
         start_device(chain, &output, len, &target, options, cancel)?;
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
@@ -63,21 +63,24 @@ pub(super) fn flatten(
         job.shortcuts = if anywhere { shortcuts.map(Shortcuts::strewn) } else { shortcuts };
     }
     let state = State::new(placer, options.digest);
-    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    let finished = state.placer.finish(&mut Metadata::Written(&output))?;
-    output.set_len(finished.file_length)?;
+    let partly = |error| output.abandoned(error);
+    let state =
+        pipeline::run(chain, &job, state, options.threads, observer, cancel).map_err(partly)?;
+    let finished = state.placer.finish(&mut Metadata::Written(&output)).map_err(partly)?;
+    output.set_len(finished.file_length).map_err(partly)?;
     if target.preallocation == Preallocation::Falloc {
         output.reserve(0, finished.file_length)?;
     }
     let header = target.header_area(size, &finished, None)?.to_bytes()?;
-    output.barrier()?;
-    output.write_at(&header, 0)?;
-    cancel.check()?;
+    output.barrier().map_err(partly)?;
+    output.write_at(&header, 0).map_err(partly)?;
+    cancel.check().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
     let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
     let damage = job.salvage.as_ref().map(Salvage::report);
-    target::publish(output, data_file)?;
-    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally, damage })
+    let warnings = target::publish(output, data_file)?;
+    let (file_length, tally) = (finished.file_length, state.tally);
+    Ok(Done { file_length, traffic, tally, warnings, damage })
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
@@ -134,9 +137,9 @@ pub(super) fn receive(
     output.write_at(&header, 0)?;
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
-    output.publish()?;
+    let warnings = output.publish()?;
     let (file_length, tally) = (finished.file_length, state.tally);
-    Ok((size, Done { file_length, traffic, tally, damage: None }))
+    Ok((size, Done { file_length, traffic, tally, warnings, damage: None }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -154,7 +157,8 @@ pub(super) fn measure(
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
     let traffic = Traffic::default();
-    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally, damage: None })
+    let (file_length, tally, warnings) = (finished.file_length, state.tally, Vec::new());
+    Ok(Done { file_length, traffic, tally, warnings, damage: None })
 }
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
@@ -176,7 +180,7 @@ pub(super) fn prepared(
 fn refuse_device(options: &FlattenOptions) -> Result<()> {
     if options.device {
         return Err(Error::usage("a qcow2 image on a device cannot come from a stream")
-            .hint("use -O raw, or a file"));
+            .hint(Remedy::DestinationFormat("raw")));
     }
     Ok(())
 }
@@ -185,7 +189,7 @@ fn check_compression(target: &Qcow2Options, options: &FlattenOptions) -> Result<
     if !options.compress {
         return match options.compression_level {
             Some(_) => Err(Error::usage("a compression level is given, but nothing is compressed")
-                .hint("ask for compression (-c) too")),
+                .hint(Remedy::Compress)),
             None => Ok(()),
         };
     }
@@ -408,7 +412,7 @@ impl<'a> Qcow2Job<'a> {
             level: options.compression_level,
             digest: options.digest,
             preallocation: target.preallocation,
-            sparse: files.is_some_and(|files| files.data.device_len().is_none())
+            sparse: files.is_some_and(|files| files.data.fixed_len().is_none())
                 && matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata),
             cancel,
         }

@@ -14,8 +14,8 @@ use crate::ops::create::preallocate_raw;
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::salvage::Salvage;
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
-use crate::ops::{Preallocation, RawOptions};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::ops::{DamageReport, Preallocation, RawOptions};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Zeros are left out in pieces of this many bytes, the usual block of a file system.
 pub(super) const BLOCK: usize = 4096;
@@ -35,17 +35,34 @@ pub(super) fn flatten(
     refuse_compression(options)?;
     let output = output(path, options)?;
     observer.opened()?;
-    if output.device_len().is_some() {
+    if output.fixed_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
-    let may_share =
-        target.preallocation == Preallocation::Off && !options.no_reflink && !options.salvage;
+    let (traffic, tally, damage) = write(chain, &output, target, options, observer, cancel)
+        .map_err(|error| output.abandoned(error))?;
+    let warnings = output.publish()?;
+    Ok(Done { file_length: chain.virtual_size(), traffic, tally, warnings, damage })
+}
+
+fn write(
+    chain: &Chain,
+    output: &OutputFile,
+    target: &RawOptions,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(Traffic, Tally, Option<DamageReport>)> {
+    // What exists is overwritten, not shared: trying that out would change its length.
+    let may_share = target.preallocation == Preallocation::Off
+        && !options.no_reflink
+        && !options.salvage
+        && output.fixed_len().is_none();
     let shortcuts =
-        if may_share { Shortcuts::find(chain, &output, None, options.digest)? } else { None };
-    // On a device this only says whether the disk fits.
-    preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
+        if may_share { Shortcuts::find(chain, output, None, options.digest)? } else { None };
+    // Of what exists this only says whether the disk fits.
+    preallocate_raw(output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
-        output: &output,
+        output,
         shortcuts,
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
@@ -56,10 +73,8 @@ pub(super) fn flatten(
     let tally = Tally::new(options.digest);
     let tally = pipeline::run(chain, &job, tally, options.threads, observer, cancel)?;
     cancel.check()?;
-    let traffic = Traffic::of(job.shortcuts.as_ref(), &[&output]);
     let damage = job.salvage.as_ref().map(Salvage::report);
-    output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), traffic, tally, damage })
+    Ok((Traffic::of(job.shortcuts.as_ref(), &[output]), tally, damage))
 }
 
 /// Writes the disk that `input` brings to a new raw image at `path`.
@@ -73,11 +88,24 @@ pub(super) fn receive(
     refuse_compression(options)?;
     let output = output(path, options)?;
     observer.opened()?;
-    if let (Some(size), Some(_)) = (input.size, output.device_len()) {
+    let (size, traffic, tally) = write_stream(input, &output, options, observer, cancel)
+        .map_err(|error| output.abandoned(error))?;
+    let warnings = output.publish()?;
+    Ok((size, Done { file_length: size, traffic, tally, warnings, damage: None }))
+}
+
+fn write_stream(
+    input: Input,
+    output: &OutputFile,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(u64, Traffic, Tally)> {
+    if let (Some(size), Some(_)) = (input.size, output.fixed_len()) {
         output.set_len(size)?;
     }
     let job = RawJob {
-        output: &output,
+        output,
         shortcuts: None,
         digest: options.digest,
         keep_zeros: false,
@@ -90,23 +118,22 @@ pub(super) fn receive(
     let size = super::stream::whole_sectors(len)?;
     tally.add_zeros(size.saturating_sub(len));
     output.set_len(size)?;
-    blank(&output, len, size.saturating_sub(len), cancel)?;
+    blank(output, len, size.saturating_sub(len), cancel)?;
     cancel.check()?;
-    let traffic = Traffic::of(None, &[&output]);
-    output.publish()?;
-    Ok((size, Done { file_length: size, traffic, tally, damage: None }))
+    Ok((size, Traffic::of(None, &[output]), tally))
 }
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
     if options.compress || options.compression_level.is_some() {
-        return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
+        return Err(Error::usage("raw images cannot be compressed")
+            .hint(Remedy::DestinationFormat("qcow2")));
     }
     Ok(())
 }
 
 pub(super) fn refuse_on_device(how: Preallocation) -> Result<()> {
     if how != Preallocation::Off {
-        return Err(Error::usage("a device has all its space already, nothing is preallocated"));
+        return Err(Error::usage("what exists has its space already: nothing is preallocated"));
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::Traffic;
 use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
 use crate::sync::{Condvar, Mutex, lock};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Small pieces are collected up to this many bytes.
 const COLLECTED: usize = 256 << 10;
@@ -105,8 +105,9 @@ fn refuse_for_streams(target: &Qcow2Options) -> Result<()> {
 
 fn refuse(wanted: bool, what: &str) -> Result<()> {
     if wanted {
-        return Err(Error::usage(format!("{what} and a stream do not go together"))
-            .hint("name a file instead of '-'"));
+        return Err(
+            Error::usage(format!("{what} and a stream do not go together")).hint(Remedy::NameFile)
+        );
     }
     Ok(())
 }
@@ -123,7 +124,8 @@ fn send_raw(
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let written = stream.finish(chain.virtual_size())?;
     let (file_length, traffic) = (chain.virtual_size(), sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally, damage: None })
+    let (tally, warnings) = (state.tally, Vec::new());
+    Ok(Done { file_length, traffic, tally, warnings, damage: None })
 }
 
 fn send_qcow2(
@@ -166,12 +168,13 @@ fn send_qcow2(
             "the source changed between the two times that it was read",
             std::io::Error::other("what was written is not a whole image"),
         )
-        .hint("make sure that nothing uses the image, then try again"));
+        .hint(Remedy::StopChanges));
     }
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
     let (file_length, traffic) = (finished.file_length, sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally, damage: None })
+    let (tally, warnings) = (state.tally, Vec::new());
+    Ok(Done { file_length, traffic, tally, warnings, damage: None })
 }
 
 fn sent(written_bytes: u64) -> Traffic {
