@@ -9,6 +9,7 @@ mod cases;
 mod crashes;
 mod cuts;
 mod devices;
+mod errnos;
 mod inject;
 mod kills;
 mod limits;
