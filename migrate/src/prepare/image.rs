@@ -50,7 +50,7 @@ pub(super) fn options(image: &NewImage) -> TargetOptions {
     }
 }
 
-/// Checks a file that was read back from the destination against what was planned (P1, P2, P4, P7).
+/// Checks a file that was read back from the destination against what was planned (`SizesEqual`, `TargetEmpty`, `ReadsAsZeros`, `ChainsAgree`).
 ///
 /// # Errors
 /// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be;
