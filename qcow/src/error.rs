@@ -179,6 +179,12 @@ impl Error {
         self
     }
 
+    /// Adds to the message what is so besides, which comes before the system's own words.
+    pub(crate) fn remark(mut self, remark: &str) -> Self {
+        self.0.message.push_str(remark);
+        self
+    }
+
     /// Says what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

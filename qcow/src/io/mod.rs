@@ -8,7 +8,9 @@ mod file;
 mod in_place;
 mod lock;
 mod memory;
+mod names;
 mod output;
+mod replaced;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod zero;
@@ -23,7 +25,10 @@ pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
 pub use in_place::WritableFile;
 pub use lock::Access;
 pub use memory::MemoryStorage;
+pub use names::{rename_to_free_name, sync_directory};
 pub use output::OutputFile;
+pub(crate) use output::Unnamed;
+pub use replaced::Replace;
 
 /// Random access to bytes, for reading: what has this type cannot write. All methods take `&self`, so that
 /// threads can share one storage.

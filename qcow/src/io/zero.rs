@@ -9,7 +9,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::Zeroes;
 
 /// Zeros are written in pieces of this many bytes.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 2 << 20;
 /// The system zeroes whole blocks of this many bytes; any device's sectors fit in.
 const BLOCK: u64 = 4096;
 

@@ -126,7 +126,9 @@ fn a_second_pass_of_random_reads_reads_no_metadata() {
     let chain = builder.open().unwrap();
     let size = chain.virtual_size();
     let pass = || {
-        storages.iter().for_each(|storage| drop(storage.take()));
+        for storage in &storages {
+            storage.take();
+        }
         let mut random = Random::new(5);
         for _ in 0..500 {
             let at = random.below(size / 4096) * 4096;
