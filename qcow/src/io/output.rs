@@ -256,7 +256,8 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file().sync_all().map_err(|error| self.failed("could not sync", error))
+        let failed = |error| self.abandoned(self.failed("could not sync", error));
+        self.file().sync_all().map_err(failed)
     }
 
     /// Gives the file, which has been synced, its name, and syncs the directory.
