@@ -3,6 +3,7 @@
 //! A chain is opened once, from the active layer (depth 0) down to the last base, and stays
 //! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
 
+mod builder;
 mod decoder;
 mod format;
 mod layer;
@@ -15,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
-use crate::io::{Access, FileStorage, Identity};
 use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
+use crate::io::{Access, FileStorage, Identity, Storage};
 
+pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
 pub use format::Format;
 pub use layer::Layer;
@@ -138,13 +140,13 @@ impl Chain {
             let top = layers.remove(0).at_snapshot(snapshot)?;
             layers.insert(0, top);
         }
-        Ok(Self::new(layers, options.force_share))
+        Ok(Self::new(layers, options.force_share, TABLE_CACHE_BYTES))
     }
 
-    fn new(layers: Vec<Layer>, force_share: bool) -> Self {
+    fn new(layers: Vec<Layer>, force_share: bool, table_cache: usize) -> Self {
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
         let (id, decoders) = (ChainId::next(), decoder::Pool::default());
-        let tables = (!force_share).then(|| TableCache::new(TABLE_CACHE_BYTES));
+        let tables = (!force_share).then(|| TableCache::new(table_cache));
         Self(Arc::new(Inner { id, layers, virtual_size, force_share, tables, decoders }))
     }
 
@@ -180,10 +182,10 @@ impl Chain {
             return Ok(());
         }
         self.0.layers.iter().try_for_each(|layer| {
-            let files = [layer.file(), layer.data()];
-            files
+            let storages = [layer.storage(), layer.data_storage()];
+            storages
                 .iter()
-                .try_for_each(|file| file.check_unchanged())
+                .try_for_each(|storage| storage.check_unchanged())
                 .map_err(|error| error.file(layer.path()))
         })
     }
@@ -191,17 +193,19 @@ impl Chain {
     /// From now on reads past the page cache what is aligned, where the file systems can.
     pub(crate) fn read_direct(&self) {
         for layer in &self.0.layers {
-            layer.file().read_direct();
-            layer.data().read_direct();
+            [layer.file(), layer.data_file()]
+                .into_iter()
+                .flatten()
+                .for_each(FileStorage::read_direct);
         }
     }
 
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
     pub(crate) fn contains_file(&self, path: &Path) -> bool {
         FileStorage::identity_of(path).is_some_and(|identity| {
-            self.0.layers.iter().any(|layer| {
-                layer.file().identity() == identity || layer.data().identity() == identity
-            })
+            let storages =
+                self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
+            storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
         })
     }
 }
@@ -231,7 +235,7 @@ pub fn local_path(path: &Path) -> Result<PathBuf> {
 
 /// The format of `file`, which was opened by the name `path`.
 pub(crate) fn probe_format(
-    file: &FileStorage,
+    file: &dyn Storage,
     path: &Path,
     format: Option<Format>,
 ) -> Result<Format> {
@@ -352,7 +356,7 @@ impl<'a> Walk<'a> {
         if active {
             policy.check_format(&file, format).map_err(|error| error.file(&path))?;
         }
-        let layer = Layer::new(path, file, format)?;
+        let layer = Layer::new(path, Arc::new(file), format)?;
         self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
         self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))
