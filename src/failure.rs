@@ -103,7 +103,10 @@ fn migration_code(kind: migrate::ErrorKind) -> u8 {
         migrate::ErrorKind::Changed => 3,
         migrate::ErrorKind::Unverified => 4,
         migrate::ErrorKind::InDoubt => 5,
-        migrate::ErrorKind::Environment => 6,
+        migrate::ErrorKind::Environment
+        | migrate::ErrorKind::Corrupt
+        | migrate::ErrorKind::Unsupported
+        | migrate::ErrorKind::Limit => 6,
         migrate::ErrorKind::Interrupted => 130,
         _ => FAILED,
     }
@@ -206,9 +209,9 @@ impl From<&Error> for ErrorObject {
 
 impl From<&migrate::Error> for ErrorObject {
     fn from(error: &migrate::Error) -> Self {
-        Self {
+        let parts = |message: &str| Self {
             kind: error.kind().as_str(),
-            message: error.message().to_owned(),
+            message: message.to_owned(),
             host: error.host().map(str::to_owned),
             file: None,
             structure: None,
@@ -216,6 +219,14 @@ impl From<&migrate::Error> for ErrorObject {
             host_offset: None,
             guest_offset: None,
             hint: error.what_next().map(str::to_owned),
+        };
+        match error.engine() {
+            // Where the engine says that it was.
+            Some(engine) => {
+                let Self { kind, message, host, hint, .. } = parts(error.message_without_place());
+                Self { kind, message, host, hint, ..Self::from(engine) }
+            }
+            None => parts(error.message()),
         }
     }
 }
@@ -250,6 +261,17 @@ mod tests {
             "host-offset": 64, "hint": "look elsewhere"
         }});
         assert_eq!(serde_json::to_value(report).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_errors_of_a_migration_have_the_place_that_the_engine_knew() {
+        let engine = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
+        let error = migrate::Error::from(engine.file("disk.qcow2").hint("look")).on("host-a");
+        let expected = serde_json::json!({
+            "kind": "corrupt", "message": "found 5", "host": "host-a", "file": "disk.qcow2",
+            "structure": "L1 table", "index": 3, "host-offset": 64, "hint": "look"
+        });
+        assert_eq!(serde_json::to_value(ErrorObject::from(&error)).unwrap(), expected);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod domain;
 pub mod driver;
 mod error;
 pub mod facts;
+mod fs;
 pub mod journal;
 pub mod live;
 pub mod plan;

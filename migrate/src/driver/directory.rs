@@ -12,7 +12,7 @@ use crate::domain::parse;
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
 };
-use crate::journal::{make_directories, sync};
+use crate::fs::{make_directories, sync_directory};
 use crate::{Error, Result};
 
 /// Where definitions are, below the directory.
@@ -60,7 +60,7 @@ impl Directory {
 
     fn facts(path: &Path, state: DomainState) -> Result<DomainFacts> {
         let xml = fs::read_to_string(path).map_err(|error| {
-            Error::usage(format!("{} could not be read: {error}", path.display()))
+            Error::usage(format!("{} could not be read: {error}", path.display())).caused_by(error)
         })?;
         let domain = parse(&xml)?;
         Ok(DomainFacts {
@@ -90,7 +90,7 @@ impl Directory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
                 let directory = directory.display();
-                return Err(Error::environment(format!("could not read '{directory}': {error}")));
+                return Err(Error::io(format!("could not read '{directory}'"), error));
             }
         };
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "xml"));
@@ -258,8 +258,7 @@ impl Hypervisor for Directory {
 
     fn define(&self, xml: &str) -> Result<()> {
         let path = self.definition(&parse(xml)?.name);
-        let failed =
-            |error| Error::environment(format!("{} could not be written: {error}", path.display()));
+        let failed = |error| Error::io(format!("{} could not be written", path.display()), error);
         // The definition appears whole, and never in place of another; it is durable before anybody relies on it.
         let directory = path.parent().unwrap_or(Path::new("/"));
         make_directories(directory, 0o755)?;
@@ -267,7 +266,7 @@ impl Hypervisor for Directory {
         std::io::Write::write_all(&mut file, xml.as_bytes()).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist_noclobber(&path).map_err(|error| failed(error.error))?;
-        sync(directory).inspect_err(|_| drop(fs::remove_file(&path)))
+        sync_directory(directory).inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
     fn undefine(&self, uuid: &str) -> Result<()> {
@@ -275,9 +274,9 @@ impl Hypervisor for Directory {
         let found = if self.domain.is_none() { self.find(uuid)? } else { None };
         let Some((path, _)) = found else { return Ok(()) };
         fs::remove_file(&path).map_err(|error| {
-            Error::environment(format!("{} could not be removed: {error}", path.display()))
+            Error::io(format!("{} could not be removed", path.display()), error)
         })?;
-        path.parent().map_or(Ok(()), sync)
+        path.parent().map_or(Ok(()), sync_directory)
     }
 
     fn refresh_pools(&self, _directories: &[&Path]) -> Result<()> {

@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::{failed, is_locked_now, make_directory};
+use super::{is_locked_now, make_directory};
+use crate::fs::failed;
 use crate::{Error, Result};
 
 /// Holds a guest for one run, until it is dropped or the process ends.
@@ -32,7 +33,7 @@ impl DomainLock {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .map_err(|error| failed("could not open", &path, &error))?;
+            .map_err(|error| failed("could not open", &path, error))?;
         // The file stays: removing it would let a third run lock another one of the same name.
         if !is_locked_now(&file) {
             return Err(Error::refused(format!("another run works on the guest {uuid}"))

@@ -289,9 +289,7 @@ impl Store for LibvirtStore {
         let (directory, name) = split(path)?;
         let content = content
             .try_clone()
-            .map_err(|error| {
-                Error::environment(format!("could not duplicate a descriptor: {error}"))
-            })
+            .map_err(|error| Error::io("could not duplicate a descriptor", error))
             .and_then(|file| Ok(FileStorage::from_file(file)?))?;
         cancel.check()?;
         self.available(Path::new(directory))?;
@@ -335,9 +333,8 @@ impl Store for LibvirtStore {
                 path.display()
             )));
         }
-        let mut file = tempfile::tempfile().map_err(|error| {
-            Error::environment(format!("could not make a temporary file: {error}"))
-        })?;
+        let mut file = tempfile::tempfile()
+            .map_err(|error| Error::io("could not make a temporary file", error))?;
         transfer::download(&self.connection, &found.volume, &mut file)?;
         Ok(file)
     }
@@ -373,9 +370,7 @@ impl Store for LibvirtStore {
         }
         let file = file
             .try_clone()
-            .map_err(|error| {
-                Error::environment(format!("could not duplicate a descriptor: {error}"))
-            })
+            .map_err(|error| Error::io("could not duplicate a descriptor", error))
             .and_then(|file| Ok(FileStorage::from_file(file)?))?;
         if format == Format::Qcow2 {
             match self.head(&found) {

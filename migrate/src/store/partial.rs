@@ -15,6 +15,7 @@ use super::content::{PIECE, Piece, Sink, digest, temporary};
 use super::holders::soon;
 use super::root::{Root, failed, identity_of, is_still};
 use crate::facts::Identity;
+use crate::fs::sync_names;
 use crate::{Error, Result};
 
 /// A file that is being built. Dropping it leaves what is there for the next try.
@@ -123,7 +124,7 @@ impl Partial {
 
     /// What it is, once its name is on stable storage.
     fn named(&self) -> Result<Identity> {
-        retry_on_intr(|| rustix::fs::fsync(&self.directory))
+        sync_names(&self.directory)
             .map_err(|error| failed("could not sync the directory", &self.path, error))?;
         let file = self
             .file
