@@ -16,6 +16,7 @@ pub mod driver;
 mod error;
 pub mod facts;
 mod fs;
+pub mod host;
 pub mod journal;
 pub mod live;
 pub mod plan;

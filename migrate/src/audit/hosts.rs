@@ -16,6 +16,7 @@ use crate::Result;
 use crate::domain::{XmlDisk, parse};
 use crate::driver::Hypervisor;
 use crate::facts::{DomainFacts, DomainState, NamedLayer, PoolFacts, Source, VolumeFacts};
+use crate::host::is_local;
 
 /// Adds what a host's libvirt knows.
 ///
@@ -23,8 +24,7 @@ use crate::facts::{DomainFacts, DomainState, NamedLayer, PoolFacts, Source, Volu
 /// [`Environment`](crate::ErrorKind::Environment) if it does not answer.
 pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
     let facts = hypervisor.host()?;
-    let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = (!is_this_machine(&here, &facts.hostname, &facts.uri)).then_some(facts.hostname);
+    let name = (!is_local(&facts)).then_some(facts.hostname);
     let host = Host { scan, hypervisor, name };
     let mut below = Vec::new();
     for pool in hypervisor.pools()? {
@@ -43,17 +43,6 @@ pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
         scan.domains_are_known();
     }
     Ok(())
-}
-
-/// Whether a libvirt is that of the machine called `here`. To take another machine's files for ours would be
-/// worse than not to know them.
-fn is_this_machine(here: &str, name: &str, uri: &str) -> bool {
-    let authority = uri.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/'));
-    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let both_full = here.contains('.') && name.contains('.');
-    let same = if both_full { here == name } else { short(here) == short(name) };
-    // Many machines are called so.
-    same && !(authority && short(name) == "localhost")
 }
 
 struct Host<'a, 'b> {
@@ -264,20 +253,4 @@ fn told(host: &str, volume: &VolumeFacts) -> Image {
 fn link(from: &Path, name: &Path, to: Key) -> Link {
     let through = from.parent().unwrap_or(Path::new("/")).to_path_buf();
     Link { need: Need::Backing, through, name: name.to_path_buf(), to }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_machine_is_not_taken_for_this_one() {
-        let uri = "qemu+ssh://node/system";
-        assert!(is_this_machine("node", "node", uri));
-        assert!(is_this_machine("node", "node.example.org", uri));
-        assert!(!is_this_machine("node.example.com", "node.example.org", uri));
-        assert!(!is_this_machine("node", "other", "qemu:///system"));
-        assert!(is_this_machine("localhost", "localhost", "qemu:///system"));
-        assert!(!is_this_machine("localhost", "localhost.localdomain", uri));
-    }
 }
