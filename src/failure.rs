@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use qcow::Error;
 use serde::Serialize;
 
-use crate::output::{OutputFormat, say, to_json};
+use crate::format::{OutputFormat, say, to_json};
 
 /// Refused or failed.
 const FAILED: u8 = 1;

@@ -9,8 +9,8 @@ use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, say, shown};
 use crate::progress::Progress;

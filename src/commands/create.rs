@@ -9,8 +9,8 @@ use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_un
 use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
+use crate::args::exit_codes;
 use crate::args::{ChainArgs, OutputArgs, SandboxArgs, TrustArgs, Voice, format_parser, required};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json};

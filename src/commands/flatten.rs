@@ -12,8 +12,8 @@ use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
 use qcow::{Error, Observer};
 
 use self::stream::is_stream;
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
-use crate::cli::exit_codes;
 use crate::commands::create::outputs;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Purpose, Request, help, request};

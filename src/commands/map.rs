@@ -7,8 +7,8 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, shown};
 use crate::picture::{self, Bands, Caption, Tally};

@@ -18,31 +18,35 @@ use crate::driver::Hypervisor;
 use crate::facts::{DomainFacts, DomainState, NamedLayer, PoolFacts, Source, VolumeFacts};
 use crate::host::is_local;
 
-/// Adds what a host's libvirt knows.
-///
-/// # Errors
-/// [`Environment`](crate::ErrorKind::Environment) if it does not answer.
-pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
-    let facts = hypervisor.host()?;
-    let name = (!is_local(&facts)).then_some(facts.hostname);
-    let host = Host { scan, hypervisor, name };
-    let mut below = Vec::new();
-    for pool in hypervisor.pools()? {
-        host.pool(&pool, &mut below)?;
-    }
-    let mut known = host.volumes_known();
-    for layer in &below {
-        if let Some(key) = host.layer(&layer.path).filter(|key| !known.contains(key)) {
-            host.end(&key, layer);
+impl Scan<'_> {
+    /// Adds the pools and domains that a libvirt knows, its own host's files included if that is this
+    /// machine.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment) if it does not answer;
+    /// [`Interrupted`](crate::ErrorKind::Interrupted).
+    pub fn host(&self, hypervisor: &dyn Hypervisor) -> Result<()> {
+        let facts = hypervisor.host()?;
+        let name = (!is_local(&facts)).then_some(facts.hostname);
+        let host = Host { scan: self, hypervisor, name };
+        let mut below = Vec::new();
+        for pool in hypervisor.pools()? {
+            host.pool(&pool, &mut below)?;
         }
+        let mut known = host.volumes_known();
+        for layer in &below {
+            if let Some(key) = host.layer(&layer.path).filter(|key| !known.contains(key)) {
+                host.end(&key, layer);
+            }
+        }
+        for domain in hypervisor.domains()? {
+            host.domain(&domain, &mut known);
+        }
+        if host.name.is_none() {
+            self.domains_are_known();
+        }
+        Ok(())
     }
-    for domain in hypervisor.domains()? {
-        host.domain(&domain, &mut known);
-    }
-    if host.name.is_none() {
-        scan.domains_are_known();
-    }
-    Ok(())
 }
 
 struct Host<'a, 'b> {

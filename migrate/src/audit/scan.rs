@@ -24,7 +24,6 @@ use self::file::Look;
 pub use self::known::Known;
 use self::loops::Loop;
 use super::value::{Content, Domain, Image, Key, Link, Name, Need, Presence, Survey, Unseen};
-use crate::driver::Hypervisor;
 use crate::{Error, Result};
 
 /// An image with more names than this is not followed from every one.
@@ -233,16 +232,6 @@ impl<'a> Scan<'a> {
             }
         }
         names.into_iter().for_each(|name| found.name(&key, name));
-    }
-
-    /// Adds the pools and domains that a libvirt knows, its own host's files included if that is this
-    /// machine.
-    ///
-    /// # Errors
-    /// [`Environment`](crate::ErrorKind::Environment) if it does not answer;
-    /// [`Interrupted`](crate::ErrorKind::Interrupted).
-    pub fn host(&self, hypervisor: &dyn Hypervisor) -> Result<()> {
-        super::hosts::ask(self, hypervisor)
     }
 
     /// The images of another host that its libvirt has told of.

@@ -5,8 +5,8 @@ mod block;
 mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
+pub mod libvirt_errors;
 pub mod model;
-pub mod words;
 
 use qcow::CancelToken;
 

@@ -31,7 +31,7 @@ use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
 use crate::driver::libvirt::raw::Failure;
 use crate::driver::libvirt::{Connection, Use, is, patiently, unless};
-use crate::driver::words::code;
+use crate::driver::libvirt_errors::code;
 use crate::facts::{Content, Identity, ObjectFacts};
 use crate::{Error, Result};
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use migrate::driver::{Directory, Hypervisor};
 use migrate::facts::DomainState;
+use migrate::facts::Route;
 use migrate::plan::{PathMap, Policy, Style, Verify};
 use migrate::preflight::Hosts;
 use migrate::probe::Ends;
-use migrate::run::Route;
 use migrate::store::{LocalStore, RemoteStore, Store};
 use migrate::{Error, Result};
 

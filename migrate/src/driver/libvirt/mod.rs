@@ -23,7 +23,7 @@ use virt_sys as sys;
 
 use self::events::Signal;
 use self::raw::{Failure, Outcome, Subscription};
-use super::words::{code, translate};
+use super::libvirt_errors::{code, translate};
 use super::{BlockCopy, BlockProgress, Hypervisor, JobProgress, MigrateRequest, TICK};
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts,
