@@ -35,3 +35,10 @@ pub(crate) fn complain(text: &str) -> Result<(), Failure> {
     text.lines().for_each(say);
     Ok(())
 }
+
+/// Prints warnings on standard error, one a line.
+pub(crate) fn warn(warnings: &[String]) {
+    for warning in warnings {
+        say(format_args!("qcowtool: warning: {warning}"));
+    }
+}

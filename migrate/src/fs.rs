@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use qcow::io::{FileStorage, Storage, read_padded};
+use qcow::io::{FileStorage, Storage, read_padded, sync_directory};
 use qcow::{CancelToken, Observer};
-use rustix::io::retry_on_intr;
 
 use crate::{Error, Result};
 
@@ -35,15 +34,11 @@ pub(crate) fn ctime_ns(metadata: &Metadata) -> i64 {
     nanoseconds(metadata.ctime(), metadata.ctime_nsec())
 }
 
-/// Puts the names in an open directory on stable storage.
-pub(crate) fn sync_names(directory: &impl AsFd) -> rustix::io::Result<()> {
-    retry_on_intr(|| rustix::fs::fsync(directory))
-}
-
-/// Puts the names in a directory on stable storage.
-pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
+/// Puts the names in a directory on stable storage, if its file system can do that.
+pub(crate) fn sync_path(directory: &Path) -> Result<()> {
     File::open(directory)
-        .and_then(|open| Ok(sync_names(&open)?))
+        .and_then(|open| Ok(sync_directory(&open)?))
+        .map(drop)
         .map_err(|error| failed("could not sync", directory, error))
 }
 
@@ -60,7 +55,7 @@ pub(crate) fn make_directories(directory: &Path, mode: u32) -> Result<()> {
             .create(path)
             .map_err(|error| failed("could not create", path, error))?;
         let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-        sync_directory(above.unwrap_or(Path::new(".")))?;
+        sync_path(above.unwrap_or(Path::new(".")))?;
     }
     Ok(())
 }

@@ -5,6 +5,8 @@
 
 use std::fs;
 
+use uuid::Uuid;
+
 use crate::facts::HostFacts;
 
 /// systemd's number of this installation: it belongs to a root file system, as the paths of images do.
@@ -37,8 +39,8 @@ pub(crate) fn name() -> String {
 #[derive(Debug)]
 struct Machine {
     name: String,
-    machine_id: Option<String>,
-    product: Option<String>,
+    machine_id: Option<Uuid>,
+    product: Option<Uuid>,
 }
 
 /// How far two names are the same.
@@ -52,12 +54,12 @@ enum Names {
 
 impl Machine {
     fn this() -> Self {
-        let read = |file| digits(&fs::read_to_string(file).ok()?);
+        let read = |file| Uuid::try_parse(fs::read_to_string(file).ok()?.trim()).ok();
         Self { name: name(), machine_id: read(MACHINE_ID), product: read(PRODUCT_UUID) }
     }
 
     fn is(&self, host: &HostFacts) -> bool {
-        let uuid = host.uuid.as_deref().and_then(digits);
+        let uuid = host.uuid.as_deref().and_then(|uuid| Uuid::try_parse(uuid).ok());
         let by_machine_id = uuid.is_some() && uuid == self.machine_id;
         let by_uuid = by_machine_id || uuid.is_some() && uuid == self.product;
         let known = uuid.is_some() && self.machine_id.is_some() && self.product.is_some();
@@ -91,13 +93,6 @@ fn first(name: &str) -> &str {
     name.split('.').next().unwrap_or_default()
 }
 
-/// The 32 hexadecimal digits of a UUID, however it is written.
-fn digits(text: &str) -> Option<String> {
-    let digits: String = text.trim().chars().filter(|char| *char != '-').collect();
-    let sound = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    sound.then(|| digits.to_ascii_lowercase())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +102,11 @@ mod tests {
     const OTHER: &str = "ffffffff-4444-4444-8888-cccccccccccc";
 
     fn local(here: &str, there: &str, uri: &str, uuid: Option<&str>) -> bool {
-        let machine = Machine { name: here.into(), machine_id: digits(ID), product: digits(BOARD) };
+        let machine = Machine {
+            name: here.into(),
+            machine_id: Uuid::try_parse(ID).ok(),
+            product: Uuid::try_parse(BOARD).ok(),
+        };
         machine.is(&HostFacts {
             uri: uri.into(),
             hostname: there.into(),
@@ -153,7 +152,8 @@ mod tests {
 
     #[test]
     fn without_its_own_uuids_a_machine_goes_by_names() {
-        let machine = Machine { name: "node".into(), machine_id: digits(ID), product: None };
+        let machine =
+            Machine { name: "node".into(), machine_id: Uuid::try_parse(ID).ok(), product: None };
         let host = |hostname: &str| HostFacts {
             uri: "qemu+tls://node/system".into(),
             hostname: hostname.into(),

@@ -17,6 +17,7 @@ mod error;
 pub mod facts;
 mod fs;
 pub mod host;
+pub mod hosts;
 pub mod journal;
 pub mod live;
 pub mod plan;
@@ -30,3 +31,11 @@ pub mod store;
 pub mod target;
 
 pub use error::{Error, ErrorKind, Result};
+// What appears in signatures here.
+pub use qcow::chain::Format;
+pub use qcow::{CancelToken, Observer, Silent};
+
+/// The programs in the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -7,8 +7,7 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::exit_codes;
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, shown};
 use crate::picture::{self, Bands, Caption, Tally};
@@ -55,6 +54,10 @@ pub(crate) struct MapCommand {
     /// Replace the picture if it exists, atomically
     #[arg(long, requires = "picture")]
     force: bool,
+
+    /// As --force, also if the file is in use or an image needs it
+    #[arg(long, requires = "picture")]
+    force_in_use: bool,
 
     #[command(flatten)]
     source: SourceArgs,
@@ -107,7 +110,7 @@ impl MapCommand {
             layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
         };
         let bytes = picture::draw(kind, &Bands { tally: &tally, caption: &caption })?;
-        picture::write(picture, &bytes, self.force)
+        picture::write(picture, &bytes, replace(self.force, self.force_in_use))
     }
 }
 

@@ -14,7 +14,7 @@ use super::value::{
 };
 use crate::Result;
 use crate::domain::{XmlDisk, parse};
-use crate::driver::Hypervisor;
+use crate::driver::Inventory;
 use crate::facts::{DomainFacts, DomainState, NamedLayer, PoolFacts, Source, VolumeFacts};
 use crate::host::is_local;
 
@@ -25,7 +25,7 @@ impl Scan<'_> {
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment) if it does not answer;
     /// [`Interrupted`](crate::ErrorKind::Interrupted).
-    pub fn host(&self, hypervisor: &dyn Hypervisor) -> Result<()> {
+    pub fn host(&self, hypervisor: &dyn Inventory) -> Result<()> {
         let facts = hypervisor.host()?;
         let name = (!is_local(&facts)).then_some(facts.hostname);
         let host = Host { scan: self, hypervisor, name };
@@ -51,7 +51,7 @@ impl Scan<'_> {
 
 struct Host<'a, 'b> {
     scan: &'a Scan<'b>,
-    hypervisor: &'a dyn Hypervisor,
+    hypervisor: &'a dyn Inventory,
     /// `None` for this machine.
     name: Option<String>,
 }

@@ -15,9 +15,10 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
-use crate::fs::{failed, make_directories, sync_directory};
+use crate::fs::{failed, make_directories, sync_path};
 use crate::plan::Plan;
 use crate::store::holders::soon;
 use crate::{Error, Result};
@@ -79,7 +80,7 @@ impl Journal {
         unnamed
             .persist_noclobber(&journal.path)
             .map_err(|error| failed("could not create", &journal.path, error.error))?;
-        sync_directory(directory).inspect_err(|_| drop(fs::remove_file(&journal.path)))?;
+        sync_path(directory).inspect_err(|_| drop(fs::remove_file(&journal.path)))?;
         Ok(journal)
     }
 
@@ -257,15 +258,25 @@ pub fn make_directory(directory: &Path) -> Result<()> {
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {
-    if is_locked_now(file) {
+    if is_locked_now(file, path)? {
         return Ok(());
     }
     Err(Error::refused(format!("{}: another run has this journal open", path.display())))
 }
 
-/// Whether the lock could be taken.
-fn is_locked_now(file: &File) -> bool {
-    soon(|| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).ok()).is_some()
+/// Whether the lock could be taken; `false` if another run has it. A file system without locks is an
+/// error: two runs would not see each other.
+fn is_locked_now(file: &File, path: &Path) -> Result<bool> {
+    let locked = soon(|| match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::AGAIN | Errno::INTR) => None,
+        result => Some(result),
+    });
+    match locked {
+        None => Ok(false),
+        Some(result) => {
+            result.map(|()| true).map_err(|error| failed("could not lock", path, error))
+        }
+    }
 }
 
 fn damaged(path: &Path, how: &str) -> Error {

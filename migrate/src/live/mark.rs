@@ -5,11 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::cover::Cover;
 use super::value::LivePlan;
 use crate::facts::Identity;
-use crate::fs::{failed, make_directories, sync_directory};
+use crate::fs::{failed, make_directories, sync_path};
 use crate::{Error, Result};
 
 /// The version of what is written here.
@@ -74,7 +75,7 @@ impl Mark {
         let mut file = tempfile::NamedTempFile::new_in(&directory).map_err(wrong)?;
         file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(wrong)?;
         file.persist(&path).map_err(|error| wrong(error.error))?;
-        sync_directory(&directory)
+        sync_path(&directory)
     }
 
     /// Takes it away: the run has ended.
@@ -84,7 +85,7 @@ impl Mark {
     pub(super) fn remove(&self, state: &Path) -> Result<()> {
         let path = name(state, &self.plan.uuid, &self.plan.disk)?;
         match fs::remove_file(&path) {
-            Ok(()) => sync_directory(&state.join(DIRECTORY)),
+            Ok(()) => sync_path(&state.join(DIRECTORY)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("could not remove", &path, error)),
         }
@@ -95,15 +96,15 @@ impl Mark {
 const DIRECTORY: &str = "live";
 
 fn name(state: &Path, uuid: &str, disk: &str) -> Result<PathBuf> {
-    let plain = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 64
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    if !plain(uuid) || !plain(disk) {
-        return Err(Error::usage(format!("'{disk}' of '{uuid}' is not the name of a disk")));
+    let uuid = Uuid::try_parse(uuid)
+        .map_err(|error| Error::usage(format!("'{uuid}' is not a UUID: {error}")))?;
+    let plain = !disk.is_empty()
+        && disk.len() <= 64
+        && disk.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if !plain {
+        return Err(Error::usage(format!("'{disk}' is not the name of a disk")));
     }
-    Ok(state.join(DIRECTORY).join(format!("{uuid}.{disk}.json")))
+    Ok(state.join(DIRECTORY).join(format!("{}.{disk}.json", uuid.hyphenated())))
 }
 
 fn damaged(path: &Path, how: &str) -> Error {

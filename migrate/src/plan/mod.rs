@@ -15,6 +15,7 @@ mod proofs;
 mod rows;
 mod seal;
 mod seeds;
+mod show;
 mod value;
 mod warnings;
 mod words;
@@ -24,6 +25,7 @@ pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
 pub(crate) use predicted::{Brought, brought};
 pub use seeds::seed_name;
+pub use show::human;
 pub use value::{
     Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,
     Row, SCHEMA, SeedHow, Warning,

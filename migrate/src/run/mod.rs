@@ -2,6 +2,7 @@
 //! resume, put the source's files away; or put everything back.
 
 mod call;
+mod cut_off;
 mod expire;
 mod offline;
 mod outcome;
@@ -24,6 +25,7 @@ use crate::probe::{Ends, Held};
 use crate::store::LocalStore;
 use crate::{Error, ErrorKind, Result};
 
+pub use cut_off::CutOff;
 pub use expire::{Expired, expire};
 use outcome::Whereabouts;
 pub use report::{Finished, Phase, Report, Retained, Verified};

@@ -8,8 +8,8 @@ use serde::Serialize;
 use crate::driver::JobProgress;
 use crate::plan::{CopyMode, Mode, Warning};
 
-/// Is told what happens. Called from the thread that runs the plan.
-pub trait Report {
+/// Is told what happens. Called from the thread that runs the plan, whichever that is.
+pub trait Report: Send + Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase);
     /// How far libvirt is.
