@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Unsupported,
     /// A limit of size, depth or count would be passed.
     Limit,
+    /// An invariant of the engine does not hold: a bug, and no fault of an image or a caller.
+    Internal,
     /// The caller asked to stop.
     Interrupted,
 }
@@ -45,6 +47,7 @@ impl ErrorKind {
             Self::Corrupt => "corrupt",
             Self::Unsupported => "unsupported",
             Self::Limit => "limit",
+            Self::Internal => "internal",
             Self::Interrupted => "interrupted",
         }
     }
@@ -200,26 +203,24 @@ impl StdError for Error {
 /// else is of the environment.
 impl From<qcow::Error> for Error {
     fn from(error: qcow::Error) -> Self {
+        use qcow::ErrorKind as Engine;
         let kind = match error.kind() {
-            qcow::ErrorKind::Usage => ErrorKind::Usage,
-            qcow::ErrorKind::Denied => ErrorKind::Refused,
-            qcow::ErrorKind::Interrupted => ErrorKind::Interrupted,
-            qcow::ErrorKind::Corrupt => ErrorKind::Corrupt,
-            qcow::ErrorKind::Unsupported => ErrorKind::Unsupported,
-            qcow::ErrorKind::Limit => ErrorKind::Limit,
+            Engine::Usage | Engine::Exists => ErrorKind::Usage,
+            Engine::Denied | Engine::InUse => ErrorKind::Refused,
+            Engine::Interrupted => ErrorKind::Interrupted,
+            Engine::Corrupt => ErrorKind::Corrupt,
+            Engine::Unsupported | Engine::WrongFormat | Engine::Encrypted => ErrorKind::Unsupported,
+            Engine::Limit => ErrorKind::Limit,
+            Engine::Internal => ErrorKind::Internal,
             _ => ErrorKind::Environment,
         };
-        let hint = error.what_next().map(str::to_owned);
-        let what = match error.io_source() {
+        let what = match error.source() {
             Some(source) => format!("{}: {source}", error.message()),
             None => error.message().to_owned(),
         };
-        let mut message = error.to_string();
-        if let Some(hint) = &hint {
-            let end = message.len().saturating_sub(hint.len()).saturating_sub("; ".len());
-            message.truncate(end);
-        }
+        let message = error.reason().to_string();
         let place = message.len().saturating_sub(what.len());
+        let hint = error.what_next().map(ToString::to_string);
         let inner = Inner { kind, message, host: None, place, hint, source: Some(error.into()) };
         Self(Box::new(inner))
     }

@@ -183,6 +183,7 @@ const KINDS: &[(&str, ErrorKind)] = &[
     ("corrupt", ErrorKind::Corrupt),
     ("unsupported", ErrorKind::Unsupported),
     ("limit", ErrorKind::Limit),
+    ("internal", ErrorKind::Internal),
 ];
 
 /// Text of the other end.
