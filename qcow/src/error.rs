@@ -264,6 +264,32 @@ impl std::error::Error for Error {
     }
 }
 
+/// So that an error can pass through code that knows only the operating system's. The kind is that of
+/// the system's own error if there is one; the whole error is kept inside.
+///
+/// ```
+/// let error = std::io::Error::from(qcow::Error::corrupt("a reserved bit is set"));
+/// assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+/// let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<qcow::Error>());
+/// assert_eq!(inner.unwrap().kind(), qcow::ErrorKind::Corrupt);
+/// ```
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match (error.io_source().map(Self::kind), error.kind()) {
+            // Callers of `Read` take `Interrupted` for a signal, and would try again for ever.
+            (Some(Io::Interrupted), _) | (None, ErrorKind::Interrupted) => Io::Other,
+            (Some(kind), _) => kind,
+            (None, ErrorKind::Corrupt | ErrorKind::Limit) => Io::InvalidData,
+            (None, ErrorKind::Unsupported) => Io::Unsupported,
+            (None, ErrorKind::Denied) => Io::PermissionDenied,
+            (None, ErrorKind::Usage) => Io::InvalidInput,
+            _ => Io::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
 /// Text that comes from an image or a file name, with control characters escaped, so that it can
 /// be shown on a terminal (trap 139).
 ///
