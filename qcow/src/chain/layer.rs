@@ -8,7 +8,7 @@ use super::name::ImageName;
 use super::policy::Policy;
 use crate::format::{Autoclear, CryptMethod, HostOffset};
 use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
-use crate::io::{FileStorage, Storage};
+use crate::io::{Access, FileStorage, Storage};
 use crate::{Error, Result};
 
 /// One image of a chain, open and read-only.
@@ -47,7 +47,7 @@ impl Layer {
     }
 
     /// Makes the guest's data readable: refuses encryption, opens the data file.
-    pub(super) fn ready_for_data(mut self, policy: &Policy) -> Result<Self> {
+    pub(super) fn ready_for_data(mut self, policy: &Policy, force_share: bool) -> Result<Self> {
         let Content::Qcow2 { image, data } = &mut self.content else { return Ok(self) };
         refuse_encryption(image).map_err(|error| error.file(&self.path))?;
         let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
@@ -65,6 +65,12 @@ impl Layer {
             // Never a protocol, whatever it looks like (trap 113).
             let path = ImageName::data_file(name).relative_to(&self.path);
             let file = Arc::new(policy.data_file.open(&path)?);
+            if !force_share {
+                // Raw bytes: other processes may write to them, unless they have locked them.
+                file.lock(Access::READ, Access::empty()).map_err(|error| {
+                    error.file(&path).hint("stop the guest, or give -U to read it all the same")
+                })?;
+            }
             *data = Some(DataFile { path, file });
         }
         Ok(self)

@@ -132,7 +132,7 @@ impl Chain {
             && let Some(layer) = walk.next_layer()?
         {
             options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
-            layers.push(layer.ready_for_data(&options.policy)?);
+            layers.push(layer.ready_for_data(&options.policy, options.force_share)?);
         }
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
             let top = layers.remove(0).at_snapshot(snapshot)?;
