@@ -379,7 +379,7 @@ fn a_manifest_beside_an_image_is_believed_while_nothing_has_changed() {
     let options = OpenOptions { format: Some(Format::Raw), ..Default::default() };
     let chain = Chain::open(&disk, &options).unwrap();
     let manifest = Manifest::take(&chain, None, 1, &Silent, &CancelToken::new()).unwrap();
-    manifest.write(&host.real("/images/disk.manifest"), false).unwrap();
+    manifest.write(&host.real("/images/disk.manifest"), qcow::io::Replace::Never).unwrap();
     assert_eq!(compare(&digest), (equal, false));
     fs::OpenOptions::new().write(true).open(&disk).unwrap().write_all_at(b"other", 0).unwrap();
     assert_eq!(compare(&digest), (Content::Different, true));
