@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
-use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 use crate::io::{Access, FileStorage, Identity, Storage};
+use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
@@ -134,7 +134,7 @@ impl Chain {
             && let Some(layer) = walk.next_layer()?
         {
             options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
-            layers.push(layer.ready_for_data(&options.policy)?);
+            layers.push(layer.ready_for_data(&options.policy, options.force_share)?);
         }
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
             let top = layers.remove(0).at_snapshot(snapshot)?;

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 
-use crate::{Error, Remedy, Result};
 use super::{Access, FileStorage, Identity, OpenedAs, Storage, Zeroes, zero};
+use crate::{Error, Remedy, Result};
 
 /// A block device or a regular file that is overwritten.
 #[derive(Debug)]

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::{Error, Remedy, Result};
 use super::{Access, Capabilities, FileStorage, OpenedAs, Storage, WriteStorage, Zeroes, zero};
+use crate::{Error, Remedy, Result};
 
 /// A regular file or block device that is read and written. Its length follows what is written through
 /// it; that no other process changes it is what the image locks are for.

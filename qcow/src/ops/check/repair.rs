@@ -36,8 +36,8 @@ use super::{CheckOptions, CheckOutcome, Found, Structure, Survey, check, in_pool
 use crate::chain::{Format, local_path, probe_format};
 use crate::format::{Incompatible, Version};
 use crate::image::Skeleton;
-use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
+use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
 use plan::Plan;
 pub use plan::{Action, Step};
