@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod failure;
 mod libvirt;
+mod losses;
 mod options;
 mod output;
 mod picture;

@@ -48,6 +48,11 @@ pub(crate) fn say(line: impl Display) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
+/// Warns on standard error, in one line: what was asked for was done, but may not be what was meant.
+pub(crate) fn warn(line: impl Display) {
+    say(format_args!("qcowtool: warning: {line}"));
+}
+
 /// Prints lines to standard error, as [`say`].
 pub(crate) fn complain(text: &str) -> Result<(), Failure> {
     text.lines().for_each(say);

@@ -3,6 +3,7 @@
 //! A chain is opened once, from the active layer (depth 0) down to the last base, and stays
 //! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
 
+mod foreign;
 mod format;
 mod layer;
 mod name;
@@ -14,6 +15,8 @@ use std::path::{Path, PathBuf};
 use crate::io::{Access, FileStorage, Identity};
 use crate::{Error, Printable, Result};
 
+pub use foreign::Foreign;
+pub(crate) use foreign::{END, START};
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
@@ -189,7 +192,7 @@ pub(crate) fn probe_format(
     match (format, driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
-        (None, None) => Format::probe(file),
+        (None, None) => Format::probe_named(file, path),
     }
     .map_err(|error: Error| error.file(path))
 }
@@ -282,7 +285,9 @@ impl<'a> Walk<'a> {
         }
         let format = match format {
             Wanted::Known(format) => format,
-            Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
+            Wanted::Probe => {
+                Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
+            }
         };
         // Whoever reads a QCOW2 image relies on its tables; raw bytes are anybody's, as in QEMU.
         if format == Format::Qcow2 && !self.options.force_share {

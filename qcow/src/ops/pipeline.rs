@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::shortcut::{Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns};
-use crate::chain::Chain;
+use crate::chain::{Chain, END, Foreign, START};
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
@@ -103,6 +103,38 @@ pub(super) struct Input {
     pub(super) file: File,
     /// How long it must be, if that is known.
     pub(super) size: Option<u64>,
+    /// What was read of it before, to see what it is.
+    pub(super) start: Vec<u8>,
+    /// Refuse it where its last bytes are the trailer of an image.
+    pub(super) check_end: bool,
+}
+
+/// Reads the first bytes of a stream, [`START`] if it has so many.
+pub(super) fn read_start(file: &File, cancel: &CancelToken) -> Result<Vec<u8>> {
+    let mut start = vec![0; START];
+    let (filled, _) = fill(file, &mut start, 0, cancel)?;
+    start.truncate(filled);
+    Ok(start)
+}
+
+/// Fills `space`, of which `filled` bytes are there, from the stream: how many are there then, and
+/// whether the stream has ended.
+fn fill(
+    mut file: &File,
+    space: &mut [u8],
+    mut filled: usize,
+    cancel: &CancelToken,
+) -> Result<(usize, bool)> {
+    while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        wait_for_input(file, cancel)?;
+        match file.read(rest) {
+            Ok(0) => return Ok((filled, true)),
+            Ok(read) => filled = filled.saturating_add(read),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("could not read the stream", error)),
+        }
+    }
+    Ok((filled, false))
 }
 
 /// Runs `job` over the disk that `input` brings. Returns its length too.
@@ -116,7 +148,7 @@ pub(super) fn receive<J: Job>(
 ) -> Result<(u64, J::Ordered)> {
     let total = input.size.unwrap_or(0);
     let observer = if input.size.is_some() { observer } else { &Silent };
-    let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false });
+    let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false, end: Vec::new() });
     let ordered = turns::run(threads, ordered, total, observer, |turns| {
         let leaving = Leaving(job);
         take_in(job, &incoming, turns, cancel)?;
@@ -154,6 +186,8 @@ struct Incoming {
     number: u64,
     at: u64,
     ended: bool,
+    /// The last bytes that came.
+    end: Vec<u8>,
 }
 
 impl Incoming {
@@ -164,17 +198,20 @@ impl Incoming {
         cancel: &CancelToken,
     ) -> Result<Option<(u64, u64, &'b [u8])>> {
         let space = buffer.first(usize::try_from(ITEM).unwrap_or_default())?;
-        let mut filled = 0;
-        while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty())
-            && !self.ended
+        let start = std::mem::take(&mut self.input.start);
+        if let Some(space) = space.get_mut(..start.len()) {
+            space.copy_from_slice(&start);
+        }
+        let mut filled = start.len();
+        if !self.ended {
+            (filled, self.ended) = fill(&self.input.file, space, filled, cancel)?;
+        }
+        self.keep_end(space.get(..filled).unwrap_or_default());
+        if self.ended
+            && self.input.check_end
+            && let Some(found) = Foreign::at_end(&self.end)
         {
-            wait_for_input(&self.input.file, cancel)?;
-            match self.input.file.read(rest) {
-                Ok(0) => self.ended = true,
-                Ok(read) => filled = filled.saturating_add(read),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("could not read the stream", error)),
-            }
+            return Err(found.refused_as_stream());
         }
         let (number, guest) = (self.number, self.at);
         self.number = number.saturating_add(1);
@@ -189,6 +226,16 @@ impl Incoming {
                 .filter(|bytes| !bytes.is_empty())
                 .map(|bytes| (number, guest, bytes))),
         }
+    }
+}
+
+impl Incoming {
+    /// Keeps the last bytes of the stream, of which `bytes` came now.
+    fn keep_end(&mut self, bytes: &[u8]) {
+        let bytes = bytes.get(bytes.len().saturating_sub(END)..).unwrap_or(bytes);
+        let old = self.end.len().saturating_add(bytes.len()).saturating_sub(END);
+        self.end.drain(..old.min(self.end.len()));
+        self.end.extend_from_slice(bytes);
     }
 }
 
