@@ -6,7 +6,7 @@ use qcow::extent::Truncation;
 use qcow::ops::NotCarried;
 
 use crate::args::Voice;
-use crate::output::{shown, warn};
+use crate::output::{shown, warn_line};
 use crate::size::human;
 
 /// Warns of each file that was cut short, also where only results are to be printed: what was read there
@@ -20,7 +20,7 @@ pub(crate) fn warn_truncated(truncated: &[Truncation]) {
         if *unmapped_bytes > 0 {
             lost.push(format!("{} without a table count as not allocated", human(*unmapped_bytes)));
         }
-        warn(format_args!(
+        warn_line(format_args!(
             "'{}' ends at {file_length} bytes, before what its tables refer to: {}; if it is a copy, it \
              was cut short",
             shown(filename),
@@ -39,6 +39,6 @@ pub(crate) fn say_not_carried(voice: &Voice, source: &Path, found: &[NotCarried]
     let words: Vec<_> = wanted.map(|found| found.source.as_str()).collect();
     if !words.is_empty() {
         let words = words.join(", ");
-        warn(format_args!("not carried over from '{}': {words}", shown(source)));
+        warn_line(format_args!("not carried over from '{}': {words}", shown(source)));
     }
 }

@@ -49,7 +49,7 @@ pub(crate) fn say(line: impl Display) {
 }
 
 /// Warns on standard error, in one line: what was asked for was done, but may not be what was meant.
-pub(crate) fn warn(line: impl Display) {
+pub(crate) fn warn_line(line: impl Display) {
     say(format_args!("qcowtool: warning: {line}"));
 }
 
@@ -62,6 +62,11 @@ pub(crate) fn complain(text: &str) -> Result<(), Failure> {
 /// A path as it can be shown on a terminal.
 pub(crate) fn shown(path: &Path) -> String {
     Printable(&path.to_string_lossy()).to_string()
+}
+
+/// Prints warnings on standard error, one a line.
+pub(crate) fn warn(warnings: &[String]) {
+    warnings.iter().for_each(warn_line);
 }
 
 /// JSON as `qemu-img` lays it out, with a newline at the end.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{Image, tables};
+use super::{Image, Tables, tables};
 use crate::Result;
 use crate::format::{L1Entry, RefcountTableEntry};
 use crate::io::read_padded;
@@ -47,7 +47,7 @@ impl Image {
         while first < there {
             let count = there.saturating_sub(first).min(PIECE);
             buffer.resize(usize::try_from(count.saturating_mul(8)).unwrap_or_default(), 0);
-            tables::read_l1(self, first, &mut buffer)?;
+            tables::read_l1(self, Tables::Direct, first, &mut buffer)?;
             for (index, word) in (first..).zip(buffer.chunks_exact(8)) {
                 let entry = L1Entry(BigEndian::read_u64(word));
                 if entry.is_empty() {

@@ -16,9 +16,11 @@ mod pipeline;
 mod shortcut;
 mod target;
 mod turns;
+mod users;
 
 pub use not_carried::{NotCarried, Property};
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+pub use users::begin;
 
 /// File names need not be UTF-8; JSON must be.
 pub(crate) fn path_text<S: serde::Serializer>(

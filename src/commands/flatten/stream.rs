@@ -12,7 +12,7 @@ use qcow::{Error, Result};
 
 use super::{Closing, Flatten};
 use crate::failure::Failure;
-use crate::output::{OutputFormat, warn};
+use crate::output::{OutputFormat, warn_line};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
@@ -30,8 +30,10 @@ impl Flatten {
         src: &Path,
         options: &FlattenOptions,
     ) -> Result<FlattenOutcome, Failure> {
-        if self.device || self.direct {
-            return Err(Error::usage("--device and --direct are for a target with a name").into());
+        if self.device || self.no_create || self.direct {
+            return Err(
+                Error::usage("--device, -n and --direct are for a target with a name").into()
+            );
         }
         let stdout = io::stdout();
         if stdout.is_terminal() {
@@ -91,7 +93,7 @@ impl Flatten {
         progress.finish(result.is_ok());
         let outcome = watch.settle(result)?;
         if let Some(looks) = outcome.looks_like {
-            warn(format_args!(
+            warn_line(format_args!(
                 "standard input is read as raw, as stated, although it looks like {looks}"
             ));
         }
