@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::{Chain, Format};
 use crate::io::{Storage, read_padded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// As many bytes of the start are looked at: a tar header.
 pub(crate) const START: usize = 512;
@@ -25,10 +25,10 @@ pub struct Foreign(Kind);
 enum Kind {
     /// An image: its name, and how QEMU calls its driver.
     Image(&'static str, &'static str),
-    /// Compressed data: by which program, and the command that decompresses it.
-    Compressed(&'static str, &'static str),
-    /// An archive: its name, and the command that unpacks it.
-    Archive(&'static str, &'static str),
+    /// Compressed data: by which program.
+    Compressed(&'static str),
+    /// An archive: its name.
+    Archive(&'static str),
 }
 
 const QCOW2: Kind = Kind::Image("QCOW2", "qcow2");
@@ -51,14 +51,14 @@ const MAGICS: &[(usize, &[u8], Kind)] = &[
     (0, b"LUKS\xba\xbe", Kind::Image("LUKS", "luks")),
     (0, b"Bochs Virtual HD Image", Kind::Image("Bochs", "bochs")),
     (0, b"#!/bin/sh\n#V2.0 Format\n", Kind::Image("cloop", "cloop")),
-    (0, b"\x1f\x8b\x08", Kind::Compressed("gzip", "gzip -dc")),
-    (0, b"\xfd7zXZ\0", Kind::Compressed("xz", "xz -dc")),
-    (0, b"\x28\xb5\x2f\xfd", Kind::Compressed("zstd", "zstd -dc")),
-    (0, b"\x04\x22\x4d\x18", Kind::Compressed("lz4", "lz4 -dc")),
-    (0, b"LZIP\x01", Kind::Compressed("lzip", "lzip -dc")),
-    (0, b"\x89LZO\0\r\n\x1a\n", Kind::Compressed("lzop", "lzop -dc")),
-    (0, b"PK\x03\x04", Kind::Archive("zip", "unzip")),
-    (0, b"7z\xbc\xaf\x27\x1c", Kind::Archive("7z", "7z x")),
+    (0, b"\x1f\x8b\x08", Kind::Compressed("gzip")),
+    (0, b"\xfd7zXZ\0", Kind::Compressed("xz")),
+    (0, b"\x28\xb5\x2f\xfd", Kind::Compressed("zstd")),
+    (0, b"\x04\x22\x4d\x18", Kind::Compressed("lz4")),
+    (0, b"LZIP\x01", Kind::Compressed("lzip")),
+    (0, b"\x89LZO\0\r\n\x1a\n", Kind::Compressed("lzop")),
+    (0, b"PK\x03\x04", Kind::Archive("zip")),
+    (0, b"7z\xbc\xaf\x27\x1c", Kind::Archive("7z")),
 ];
 
 impl Foreign {
@@ -75,8 +75,8 @@ impl Foreign {
             .iter()
             .find(|(at, magic, _)| start.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)))
             .map(|(_, _, kind)| *kind);
-        let bzip2 = || is_bzip2(start).then_some(Kind::Compressed("bzip2", "bzip2 -dc"));
-        let tar = || is_tar(start).then_some(Kind::Archive("tar (OVA)", "tar -xf"));
+        let bzip2 = || is_bzip2(start).then_some(Kind::Compressed("bzip2"));
+        let tar = || is_tar(start).then_some(Kind::Archive("tar"));
         let vmdk = || is_vmdk_descriptor(start).then_some(VMDK);
         magic.or_else(bzip2).or_else(tar).or_else(vmdk).map(Self)
     }
@@ -124,33 +124,22 @@ impl Foreign {
 
     /// Why a file is refused whose format was not stated.
     pub(super) fn refused(self) -> Error {
-        let way_out = match self.0 {
-            Kind::Image("LUKS", _) => {
-                "decrypt it with `qemu-img convert --object secret,...`".into()
-            }
-            Kind::Image(_, driver) => {
-                format!("convert it with `qemu-img convert -f {driver} -O qcow2 FILE NEW`")
-            }
-            Kind::Compressed(_, command) => format!("decompress it first: `{command} FILE > NEW`"),
-            Kind::Archive(_, command) => format!("take the disk out of it first: `{command} FILE`"),
-        };
-        let reads = "qcowtool reads qcow2 and raw";
-        Error::unsupported(format!("this is {self}; {reads}"))
-            .hint(format!("{way_out}; or give `-f raw` if these are a disk's own bytes"))
+        let message = format!("this is {self}; only qcow2 and raw are supported");
+        Error::new(ErrorKind::WrongFormat, message).hint(match self.0 {
+            Kind::Image("LUKS", _) => Remedy::Decrypt,
+            Kind::Image(_, driver) => Remedy::ConvertFrom(driver),
+            Kind::Compressed(program) => Remedy::Decompress(program),
+            Kind::Archive(name) => Remedy::Unpack(name),
+        })
     }
 
     /// Why a stream is refused that was not stated to be raw, or whose sender is not trusted.
     pub(crate) fn refused_as_stream(self) -> Error {
-        let way_out = match self.0 {
-            Kind::Image(..) => "save it to a file, and name the file instead of '-'".into(),
-            Kind::Compressed(_, command) => {
-                format!("decompress it on the way: `{command} FILE | qcowtool flatten - DST`")
-            }
-            Kind::Archive(..) => "save it to a file, and take the disk out of it first".to_owned(),
-        };
-        let raw = "give `-f raw` without --untrusted if these are a disk's own bytes";
-        Error::unsupported(format!("the stream is {self}, not a raw disk"))
-            .hint(format!("{way_out}; or {raw}"))
+        let message = format!("the stream is {self}, not a raw disk");
+        Error::new(ErrorKind::WrongFormat, message).hint(match self.0 {
+            Kind::Image(..) | Kind::Archive(_) => Remedy::SaveStream,
+            Kind::Compressed(program) => Remedy::DecompressStream(program),
+        })
     }
 }
 
@@ -158,8 +147,9 @@ impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Kind::Image(name, _) => write!(f, "a {name} image"),
-            Kind::Compressed(name, _) => write!(f, "{name}-compressed data"),
-            Kind::Archive(name, _) => write!(f, "a {name} archive"),
+            Kind::Compressed(name) => write!(f, "{name}-compressed data"),
+            Kind::Archive("tar") => f.write_str("a tar (OVA) archive"),
+            Kind::Archive(name) => write!(f, "a {name} archive"),
         }
     }
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
 use crate::io::{Access, FileStorage, Identity};
-use crate::{Error, Printable, Result};
+use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
 pub(crate) use decoder::Decoder;
 pub use foreign::Foreign;
@@ -315,9 +315,13 @@ impl<'a> Walk<'a> {
         let depth = self.seen.len();
         let most = self.options.limits.max_depth.clamp(1, MAX_DEPTH);
         if depth >= most {
+            let remedy = match most {
+                MAX_DEPTH => Remedy::FlattenLower,
+                _ => Remedy::RaiseLimit(LimitName::Depth),
+            };
             return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
                 .file(path)
-                .hint("flatten a lower part of the chain first"));
+                .hint(remedy));
         }
         let instead = self.options.instead.iter().find(|(name, _)| *name == path);
         let policy = &self.options.policy;
@@ -346,9 +350,8 @@ impl<'a> Walk<'a> {
                 Format::Qcow2 => Access::WRITE | Access::RESIZE,
                 Format::Raw => Access::empty(),
             };
-            file.lock(Access::READ, forbids).map_err(|error| {
-                error.file(&path).hint("stop the guest, or give -U to read it all the same")
-            })?;
+            file.lock(Access::READ, forbids)
+                .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
         }
         let active = depth == 0;
         if active {
@@ -398,16 +401,12 @@ fn unrecorded(name: &ImageName) -> Error {
         Printable(&name.path.to_string_lossy())
     ))
     .structure("backing format")
-    .hint("state it with --backing-format qcow2 or --backing-format raw")
+    .hint(Remedy::StateBackingFormat)
 }
 
 fn missing_base(error: Error, depth: usize) -> Error {
-    let missing =
-        error.io_source().is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
-    if missing && depth > 0 {
-        error
-            .structure("backing file")
-            .hint("the image cannot be read without it: bring the file back under this name")
+    if error.kind() == ErrorKind::NotFound && depth > 0 {
+        error.structure("backing file").hint(Remedy::RestoreBacking)
     } else {
         error
     }

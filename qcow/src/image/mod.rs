@@ -17,7 +17,7 @@ use crate::format::{
     Snapshot,
 };
 use crate::io::{Storage, read_padded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
@@ -58,14 +58,14 @@ impl Image {
     /// Nothing else is opened: neither backing nor data file.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported),
-    /// naming the structure and the offset.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), naming the structure and the offset.
     ///
     /// ```
     /// use std::sync::Arc;
     /// use qcow::{image::Image, io::MemoryStorage};
     /// let error = Image::open(Arc::new(MemoryStorage::new(vec![0; 512]))).unwrap_err();
-    /// assert_eq!(error.kind(), qcow::ErrorKind::Corrupt);
+    /// assert_eq!(error.kind(), qcow::ErrorKind::WrongFormat);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         let cluster = read_first_cluster(&*storage)?;
@@ -105,12 +105,13 @@ impl Image {
     /// an id or name is doubled there.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if there is none, or if what is asked for is not understood.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none, [`Usage`](crate::ErrorKind::Usage) if
+    /// what is asked for is not understood.
     pub fn find_snapshot(&self, wanted: &str) -> Result<&Snapshot> {
         let wanted = snapshots::Wanted::parse(wanted)?;
         wanted.find(&self.snapshots).ok_or_else(|| {
-            Error::usage(format!("no internal snapshot has the {wanted}"))
-                .hint("`qcowtool info` lists the snapshots")
+            let message = format!("no internal snapshot has the {wanted}");
+            Error::new(ErrorKind::NotFound, message).hint(Remedy::ListSnapshots)
         })
     }
 
