@@ -12,7 +12,7 @@ use crate::io::{Storage, read_padded};
 use crate::{Error, ErrorKind, Remedy, Result};
 
 /// As many bytes of the start are looked at: a tar header.
-pub(crate) const START: usize = 512;
+const START: usize = 512;
 /// As many bytes of the end are looked at: trailers have 511 or 512 bytes, and QEMU looks for a
 /// DMG's anywhere in the last two sectors.
 pub(crate) const END: usize = 1024;
@@ -62,7 +62,7 @@ const MAGICS: &[(usize, &[u8], Kind)] = &[
 ];
 
 impl Foreign {
-    /// What these first bytes of a file or stream are; [`START`] of them tell all.
+    /// What these first bytes of a file or stream are; 512 of them tell all.
     ///
     /// ```
     /// use qcow::chain::Foreign;

@@ -36,7 +36,7 @@ impl Format {
     /// a guest can write any magic it likes into a raw disk (traps 101, 145).
     ///
     /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) with the name of what was found.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat) with the name of what was found.
     pub fn probe(storage: &dyn Storage) -> Result<Self> {
         Self::of(Foreign::find(storage)?)
     }

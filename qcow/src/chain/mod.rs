@@ -20,8 +20,8 @@ use crate::io::{Access, FileStorage, Identity};
 use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
 pub(crate) use decoder::Decoder;
+pub(crate) use foreign::END;
 pub use foreign::Foreign;
-pub(crate) use foreign::{END, START};
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;

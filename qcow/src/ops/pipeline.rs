@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::shortcut::{Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns};
-use crate::chain::{Chain, END, Foreign, START};
+use crate::chain::{Chain, END, Foreign};
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
@@ -103,28 +103,15 @@ pub(super) struct Input {
     pub(super) file: File,
     /// How long it must be, if that is known.
     pub(super) size: Option<u64>,
-    /// What was read of it before, to see what it is.
-    pub(super) start: Vec<u8>,
-    /// Refuse it where its last bytes are the trailer of an image.
-    pub(super) check_end: bool,
+    /// It is a raw disk whatever its bytes look like.
+    pub(super) raw_stated: bool,
+    /// What its first bytes look like, once they are read.
+    pub(super) looks_like: Arc<OnceLock<Foreign>>,
 }
 
-/// Reads the first bytes of a stream, [`START`] if it has so many.
-pub(super) fn read_start(file: &File, cancel: &CancelToken) -> Result<Vec<u8>> {
-    let mut start = vec![0; START];
-    let (filled, _) = fill(file, &mut start, 0, cancel)?;
-    start.truncate(filled);
-    Ok(start)
-}
-
-/// Fills `space`, of which `filled` bytes are there, from the stream: how many are there then, and
-/// whether the stream has ended.
-fn fill(
-    mut file: &File,
-    space: &mut [u8],
-    mut filled: usize,
-    cancel: &CancelToken,
-) -> Result<(usize, bool)> {
+/// Fills `space` from the stream: how many bytes came, and whether the stream has ended.
+fn fill(mut file: &File, space: &mut [u8], cancel: &CancelToken) -> Result<(usize, bool)> {
+    let mut filled = 0;
     while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         wait_for_input(file, cancel)?;
         match file.read(rest) {
@@ -198,21 +185,11 @@ impl Incoming {
         cancel: &CancelToken,
     ) -> Result<Option<(u64, u64, &'b [u8])>> {
         let space = buffer.first(usize::try_from(ITEM).unwrap_or_default())?;
-        let start = std::mem::take(&mut self.input.start);
-        if let Some(space) = space.get_mut(..start.len()) {
-            space.copy_from_slice(&start);
-        }
-        let mut filled = start.len();
+        let mut filled = 0;
         if !self.ended {
-            (filled, self.ended) = fill(&self.input.file, space, filled, cancel)?;
+            (filled, self.ended) = fill(&self.input.file, space, cancel)?;
         }
-        self.keep_end(space.get(..filled).unwrap_or_default());
-        if self.ended
-            && self.input.check_end
-            && let Some(found) = Foreign::at_end(&self.end)
-        {
-            return Err(found.refused_as_stream());
-        }
+        self.check_format(space.get(..filled).unwrap_or_default())?;
         let (number, guest) = (self.number, self.at);
         self.number = number.saturating_add(1);
         self.at = guest.saturating_add(filled as u64);
@@ -230,6 +207,20 @@ impl Incoming {
 }
 
 impl Incoming {
+    /// Refuses a stream whose start or end is not that of a raw disk; `bytes` came now.
+    fn check_format(&mut self, bytes: &[u8]) -> Result<()> {
+        let start = if self.number == 0 { Foreign::at_start(bytes) } else { None };
+        if let Some(found) = start {
+            let _ = self.input.looks_like.set(found);
+        }
+        if self.input.raw_stated {
+            return Ok(());
+        }
+        self.keep_end(bytes);
+        let end = if self.ended { Foreign::at_end(&self.end) } else { None };
+        start.or(end).map_or(Ok(()), |found| Err(found.refused_as_stream()))
+    }
+
     /// Keeps the last bytes of the stream, of which `bytes` came now.
     fn keep_end(&mut self, bytes: &[u8]) {
         let bytes = bytes.get(bytes.len().saturating_sub(END)..).unwrap_or(bytes);

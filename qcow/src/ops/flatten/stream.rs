@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 
@@ -17,7 +17,7 @@ use super::raw::{self, BLOCK};
 use super::sinks::Metadata;
 use super::tally::Tally;
 use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
-use crate::chain::{Chain, Foreign, Format};
+use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::ops::checksum::hash;
 use crate::ops::pipeline::{self, Input, Job};
@@ -70,7 +70,7 @@ pub fn flatten_to_stream(
 /// was read.
 ///
 /// # Errors
-/// As [`flatten`](super::flatten); [`Unsupported`](crate::ErrorKind::Unsupported) for what is no raw disk,
+/// As [`flatten`](super::flatten); [`WrongFormat`](crate::ErrorKind::WrongFormat) for what is no raw disk,
 /// [`Usage`](crate::ErrorKind::Usage) if the stream is not as long as
 /// `size` says, and for options that need the size before: a data file, preallocation.
 pub fn flatten_from_stream(
@@ -81,12 +81,8 @@ pub fn flatten_from_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
-    let start = pipeline::read_start(&input, cancel)?;
-    let looks_like = Foreign::at_start(&start);
-    if let (Some(found), false) = (looks_like, options.raw_stated) {
-        return Err(found.refused_as_stream());
-    }
-    let input = Input { file: input, size, start, check_end: !options.raw_stated };
+    let (looks_like, raw_stated) = (Arc::new(OnceLock::new()), options.raw_stated);
+    let input = Input { file: input, size, raw_stated, looks_like: Arc::clone(&looks_like) };
     let (format, (size, done)) = match &options.target {
         TargetOptions::Raw(target) => {
             refuse(target.preallocation != Preallocation::Off, "preallocation")?;
@@ -97,6 +93,7 @@ pub fn flatten_from_stream(
             (Format::Qcow2, qcow2::receive(input, path, target, options, observer, cancel)?)
         }
     };
+    let looks_like = looks_like.get().copied();
     Ok(FlattenOutcome { looks_like, ..outcome(path, format, size, done) })
 }
 
