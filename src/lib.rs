@@ -9,6 +9,7 @@ mod commands;
 mod failure;
 mod format;
 mod libvirt;
+mod losses;
 mod options;
 mod output;
 mod picture;

@@ -30,6 +30,11 @@ pub(crate) fn complain_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Warns on standard error, in one line: what was asked for was done, but may not be what was meant.
+pub(crate) fn warn_line(line: impl Display) {
+    say(format_args!("qcowtool: warning: {line}"));
+}
+
 /// Prints lines to standard error, as [`say`].
 pub(crate) fn complain(text: &str) -> Result<(), Failure> {
     text.lines().for_each(say);
@@ -38,7 +43,5 @@ pub(crate) fn complain(text: &str) -> Result<(), Failure> {
 
 /// Prints warnings on standard error, one a line.
 pub(crate) fn warn(warnings: &[String]) {
-    for warning in warnings {
-        say(format_args!("qcowtool: warning: {warning}"));
-    }
+    warnings.iter().for_each(warn_line);
 }

@@ -37,7 +37,7 @@ pub(crate) struct Info {
     #[arg(short = 'b', long)]
     backing_chain: bool,
 
-    /// Insist on this internal snapshot (id, else name) and show only it
+    /// Insist on this internal snapshot and show only it: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 

@@ -110,6 +110,17 @@ pub struct Header {
     pub data_file: Option<PathBuf>,
     /// The names of the files that a VMDK descriptor has its data in.
     pub extents: Vec<PathBuf>,
+    /// The file is shorter than its refcounts say.
+    pub truncated: Option<Truncated>,
+}
+
+/// A file that ends before the last cluster that its refcounts count as used. In bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Truncated {
+    /// Where that cluster would begin.
+    pub used: u64,
+    /// Where the file ends.
+    pub file_length: u64,
 }
 
 /// A name of an image.

@@ -167,7 +167,7 @@ impl<'a> Run<'a> {
                     force_share: true,
                     ..Default::default()
                 };
-                create(&plan.becomes, &like(&plan.image, &open)?)?;
+                create(&plan.becomes, &like(&plan.image, &open)?.create)?;
                 let made = LocalStore::new(Path::new("/"))?.look(&plan.becomes)?;
                 self.mark.made = made.map(|object| object.identity);
                 self.mark.write(self.means.state)?;

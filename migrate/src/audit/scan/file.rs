@@ -5,15 +5,16 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use qcow::chain::{Format, OpenOptions};
-use qcow::io::{Access, FileStorage, read_padded};
+use qcow::io::{Access, FileStorage, Storage, read_padded};
 use qcow::ops::info::{FormatSpecific, ImageInfo, InfoOptions, info};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::known::Known;
 use super::{bytes, vmdk};
-use crate::audit::value::{Content, Header, Image, Key, Name, Presence, Status};
+use crate::audit::value::{Content, Header, Image, Key, Name, Presence, Status, Truncated};
 use crate::fs::{ctime_ns, fd_path, mtime_ns, nanoseconds};
 
 /// Why a file is looked at.
@@ -180,7 +181,9 @@ fn header(image: &mut Image, path: &Path) {
     let options = InfoOptions { open, backing_chain: false };
     let told = info(path, &options).or_else(|_| info(path, &options));
     match told.map(|images| images.into_iter().next()) {
-        Ok(Some(told)) => image.header = Some(of(told)),
+        Ok(Some(told)) => {
+            image.header = Some(Header { truncated: truncated(path), ..of(told) });
+        }
         Ok(None) => {}
         Err(error) => {
             use qcow::ErrorKind::{Corrupt, WrongFormat};
@@ -205,7 +208,17 @@ fn of(told: ImageInfo) -> Header {
         backing_format: told.backing_filename_format,
         data_file,
         extents: Vec::new(),
+        truncated: None,
     }
+}
+
+/// Whether the file ends before what its refcounts count as used: three small reads, no look at all tables.
+/// Refcounts that cannot be read are for a check to judge.
+fn truncated(path: &Path) -> Option<Truncated> {
+    let storage = Arc::new(FileStorage::open(path).ok()?);
+    let file_length = storage.len();
+    let used = qcow::image::Image::open(storage).ok()?.used_past_end().ok()??;
+    Some(Truncated { used, file_length })
 }
 
 /// The image behind a descriptor of another process, if it is one.
