@@ -8,7 +8,8 @@ use clap::error::ErrorKind;
 use qcow::Error;
 use serde::Serialize;
 
-use crate::output::{OutputFormat, say, to_json};
+use crate::format::{OutputFormat, say, to_json};
+use crate::remedies;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -80,13 +81,15 @@ impl Failure {
         }
     }
 
-    /// Says on standard error what happened: one line, or one JSON object.
-    pub(crate) fn report(&self, format: OutputFormat) {
+    /// Says on standard error what happened in `command`: one line, or one JSON object.
+    pub(crate) fn report(&self, format: OutputFormat, command: &str) {
         let (text, object) = match self {
             Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => {
-                (error.to_string(), ErrorObject::from(error))
+                (remedies::line(error, command), ErrorObject::of(error, command))
             }
-            Self::Migration(error) => (error.to_string(), ErrorObject::from(error)),
+            Self::Migration(error) => {
+                (migration_line(error, command), ErrorObject::of_migration(error, command))
+            }
             Self::OutputClosed | Self::Verdict(_) => return,
         };
         match (format, to_json(&Report { error: object })) {
@@ -103,7 +106,11 @@ fn migration_code(kind: migrate::ErrorKind) -> u8 {
         migrate::ErrorKind::Changed => 3,
         migrate::ErrorKind::Unverified => 4,
         migrate::ErrorKind::InDoubt => 5,
-        migrate::ErrorKind::Environment => 6,
+        migrate::ErrorKind::Environment
+        | migrate::ErrorKind::Corrupt
+        | migrate::ErrorKind::Unsupported
+        | migrate::ErrorKind::Limit
+        | migrate::ErrorKind::Internal => 6,
         migrate::ErrorKind::Interrupted => 130,
         _ => FAILED,
     }
@@ -117,7 +124,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
     }
     let failure = Failure::Error(in_one_line(&error.render().to_string()));
-    failure.report(wanted_format(std::env::args_os()));
+    failure.report(wanted_format(std::env::args_os()), "");
     failure.exit_code()
 }
 
@@ -183,10 +190,10 @@ struct ErrorObject {
     hint: Option<String>,
 }
 
-impl From<&Error> for ErrorObject {
-    fn from(error: &Error) -> Self {
+impl ErrorObject {
+    fn of(error: &Error, command: &str) -> Self {
         let place = error.place();
-        let message = match error.io_source() {
+        let message = match std::error::Error::source(error) {
             Some(source) => format!("{}: {source}", error.message()),
             None => error.message().to_owned(),
         };
@@ -199,24 +206,54 @@ impl From<&Error> for ErrorObject {
             index: place.index,
             host_offset: place.host_offset,
             guest_offset: place.guest_offset,
-            hint: error.what_next().map(str::to_owned),
+            hint: remedies::words_for(error, command),
+        }
+    }
+
+    fn of_migration(error: &migrate::Error, command: &str) -> Self {
+        let hint = migration_hint(error, command);
+        match error.engine() {
+            // Where the engine says that it was.
+            Some(engine) => Self {
+                kind: error.kind().as_str(),
+                message: error.message_without_place().to_owned(),
+                host: error.host().map(str::to_owned),
+                hint,
+                ..Self::of(engine, command)
+            },
+            None => Self {
+                kind: error.kind().as_str(),
+                message: error.message().to_owned(),
+                host: error.host().map(str::to_owned),
+                file: None,
+                structure: None,
+                index: None,
+                host_offset: None,
+                guest_offset: None,
+                hint,
+            },
         }
     }
 }
 
-impl From<&migrate::Error> for ErrorObject {
-    fn from(error: &migrate::Error) -> Self {
-        Self {
-            kind: error.kind().as_str(),
-            message: error.message().to_owned(),
-            host: error.host().map(str::to_owned),
-            file: None,
-            structure: None,
-            index: None,
-            host_offset: None,
-            guest_offset: None,
-            hint: error.what_next().map(str::to_owned),
-        }
+/// What to do next; where the engine says it, in the words of this command line.
+fn migration_hint(error: &migrate::Error, command: &str) -> Option<String> {
+    let hint = error.what_next()?;
+    let engine = error
+        .engine()
+        .filter(|engine| engine.what_next().is_some_and(|remedy| remedy.to_string() == hint));
+    match engine {
+        Some(engine) => remedies::words_for(engine, command),
+        None => Some(hint.to_owned()),
+    }
+}
+
+/// The line about an error of a command that moves guests.
+fn migration_line(error: &migrate::Error, command: &str) -> String {
+    let host = error.host().map(|host| format!("{host}: ")).unwrap_or_default();
+    match migration_hint(error, command) {
+        Some(hint) => format!("{host}{} ({hint})", error.message()),
+        None => format!("{host}{}", error.message()),
     }
 }
 
@@ -244,7 +281,7 @@ mod tests {
     #[test]
     fn json_errors_have_all_known_parts_and_no_others() {
         let error = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
-        let report = Report { error: ErrorObject::from(&error.hint("look elsewhere")) };
+        let report = Report { error: ErrorObject::of(&error.hint("look elsewhere"), "info") };
         let expected = serde_json::json!({"error": {
             "kind": "corrupt", "message": "found 5", "structure": "L1 table", "index": 3,
             "host-offset": 64, "hint": "look elsewhere"
@@ -253,11 +290,25 @@ mod tests {
     }
 
     #[test]
+    fn json_errors_of_a_migration_have_the_place_that_the_engine_knew() {
+        let engine = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
+        let error = migrate::Error::from(engine.file("disk.qcow2").hint("look")).on("host-a");
+        let expected = serde_json::json!({
+            "kind": "corrupt", "message": "found 5", "host": "host-a", "file": "disk.qcow2",
+            "structure": "L1 table", "index": 3, "host-offset": 64, "hint": "look"
+        });
+        assert_eq!(
+            serde_json::to_value(ErrorObject::of_migration(&error, "migrate")).unwrap(),
+            expected
+        );
+    }
+
+    #[test]
     fn json_errors_survive_a_file_name_that_is_not_utf_8() {
         use std::os::unix::ffi::OsStrExt;
         let name = std::ffi::OsStr::from_bytes(b"a\xff");
         let error = Error::io("could not open", io::Error::from_raw_os_error(2)).file(name);
-        let json = serde_json::to_value(ErrorObject::from(&error)).unwrap();
+        let json = serde_json::to_value(ErrorObject::of(&error, "info")).unwrap();
         assert_eq!(json["file"], "a\u{fffd}");
         assert_eq!(json["message"], "could not open: No such file or directory (os error 2)");
     }

@@ -7,11 +7,14 @@ mod args;
 mod cli;
 mod commands;
 mod failure;
+mod format;
 mod libvirt;
+mod losses;
 mod options;
 mod output;
 mod picture;
 mod progress;
+mod remedies;
 pub mod sandbox;
 mod signals;
 mod size;
@@ -31,11 +34,11 @@ pub fn run(connect: Option<Connect>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
-    let format = cli.command.output_format();
+    let (format, name) = (cli.command.output_format(), cli.command.name());
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(format);
+            failure.report(format, name);
             failure.exit_code()
         }
     }

@@ -1,6 +1,7 @@
 //! Errors as people and programs see them: one line, or one JSON object; exit code 1; nothing written.
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use common::{Run, qcowtool, refused_by_us, small, small_overlay};
 use fixtures::patch::{COPIED, field, magic};
@@ -49,9 +50,12 @@ fn errors_say_whose_fault_it_is_where_and_what_to_do() {
     assert!(error["hint"].as_str().is_some_and(|h| h.contains("--backing-format")), "{error}");
 
     let error = error_of(args!["checksum", scratch.path("nowhere")]);
-    assert_eq!(error["kind"], "io");
+    assert_eq!(error["kind"], "not-found");
     let error = error_of(args!["create", "-f", "qcow2", path, "1M"]);
-    assert_eq!(error["kind"], "usage");
+    assert_eq!(error["kind"], "exists");
+    assert!(error["hint"].as_str().is_some_and(|h| h.contains("--force")), "{error}");
+    let error = error_of(args!["checksum", "-f", "qcow2", scratch.path("base.raw")]);
+    assert_eq!(error["kind"], "wrong-format");
     let error =
         error_of(args!["create", "-f", "qcow2", "-o", "cluster_size=3", scratch.path("x"), "1M"]);
     assert_eq!(error["kind"], "usage");
@@ -259,4 +263,76 @@ fn an_entry_far_outside_every_limit_is_harmless() {
         image.set_u64(image.l1_entry_at(0), entry).save();
         orderly(&qcowtool(args!["checksum", image.path]));
     }
+}
+
+/// A program that links the library must not be told of options and programs that it does not have.
+#[test]
+fn the_library_names_no_option_and_no_program() {
+    // Names that are data: of temporary files and of hashes.
+    let data = |text: &str| text.contains(".qcowtool.") || text.contains("qcowtool tree hash");
+    let mut found = Vec::new();
+    for file in product_files("qcow/src") {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text.split("#[cfg(test)]\nmod").next().unwrap();
+        for literal in literals(text).into_iter().filter(|literal| !data(literal)) {
+            let option = |word: &str| {
+                let word = word.trim_start_matches(['`', '(', '\'']).strip_prefix('-');
+                word.is_some_and(|rest| rest.starts_with(|c: char| c == '-' || c.is_alphabetic()))
+            };
+            let program = ["qcowtool", "qemu-img"].iter().any(|name| literal.contains(name));
+            if program || literal.split_whitespace().any(option) {
+                found.push(format!("{}: {literal:?}", file.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+    assert_eq!(literals("a(\"x -U\", '\"'); // \"no\"\n\"b\\\"c\""), ["x -U", "b\\\"c"]);
+}
+
+/// The sources below `folder` that are not tests.
+fn product_files(folder: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join(folder)];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let tests = path.components().any(|part| part.as_os_str() == "tests")
+                || path.file_name().is_some_and(|name| name == "tests.rs");
+            match path.extension() {
+                _ if tests => {}
+                None => folders.push(path),
+                Some(_) => files.push(path),
+            }
+        }
+    }
+    assert!(files.len() > 50);
+    files
+}
+
+/// The string literals of a source text, comments left out. Raw strings have no quotes inside here.
+fn literals(text: &str) -> Vec<String> {
+    let mut literals = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['"', '/', '\'']) {
+        let (before, found) = rest.split_at(at);
+        rest = &found[1..];
+        if found.starts_with("//") {
+            rest = found.split_once('\n').map_or("", |(_, next)| next);
+        } else if let Some(next) = ["'\"'", "'\\\"'"].iter().find_map(|c| found.strip_prefix(c)) {
+            rest = next;
+        } else if found.starts_with('"') {
+            let escapes = !before.ends_with('r');
+            let mut escaped = false;
+            let end = rest.find(|c| {
+                let ends = c == '"' && !escaped;
+                escaped = escapes && c == '\\' && !escaped;
+                ends
+            });
+            let (literal, next) = rest.split_at(end.unwrap());
+            literals.push(literal.to_owned());
+            rest = &next[1..];
+        }
+    }
+    literals
 }

@@ -5,6 +5,7 @@
 
 mod builder;
 mod decoder;
+mod foreign;
 mod format;
 mod layer;
 mod name;
@@ -17,10 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
 use crate::io::{Access, FileStorage, Identity, Storage};
-use crate::{Error, Printable, Result};
+use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
+pub(crate) use foreign::END;
+pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
@@ -134,7 +137,7 @@ impl Chain {
             && let Some(layer) = walk.next_layer()?
         {
             options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
-            layers.push(layer.ready_for_data(&options.policy)?);
+            layers.push(layer.ready_for_data(&options.policy, options.force_share)?);
         }
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
             let top = layers.remove(0).at_snapshot(snapshot)?;
@@ -243,7 +246,7 @@ pub(crate) fn probe_format(
     match (format, driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
-        (None, None) => Format::probe(file),
+        (None, None) => Format::probe_named(file, path),
     }
     .map_err(|error: Error| error.file(path))
 }
@@ -316,9 +319,13 @@ impl<'a> Walk<'a> {
         let depth = self.seen.len();
         let most = self.options.limits.max_depth.clamp(1, MAX_DEPTH);
         if depth >= most {
+            let remedy = match most {
+                MAX_DEPTH => Remedy::FlattenLower,
+                _ => Remedy::RaiseLimit(LimitName::Depth),
+            };
             return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
                 .file(path)
-                .hint("flatten a lower part of the chain first"));
+                .hint(remedy));
         }
         let instead = self.options.instead.iter().find(|(name, _)| *name == path);
         let policy = &self.options.policy;
@@ -336,7 +343,9 @@ impl<'a> Walk<'a> {
         }
         let format = match format {
             Wanted::Known(format) => format,
-            Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
+            Wanted::Probe => {
+                Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
+            }
         };
         // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
         // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
@@ -345,9 +354,8 @@ impl<'a> Walk<'a> {
                 Format::Qcow2 => Access::WRITE | Access::RESIZE,
                 Format::Raw => Access::empty(),
             };
-            file.lock(Access::READ, forbids).map_err(|error| {
-                error.file(&path).hint("stop the guest, or give -U to read it all the same")
-            })?;
+            file.lock(Access::READ, forbids)
+                .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
         }
         let active = depth == 0;
         if active {
@@ -397,55 +405,13 @@ fn unrecorded(name: &ImageName) -> Error {
         Printable(&name.path.to_string_lossy())
     ))
     .structure("backing format")
-    .hint("state it with --backing-format qcow2 or --backing-format raw")
+    .hint(Remedy::StateBackingFormat)
 }
 
 fn missing_base(error: Error, depth: usize) -> Error {
-    let missing =
-        error.io_source().is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
-    if missing && depth > 0 {
-        error
-            .structure("backing file")
-            .hint("the image cannot be read without it: bring the file back under this name")
+    if error.kind() == ErrorKind::NotFound && depth > 0 {
+        error.structure("backing file").hint(Remedy::RestoreBacking)
     } else {
         error
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-    use crate::ops::create::{Backing, CreateOptions, create};
-
-    #[test]
-    fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let on = |name: &str| {
-            Some(Backing {
-                name: name.into(),
-                format: Format::Qcow2,
-                unchecked: false,
-                open: OpenOptions::default(),
-            })
-        };
-        let make = |name: &str, backing, size| {
-            let options = CreateOptions { backing, size, ..Default::default() };
-            create(&path(name), &options).unwrap();
-        };
-        make("base", None, Some(1 << 20));
-        make("middle", on("base"), None);
-        make("top", on("middle"), None);
-        let held = std::fs::File::open(path("middle")).unwrap();
-        std::fs::remove_file(path("middle")).unwrap();
-        let mut options = OpenOptions::default();
-        Chain::open(&path("top"), &options).unwrap_err();
-        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        options.instead = vec![(path("middle"), descriptor)];
-        let chain = Chain::open(&path("top"), &options).unwrap();
-        let names: Vec<_> = chain.layers().iter().map(|layer| layer.path().to_owned()).collect();
-        assert_eq!(names, [path("top"), path("middle"), path("base")]);
     }
 }

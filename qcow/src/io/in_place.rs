@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::{Access, Capabilities, FileStorage, OpenedAs, Storage, WriteStorage, Zeroes, zero};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// A regular file or block device that is read and written. Its length follows what is written through
 /// it; that no other process changes it is what the image locks are for.
@@ -34,7 +34,7 @@ impl WritableFile {
         let changes = Access::WRITE | Access::RESIZE;
         storage
             .lock(Access::READ | changes, changes)
-            .map_err(|error| error.hint("stop whoever uses the image, then try again"))?;
+            .map_err(|error| error.hint(Remedy::StopUser))?;
         Ok(Self(storage))
     }
 

@@ -132,7 +132,21 @@ impl Run {
             .unwrap_or_else(|e| panic!("{}: {e} in {stderr:?}", self.shown));
         let error = &value["error"];
         assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{value}");
-        let kinds = ["corrupt", "unsupported", "limit", "denied", "usage", "io", "interrupted"];
+        let kinds = [
+            "io",
+            "not-found",
+            "exists",
+            "in-use",
+            "no-space",
+            "corrupt",
+            "wrong-format",
+            "encrypted",
+            "unsupported",
+            "limit",
+            "denied",
+            "usage",
+            "interrupted",
+        ];
         assert!(error["kind"].as_str().is_some_and(|kind| kinds.contains(&kind)), "{value}");
         error.clone()
     }
