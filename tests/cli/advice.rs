@@ -130,11 +130,7 @@ fn advice_about_options_is_right() {
                 "leave out --algorithm",
                 &["checksum --manifest n17 base"],
             ),
-            (
-                "checksum --max-depth 2 top",
-                "--max-depth",
-                &["checksum --max-depth 3 top"],
-            ),
+            ("checksum --max-depth 2 top", "--max-depth", &["checksum --max-depth 3 top"]),
             (
                 "checksum --max-virtual-size 64k base",
                 "--max-virtual-size",

@@ -3,6 +3,7 @@
 
 mod cursor;
 mod damage;
+mod past_end;
 mod reader;
 mod resolve;
 
@@ -14,6 +15,7 @@ use crate::format::{CompressedSpan, GuestOffset, HostOffset};
 use crate::image::is_damage;
 use crate::{Error, Result};
 
+pub use past_end::Truncation;
 use resolve::Purpose;
 
 pub use cursor::Cursor;

@@ -189,7 +189,7 @@ impl Reader {
                 let to_border = PAGE.saturating_sub(from & PAGE.wrapping_sub(1));
                 let len = to_border.min(rest.len() as u64);
                 let (piece, later) = rest.split_at_mut(usize::try_from(len).unwrap_or_default());
-                if let Err(error) = read_padded(layer.data(), piece, from) {
+                if let Err(error) = read_padded(&**layer.data_storage(), piece, from) {
                     piece.fill(0);
                     let guest = extent.guest.0.saturating_add(at);
                     let error = error.structure("data cluster").file(layer.path());
@@ -260,7 +260,7 @@ fn read_extent(
             buf.fill(0);
             Ok(())
         }
-        ExtentKind::Data { host } => read_padded(layer.data(), buf, host.0),
+        ExtentKind::Data { host } => read_padded(&**layer.data_storage(), buf, host.0),
         ExtentKind::Compressed { span } => match decoder {
             Some(decoder) => decoder.read(layer, (extent.depth, span), extent.guest.0, buf),
             None => read_compressed(chain, layer, extent, span, buf),

@@ -1,11 +1,10 @@
 //! Resolves one window of the disk through all layers, top down: what a layer leaves open is
 //! asked of the next. No recursion; work is linear in the entries of the window.
 
-use super::{Damage, Extent, ExtentKind};
+use super::{Damage, Extent, ExtentKind, past_end};
 use crate::chain::{Chain, Layer};
 use crate::format::GuestOffset;
 use crate::image::{Fault, Faults, Run, RunKind, is_damage, push_run, tolerate};
-use crate::io::Storage;
 use crate::{Error, Result};
 
 /// A window has at most this many pieces per layer, which bounds its memory to a few MiB.
@@ -78,6 +77,7 @@ pub(super) fn resolve(
                 None => runs_alone(layer, from, inside, &mut runs, list),
             }
             .map_err(|error| error.file(layer.path()))?;
+            past_end::notice(layer, &runs);
             if damage.is_some() {
                 faults.extend(runs.iter().filter_map(|run| beyond_the_end(layer, run)));
             }
@@ -133,7 +133,7 @@ fn runs_alone(
 fn beyond_the_end(layer: &Layer, run: &Run) -> Option<Fault> {
     let (RunKind::Data(host), Some(image)) = (run.kind, layer.image()) else { return None };
     let cluster_size = image.geometry().cluster_size();
-    let file_end = layer.data().len().checked_next_multiple_of(cluster_size)?;
+    let file_end = layer.data_storage().len().checked_next_multiple_of(cluster_size)?;
     let there = file_end.saturating_sub(host.0).min(run.len);
     let guest = run.guest.saturating_add(there)..run.guest.saturating_add(run.len);
     let error = Error::corrupt("the data lies behind the end of the file").structure("L2 table");
