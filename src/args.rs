@@ -12,6 +12,18 @@ use crate::output::{OutputFormat, say, shown, warn_line};
 use crate::progress::When;
 use crate::sandbox::{Mode, Plan, Sandbox};
 
+/// The exit codes, as every command's help shows them.
+macro_rules! exit_codes {
+    () => {
+        "Exit codes:
+  0    done
+  1    refused or failed; one line on standard error says why
+  130  stopped by SIGINT (Ctrl-C); nothing half-made is left
+  143  stopped by SIGTERM (129 by SIGHUP); nothing half-made is left"
+    };
+}
+pub(crate) use exit_codes;
+
 /// How outcomes and errors are printed.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {

@@ -7,6 +7,7 @@ mod args;
 mod cli;
 mod commands;
 mod failure;
+mod format;
 mod libvirt;
 mod losses;
 mod options;

@@ -10,8 +10,7 @@ use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, replace};
-use crate::cli::exit_codes;
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};

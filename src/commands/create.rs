@@ -10,9 +10,9 @@ use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
 use crate::args::{
-    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, format_parser, required,
+    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, exit_codes, format_parser,
+    required,
 };
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::losses::say_not_carried;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};

@@ -13,9 +13,9 @@ use qcow::{Error, Observer};
 
 use self::stream::is_stream;
 use crate::args::{
-    OutputArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required,
+    OutputArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, format_parser,
+    required,
 };
-use crate::cli::exit_codes;
 use crate::commands::create::outputs;
 use crate::failure::Failure;
 use crate::losses::{say_not_carried, warn_truncated};

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 use qcow::ops::info::{ImageInfo, InfoOptions, info};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;

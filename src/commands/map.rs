@@ -7,8 +7,7 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, replace};
-use crate::cli::exit_codes;
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};

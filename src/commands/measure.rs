@@ -9,8 +9,8 @@ use qcow::chain::{Chain, Format};
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};

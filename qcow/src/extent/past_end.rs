@@ -3,6 +3,8 @@
 //!
 //! It is noticed while ranges are resolved, at no cost, and only then counted.
 
+use std::sync::Arc;
+
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -11,7 +13,6 @@ use super::ExtentKind;
 use crate::Result;
 use crate::chain::{Chain, Layer};
 use crate::image::{Run, RunKind};
-use crate::io::Storage;
 
 /// A file of a chain that ends before what its image refers to. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -67,12 +68,12 @@ impl Chain {
                     found.push(Truncation { filename, file_length, missing_bytes, unmapped_bytes });
                 }
             };
-            let (data, file) = (layer.data().identity(), layer.file().identity());
-            if data == file {
-                add(layer.path(), layer.file().len(), missing_bytes, unmapped_bytes);
+            let (data, file) = (layer.data_storage(), layer.storage());
+            if Arc::ptr_eq(data, file) {
+                add(layer.path(), file.len(), missing_bytes, unmapped_bytes);
             } else {
-                add(layer.path(), layer.file().len(), 0, unmapped_bytes);
-                add(layer.data_path(), layer.data().len(), missing_bytes, 0);
+                add(layer.path(), file.len(), 0, unmapped_bytes);
+                add(layer.data_path(), data.len(), missing_bytes, 0);
             }
         }
         Ok(found)
@@ -94,5 +95,5 @@ pub(super) fn notice(layer: &Layer, runs: &[Run]) {
 
 /// How many of `len` bytes at `host` lie past the end of the file that holds the layer's data.
 fn past_end(layer: &Layer, host: u64, len: u64) -> u64 {
-    host.saturating_add(len).saturating_sub(layer.data().len().max(host))
+    host.saturating_add(len).saturating_sub(layer.data_storage().len().max(host))
 }

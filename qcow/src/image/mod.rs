@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod cache;
+mod dirty;
 mod past_end;
 mod preallocation;
 mod skeleton;
@@ -21,6 +22,7 @@ use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
+pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use skeleton::Skeleton;
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 

@@ -40,7 +40,7 @@ enum Place {
         file: NamedTempFile,
         directory: File,
         replace: Replace,
-        replaced: Option<Replaced>,
+        replaced: Option<Box<Replaced>>,
     },
     Existing(Existing),
 }
@@ -57,7 +57,8 @@ impl OutputFile {
     /// is there cannot be looked at.
     pub fn create(target: &Path, replace: Replace) -> Result<Self> {
         let (directory, name) = split(target)?;
-        let mut replaced = replaced(target, replace).map_err(|error| error.file(target))?;
+        let replaced = replaced(target, replace).map_err(|error| error.file(target))?;
+        let mut replaced = replaced.map(Box::new);
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");
@@ -81,6 +82,7 @@ impl OutputFile {
         }
         let directory = File::open(directory)
             .map_err(|error| Error::io("could not open its directory", error).file(target))?;
+        let replaced = replaced.map(Box::new);
         Ok(Self::new(Place::Temporary { file: temporary, directory, replace, replaced }, target))
     }
 

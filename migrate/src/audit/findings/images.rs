@@ -1,7 +1,7 @@
 //! What can be said of an image by itself and of the processes that have it open.
 
 use super::{Code, Context, Report, Severity, quoted};
-use crate::audit::value::{Presence, Truncated};
+use crate::audit::value::{Need, Presence, Truncated};
 
 pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
     let image = report.image;
@@ -107,8 +107,16 @@ fn bases(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         }
         return;
     }
+    // What holds another's data, and not its past, is there to be written to.
+    let backs = |user: &&usize| {
+        let links = context.graph.image(**user).map(|user| user.links.as_slice());
+        let mut links = links.unwrap_or_default().iter();
+        links.any(|link| link.to == image.key && link.need == Need::Backing)
+    };
+    let users = context.graph.above(at).iter().filter(backs).count();
     let others = image.status.mode & 0o022 != 0;
-    if image.presence == Presence::Here
+    if users > 0
+        && image.presence == Presence::Here
         && !image.status.block_device
         && image.status.mode & 0o222 != 0
     {
