@@ -201,7 +201,11 @@ impl Incoming {
         if !self.ended {
             (filled, self.ended) = fill(&self.input.file, space, cancel)?;
         }
-        self.check_format(space.get(..filled).unwrap_or_default())?;
+        if let Err(error) = self.check_format(space.get(..filled).unwrap_or_default()) {
+            // For the other workers there is no more, and nothing else to complain of.
+            (self.ended, self.input.size) = (true, None);
+            return Err(error);
+        }
         let (number, guest) = (self.number, self.at);
         self.number = number.saturating_add(1);
         self.at = guest.saturating_add(filled as u64);
