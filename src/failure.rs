@@ -9,6 +9,7 @@ use qcow::Error;
 use serde::Serialize;
 
 use crate::output::{OutputFormat, say, to_json};
+use crate::remedies;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -80,11 +81,11 @@ impl Failure {
         }
     }
 
-    /// Says on standard error what happened: one line, or one JSON object.
-    pub(crate) fn report(&self, format: OutputFormat) {
+    /// Says on standard error what happened in `command`: one line, or one JSON object.
+    pub(crate) fn report(&self, format: OutputFormat, command: &str) {
         let (text, object) = match self {
             Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => {
-                (error.to_string(), ErrorObject::from(error))
+                (remedies::line(error, command), ErrorObject::of(error, command))
             }
             Self::Migration(error) => (error.to_string(), ErrorObject::from(error)),
             Self::OutputClosed | Self::Verdict(_) => return,
@@ -117,7 +118,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
     }
     let failure = Failure::Error(in_one_line(&error.render().to_string()));
-    failure.report(wanted_format(std::env::args_os()));
+    failure.report(wanted_format(std::env::args_os()), "");
     failure.exit_code()
 }
 
@@ -183,10 +184,10 @@ struct ErrorObject {
     hint: Option<String>,
 }
 
-impl From<&Error> for ErrorObject {
-    fn from(error: &Error) -> Self {
+impl ErrorObject {
+    fn of(error: &Error, command: &str) -> Self {
         let place = error.place();
-        let message = match error.io_source() {
+        let message = match std::error::Error::source(error) {
             Some(source) => format!("{}: {source}", error.message()),
             None => error.message().to_owned(),
         };
@@ -199,7 +200,7 @@ impl From<&Error> for ErrorObject {
             index: place.index,
             host_offset: place.host_offset,
             guest_offset: place.guest_offset,
-            hint: error.what_next().map(str::to_owned),
+            hint: remedies::words_for(error, command),
         }
     }
 }
@@ -244,7 +245,7 @@ mod tests {
     #[test]
     fn json_errors_have_all_known_parts_and_no_others() {
         let error = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
-        let report = Report { error: ErrorObject::from(&error.hint("look elsewhere")) };
+        let report = Report { error: ErrorObject::of(&error.hint("look elsewhere"), "info") };
         let expected = serde_json::json!({"error": {
             "kind": "corrupt", "message": "found 5", "structure": "L1 table", "index": 3,
             "host-offset": 64, "hint": "look elsewhere"
@@ -257,7 +258,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let name = std::ffi::OsStr::from_bytes(b"a\xff");
         let error = Error::io("could not open", io::Error::from_raw_os_error(2)).file(name);
-        let json = serde_json::to_value(ErrorObject::from(&error)).unwrap();
+        let json = serde_json::to_value(ErrorObject::of(&error, "info")).unwrap();
         assert_eq!(json["file"], "a\u{fffd}");
         assert_eq!(json["message"], "could not open: No such file or directory (os error 2)");
     }

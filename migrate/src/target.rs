@@ -98,8 +98,8 @@ pub(crate) struct Expected<'a> {
     pub(crate) base: Option<(&'a Path, &'a str)>,
 }
 
-/// Checks a new image: it has exactly the expected size (P1 of the proofs in `docs/migration.md`), holds
-/// nothing (P2, and P4 where it stands alone), and its header names exactly the expected base (P7). What it
+/// Checks a new image: it has exactly the expected size (`SizesEqual` of the proofs in `docs/migration.md`), holds
+/// nothing (`TargetEmpty`, and `ReadsAsZeros` where it stands alone), and its header names exactly the expected base (`ChainsAgree`). What it
 /// stands on is not opened.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
+use crate::remedies;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
 
@@ -182,7 +183,7 @@ impl Checksum {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
                 if !self.voice.quiet {
-                    say(format_args!("reading the disk: {error}"));
+                    say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
                 }
                 Ok(None)
             }

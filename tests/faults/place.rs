@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::cases::Case;
 use super::tracer::{Call, Disturbance, Traced, World, run};
-use crate::common::binary;
+use common::binary;
 
 /// The sources, and room for the runs.
 pub(crate) struct Place {
@@ -366,4 +366,13 @@ pub(crate) fn on_threads<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), S
         items.len(),
         wrong.join("\n")
     );
+}
+
+/// As [`on_threads`], for so many that only `make test-long` tries all of them; else a sample of this commit's.
+pub(crate) fn on_a_sample<T: Sync>(
+    what: &str,
+    items: &[T],
+    work: impl Fn(&T) -> Result<(), String> + Sync,
+) {
+    on_threads(&fixtures::search::sample(what, items), |item| work(item));
 }

@@ -50,7 +50,8 @@ pub(super) fn cost(disk: &Disk<'_>, row: Row, action: &Action, brought: bool) ->
 /// Bytes of the guest's disk that any layer holds. All of it, where the chain that was looked at is
 /// incomplete or not the one that runs.
 fn whole(disk: &Disk<'_>, row: Row) -> u64 {
-    let known = disk.chain().and_then(|chain| chain.guest_bytes).filter(|_| row != Row::D09);
+    let known =
+        disk.chain().and_then(|chain| chain.guest_bytes).filter(|_| row != Row::ChainInDoubt);
     known.unwrap_or(u64::MAX).min(disk.size())
 }
 

@@ -60,7 +60,7 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
 }
 
 /// A base at the destination that is proven to hold what the lower layers hold, and that a new overlay can
-/// rely on (P3, and what P5 and P7 ask of it).
+/// rely on (`ContentBelowEqual`, and what `BaseFixed` and `ChainsAgree` ask of it).
 pub(super) fn on_existing<'a>(disk: &Disk<'a>) -> Option<&'a BaseFacts> {
     let below = disk.below().first()?;
     let wanted = disk.chain()?.below.as_ref()?;
@@ -155,18 +155,23 @@ pub fn seed_name(path: &Path, digest: &str) -> PathBuf {
 pub(super) fn obligations(action: &Action, copy: CopyMode) -> Vec<Proof> {
     let base = match action {
         Action::Skip | Action::Eject | Action::CopyMedium { .. } => return Vec::new(),
-        Action::Adopt { .. } => return vec![Proof::P1, Proof::P7, Proof::P8],
+        Action::Adopt { .. } => {
+            return vec![Proof::SizesEqual, Proof::ChainsAgree, Proof::NotASourceFile];
+        }
         Action::Create { base, .. } => base,
     };
-    let mut proofs = vec![Proof::P1, Proof::P7, Proof::P8, Proof::P9];
+    let mut proofs =
+        vec![Proof::SizesEqual, Proof::ChainsAgree, Proof::NotASourceFile, Proof::MadeByThisRun];
     match base {
         Some(base) => {
-            proofs.extend([Proof::P2, Proof::P5, Proof::P6]);
+            proofs.extend([Proof::TargetEmpty, Proof::BaseFixed, Proof::SourceLayersFixed]);
             if matches!(base, BasePlan::Seed { .. }) {
-                proofs.push(Proof::P3);
+                proofs.push(Proof::ContentBelowEqual);
             }
         }
-        None if copy == CopyMode::Incremental => proofs.extend([Proof::P2, Proof::P4]),
+        None if copy == CopyMode::Incremental => {
+            proofs.extend([Proof::TargetEmpty, Proof::ReadsAsZeros])
+        }
         None => {}
     }
     proofs.sort();

@@ -20,30 +20,30 @@ type Judge = fn(&Disk<'_>) -> Option<Verdict>;
 /// The table.
 #[rustfmt::skip]
 const TABLE: [(Row, Judge); 23] = [
-    (Row::D01, refusing::no_medium),
-    (Row::D02, refusing::read_only),
-    (Row::D03, refusing::over_the_network),
-    (Row::D04, refusing::on_shared_storage),
-    (Row::D05, refusing::storage_unknown),
-    (Row::D06, refusing::shareable),
-    (Row::D07, refusing::passed_through),
-    (Row::D08c, refusing::layer_lost),
-    (Row::D12, refusing::encrypted),
-    (Row::D21, refusing::corrupt),
-    (Row::D09, refusing::chain_in_doubt),
-    (Row::D10, refusing::data_file),
-    (Row::D11, refusing::internal_snapshots),
-    (Row::D23, refusing::place_unusable),
-    (Row::D20, refusing::occupied),
+    (Row::EmptyDrive, refusing::no_medium),
+    (Row::ReadOnly, refusing::read_only),
+    (Row::OverTheNetwork, refusing::over_the_network),
+    (Row::SharedStorage, refusing::on_shared_storage),
+    (Row::StorageUnknown, refusing::storage_unknown),
+    (Row::Shareable, refusing::shareable),
+    (Row::PassedThrough, refusing::passed_through),
+    (Row::LayerLost, refusing::layer_lost),
+    (Row::Encrypted, refusing::encrypted),
+    (Row::UncleanLayer, refusing::corrupt),
+    (Row::ChainInDoubt, refusing::chain_in_doubt),
+    (Row::DataFile, refusing::data_file),
+    (Row::InternalSnapshots, refusing::internal_snapshots),
+    (Row::PlaceUnusable, refusing::place_unusable),
+    (Row::PathOccupied, refusing::occupied),
     // Nothing is in the way: the disk is copied, and these say how.
-    (Row::D08b, copying::layer_rescued),
-    (Row::D08a, copying::layer_deleted),
-    (Row::D09, copying::chains_differ),
-    (Row::D20, copying::adopted),
-    (Row::D10, copying::data_file_left),
-    (Row::D11, copying::internal_snapshots_left),
-    (Row::D21, copying::dirty_below),
-    (Row::D13, copying::any_other),
+    (Row::LayerRescued, copying::layer_rescued),
+    (Row::LayerDeleted, copying::layer_deleted),
+    (Row::ChainInDoubt, copying::chains_differ),
+    (Row::PathOccupied, copying::adopted),
+    (Row::DataFile, copying::data_file_left),
+    (Row::InternalSnapshots, copying::internal_snapshots_left),
+    (Row::UncleanLayer, copying::dirty_below),
+    (Row::RawFile, copying::any_other),
 ];
 
 /// What is done to a disk.
@@ -103,7 +103,7 @@ impl<'a> Disk<'a> {
         // The last row fits every disk that has a chain and a place; `layer_lost` and
         // `storage_unknown` have refused the others.
         let message = "no rule covers this disk".to_owned();
-        (Row::D07, Verdict::Refuse { message, way_out: "report this".to_owned() })
+        (Row::PassedThrough, Verdict::Refuse { message, way_out: "report this".to_owned() })
     }
 
     pub(super) fn style(&self) -> Style {

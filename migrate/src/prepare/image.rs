@@ -50,7 +50,7 @@ pub(super) fn options(image: &NewImage) -> TargetOptions {
     }
 }
 
-/// Checks a file that was read back from the destination against what was planned (P1, P2, P4, P7).
+/// Checks a file that was read back from the destination against what was planned (`SizesEqual`, `TargetEmpty`, `ReadsAsZeros`, `ChainsAgree`).
 ///
 /// # Errors
 /// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be;
@@ -63,7 +63,7 @@ pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) ->
     };
     target::check(copy, &expected).map_err(|error| {
         let path = image.path.display();
-        if error.kind() == qcow::ErrorKind::Io {
+        if error.io_source().is_some() {
             return Error::environment(format!("{path}: what was read back: {error}"));
         }
         Error::new(ErrorKind::Unverified, format!("{path}: {}", error.message()))

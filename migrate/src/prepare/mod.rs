@@ -100,8 +100,8 @@ impl Preparation<'_> {
             .map_err(|error| error.on(&self.facts.destination.hostname))
     }
 
-    /// An image that is there already has exactly the disk's size (P1), and stands on nothing, so that its
-    /// header and the XML name the same chain (P7).
+    /// An image that is there already has exactly the disk's size (`SizesEqual`), and stands on nothing, so that its
+    /// header and the XML name the same chain (`ChainsAgree`).
     fn can_adopt(&self, disk: &DiskPlan, path: &Path, format: Format) -> Result<()> {
         let chain = self.store.chain(path, Some(format))?;
         let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
@@ -236,7 +236,7 @@ impl Preparation<'_> {
         self.arrived(to, medium.format, &digest.root.to_string(), &file)
     }
 
-    /// Proves that what was sent is what is there (P3).
+    /// Proves that what was sent is what is there (`ContentBelowEqual`).
     fn arrived(&self, path: &Path, format: Format, digest: &str, file: &File) -> Result<()> {
         let wanted = Wanted { digest, file: Some(file) };
         let found = self.store.same_content(path, format, &wanted, self.observer, self.cancel)?;

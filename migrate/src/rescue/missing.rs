@@ -76,7 +76,7 @@ pub(super) fn find(image: &Path, format: Option<Format>) -> Result<Option<Cut>> 
 
 /// An image that a process uses belongs to a guest that runs.
 pub(super) fn in_use(error: qcow::Error) -> Error {
-    if error.kind() == qcow::ErrorKind::Denied {
+    if error.kind() == qcow::ErrorKind::InUse {
         return Error::refused(error.message()).hint(
             "if a guest runs on it, its process holds what was deleted: give its name, or --pid",
         );

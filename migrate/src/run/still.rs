@@ -9,7 +9,7 @@ use crate::plan::{Action, BasePlan};
 use crate::{Error, Result};
 
 impl Run<'_> {
-    /// The source's layers below the active ones have not changed since the probe (P6).
+    /// The source's layers below the active ones have not changed since the probe (`SourceLayersFixed`).
     pub(super) fn lower_layers_are_still_the_same(&self) -> Result<()> {
         for disk in &self.facts.disks {
             let layers = disk.chain.as_ref().and_then(|chain| chain.layers.get(1..));
@@ -38,7 +38,7 @@ impl Run<'_> {
         })
     }
 
-    /// What this run made at the destination is still what is there (P9).
+    /// What this run made at the destination is still what is there (`MadeByThisRun`).
     pub(super) fn targets_are_still_ours(&self) -> Result<()> {
         for made in &self.journal.transaction().objects {
             let Some(identity) = &made.identity else { continue };
@@ -49,7 +49,7 @@ impl Run<'_> {
         self.bases_are_still_the_same()
     }
 
-    /// Bases that were at the destination before are still what was compared (P5).
+    /// Bases that were at the destination before are still what was compared (`BaseFixed`).
     pub(super) fn bases_are_still_the_same(&self) -> Result<()> {
         for disk in &self.journal.transaction().plan.disks {
             let Action::Create { base: Some(BasePlan::Existing { chain, .. }), .. } = &disk.action

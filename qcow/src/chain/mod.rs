@@ -3,6 +3,7 @@
 //! A chain is opened once, from the active layer (depth 0) down to the last base, and stays
 //! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
 
+mod builder;
 mod decoder;
 mod format;
 mod layer;
@@ -15,9 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
-use crate::io::{Access, FileStorage, Identity};
-use crate::{Error, Printable, Result};
+use crate::io::{Access, FileStorage, Identity, Storage};
+use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
+pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
 pub use format::Format;
 pub use layer::Layer;
@@ -138,13 +140,13 @@ impl Chain {
             let top = layers.remove(0).at_snapshot(snapshot)?;
             layers.insert(0, top);
         }
-        Ok(Self::new(layers, options.force_share))
+        Ok(Self::new(layers, options.force_share, TABLE_CACHE_BYTES))
     }
 
-    fn new(layers: Vec<Layer>, force_share: bool) -> Self {
+    fn new(layers: Vec<Layer>, force_share: bool, table_cache: usize) -> Self {
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
         let (id, decoders) = (ChainId::next(), decoder::Pool::default());
-        let tables = (!force_share).then(|| TableCache::new(TABLE_CACHE_BYTES));
+        let tables = (!force_share).then(|| TableCache::new(table_cache));
         Self(Arc::new(Inner { id, layers, virtual_size, force_share, tables, decoders }))
     }
 
@@ -180,10 +182,10 @@ impl Chain {
             return Ok(());
         }
         self.0.layers.iter().try_for_each(|layer| {
-            let files = [layer.file(), layer.data()];
-            files
+            let storages = [layer.storage(), layer.data_storage()];
+            storages
                 .iter()
-                .try_for_each(|file| file.check_unchanged())
+                .try_for_each(|storage| storage.check_unchanged())
                 .map_err(|error| error.file(layer.path()))
         })
     }
@@ -191,17 +193,19 @@ impl Chain {
     /// From now on reads past the page cache what is aligned, where the file systems can.
     pub(crate) fn read_direct(&self) {
         for layer in &self.0.layers {
-            layer.file().read_direct();
-            layer.data().read_direct();
+            [layer.file(), layer.data_file()]
+                .into_iter()
+                .flatten()
+                .for_each(FileStorage::read_direct);
         }
     }
 
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
     pub(crate) fn contains_file(&self, path: &Path) -> bool {
         FileStorage::identity_of(path).is_some_and(|identity| {
-            self.0.layers.iter().any(|layer| {
-                layer.file().identity() == identity || layer.data().identity() == identity
-            })
+            let storages =
+                self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
+            storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
         })
     }
 }
@@ -231,7 +235,7 @@ pub fn local_path(path: &Path) -> Result<PathBuf> {
 
 /// The format of `file`, which was opened by the name `path`.
 pub(crate) fn probe_format(
-    file: &FileStorage,
+    file: &dyn Storage,
     path: &Path,
     format: Option<Format>,
 ) -> Result<Format> {
@@ -312,9 +316,13 @@ impl<'a> Walk<'a> {
         let depth = self.seen.len();
         let most = self.options.limits.max_depth.clamp(1, MAX_DEPTH);
         if depth >= most {
+            let remedy = match most {
+                MAX_DEPTH => Remedy::FlattenLower,
+                _ => Remedy::RaiseLimit(LimitName::Depth),
+            };
             return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
                 .file(path)
-                .hint("flatten a lower part of the chain first"));
+                .hint(remedy));
         }
         let instead = self.options.instead.iter().find(|(name, _)| *name == path);
         let policy = &self.options.policy;
@@ -334,22 +342,15 @@ impl<'a> Walk<'a> {
             Wanted::Known(format) => format,
             Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
         };
-        // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
-        // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
         if !self.options.force_share {
-            let forbids = match format {
-                Format::Qcow2 => Access::WRITE | Access::RESIZE,
-                Format::Raw => Access::empty(),
-            };
-            file.lock(Access::READ, forbids).map_err(|error| {
-                error.file(&path).hint("stop the guest, or give -U to read it all the same")
-            })?;
+            file.lock(Access::READ, forbidden_by_a_reader(format))
+                .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
         }
         let active = depth == 0;
         if active {
             policy.check_format(&file, format).map_err(|error| error.file(&path))?;
         }
-        let layer = Layer::new(path, file, format)?;
+        let layer = Layer::new(path, Arc::new(file), format)?;
         self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
         self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))
@@ -386,6 +387,16 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What other processes must not do while an image of this format is read. A reader of a QCOW2 image
+/// relies on its tables. Raw bytes may be written to meanwhile, as in QEMU; but a process that has
+/// locked them exclusively keeps readers away, too.
+fn forbidden_by_a_reader(format: Format) -> Access {
+    match format {
+        Format::Qcow2 => Access::WRITE | Access::RESIZE,
+        Format::Raw => Access::empty(),
+    }
+}
+
 /// Guessing would let a guest choose what the host opens (trap 101).
 fn unrecorded(name: &ImageName) -> Error {
     Error::denied(format!(
@@ -393,55 +404,13 @@ fn unrecorded(name: &ImageName) -> Error {
         Printable(&name.path.to_string_lossy())
     ))
     .structure("backing format")
-    .hint("state it with --backing-format qcow2 or --backing-format raw")
+    .hint(Remedy::StateBackingFormat)
 }
 
 fn missing_base(error: Error, depth: usize) -> Error {
-    let missing =
-        error.io_source().is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
-    if missing && depth > 0 {
-        error
-            .structure("backing file")
-            .hint("the image cannot be read without it: bring the file back under this name")
+    if error.kind() == ErrorKind::NotFound && depth > 0 {
+        error.structure("backing file").hint(Remedy::RestoreBacking)
     } else {
         error
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-    use crate::ops::create::{Backing, CreateOptions, create};
-
-    #[test]
-    fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let on = |name: &str| {
-            Some(Backing {
-                name: name.into(),
-                format: Format::Qcow2,
-                unchecked: false,
-                open: OpenOptions::default(),
-            })
-        };
-        let make = |name: &str, backing, size| {
-            let options = CreateOptions { backing, size, ..Default::default() };
-            create(&path(name), &options).unwrap();
-        };
-        make("base", None, Some(1 << 20));
-        make("middle", on("base"), None);
-        make("top", on("middle"), None);
-        let held = std::fs::File::open(path("middle")).unwrap();
-        std::fs::remove_file(path("middle")).unwrap();
-        let mut options = OpenOptions::default();
-        Chain::open(&path("top"), &options).unwrap_err();
-        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        options.instead = vec![(path("middle"), descriptor)];
-        let chain = Chain::open(&path("top"), &options).unwrap();
-        let names: Vec<_> = chain.layers().iter().map(|layer| layer.path().to_owned()).collect();
-        assert_eq!(names, [path("top"), path("middle"), path("base")]);
     }
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
-use crate::{Error, Printable, Result};
+use crate::{Error, Printable, Remedy, Result};
 
 /// A name, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +204,7 @@ fn network(protocol: &str) -> Error {
         "the image is reached through the protocol '{}'; only local files and block devices are",
         Printable(protocol)
     ))
-    .hint("copy it to a local file first, for example with `qemu-img convert`")
+    .hint(Remedy::CopyToLocalFile)
 }
 
 #[cfg(test)]

@@ -2,20 +2,14 @@
 //! nobody else to use, of a length that does not change, and not blank unless the caller says so.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, OFlags};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::OFlags;
 
-use super::{Access, FileStorage, Identity, OpenedAs, Storage};
-use crate::{Error, Result};
-
-/// Zeros are written in pieces of this many bytes.
-const PIECE: usize = 2 << 20;
-/// The kernel zeroes whole blocks of this many bytes; any device's sectors fit in.
-const BLOCK: u64 = 4096;
+use super::{Access, FileStorage, Identity, OpenedAs, Storage, Zeroes, zero};
+use crate::{Error, Remedy, Result};
 
 /// A block device or a regular file that is overwritten.
 #[derive(Debug)]
@@ -36,7 +30,7 @@ impl Existing {
     pub(super) fn device(path: &Path, blank: bool) -> Result<Self> {
         let status = std::fs::metadata(path).map_err(|error| Error::io("could not open", error))?;
         if !status.file_type().is_block_device() {
-            return Err(Error::usage("not a block device").hint("leave out --device"));
+            return Err(Error::usage("not a block device").hint(Remedy::NotDevice));
         }
         Self::open(path, OFlags::EXCL, blank)
     }
@@ -44,10 +38,8 @@ impl Existing {
     /// As [`device`](Self::device), or opens a regular file, which QEMU's locks and those of other
     /// programs protect.
     pub(super) fn file_or_device(path: &Path, blank: bool) -> Result<Self> {
-        let failed = |error| {
-            Error::io("could not open the existing file", error)
-                .hint("leave out -n to make a new file")
-        };
+        let failed =
+            |error| Error::io("could not open the existing file", error).hint(Remedy::NewFile);
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
         match () {
             () if kind.is_block_device() => Self::open(path, OFlags::EXCL, blank),
@@ -65,8 +57,8 @@ impl Existing {
             .open(path)
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::ResourceBusy => {
-                    Error::denied("the device is in use: mounted, or held by another program")
-                        .hint("unmount it or stop who uses it, then try again")
+                    Error::io("the device is mounted, or another process has it open", error)
+                        .hint("unmount it, or stop the process that uses it, then try again")
                 }
                 _ => Error::io("could not open for writing", error),
             })?;
@@ -76,7 +68,7 @@ impl Existing {
         let storage = FileStorage::from_file(twin)?;
         storage
             .lock(Access::READ | changes, changes)
-            .map_err(|error| error.hint("stop the process that uses it, then try again"))?;
+            .map_err(|error| error.hint(Remedy::StopUser))?;
         let (kind, identity, len) = (storage.kind(), storage.identity(), storage.len());
         Ok(Self { file, kind, identity, len, blank, touched: AtomicBool::new(false) })
     }
@@ -103,41 +95,6 @@ impl Existing {
     /// zeros, by having the system zero them, or by writing zeros.
     pub(super) fn zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
         self.touch();
-        let end = offset.saturating_add(len);
-        let first = offset.next_multiple_of(BLOCK).min(end);
-        let last = (end & !BLOCK.wrapping_sub(1)).max(first);
-        if first < last && !self.zero_blocks(first, last.saturating_sub(first))? {
-            return self.write_zeros(offset, end);
-        }
-        self.write_zeros(offset, first)?;
-        self.write_zeros(last, end)
-    }
-
-    /// `false` if neither way exists here.
-    fn zero_blocks(&self, offset: u64, len: u64) -> std::io::Result<bool> {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        for how in [punch, zero] {
-            match retry_on_intr(|| rustix::fs::fallocate(&self.file, how, offset, len)) {
-                Ok(()) => return Ok(true),
-                // A device that cannot may say any of these.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(false)
-    }
-
-    fn write_zeros(&self, offset: u64, end: u64) -> std::io::Result<()> {
-        let mut at = offset;
-        let longest = end.saturating_sub(offset).min(PIECE as u64);
-        let zeros = vec![0; usize::try_from(longest).unwrap_or(PIECE)];
-        while at < end {
-            let len = end.saturating_sub(at).min(longest);
-            let piece = zeros.get(..usize::try_from(len).unwrap_or(0)).unwrap_or(&zeros);
-            self.file.write_all_at(piece, at)?;
-            at = at.saturating_add(len);
-        }
-        Ok(())
+        zero::zero(&self.file, offset, len, Zeroes::Unmap)
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn plan(plan: &Plan) -> String {
     let _ = writeln!(text, "{} from {} to {}: {how}\n", plan.domain, plan.from, plan.to);
     for disk in &plan.disks {
         let _ = writeln!(text, "{}  {}", disk.target, action(disk));
-        let _ = writeln!(text, "     {:?}: {}", disk.row, disk.why);
+        let _ = writeln!(text, "     {}: {}", disk.row, disk.why);
     }
     let list = |words: &[String]| if words.is_empty() { "none".into() } else { words.join(", ") };
     let flags: Vec<_> = plan.flags.iter().map(|flag| flag.name()).collect();
