@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
 
+use super::disk::Disk;
 use super::policy::Policy;
-use super::proofs::SeedNames;
-use super::rows::Disk;
+use super::seeds::SeedNames;
 use super::value::{Action, BasePlan, DiskPlan, Predicted, Refusal, Row, SeedHow};
 use super::words::refuse;
 use crate::facts::Facts;

@@ -1,9 +1,9 @@
 //! What the operator should know: what does not come along, and what turns out otherwise than wished.
 
 use super::copy_mode;
+use super::disk::{Copy, Disk};
 use super::policy::Policy;
 use super::predicted::saved_by_overlay;
-use super::rows::{Copy, Disk};
 use super::value::{CopyMode, Row, Warning};
 use super::words::{list, warn};
 use crate::facts::{DomainState, Facts, FormatFrom};

@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use super::Run;
 use crate::facts::{Content, Identity, LayerFacts};
+use crate::fs::mtime_ns;
 use crate::journal::Side;
 use crate::plan::{Action, BasePlan};
 use crate::{Error, Result};
@@ -30,10 +31,9 @@ impl Run<'_> {
 
     fn is_still(&self, layer: &LayerFacts) -> bool {
         std::fs::metadata(self.held.place(layer)).is_ok_and(|now| {
-            let mtime = now.mtime().saturating_mul(1_000_000_000).saturating_add(now.mtime_nsec());
             let same =
                 Some(now.dev()) == layer.identity.device && Some(now.ino()) == layer.identity.inode;
-            same && mtime == layer.identity.mtime_ns
+            same && mtime_ns(&now) == layer.identity.mtime_ns
                 && (layer.block_device || now.len() == layer.identity.size)
         })
     }

@@ -57,8 +57,8 @@ impl Layer {
                     file.lock(Access::READ, Access::empty())
                         .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
                 }
-                let file: Arc<dyn Storage> = Arc::new(file);
-                Some((path, file))
+                let storage: Arc<dyn Storage> = Arc::new(file);
+                Some((path, storage))
             }
             None => None,
         };

@@ -5,6 +5,7 @@
 
 mod builder;
 mod decoder;
+mod foreign;
 mod format;
 mod layer;
 mod name;
@@ -21,6 +22,8 @@ use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
+pub(crate) use foreign::END;
+pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
@@ -243,7 +246,7 @@ pub(crate) fn probe_format(
     match (format, driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
-        (None, None) => Format::probe(file),
+        (None, None) => Format::probe_named(file, path),
     }
     .map_err(|error: Error| error.file(path))
 }
@@ -340,7 +343,9 @@ impl<'a> Walk<'a> {
         }
         let format = match format {
             Wanted::Known(format) => format,
-            Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
+            Wanted::Probe => {
+                Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
+            }
         };
         if !self.options.force_share {
             file.lock(Access::READ, forbidden_by_a_reader(format))

@@ -1,7 +1,7 @@
 //! The rows that copy a disk, and say how.
 
-use super::{Copy, Disk, Verdict, refusing, whole_sectors};
 use crate::facts::{FormatFrom, NamedLayer};
+use crate::plan::disk::{Copy, Disk, Verdict, chain_difference, data_file_of, gone, whole_sectors};
 use crate::plan::policy::Style;
 use crate::plan::proofs::{self, Thin};
 use crate::plan::value::{BasePlan, Row};
@@ -24,15 +24,6 @@ fn thin_wanted(disk: &Disk<'_>) -> bool {
 
 fn copy_whole(disk: &Disk<'_>, why: impl Into<String>) -> Option<Verdict> {
     Some(Verdict::Copy(whole(disk, why.into())))
-}
-
-/// The name of the first layer that is gone but for the hypervisor, which holds it open.
-pub(super) fn gone(disk: &Disk<'_>) -> Option<String> {
-    let chain = disk.chain()?;
-    if let Some(layer) = chain.layers.iter().find(|layer| layer.deleted) {
-        return Some(layer.path.display().to_string());
-    }
-    chain.missing.as_ref().map(|missing| missing.path.display().to_string())
 }
 
 /// `LayerRescued`: a base was deleted, and an overlay is wanted: what the hypervisor holds open is brought there.
@@ -72,29 +63,6 @@ pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(copy))
 }
 
-/// Where the XML's chain departs from the headers', in words.
-pub(super) fn chain_difference(disk: &Disk<'_>) -> Option<String> {
-    let named = &disk.disk.live_chain;
-    let layers = disk.layers();
-    for (named, layer) in named.layers.iter().zip(layers) {
-        if named.path != layer.path {
-            return Some(format!(
-                "'{}' in the XML is '{}' in a header",
-                named.path.display(),
-                layer.path.display()
-            ));
-        }
-        if named.format.as_deref().is_some_and(|format| format != layer.format.as_str()) {
-            return Some(format!("they give '{}' different formats", layer.path.display()));
-        }
-    }
-    let longer = named.layers.len() > layers.len();
-    let shorter = named.terminated && named.layers.len() < layers.len();
-    (longer || shorter).then(|| {
-        format!("{} layers in the XML, {} in the headers", named.layers.len(), layers.len())
-    })
-}
-
 /// `PathOccupied`, where the operator allows it: what is there is overwritten from end to end.
 pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
     let there = disk.there()?;
@@ -105,7 +73,7 @@ pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
 
 /// `DataFile`, where the operator allows it.
 pub(super) fn data_file_left(disk: &Disk<'_>) -> Option<Verdict> {
-    let (_, name) = refusing::data_file_of(disk)?;
+    let (_, name) = data_file_of(disk)?;
     copy_whole(disk, format!("its data is in another file, '{name}'; the copy is one file"))
 }
 

@@ -1,9 +1,9 @@
 //! The rows that refuse a disk or leave it where it is.
 
-use super::{Disk, Verdict, copying, source_path};
 use crate::facts::{
     Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
 };
+use crate::plan::disk::{Disk, Verdict, chain_difference, data_file_of, gone, source_path};
 use crate::plan::predicted::worst_file;
 use crate::plan::words::list;
 use qcow::chain::Format;
@@ -131,10 +131,10 @@ fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, &'static str)> {
     if disk.top().is_some_and(|top| other_inode(&top.identity, &object.identity)) {
         return Some(("the destination has another file of that name".to_owned(), mount));
     }
-    if let Some(path) = copying::gone(disk) {
+    if let Some(path) = gone(disk) {
         return Some((format!("its layer '{path}' is gone"), flatten));
     }
-    if let Some(difference) = copying::chain_difference(disk) {
+    if let Some(difference) = chain_difference(disk) {
         return Some((format!("what runs is not what its headers say: {difference}"), flatten));
     }
     let layer = disk.below().iter().find(|layer| !shared_too(disk, layer))?;
@@ -273,7 +273,7 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
             "record it in the header of the image above (qemu-img rebase -u -F)",
         );
     }
-    let difference = copying::chain_difference(disk)?;
+    let difference = chain_difference(disk)?;
     refuse(
         format!("the definition and the images' headers disagree about the chain: {difference}"),
         "find out which is right, and correct the other",
@@ -290,13 +290,6 @@ pub(super) fn data_file(disk: &Disk<'_>) -> Option<Verdict> {
         format!("'{}' keeps its data in another file, '{name}'", layer.path.display()),
         "allow --allow-data-file; the copy will be an ordinary image",
     )
-}
-
-/// The first layer that has an external data file.
-pub(super) fn data_file_of<'a>(disk: &Disk<'a>) -> Option<(&'a LayerFacts, &'a str)> {
-    disk.layers()
-        .iter()
-        .find_map(|layer| Some((layer, layer.qcow2.as_ref()?.data_file.as_deref()?)))
 }
 
 /// `InternalSnapshots`: they stay behind, whoever copies.
