@@ -373,14 +373,8 @@ impl<'a> Walk<'a> {
                 Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
             }
         };
-        // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
-        // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
         if !self.options.force_share {
-            let forbids = match format {
-                Format::Qcow2 => Access::WRITE | Access::RESIZE,
-                Format::Raw => Access::empty(),
-            };
-            file.lock(Access::READ, forbids)
+            file.lock(Access::READ, forbidden_by_a_reader(format))
                 .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
         }
         let active = depth == 0;
@@ -423,6 +417,16 @@ fn below(area: &HeaderArea, holder: &Path, options: &OpenOptions) -> Result<Opti
     };
     let path = name.relative_to(holder);
     Ok(Some(Next { path, format: Wanted::Known(format) }))
+}
+
+/// What other processes must not do while an image of this format is read. A reader of a QCOW2 image
+/// relies on its tables. Raw bytes may be written to meanwhile, as in QEMU; but a process that has
+/// locked them exclusively keeps readers away, too.
+fn forbidden_by_a_reader(format: Format) -> Access {
+    match format {
+        Format::Qcow2 => Access::WRITE | Access::RESIZE,
+        Format::Raw => Access::empty(),
+    }
 }
 
 /// Guessing would let a guest choose what the host opens (trap 101).

@@ -57,8 +57,7 @@ impl OutputFile {
     /// is there cannot be looked at.
     pub fn create(target: &Path, replace: Replace) -> Result<Self> {
         let (directory, name) = split(target)?;
-        let replaced = replaced(target, replace).map_err(|error| error.file(target))?;
-        let mut replaced = replaced.map(Box::new);
+        let mut replaced = replaced(target, replace).map_err(|error| error.file(target))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");
