@@ -347,15 +347,8 @@ impl<'a> Walk<'a> {
                 Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
             }
         };
-        // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
-        // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
         if !self.options.force_share {
-            let forbids = match format {
-                Format::Qcow2 => Access::WRITE | Access::RESIZE,
-                Format::Raw => Access::empty(),
-            };
-            file.lock(Access::READ, forbids)
-                .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
+            lock_for_reading(&file, format).map_err(|error| error.file(&path))?;
         }
         let active = depth == 0;
         if active {
@@ -406,6 +399,16 @@ fn unrecorded(name: &ImageName) -> Error {
     ))
     .structure("backing format")
     .hint(Remedy::StateBackingFormat)
+}
+
+/// A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes meanwhile, as in
+/// QEMU, unless they keep them to themselves by an exclusive lock.
+fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {
+    let forbids = match format {
+        Format::Qcow2 => Access::WRITE | Access::RESIZE,
+        Format::Raw => Access::empty(),
+    };
+    file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))
 }
 
 fn missing_base(error: Error, depth: usize) -> Error {
