@@ -374,8 +374,7 @@ impl<'a> Walk<'a> {
             }
         };
         if !self.options.force_share {
-            file.lock(Access::READ, forbidden_by_a_reader(format))
-                .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
+            lock_for_reading(&file, format).map_err(|error| error.file(&path))?;
         }
         let active = depth == 0;
         if active {
@@ -419,16 +418,6 @@ fn below(area: &HeaderArea, holder: &Path, options: &OpenOptions) -> Result<Opti
     Ok(Some(Next { path, format: Wanted::Known(format) }))
 }
 
-/// What other processes must not do while an image of this format is read. A reader of a QCOW2 image
-/// relies on its tables. Raw bytes may be written to meanwhile, as in QEMU; but a process that has
-/// locked them exclusively keeps readers away, too.
-fn forbidden_by_a_reader(format: Format) -> Access {
-    match format {
-        Format::Qcow2 => Access::WRITE | Access::RESIZE,
-        Format::Raw => Access::empty(),
-    }
-}
-
 /// Guessing would let a guest choose what the host opens (trap 101).
 fn unrecorded(name: &ImageName) -> Error {
     Error::denied(format!(
@@ -437,6 +426,16 @@ fn unrecorded(name: &ImageName) -> Error {
     ))
     .structure("backing format")
     .hint(Remedy::StateBackingFormat)
+}
+
+/// A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes meanwhile, as in
+/// QEMU, unless they keep them to themselves by an exclusive lock.
+fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {
+    let forbids = match format {
+        Format::Qcow2 => Access::WRITE | Access::RESIZE,
+        Format::Raw => Access::empty(),
+    };
+    file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))
 }
 
 fn missing_base(error: Error, depth: usize) -> Error {

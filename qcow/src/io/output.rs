@@ -81,6 +81,7 @@ impl OutputFile {
         }
         let directory = File::open(directory)
             .map_err(|error| Error::io("could not open its directory", error).file(target))?;
+        let replaced = replaced.map(Box::new);
         Ok(Self::new(Place::Temporary { file: temporary, directory, replace, replaced }, target))
     }
 
