@@ -7,6 +7,7 @@ mod args;
 mod cli;
 mod commands;
 mod failure;
+mod left_out;
 mod libvirt;
 mod options;
 mod output;

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qcow::chain::{Chain, OpenOptions};
+use qcow::extent::LeftOut;
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs};
+use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
+use crate::left_out::warn_left_out;
 use crate::output::{OutputFormat, print, print_json, say, shown};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
@@ -77,6 +79,8 @@ pub(crate) struct Checksum {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    part: PartArgs,
 
     /// The image
     #[arg(value_name = "PATH")]
@@ -106,6 +110,8 @@ struct Outcome<'a> {
     identical: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     differences: Option<Vec<Range>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<LeftOut>,
 }
 
 #[derive(Debug, Serialize)]
@@ -128,7 +134,7 @@ impl Checksum {
         let sandbox = self.sandbox.enter(self.plan(&open))?;
         let known = self.verify.as_deref().map(Manifest::read).transpose()?;
         self.voice.opening(&self.path, open.format);
-        let chain = Chain::open(&self.path, &open)?;
+        let chain = self.part.open(&self.path, &open)?;
         self.voice.opened(&chain);
         let cached = self.cached(&chain)?;
         sandbox.all_is_open()?;
@@ -140,9 +146,10 @@ impl Checksum {
                 watch.settle(result)?
             }
         };
+        let left_out = warn_left_out(&chain, self.output.output)?;
         match (known, digest) {
-            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree),
-            (_, digest) => self.print_digest(&chain, digest),
+            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, left_out),
+            (_, digest) => self.print_digest(&chain, digest, left_out),
         }
     }
 
@@ -210,7 +217,12 @@ impl Checksum {
         })
     }
 
-    fn print_digest(&self, chain: &Chain, digest: Digest) -> Result<(), Failure> {
+    fn print_digest(
+        &self,
+        chain: &Chain,
+        digest: Digest,
+        left_out: Option<LeftOut>,
+    ) -> Result<(), Failure> {
         if self.output.output == OutputFormat::Human {
             let text = match &digest {
                 Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
@@ -219,7 +231,7 @@ impl Checksum {
             return print(format_args!("{text}  {}\n", shown(&self.path)));
         }
         let filename = self.path.to_string_lossy();
-        let mut outcome = Outcome::new(&filename, chain.virtual_size());
+        let mut outcome = Outcome::new(&filename, chain.virtual_size(), left_out);
         match digest {
             Digest::Crc32(text) => outcome.crc32 = Some(text),
             Digest::Sha256(text) => outcome.sha256 = Some(text),
@@ -229,12 +241,17 @@ impl Checksum {
     }
 
     /// Says where the disk differs from the manifest.
-    fn print_verdict(&self, known: &TreeHash, tree: &TreeHash) -> Result<(), Failure> {
+    fn print_verdict(
+        &self,
+        known: &TreeHash,
+        tree: &TreeHash,
+        left_out: Option<LeftOut>,
+    ) -> Result<(), Failure> {
         let identical = known.root == tree.root;
         let differences = known.differences(tree).into_iter();
         if self.output.output == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
-            let mut outcome = Outcome::new(&filename, tree.virtual_size);
+            let mut outcome = Outcome::new(&filename, tree.virtual_size, left_out);
             outcome.blake3_tree = Some(tree.root.to_string());
             outcome.identical = Some(identical);
             outcome.differences =
@@ -262,7 +279,7 @@ enum Digest {
 }
 
 impl<'a> Outcome<'a> {
-    fn new(filename: &'a str, virtual_size: u64) -> Self {
-        Self { filename, virtual_size, ..Self::default() }
+    fn new(filename: &'a str, virtual_size: u64, left_out: Option<LeftOut>) -> Self {
+        Self { filename, virtual_size, left_out, ..Self::default() }
     }
 }

@@ -7,15 +7,19 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qcow::chain::{Chain, Format};
+use qcow::chain::Format;
+use qcow::extent::LeftOut;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
 use qcow::{Error, Observer};
 
 use self::stream::is_stream;
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required};
+use crate::args::{
+    OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required,
+};
 use crate::cli::exit_codes;
 use crate::commands::create::outputs;
 use crate::failure::Failure;
+use crate::left_out::{Lacking, warn_left_out};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
 use crate::output::{OutputFormat, complain_json, print, print_json, say, shown};
 use crate::progress::Progress;
@@ -39,7 +43,8 @@ Examples:
   qcowtool flatten -c -o compression_type=zstd --digest vm.qcow2 small.qcow2
   qcowtool flatten -c --compression-level 9 vm.qcow2 smaller.qcow2
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
-  qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
+  qcowtool flatten --backing-format template.qcow2=qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
+  qcowtool flatten --alone overlay.qcow2 what-is-left.qcow2
   qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
   qcowtool flatten -O raw --device --direct --threads 8 vm.qcow2 /dev/vg/vm
   qcowtool flatten -O raw vm.qcow2 - | ssh host 'dd of=/dev/vg/vm bs=2M'
@@ -109,6 +114,8 @@ pub(crate) struct Flatten {
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
+    part: PartArgs,
+    #[command(flatten)]
     live: live::LiveArgs,
 
     /// Length of the disk that standard input brings; another one is an error
@@ -154,14 +161,14 @@ impl Flatten {
         if self.size.is_some() && !is_stream(&src) {
             return Err(Error::usage("--size is for a stream, and SRC is a file").into());
         }
-        let outcome = if is_stream(&src) {
-            self.receive(&dst, &options)?
+        let (outcome, left_out) = if is_stream(&src) {
+            (self.receive(&dst, &options)?, None)
         } else if is_stream(&dst) {
             self.send(&src, &options)?
         } else {
             self.write(&src, &dst, &options)?
         };
-        self.print(&src, &dst, &outcome)
+        self.print(&src, &dst, &Lacking { outcome: &outcome, left_out: left_out.as_ref() })
     }
 
     fn write(
@@ -169,19 +176,19 @@ impl Flatten {
         src: &Path,
         dst: &Path,
         options: &FlattenOptions,
-    ) -> Result<FlattenOutcome, Failure> {
+    ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
         let watch = Watch::start()?;
         let progress = Progress::new(self.work.progress(&self.voice));
         let open = self.source.open_options(self.snapshot.as_deref());
         let plan = self.outputs(dst, options).chain(src, &open);
         let sandbox = self.sandbox.enter(plan)?;
         self.voice.opening(src, open.format);
-        let chain = Chain::open(src, &open)?;
+        let chain = self.part.open(src, &open)?;
         self.voice.opened(&chain);
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten(&chain, dst, options, &observer, watch.token());
         progress.finish(result.is_ok());
-        watch.settle(result)
+        Ok((watch.settle(result)?, warn_left_out(&chain, self.output.output)?))
     }
 
     /// What is written.
@@ -189,16 +196,22 @@ impl Flatten {
         if self.device { Plan::new().changing(dst) } else { outputs(dst, &options.target) }
     }
 
-    fn print(&self, src: &Path, dst: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+    fn print(
+        &self,
+        src: &Path,
+        dst: &Path,
+        lacking: &Lacking<'_, FlattenOutcome>,
+    ) -> Result<(), Failure> {
+        let outcome = lacking.outcome;
         if self.voice.verbose {
             say(ways(&outcome.traffic));
         }
         if is_stream(dst) {
             // Standard output is the image.
-            return self.print_aside(src, outcome);
+            return self.print_aside(src, lacking);
         }
         if self.output.output == OutputFormat::Json {
-            return print_json(outcome);
+            return print_json(lacking);
         }
         let mut text = String::new();
         if !self.voice.quiet {
@@ -211,10 +224,15 @@ impl Flatten {
     }
 
     /// Prints on standard error.
-    fn print_aside(&self, src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+    fn print_aside(
+        &self,
+        src: &Path,
+        lacking: &Lacking<'_, FlattenOutcome>,
+    ) -> Result<(), Failure> {
         if self.output.output == OutputFormat::Json {
-            return complain_json(outcome);
+            return complain_json(lacking);
         }
+        let outcome = lacking.outcome;
         if !self.voice.quiet {
             say(summary(src, Path::new("-"), outcome).trim_end());
         }

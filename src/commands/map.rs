@@ -7,9 +7,10 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
+use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
+use crate::left_out::warn_left_out;
 use crate::output::{OutputFormat, shown};
 use crate::picture::{self, Bands, Caption, Tally};
 use crate::sandbox::Plan;
@@ -58,6 +59,8 @@ pub(crate) struct MapCommand {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    part: PartArgs,
 
     /// The image
     #[arg(value_name = "PATH")]
@@ -78,9 +81,10 @@ impl MapCommand {
             None => plan,
         })?;
         self.voice.opening(&self.path, open.format);
-        let chain = Chain::open(&self.path, &open)?;
+        let chain = self.part.open(&self.path, &open)?;
         self.voice.opened(&chain);
         sandbox.all_is_open()?;
+        warn_left_out(&chain, self.output.output)?;
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
         if let Some(picture) = &self.picture {
             return Ok(self.draw(&chain, &options, picture)?);

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use qcow::chain::{Chain, FilePolicy, Format, MAX_DEPTH, OpenOptions, Policy, resolve_name};
+use qcow::chain::{
+    Chain, FilePolicy, Format, MAX_DEPTH, OpenOptions, Policy, WorkingDirectory, resolve_name,
+};
 use qcow::io::FileStorage;
 use qcow::ops::digest::tree_hash;
 use qcow::ops::info::{InfoOptions, info};
@@ -306,6 +308,8 @@ impl Run<'_> {
             Some(format) => format,
             None => Format::probe(&FileStorage::open(&here)?)?,
         };
+        // The names are only compared with each other: where they start does not matter.
+        let directory = WorkingDirectory::At("/".into());
         let mut instead = vec![(item.name.clone(), here.clone())];
         let mut above = (item.name.clone(), (item.device, item.inode), here, Some(format));
         while instead.len() < MAX_DEPTH {
@@ -315,7 +319,7 @@ impl Run<'_> {
             let told = told.first();
             let Some(backing) = told.and_then(|told| told.backing_filename.as_ref()) else { break };
             let format = told.and_then(|told| told.backing_filename_format.as_ref());
-            let path = resolve_name(backing, path)?;
+            let path = resolve_name(backing, path, &directory)?;
             let below = below(process, *is).and_then(|is| Some((is, self.held.path(is)?)));
             let (is, place) = below.ok_or_else(|| {
                 Error::environment(format!(
@@ -333,6 +337,7 @@ impl Run<'_> {
             format: Some(format),
             force_share: true,
             instead,
+            working_directory: directory,
             policy,
             ..Default::default()
         };

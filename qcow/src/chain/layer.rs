@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Format;
-use super::name::ImageName;
+use super::name::{ImageName, Window};
 use super::policy::Policy;
+use super::{Format, LayerFound};
 use crate::format::{Autoclear, CryptMethod};
 use crate::image::{Image, Run, RunKind, TableWindow, push_run};
 use crate::io::{FileStorage, Storage};
@@ -21,8 +21,56 @@ pub struct Layer {
 
 #[derive(Debug)]
 enum Content {
-    Raw,
+    Raw(RawRange),
     Qcow2 { image: Box<Image>, data: Option<DataFile> },
+}
+
+/// The part of its file that a raw layer shows; bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RawRange {
+    start: u64,
+    /// A multiple of 512; what lies past the end of the file reads as zeros.
+    pub(super) size: u64,
+}
+
+impl RawRange {
+    /// The range that `windows` leave of a file of `len` bytes, the innermost last.
+    pub(super) fn of(windows: &[Window], len: u64) -> Result<Self> {
+        let whole = len.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        let mut range = Self { start: 0, size: whole };
+        let mut limited = false;
+        for window in windows.iter().rev() {
+            let Window { offset, size } = *window;
+            let left = range.size.checked_sub(offset).ok_or_else(|| {
+                let within = range.size;
+                Error::corrupt(format!(
+                    "offset {offset} of the json: name is past the {within} bytes below"
+                ))
+            })?;
+            range.start = range.start.saturating_add(offset);
+            range.size = match size {
+                Some(size) if size % 512 != 0 => {
+                    return Err(Error::corrupt(format!(
+                        "size {size} of the json: name is not a multiple of 512"
+                    )));
+                }
+                Some(size) if size > left => {
+                    return Err(Error::corrupt(format!(
+                        "size {size} of the json: name is more than the {left} bytes that are there"
+                    )));
+                }
+                Some(size) => size,
+                None if limited && left % 512 != 0 => {
+                    return Err(Error::unsupported(
+                        "the ranges of the json: name end within a sector of the file",
+                    ));
+                }
+                None => left.checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            };
+            limited |= size.is_some();
+        }
+        Ok(range)
+    }
 }
 
 #[derive(Debug)]
@@ -32,17 +80,23 @@ struct DataFile {
 }
 
 impl Layer {
-    /// Opens the image in `file`; a data file is not opened.
-    pub(super) fn new(path: PathBuf, file: FileStorage, format: Format) -> Result<Self> {
+    /// Opens the image that was found; a data file is not opened.
+    pub(super) fn new(found: LayerFound<FileStorage>) -> Result<Self> {
+        let LayerFound { path, file, header, windows, .. } = found;
         let file = Arc::new(file);
-        let content = match format {
-            Format::Raw => Content::Raw,
-            Format::Qcow2 => {
+        let content = match header {
+            None => RawRange::of(&windows, file.len()).map(Content::Raw),
+            Some(_) if !windows.is_empty() => Err(Error::unsupported(
+                "the json: name places a qcow2 image in a range of a file, which is not supported",
+            )
+            .hint("copy that range into a file of its own, for example with `dd`")),
+            Some(area) => {
                 let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
-                let image = Image::open(storage).map_err(|error| error.file(&path))?;
-                Content::Qcow2 { image: Box::new(image), data: None }
+                let image = Image::with_area(storage, area);
+                image.map(|image| Content::Qcow2 { image: Box::new(image), data: None })
             }
         };
+        let content = content.map_err(|error| error.file(&path))?;
         Ok(Self { path, file, content })
     }
 
@@ -63,7 +117,7 @@ impl Layer {
                     .file(&self.path)
             })?;
             // Never a protocol, whatever it looks like (trap 113).
-            let path = ImageName::data_file(name).relative_to(&self.path);
+            let path = ImageName::data_file(name).beside(&self.path);
             let file = Arc::new(policy.data_file.open(&path)?);
             *data = Some(DataFile { path, file });
         }
@@ -78,7 +132,7 @@ impl Layer {
                     image.at_snapshot(id_or_name).map_err(|error| error.file(&self.path))?;
                 Content::Qcow2 { image: Box::new(image), data }
             }
-            Content::Raw => {
+            Content::Raw(_) => {
                 return Err(Error::usage("a raw image has no internal snapshots").file(&self.path));
             }
         };
@@ -98,7 +152,7 @@ impl Layer {
     /// Its format.
     pub fn format(&self) -> Format {
         match self.content {
-            Content::Raw => Format::Raw,
+            Content::Raw(_) => Format::Raw,
             Content::Qcow2 { .. } => Format::Qcow2,
         }
     }
@@ -106,7 +160,7 @@ impl Layer {
     /// The QCOW2 image; `None` for raw layers.
     pub fn image(&self) -> Option<&Image> {
         match &self.content {
-            Content::Raw => None,
+            Content::Raw(_) => None,
             Content::Qcow2 { image, .. } => Some(image),
         }
     }
@@ -115,7 +169,7 @@ impl Layer {
     /// be cut off; it reads as if padded with zeros (traps 106, 131).
     pub fn virtual_size(&self) -> u64 {
         match &self.content {
-            Content::Raw => self.file.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Content::Raw(range) => range.size,
             Content::Qcow2 { image, .. } => image.virtual_size(),
         }
     }
@@ -141,7 +195,7 @@ impl Layer {
     pub(crate) fn granularity(&self) -> u64 {
         match &self.content {
             // File systems have holes of at least a block.
-            Content::Raw => 4096,
+            Content::Raw(_) => 4096,
             Content::Qcow2 { image, .. } => image.geometry().subcluster_size(),
         }
     }
@@ -149,7 +203,7 @@ impl Layer {
     /// The first offset at or after `from` where the layer may have something; `None` if nowhere.
     pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
         match &self.content {
-            Content::Raw => self.file.next_data(from).map_err(hole_error),
+            Content::Raw(range) => range.next_data(&self.file, from).map_err(hole_error),
             Content::Qcow2 { image, .. } => image.next_mapped(from),
         }
         .map_err(|error| error.file(&self.path))
@@ -158,7 +212,7 @@ impl Layer {
     /// Prepares to look up ranges of `start..end`, which lies within the virtual size.
     pub(crate) fn window(&self, start: u64, end: u64) -> Result<LayerWindow<'_>> {
         match &self.content {
-            Content::Raw => Ok(LayerWindow::Raw(&self.file)),
+            Content::Raw(range) => Ok(LayerWindow::Raw(&self.file, *range)),
             Content::Qcow2 { image, .. } => {
                 TableWindow::load(image, start, end).map(LayerWindow::Qcow2)
             }
@@ -169,7 +223,7 @@ impl Layer {
 
 /// Looks up ranges of one layer.
 pub(crate) enum LayerWindow<'a> {
-    Raw(&'a FileStorage),
+    Raw(&'a FileStorage, RawRange),
     Qcow2(TableWindow<'a>),
 }
 
@@ -177,28 +231,44 @@ impl LayerWindow<'_> {
     /// Appends the runs of `start..end`.
     pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
         match self {
-            Self::Raw(file) => raw_runs(file, start, end, runs).map_err(hole_error),
+            Self::Raw(file, range) => range.runs(file, start, end, runs).map_err(hole_error),
             Self::Qcow2(window) => window.runs(start, end, runs),
         }
     }
 }
 
-fn raw_runs(file: &FileStorage, start: u64, end: u64, runs: &mut Vec<Run>) -> std::io::Result<()> {
-    let mut at = start;
-    while at < end {
-        let data = file.next_data(at)?.unwrap_or(end).clamp(at, end);
-        let len = data.saturating_sub(at);
-        push_run(runs, Run { guest: at, len, kind: RunKind::Zero(None) });
-        if data >= end {
-            break;
-        }
-        // At least one byte further, or a file system with odd answers would hold us forever.
-        let hole = file.next_hole(data)?.clamp(data.saturating_add(1), end);
-        let kind = RunKind::Data(crate::format::HostOffset(data));
-        push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
-        at = hole;
+impl RawRange {
+    /// The first byte at or after `from` on the disk that may be other than a hole.
+    fn next_data(self, file: &FileStorage, from: u64) -> std::io::Result<Option<u64>> {
+        let data = file.next_data(from.saturating_add(self.start))?;
+        Ok(data.map(|at| at.saturating_sub(self.start)).filter(|at| *at < self.size))
     }
-    Ok(())
+
+    fn runs(
+        self,
+        file: &FileStorage,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+    ) -> std::io::Result<()> {
+        let mut at = start;
+        while at < end {
+            let data = self.next_data(file, at)?.unwrap_or(end).clamp(at, end);
+            let len = data.saturating_sub(at);
+            push_run(runs, Run { guest: at, len, kind: RunKind::Zero(None) });
+            if data >= end {
+                break;
+            }
+            let host = self.start.saturating_add(data);
+            // At least one byte further, or a file system with odd answers would hold us forever.
+            let hole = file.next_hole(host)?.saturating_sub(self.start);
+            let hole = hole.clamp(data.saturating_add(1), end);
+            let kind = RunKind::Data(crate::format::HostOffset(host));
+            push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
+            at = hole;
+        }
+        Ok(())
+    }
 }
 
 fn hole_error(error: std::io::Error) -> Error {

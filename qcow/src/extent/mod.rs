@@ -1,6 +1,7 @@
 //! What every guest range is, seen through the whole chain: data, zeros, compressed or nowhere
 //! allocated, and which layer holds it.
 
+mod left_out;
 mod reader;
 mod resolve;
 
@@ -11,6 +12,7 @@ use crate::chain::Chain;
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
 use crate::{Error, Result};
 
+pub use left_out::{LeftOut, LeftOutRange};
 pub use reader::Reader;
 
 /// A range of the guest's disk that comes from one place.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions, target};
-use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
+use crate::chain::{Chain, Format, Layer, OpenOptions, open_active_layer, resolve_name};
 use crate::format::{Compatible, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::{Placer, Sink};
@@ -99,8 +99,7 @@ pub fn create_until(
 /// # Errors
 /// As [`Chain::open`], but backing and data files are not opened.
 pub fn like(path: &Path, open: &OpenOptions) -> Result<CreateOptions> {
-    let layer =
-        Walk::start(path, open)?.next_layer()?.ok_or_else(|| Error::usage("no image given"))?;
+    let layer = open_active_layer(path, open)?;
     let size = Some(layer.virtual_size());
     Ok(CreateOptions { size, target: target_like(&layer), ..Default::default() })
 }
@@ -135,7 +134,7 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
 
 /// Opens the whole chain that the new image will stand on, so that it is known to be usable.
 fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
-    let name = resolve_name(&backing.name, path)?;
+    let name = resolve_name(&backing.name, path, &backing.open.working_directory)?;
     let open = OpenOptions { format: Some(backing.format), ..backing.open.clone() };
     let chain = Chain::open(&name, &open)?;
     if chain.contains_file(path) {

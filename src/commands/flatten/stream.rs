@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use qcow::chain::{Chain, Format};
+use qcow::extent::LeftOut;
 use qcow::io::FileStorage;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten_from_stream, flatten_to_stream};
 use qcow::{Error, Result};
 
 use super::{Closing, Flatten};
 use crate::failure::Failure;
+use crate::left_out::warn_left_out;
 use crate::progress::Progress;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
@@ -28,7 +30,7 @@ impl Flatten {
         &self,
         src: &Path,
         options: &FlattenOptions,
-    ) -> Result<FlattenOutcome, Failure> {
+    ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
         if self.device || self.direct {
             return Err(Error::usage("--device and --direct are for a target with a name").into());
         }
@@ -44,13 +46,13 @@ impl Flatten {
         let open = self.source.open_options(self.snapshot.as_deref());
         let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
         self.voice.opening(src, open.format);
-        let chain = Chain::open(src, &open)?;
+        let chain = self.part.open(src, &open)?;
         self.voice.opened(&chain);
         refuse_source(&chain, &output)?;
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
         progress.finish(result.is_ok());
-        watch.settle(result)
+        Ok((watch.settle(result)?, warn_left_out(&chain, self.output.output)?))
     }
 
     /// Reads a raw image from standard input and writes it to `dst`.
