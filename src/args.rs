@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use qcow::chain::{BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
+use qcow::io::Replace;
 use qcow::{Error, Result};
 
 use crate::output::{OutputFormat, say, shown};
@@ -184,6 +185,36 @@ impl ChainArgs {
 
 /// The help's heading of what is said about images from others.
 const TRUST: &str = "Images from others";
+
+/// Whether a file that exists is replaced.
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceArgs {
+    /// Replace the new image's file if it exists, atomically. Owner, group, mode, ACL, SELinux label and
+    /// user.* attributes stay. Refused if the file is in use
+    #[arg(long)]
+    force: bool,
+
+    /// As --force, also if a process has locked the file, a loop device is backed by it, or an image in
+    /// its directory has it for its backing or data file
+    #[arg(long)]
+    force_in_use: bool,
+}
+
+impl ReplaceArgs {
+    /// The engine's word for it.
+    pub(crate) fn replace(&self) -> Replace {
+        replace(self.force, self.force_in_use)
+    }
+}
+
+/// What `--force` and `--force-in-use` mean.
+pub(crate) fn replace(force: bool, in_use: bool) -> Replace {
+    match (force, in_use) {
+        (_, true) => Replace::InUse,
+        (true, false) => Replace::Unused,
+        (false, false) => Replace::Never,
+    }
+}
 
 /// How far an image is trusted.
 #[derive(Debug, Default, Args)]

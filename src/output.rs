@@ -59,6 +59,13 @@ pub(crate) fn shown(path: &Path) -> String {
     Printable(&path.to_string_lossy()).to_string()
 }
 
+/// Prints warnings on standard error, one a line.
+pub(crate) fn warn(warnings: &[String]) {
+    for warning in warnings {
+        say(format_args!("qcowtool: warning: {warning}"));
+    }
+}
+
 /// JSON as `qemu-img` lays it out, with a newline at the end.
 pub(crate) fn to_json(value: &impl Serialize) -> serde_json::Result<String> {
     let mut bytes = Vec::new();

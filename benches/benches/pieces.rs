@@ -12,6 +12,7 @@ use qcow::format::{
     EntryRules, Geometry, HostOffset, L2Entry, RefcountWidth, Version, decode_table, raw_l2_entry,
     set_raw_l2_entry,
 };
+use qcow::io::Replace;
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::create::{CreateOptions, create};
 use qcow::ops::digest::{sha256, tree_hash};
@@ -108,8 +109,12 @@ fn metadata(c: &mut Criterion) {
             ..Default::default()
         };
         let target = TargetOptions::Qcow2(qcow2);
-        let options =
-            CreateOptions { size: Some(16 << 30), target, replace: true, ..Default::default() };
+        let options = CreateOptions {
+            size: Some(16 << 30),
+            target,
+            replace: Replace::Unused,
+            ..Default::default()
+        };
         group.throughput(Throughput::Elements((16 << 30) / cluster_size));
         group.bench_function(format!("create, clusters of {} KiB", cluster_size >> 10), |b| {
             b.iter(|| create(&path, &options).expect("an image"));

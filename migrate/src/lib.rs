@@ -28,3 +28,8 @@ pub mod store;
 pub mod target;
 
 pub use error::{Error, ErrorKind, Result};
+
+/// The programs in the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -179,6 +179,12 @@ impl Error {
         self
     }
 
+    /// Adds to the message what is so besides, which comes before the system's own words.
+    pub(crate) fn remark(mut self, remark: &str) -> Self {
+        self.0.message.push_str(remark);
+        self
+    }
+
     /// Says what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -255,6 +261,32 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// So that an error can pass through code that knows only the operating system's. The kind is that of
+/// the system's own error if there is one; the whole error is kept inside.
+///
+/// ```
+/// let error = std::io::Error::from(qcow::Error::corrupt("a reserved bit is set"));
+/// assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+/// let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<qcow::Error>());
+/// assert_eq!(inner.unwrap().kind(), qcow::ErrorKind::Corrupt);
+/// ```
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match (error.io_source().map(Self::kind), error.kind()) {
+            // Callers of `Read` take `Interrupted` for a signal, and would try again for ever.
+            (Some(Io::Interrupted), _) | (None, ErrorKind::Interrupted) => Io::Other,
+            (Some(kind), _) => kind,
+            (None, ErrorKind::Corrupt | ErrorKind::Limit) => Io::InvalidData,
+            (None, ErrorKind::Unsupported) => Io::Unsupported,
+            (None, ErrorKind::Denied) => Io::PermissionDenied,
+            (None, ErrorKind::Usage) => Io::InvalidInput,
+            _ => Io::Other,
+        };
+        Self::new(kind, error)
     }
 }
 

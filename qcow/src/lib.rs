@@ -89,3 +89,8 @@ mod sync;
 
 pub use error::{Error, ErrorKind, Place, Printable, Result};
 pub use progress::{CancelToken, Observer, Silent};
+
+/// The programs in the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

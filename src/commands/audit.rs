@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use migrate::audit::{Options, Scan, Severity, Survey, Unseen, prove, report};
 use qcow::{CancelToken, Error};
 
+use crate::args::replace;
 use crate::failure::Failure;
 use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
@@ -57,6 +58,10 @@ pub(crate) struct Audit {
     /// Replace the picture if it exists, atomically
     #[arg(long, requires = "picture")]
     force: bool,
+
+    /// As --force, also if the file is in use or an image needs it
+    #[arg(long, requires = "picture")]
+    force_in_use: bool,
 
     /// Report chains of more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
@@ -117,7 +122,7 @@ impl Audit {
         let outcome = report(&survey, &options);
         if let Some((path, kind)) = picture {
             let bytes = picture::draw(kind, &Graph::new(&survey, &outcome))?;
-            picture::write(path, &bytes, self.force)?;
+            picture::write(path, &bytes, replace(self.force, self.force_in_use))?;
         }
         match self.output.output {
             AuditFormat::Json => print_json(&outcome)?,

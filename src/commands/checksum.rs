@@ -10,11 +10,11 @@ use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs};
+use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, replace};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
-use crate::output::{OutputFormat, print, print_json, say, shown};
+use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
@@ -72,6 +72,10 @@ pub(crate) struct Checksum {
     /// Replace the manifest if it exists, atomically
     #[arg(long, requires = "manifest")]
     force: bool,
+
+    /// As --force, also if the file is in use or an image needs it
+    #[arg(long, requires = "manifest")]
+    force_in_use: bool,
 
     /// Read this internal snapshot (id, else name) instead of the current state
     #[arg(long, value_name = "SNAPSHOT")]
@@ -204,7 +208,7 @@ impl Checksum {
         if let Some(path) = &self.manifest {
             let snapshot = self.snapshot.as_deref();
             let manifest = Manifest::take(chain, snapshot, threads, progress, cancel)?;
-            manifest.write(path, self.force)?;
+            warn(&manifest.write(path, replace(self.force, self.force_in_use))?);
             return Ok(Digest::Tree(manifest.tree));
         }
         Ok(match algorithm {

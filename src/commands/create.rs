@@ -9,11 +9,13 @@ use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_un
 use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
-use crate::args::{ChainArgs, OutputArgs, SandboxArgs, TrustArgs, Voice, format_parser, required};
+use crate::args::{
+    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, format_parser, required,
+};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
-use crate::output::{OutputFormat, print, print_json};
+use crate::output::{OutputFormat, print, print_json, warn};
 use crate::sandbox::Plan;
 use crate::signals::Watch;
 use crate::size;
@@ -70,9 +72,8 @@ pub(crate) struct Create {
           ["backing", "backing_fmt", "unchecked", "options", "size"])]
     like: Option<PathBuf>,
 
-    /// Replace PATH if it exists, atomically
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    replace: ReplaceArgs,
 
     #[command(flatten)]
     chain: ChainArgs,
@@ -119,7 +120,7 @@ impl Create {
         self.voice.opening(source, self.format);
         let open = OpenOptions { format: self.format, ..self.open_options() };
         let mut plan = migrate::target::plan(source, &open)?;
-        plan.create.replace = self.force;
+        plan.create.replace = self.replace.replace();
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
@@ -142,7 +143,7 @@ impl Create {
             size: given.size(),
             target: given.target()?,
             backing: self.backing(&given)?,
-            replace: self.force,
+            replace: self.replace.replace(),
         };
         Ok((options, given))
     }
@@ -204,6 +205,7 @@ impl Create {
         given: ImageOptions,
         outcome: &CreateOutcome,
     ) -> Result<(), Failure> {
+        warn(&outcome.warnings);
         match self.output.output {
             OutputFormat::Json => print_json(outcome),
             OutputFormat::Human if self.voice.quiet => Ok(()),

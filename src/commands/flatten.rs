@@ -14,14 +14,15 @@ use qcow::{Error, Observer};
 
 use self::stream::is_stream;
 use crate::args::{
-    OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required,
+    OutputArgs, PartArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser,
+    required,
 };
 use crate::cli::exit_codes;
 use crate::commands::create::outputs;
 use crate::failure::Failure;
 use crate::left_out::{Lacking, warn_left_out};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
-use crate::output::{OutputFormat, complain_json, print, print_json, say, shown};
+use crate::output::{OutputFormat, complain_json, print, print_json, say, shown, warn};
 use crate::progress::Progress;
 use crate::sandbox::{Plan, Sandbox};
 use crate::signals::Watch;
@@ -34,7 +35,7 @@ use crate::size::human;
                       qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
     "DST is built under a temporary name beside it, synced, and renamed when it is whole.
-A device (--device) is overwritten in place instead.
+A device (--device), or a file that exists (-n), is overwritten in place instead.
 It is the same byte for byte whatever the number of threads. As '-' it is written from front to back to
 standard output, and what is said goes to standard error; for qcow2 the source is read twice then.
 
@@ -47,6 +48,7 @@ Examples:
   qcowtool flatten --alone overlay.qcow2 what-is-left.qcow2
   qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
   qcowtool flatten -O raw --device --direct --threads 8 vm.qcow2 /dev/vg/vm
+  qcowtool flatten -n -O raw vm.qcow2 mounted-volume.img
   qcowtool flatten -O raw vm.qcow2 - | ssh host 'dd of=/dev/vg/vm bs=2M'
   zcat vm.raw.gz | qcowtool flatten --size 20G - vm.qcow2
   qcowtool flatten -o help
@@ -87,20 +89,25 @@ pub(crate) struct Flatten {
     #[arg(long)]
     digest: bool,
 
-    /// Replace DST if it exists, atomically
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    replace: ReplaceArgs,
+
+    /// Write into DST, which exists: a regular file or a block device at least as large as the disk, with
+    /// -O raw only. It keeps its length and what lies behind the disk, and must not be in use. An
+    /// interrupted run leaves it partly overwritten
+    #[arg(short = 'n', long, conflicts_with_all = ["force", "device"])]
+    no_create: bool,
 
     /// Copy what could be cloned (on XFS and Btrfs): DST then shares no space with the source
     #[arg(long)]
     no_reflink: bool,
 
     /// DST is a block device: overwrite it. It must be large enough and not in use
-    #[arg(long, conflicts_with = "force")]
+    #[arg(long, conflicts_with_all = ["force", "force_in_use"])]
     device: bool,
 
-    /// The device holds nothing but zeros: do not write any
-    #[arg(long, requires = "device")]
+    /// What is overwritten (--device, -n) holds nothing but zeros: do not write any
+    #[arg(long)]
     target_is_zero: bool,
 
     /// Go past the page cache; --threads says how many requests are under way at once
@@ -150,9 +157,10 @@ impl Flatten {
             compression_level: self.compression_level,
             threads: self.work.threads(),
             digest: self.digest,
-            replace: self.force,
+            replace: self.replace.replace(),
             no_reflink: self.no_reflink,
             device: self.device,
+            existing: self.no_create,
             target_is_zero: self.target_is_zero,
             direct: self.direct,
         };
@@ -193,7 +201,11 @@ impl Flatten {
 
     /// What is written.
     fn outputs(&self, dst: &Path, options: &FlattenOptions) -> Plan {
-        if self.device { Plan::new().changing(dst) } else { outputs(dst, &options.target) }
+        if self.device || self.no_create {
+            Plan::new().overwriting(dst)
+        } else {
+            outputs(dst, &options.target)
+        }
     }
 
     fn print(
@@ -203,6 +215,7 @@ impl Flatten {
         lacking: &Lacking<'_, FlattenOutcome>,
     ) -> Result<(), Failure> {
         let outcome = lacking.outcome;
+        warn(&outcome.warnings);
         if self.voice.verbose {
             say(ways(&outcome.traffic));
         }

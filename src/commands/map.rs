@@ -7,7 +7,7 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice};
+use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, replace};
 use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
@@ -56,6 +56,10 @@ pub(crate) struct MapCommand {
     /// Replace the picture if it exists, atomically
     #[arg(long, requires = "picture")]
     force: bool,
+
+    /// As --force, also if the file is in use or an image needs it
+    #[arg(long, requires = "picture")]
+    force_in_use: bool,
 
     #[command(flatten)]
     source: SourceArgs,
@@ -111,7 +115,7 @@ impl MapCommand {
             layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
         };
         let bytes = picture::draw(kind, &Bands { tally: &tally, caption: &caption })?;
-        picture::write(picture, &bytes, self.force)
+        picture::write(picture, &bytes, replace(self.force, self.force_in_use))
     }
 }
 

@@ -11,9 +11,11 @@ use std::path::Path;
 use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::drawing::IntoDrawingArea;
 use plotters::style::{FontStyle, register_font};
-use qcow::io::OutputFile;
+use qcow::io::Replace;
+use qcow::ops::begin;
 use qcow::{Error, Result};
 
+use crate::output::warn;
 use canvas::{Canvas, FONT};
 pub(crate) use draw::Bands;
 pub(crate) use graph::Graph;
@@ -104,11 +106,12 @@ fn on<B: DrawingBackend>(picture: &impl Picture, canvas: &Canvas<'_, B>) -> Resu
 /// Writes a picture under its name when it is whole.
 ///
 /// # Errors
-/// As [`OutputFile`].
-pub(crate) fn write(path: &Path, bytes: &[u8], replace: bool) -> Result<()> {
-    let output = OutputFile::create(path, replace)?;
+/// As [`begin`].
+pub(crate) fn write(path: &Path, bytes: &[u8], replace: Replace) -> Result<()> {
+    let output = begin(path, replace)?;
     output.write_at(bytes, 0)?;
-    output.publish()
+    warn(&output.publish()?);
+    Ok(())
 }
 
 fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {

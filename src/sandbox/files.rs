@@ -41,7 +41,7 @@ fn try_restrict(rights: &Rights<'_>) -> Result<RulesetStatus, Box<dyn Error>> {
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
-    rules = allow(rules, rights.read, read & handled)?;
+    rules = allow(rules, &rights.read, read & handled)?;
     rules = allow(rules, rights.change, change & handled)?;
     rules = allow(rules, &rights.make, (read | change | rename) & handled)?;
     rules = allow(rules, &rights.rename, rename)?;

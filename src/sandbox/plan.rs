@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use qcow::chain::{FilePolicy, OpenOptions, local_path};
 
+/// Where the kernel lists block devices: whether a loop device is backed by a file that is replaced.
+const DEVICES: [&str; 2] = ["/sys/block", "/sys/devices/virtual/block"];
+
 /// What a command still needs. One that is not given anything may open nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -13,6 +16,8 @@ pub struct Plan {
     anything: bool,
     /// Files and directories that may be read.
     reads: Vec<PathBuf>,
+    /// Directories that may be read at the end, too.
+    reads_late: Vec<PathBuf>,
     /// Files and devices that are changed in place.
     changes: Vec<PathBuf>,
     /// Directories in which outputs are made at once, and renamed at the end.
@@ -79,10 +84,21 @@ impl Plan {
         self
     }
 
+    /// As [`changing`](Self::changing); images beside it are looked at, which may need it.
+    #[must_use]
+    pub fn overwriting(mut self, name: &Path) -> Self {
+        self.reads.extend(DEVICES.map(PathBuf::from));
+        if let Ok(path) = local_path(name) {
+            self.reads.push(directory(&path));
+        }
+        self.changing(name)
+    }
+
     /// A file is begun at `target` when all is open.
     #[must_use]
     pub fn making(mut self, target: &Path) -> Self {
         self.makes.push(directory(target));
+        self.reads.extend(DEVICES.map(PathBuf::from));
         self
     }
 
@@ -90,6 +106,7 @@ impl Plan {
     #[must_use]
     pub fn making_late(mut self, target: &Path) -> Self {
         self.makes_late.push(directory(target));
+        self.reads_late.extend(DEVICES.map(PathBuf::from));
         self
     }
 
@@ -97,7 +114,7 @@ impl Plan {
     pub(super) fn before(&self) -> Rights<'_> {
         Rights {
             anything: self.anything,
-            read: &self.reads,
+            read: self.reads.iter().chain(&self.reads_late).map(PathBuf::as_path).collect(),
             change: &self.changes,
             make: self.makes.iter().chain(&self.makes_late).map(PathBuf::as_path).collect(),
             rename: Vec::new(),
@@ -108,7 +125,7 @@ impl Plan {
     pub(super) fn after(&self) -> Rights<'_> {
         Rights {
             anything: false,
-            read: &[],
+            read: self.reads_late.iter().map(PathBuf::as_path).collect(),
             change: &[],
             make: self.makes_late.iter().map(PathBuf::as_path).collect(),
             rename: self.makes.iter().map(PathBuf::as_path).collect(),
@@ -122,7 +139,7 @@ pub(super) struct Rights<'a> {
     /// Everything may be read.
     pub(super) anything: bool,
     /// These files, and what is below these directories, may be read.
-    pub(super) read: &'a [PathBuf],
+    pub(super) read: Vec<&'a Path>,
     /// These files may be read and written.
     pub(super) change: &'a [PathBuf],
     /// Below these directories files may be made, read, written, renamed and removed.

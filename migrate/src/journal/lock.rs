@@ -34,7 +34,7 @@ impl DomainLock {
             .open(&path)
             .map_err(|error| failed("could not open", &path, &error))?;
         // The file stays: removing it would let a third run lock another one of the same name.
-        if !is_locked_now(&file) {
+        if !is_locked_now(&file, &path)? {
             return Err(Error::refused(format!("another run works on the guest {uuid}"))
                 .hint("wait until it has ended"));
         }

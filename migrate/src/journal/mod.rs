@@ -15,7 +15,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use qcow::io::sync_directory;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
 use crate::plan::Plan;
@@ -275,23 +277,34 @@ pub(crate) fn make_directories(directory: &Path, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// Puts the names in a directory on stable storage.
+/// Puts the names in a directory on stable storage, if its file system can do that.
 pub(crate) fn sync(directory: &Path) -> Result<()> {
     File::open(directory)
-        .and_then(|directory| directory.sync_all())
+        .and_then(|directory| Ok(sync_directory(directory)?))
+        .map(drop)
         .map_err(|error| failed("could not sync", directory, &error))
 }
 
 fn lock(file: &File, path: &Path) -> Result<()> {
-    if is_locked_now(file) {
+    if is_locked_now(file, path)? {
         return Ok(());
     }
     Err(Error::refused(format!("{}: another run has this journal open", path.display())))
 }
 
-/// Whether the lock could be taken.
-fn is_locked_now(file: &File) -> bool {
-    soon(|| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).ok()).is_some()
+/// Whether the lock could be taken; `false` if another run has it. A file system without locks is an
+/// error: two runs would not see each other.
+fn is_locked_now(file: &File, path: &Path) -> Result<bool> {
+    let locked = soon(|| match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::AGAIN | Errno::INTR) => None,
+        result => Some(result),
+    });
+    match locked {
+        None => Ok(false),
+        Some(result) => {
+            result.map(|()| true).map_err(|error| failed("could not lock", path, &error.into()))
+        }
+    }
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {

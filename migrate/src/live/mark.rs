@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use qcow::io::sync_directory;
 use serde::{Deserialize, Serialize};
 
 use super::cover::Cover;
@@ -111,7 +112,8 @@ fn name(state: &Path, uuid: &str, disk: &str) -> Result<PathBuf> {
 }
 
 fn synced(directory: &Path) -> std::io::Result<()> {
-    File::open(directory)?.sync_all()
+    sync_directory(File::open(directory)?)?;
+    Ok(())
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {

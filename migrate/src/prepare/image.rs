@@ -7,6 +7,7 @@ use std::path::Path;
 
 use qcow::chain::{Format, OpenOptions};
 use qcow::format::{Extension, HeaderArea};
+use qcow::io::Replace;
 use qcow::ops::create::{Backing, CreateOptions, create};
 use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
 
@@ -33,7 +34,7 @@ pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> 
     let backing = backing.transpose()?;
     let size = Some(image.virtual_size);
     let target = options(image);
-    create(&path, &CreateOptions { size, target, backing, replace: false })?;
+    create(&path, &CreateOptions { size, target, backing, replace: Replace::Never })?;
     File::open(&path).map_err(io("could not open the new image"))
 }
 

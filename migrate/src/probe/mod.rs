@@ -14,6 +14,7 @@ mod there;
 use std::fs::File;
 use std::path::Path;
 
+use qcow::io::Replace;
 use qcow::ops::digest::Manifest;
 use qcow::{CancelToken, Observer};
 
@@ -279,7 +280,7 @@ impl Disks<'_> {
         let manifest = Manifest::take(&chain, None, 0, *observer, cancel)?;
         if let Some(kept) = kept {
             // Next time it is read again; that is all.
-            let _ = manifest.write(&kept, true);
+            let _ = manifest.write(&kept, Replace::InUse);
         }
         Ok(manifest.tree.root.to_string())
     }

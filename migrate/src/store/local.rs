@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,15 @@ use std::sync::Arc;
 
 use qcow::chain::{Chain, FilePolicy, Format, Layer, OpenOptions, Policy};
 use qcow::image::Image;
-use qcow::io::{Access, FileStorage, Storage};
+use qcow::io::{Access, FileStorage, Storage, rename_to_free_name, sync_directory};
 use qcow::ops::digest::{Manifest, tree_hash};
 use qcow::{CancelToken, ErrorKind, Observer, Silent};
 use rustix::fs::{AtFlags, Dir, FileType, StatxFlags};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 
 use super::content::{Content, Sink, temporary};
 use super::holders::{holder, soon};
-use super::partial::{Partial, move_to_free_name};
+use super::partial::Partial;
 use super::root::{Pinned, Root, failed, identity_of, is_still, proc_path};
 use super::{Mode, Part, Store, StoreLayer, Wanted};
 use crate::facts::{self, Identity, ImageFacts, NamedLayer, ObjectFacts};
@@ -50,18 +51,20 @@ impl LocalStore {
         let (new, new_name) = self.root.parent(to)?;
         let (device, inode) = numbers(made, from)?;
         if is_still(&old, name, device, inode) {
-            move_to_free_name((&old, name), (&new, new_name)).map_err(|error| match error {
-                Errno::EXIST => {
-                    Error::refused(format!("{}: something is there already", to.display()))
+            rename_to_free_name((old.as_fd(), name), (new.as_fd(), new_name)).map_err(|error| {
+                match error {
+                    Errno::EXIST => {
+                        Error::refused(format!("{}: something is there already", to.display()))
+                    }
+                    error => failed("could not rename it", from, error),
                 }
-                error => failed("could not rename it", from, error),
             })?;
         } else if !is_still(&new, new_name, device, inode) {
             return Err(replaced(from));
         }
         for directory in [&new, &old] {
-            if let Err(error) = retry_on_intr(|| rustix::fs::fsync(directory)) {
-                let _ = move_to_free_name((&new, new_name), (&old, name));
+            if let Err(error) = sync_directory(directory) {
+                let _ = rename_to_free_name((new.as_fd(), new_name), (old.as_fd(), name));
                 return Err(failed("could not sync the directory", from, error));
             }
         }
@@ -322,7 +325,7 @@ impl Store for LocalStore {
         }
         rustix::fs::unlinkat(&directory, name, AtFlags::empty())
             .map_err(|error| failed("could not remove it", path, error))?;
-        retry_on_intr(|| rustix::fs::fsync(&directory))
+        sync_directory(&directory)
             .map_err(|error| failed("could not sync the directory", path, error))?;
         Ok(true)
     }

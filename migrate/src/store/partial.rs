@@ -2,12 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use qcow::io::{Access, FileStorage};
-use rustix::fs::{AtFlags, FallocateFlags, FileType, OFlags, RenameFlags, SeekFrom, Stat};
+use qcow::io::{Access, FileStorage, rename_to_free_name, sync_directory};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Mode;
@@ -38,8 +38,10 @@ impl Partial {
     /// under the temporary name that belongs to `key`.
     pub(super) fn begin(root: &Root, path: &Path, key: &str, len: u64) -> Result<Self> {
         let (directory, name) = root.parent(path)?;
-        if rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-            return Err(exists(path));
+        match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed("could not look at what is there", path, error)),
+            Ok(_) => return Err(exists(path)),
         }
         let at = temporary(path, key);
         let temporary = at.file_name().unwrap_or_default().to_owned();
@@ -73,8 +75,21 @@ impl Partial {
         }
         let locked = file.try_clone().map_err(|error| io("could not lock it", &at, &error))?;
         let locked = FileStorage::from_file(locked)?;
-        let alone = soon(|| locked.lock(Access::all(), Access::all()).ok()).is_some();
-        if !alone || !is_still(&directory, &temporary, status.st_dev, status.st_ino) {
+        let mut refused = None;
+        let alone = soon(|| match locked.lock(Access::all(), Access::all()) {
+            Ok(()) => Some(()),
+            Err(error) => {
+                refused = Some(error);
+                None
+            }
+        });
+        // Only "in use" means that another process is making it.
+        if let (None, Some(error)) = (alone, refused)
+            && error.io_source().is_some()
+        {
+            return Err(error.file(path).into());
+        }
+        if alone.is_none() || !is_still(&directory, &temporary, status.st_dev, status.st_ino) {
             return Err(Error::refused(format!("{}: somebody else is making it", path.display()))
                 .hint("wait until that is done, then try again"));
         }
@@ -118,12 +133,18 @@ impl Partial {
             self.discard();
             return Err(error);
         }
-        self.named().inspect_err(|_| self.discard_as(&self.name))
+        // It is whole: with its temporary name the next try finds it again.
+        self.named().inspect_err(|_| {
+            let _ = rename_to_free_name(
+                (self.directory.as_fd(), &self.name),
+                (self.directory.as_fd(), &self.temporary),
+            );
+        })
     }
 
-    /// What it is, once its name is on stable storage.
+    /// What it is, once its name is on stable storage, if the file system can do that.
     fn named(&self) -> Result<Identity> {
-        retry_on_intr(|| rustix::fs::fsync(&self.directory))
+        sync_directory(&self.directory)
             .map_err(|error| failed("could not sync the directory", &self.path, error))?;
         let file = self
             .file
@@ -133,8 +154,8 @@ impl Partial {
     }
 
     fn give_name(&self) -> rustix::io::Result<()> {
-        let directory = &self.directory;
-        move_to_free_name((directory, &self.temporary), (directory, &self.name))
+        let directory = self.directory.as_fd();
+        rename_to_free_name((directory, &self.temporary), (directory, &self.name))
     }
 
     /// Removes it.
@@ -216,21 +237,6 @@ impl Partial {
         self.file
             .write_all_at(&zeros, offset)
             .map_err(|error| io("could not write", &self.path, &error))
-    }
-}
-
-/// Gives a file another name, each in its directory, where nothing may be yet.
-pub(super) fn move_to_free_name(
-    (old, from): (&OwnedFd, &OsStr),
-    (new, to): (&OwnedFd, &OsStr),
-) -> rustix::io::Result<()> {
-    match rustix::fs::renameat_with(old, from, new, to, RenameFlags::NOREPLACE) {
-        // Some network file systems cannot do that in one step.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            rustix::fs::linkat(old, from, new, to, AtFlags::empty())?;
-            rustix::fs::unlinkat(old, from, AtFlags::empty())
-        }
-        result => result,
     }
 }
 

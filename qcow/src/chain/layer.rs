@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::name::{ImageName, Window};
 use super::policy::Policy;
 use super::{Format, LayerFound};
-use crate::format::{Autoclear, CryptMethod};
-use crate::image::{Image, Run, RunKind, TableWindow, push_run};
+use crate::format::{Autoclear, CryptMethod, HostOffset};
+use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
 use crate::io::{FileStorage, Storage};
 use crate::{Error, Result};
 
@@ -213,17 +213,41 @@ impl Layer {
     pub(crate) fn window(&self, start: u64, end: u64) -> Result<LayerWindow<'_>> {
         match &self.content {
             Content::Raw(range) => Ok(LayerWindow::Raw(&self.file, *range)),
-            Content::Qcow2 { image, .. } => {
-                TableWindow::load(image, start, end).map(LayerWindow::Qcow2)
-            }
+            Content::Qcow2 { image, .. } => self.table_window(image, start, end, Tables::Direct),
         }
-        .map_err(|error| error.file(&self.path))
+    }
+
+    /// As [`window`](Self::window), where only bytes are wanted: holes of a raw file, whose search would
+    /// cost more than reading a short range does, are part of its data.
+    pub(crate) fn window_of_bytes<'a>(
+        &'a self,
+        start: u64,
+        end: u64,
+        tables: Tables<'a>,
+    ) -> Result<LayerWindow<'a>> {
+        match &self.content {
+            Content::Raw(range) => Ok(LayerWindow::RawBytes(*range)),
+            Content::Qcow2 { image, .. } => self.table_window(image, start, end, tables),
+        }
+    }
+
+    fn table_window<'a>(
+        &'a self,
+        image: &'a Image,
+        start: u64,
+        end: u64,
+        tables: Tables<'a>,
+    ) -> Result<LayerWindow<'a>> {
+        TableWindow::load(image, tables, start, end)
+            .map(LayerWindow::Qcow2)
+            .map_err(|error| error.file(&self.path))
     }
 }
 
 /// Looks up ranges of one layer.
 pub(crate) enum LayerWindow<'a> {
     Raw(&'a FileStorage, RawRange),
+    RawBytes(RawRange),
     Qcow2(TableWindow<'a>),
 }
 
@@ -232,6 +256,11 @@ impl LayerWindow<'_> {
     pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
         match self {
             Self::Raw(file, range) => range.runs(file, start, end, runs).map_err(hole_error),
+            Self::RawBytes(range) => {
+                let kind = RunKind::Data(HostOffset(range.start.saturating_add(start)));
+                push_run(runs, Run { guest: start, len: end.saturating_sub(start), kind });
+                Ok(())
+            }
             Self::Qcow2(window) => window.runs(start, end, runs),
         }
     }
@@ -263,7 +292,7 @@ impl RawRange {
             // At least one byte further, or a file system with odd answers would hold us forever.
             let hole = file.next_hole(host)?.saturating_sub(self.start);
             let hole = hole.clamp(data.saturating_add(1), end);
-            let kind = RunKind::Data(crate::format::HostOffset(host));
+            let kind = RunKind::Data(HostOffset(host));
             push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
             at = hole;
         }

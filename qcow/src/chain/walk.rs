@@ -81,9 +81,14 @@ impl Open for Files<'_> {
     }
 
     fn check(&self, file: &FileStorage, format: Format, depth: usize) -> Result<()> {
-        // Whoever reads a QCOW2 image relies on its tables; raw bytes are anybody's, as in QEMU.
-        if format == Format::Qcow2 && !self.options.force_share {
-            file.lock(Access::READ, Access::WRITE | Access::RESIZE).map_err(|error| {
+        // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
+        // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
+        if !self.options.force_share {
+            let forbids = match format {
+                Format::Qcow2 => Access::WRITE | Access::RESIZE,
+                Format::Raw => Access::empty(),
+            };
+            file.lock(Access::READ, forbids).map_err(|error| {
                 error.hint("stop the guest, or give -U to read it all the same")
             })?;
         }

@@ -1,6 +1,7 @@
 //! What every guest range is, seen through the whole chain: data, zeros, compressed or nowhere
 //! allocated, and which layer holds it.
 
+mod cursor;
 mod left_out;
 mod reader;
 mod resolve;
@@ -8,15 +9,20 @@ mod resolve;
 use std::collections::VecDeque;
 use std::iter::FusedIterator;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, ChainId};
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
 use crate::{Error, Result};
 
+use resolve::Purpose;
+
+pub use cursor::Cursor;
 pub use left_out::{LeftOut, LeftOutRange};
 pub use reader::Reader;
 
 /// A range of the guest's disk that comes from one place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// Extents that say the same are equal, also if they come from two openings of one chain.
+#[derive(Debug, Clone, Copy)]
 pub struct Extent {
     /// Where it starts on the guest's disk.
     pub guest: GuestOffset,
@@ -27,9 +33,25 @@ pub struct Extent {
     pub depth: usize,
     /// What it is.
     pub kind: ExtentKind,
+    /// The chain that gave it: no other can read it.
+    pub(super) chain: ChainId,
 }
 
+impl PartialEq for Extent {
+    fn eq(&self, other: &Self) -> bool {
+        let place = |extent: &Self| (extent.guest, extent.len, extent.depth);
+        place(self) == place(other) && self.kind == other.kind
+    }
+}
+
+impl Eq for Extent {}
+
 impl Extent {
+    /// `len` bytes of `chain`'s disk from `guest` on that no layer has.
+    pub(crate) fn unallocated(chain: &Chain, guest: GuestOffset, len: u64, depth: usize) -> Self {
+        Self { guest, len, depth, kind: ExtentKind::Unallocated, chain: chain.id() }
+    }
+
     /// The first guest offset past the extent.
     pub fn end(&self) -> u64 {
         self.guest.0.saturating_add(self.len)
@@ -40,8 +62,29 @@ impl Extent {
         matches!(self.kind, ExtentKind::Zero { .. } | ExtentKind::Unallocated)
     }
 
-    /// The part from `start` to `end`, both on the guest's disk and within the extent.
-    pub(crate) fn slice(&self, start: u64, end: u64) -> Self {
+    /// The part from `start` to `end`, both offsets on the guest's disk and clamped to the extent; it has
+    /// no bytes if nothing of the extent lies between them. With it long extents can be read in pieces:
+    ///
+    /// ```no_run
+    /// # use std::path::Path;
+    /// # use qcow::chain::{Chain, OpenOptions};
+    /// let chain = Chain::open(Path::new("overlay.qcow2"), &OpenOptions::default())?;
+    /// let (mut reader, mut buf) = (chain.reader(), vec![0; 1 << 20]);
+    /// for extent in chain.extents() {
+    ///     let extent = extent?;
+    ///     let mut at = extent.guest.0;
+    ///     while at < extent.end() {
+    ///         let piece = extent.slice(at, at + buf.len() as u64);
+    ///         reader.read_extent(&piece, &mut buf[..piece.len as usize])?;
+    ///         at = piece.end();
+    ///     }
+    /// }
+    /// # Ok::<(), qcow::Error>(())
+    /// ```
+    #[must_use]
+    pub fn slice(&self, start: u64, end: u64) -> Self {
+        let start = start.clamp(self.guest.0, self.end());
+        let end = end.clamp(start, self.end());
         let skipped = start.saturating_sub(self.guest.0);
         let moved = |host: HostOffset| HostOffset(host.0.saturating_add(skipped));
         let kind = match self.kind {
@@ -78,8 +121,8 @@ pub enum ExtentKind {
 /// The extents of a range in ascending order, without gaps; neighbours that can be one are one
 /// (within bounded windows). Memory does not grow with the disk.
 #[derive(Debug)]
-pub struct Extents<'a> {
-    chain: &'a Chain,
+pub struct Extents {
+    chain: Chain,
     at: u64,
     end: u64,
     /// Where each layer next has something mapped; recomputed when `at` has passed it.
@@ -105,15 +148,15 @@ impl Chain {
     /// println!("{data} of {} bytes hold data", chain.virtual_size());
     /// # Ok::<(), qcow::Error>(())
     /// ```
-    pub fn extents(&self) -> Extents<'_> {
+    pub fn extents(&self) -> Extents {
         self.extents_in(GuestOffset(0), self.virtual_size())
     }
 
     /// The extents from `start` on, `len` bytes, cut at the end of the disk.
-    pub fn extents_in(&self, start: GuestOffset, len: u64) -> Extents<'_> {
+    pub fn extents_in(&self, start: GuestOffset, len: u64) -> Extents {
         let end = start.0.saturating_add(len).min(self.virtual_size());
         Extents {
-            chain: self,
+            chain: self.clone(),
             at: start.0,
             end,
             next_mapped: vec![Some(0); self.layers().len()],
@@ -123,7 +166,7 @@ impl Chain {
     }
 }
 
-impl Iterator for Extents<'_> {
+impl Iterator for Extents {
     type Item = Result<Extent>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -141,24 +184,21 @@ impl Iterator for Extents<'_> {
     }
 }
 
-impl FusedIterator for Extents<'_> {}
+impl FusedIterator for Extents {}
 
-impl Extents<'_> {
+impl Extents {
     /// Resolves the next window, or skips to where something is mapped.
     fn fill(&mut self) -> Result<()> {
         let mapped = self.first_mapped()?.unwrap_or(self.end).min(self.end);
         if mapped > self.at {
-            self.ready.push_back(Extent {
-                guest: GuestOffset(self.at),
-                len: mapped.saturating_sub(self.at),
-                depth: self.chain.layers().len().saturating_sub(1),
-                kind: ExtentKind::Unallocated,
-            });
+            let (guest, len) = (GuestOffset(self.at), mapped.saturating_sub(self.at));
+            let depth = self.chain.layers().len().saturating_sub(1);
+            self.ready.push_back(Extent::unallocated(&self.chain, guest, len, depth));
             self.at = mapped;
             return Ok(());
         }
-        let end = self.at.saturating_add(resolve::window_len(self.chain)).min(self.end);
-        let extents = resolve::resolve(self.chain, self.at, end)?;
+        let end = self.at.saturating_add(resolve::window_len(&self.chain)).min(self.end);
+        let extents = resolve::resolve(&self.chain, self.at, end, Purpose::Extents)?;
         self.ready.extend(extents);
         if self.ready.is_empty() {
             return Err(Error::corrupt("a window of the disk has no extents"));
@@ -181,3 +221,6 @@ impl Extents<'_> {
         Ok(first)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,10 @@
-//! Reads guest bytes through the chain. One reader per thread: it holds the codec contexts and
-//! the last decoded cluster; the chain itself is shared.
+//! Reads guest bytes through the chain.
 
 use std::ops::Range;
 
-use super::{Extent, ExtentKind};
-use crate::chain::{Chain, Layer};
-use crate::codec::Decompressor;
-use crate::format::{CompressedSpan, CompressionType, GuestOffset};
+use super::{Extent, ExtentKind, resolve};
+use crate::chain::{Chain, Decoder, Layer};
+use crate::format::{CompressedSpan, GuestOffset};
 use crate::io::read_padded;
 use crate::{Error, Result};
 
@@ -16,86 +14,96 @@ const AT_ONCE: u64 = 1 << 20;
 /// another call takes.
 const NEAR: u64 = 32 << 10;
 
-/// Reads what the guest would read.
+/// Reads what the guest would read, for one thread: it keeps codec contexts and the cluster that it
+/// decoded last. It owns its chain, which is shared with all clones of it.
 ///
 /// ```no_run
 /// # use std::path::Path;
 /// # use qcow::chain::{Chain, OpenOptions};
 /// use qcow::format::GuestOffset;
 /// let chain = Chain::open(Path::new("overlay.qcow2"), &OpenOptions::default())?;
-/// let mut boot_sector = [0; 512];
-/// chain.reader().read_at(&mut boot_sector, GuestOffset(0))?;
+/// let mut reader = chain.reader();
+/// let thread = std::thread::spawn(move || {
+///     let mut boot_sector = [0; 512];
+///     reader.read_at(&mut boot_sector, GuestOffset(0)).map(|()| boot_sector)
+/// });
+/// # let _ = thread;
 /// # Ok::<(), qcow::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Reader<'a> {
-    chain: &'a Chain,
-    zlib: Option<Decompressor>,
-    zstd: Option<Decompressor>,
-    /// Compressed bytes, of which layer, and from which offset on.
-    input: Vec<u8>,
-    input_from: Option<(usize, u64)>,
-    /// The last decoded cluster, and which one it is.
-    decoded: Vec<u8>,
-    decoded_from: Option<(usize, CompressedSpan)>,
+pub struct Reader {
+    chain: Chain,
+    decoder: Decoder,
 }
 
 impl Chain {
     /// A reader of the guest's disk. Make one per thread.
-    pub fn reader(&self) -> Reader<'_> {
-        Reader {
-            chain: self,
-            zlib: None,
-            zstd: None,
-            input: Vec::new(),
-            input_from: None,
-            decoded: Vec::new(),
-            decoded_from: None,
-        }
+    pub fn reader(&self) -> Reader {
+        Reader { chain: self.clone(), decoder: Decoder::default() }
+    }
+
+    /// Fills `buf` with the guest's bytes from `offset` on. Any number of threads may do so at once.
+    ///
+    /// L1 and L2 entries come from a cache that all clones of the chain share
+    /// ([`TABLE_CACHE_BYTES`](crate::chain::TABLE_CACHE_BYTES)), so that a read of allocated data costs
+    /// one system call once its tables are known. Where the chain was opened with
+    /// [`force_share`](crate::chain::OpenOptions::force_share) nothing is cached, since another process
+    /// may be changing the tables.
+    ///
+    /// A thread that reads compressed clusters piece by piece is better off with a [`Reader`] of its
+    /// own, which keeps the cluster that it decoded last.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("disk.qcow2");
+    /// # use qcow::chain::{Chain, OpenOptions};
+    /// # use qcow::ops::create::{CreateOptions, create};
+    /// use qcow::format::GuestOffset;
+    /// create(&path, &CreateOptions { size: Some(1 << 30), ..Default::default() })?;
+    /// let chain = Chain::open(&path, &OpenOptions::default())?;
+    /// let mut buf = [1; 4096];
+    /// chain.read_at(&mut buf, GuestOffset(512 << 20))?;
+    /// assert_eq!(buf, [0; 4096]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if the range passes the end of the disk, otherwise what
+    /// mapping and reading raise.
+    pub fn read_at(&self, buf: &mut [u8], offset: GuestOffset) -> Result<()> {
+        read(self, None, buf, offset)
     }
 }
 
-impl Reader<'_> {
-    /// Fills `buf` with the guest's bytes from `offset` on.
+impl Reader {
+    /// The chain that is read.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Fills `buf` with the guest's bytes from `offset` on; tables are cached as for
+    /// [`Chain::read_at`].
     ///
     /// # Errors
     /// [`Usage`](crate::ErrorKind::Usage) if the range passes the end of the disk, otherwise what
     /// mapping and reading raise.
     pub fn read_at(&mut self, buf: &mut [u8], offset: GuestOffset) -> Result<()> {
-        let size = self.chain.virtual_size();
-        let len = buf.len() as u64;
-        if offset.0.checked_add(len).is_none_or(|end| end > size) {
-            return Err(Error::usage(format!(
-                "{len} bytes at {offset} pass the end of the disk of {size} bytes"
-            )));
-        }
-        let mut rest = buf;
-        for extent in self.chain.extents_in(offset, len) {
-            let extent = extent?;
-            let (now, later) = rest.split_at_mut(usize::try_from(extent.len).unwrap_or(0));
-            self.read_extent(&extent, now)?;
-            rest = later;
-        }
-        Ok(())
+        read(&self.chain, Some(&mut self.decoder), buf, offset)
     }
 
-    /// Fills `buf`, which is as long as `extent`, with the extent's bytes.
+    /// Fills `buf`, which must be as long as `extent`, with the extent's bytes. For a part of an extent
+    /// see [`Extent::slice`].
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at).
+    /// [`Usage`](crate::ErrorKind::Usage) if `buf` is longer or shorter than the extent, or if the extent
+    /// is not one of this chain or its clones; otherwise as [`read_at`](Self::read_at).
     pub fn read_extent(&mut self, extent: &Extent, buf: &mut [u8]) -> Result<()> {
-        let Some(layer) = self.chain.layers().get(extent.depth) else {
-            return Err(Error::usage(format!("the chain has no layer {}", extent.depth)));
-        };
-        match extent.kind {
-            ExtentKind::Zero { .. } | ExtentKind::Unallocated => {
-                buf.fill(0);
-                Ok(())
-            }
-            ExtentKind::Data { host } => read_padded(layer.data(), buf, host.0),
-            ExtentKind::Compressed { span } => self.read_compressed(layer, extent, span, buf),
+        if extent.chain != self.chain.id() {
+            return Err(Error::usage("the extent is one of another chain")
+                .guest_offset(extent.guest)
+                .hint("read it with a reader of the chain that gave the extent"));
         }
-        .map_err(|error| error.guest_offset(extent.guest).file(layer.path()))
+        read_extent(&self.chain, Some(&mut self.decoder), extent, buf)
     }
 
     /// Fills `buf`, whose first byte is that of `guest`, with the bytes of `extents`, all of which lie
@@ -103,7 +111,7 @@ impl Reader<'_> {
     /// that many come with one read.
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at).
+    /// As [`read_extent`](Self::read_extent).
     pub(crate) fn read_extents(
         &mut self,
         guest: u64,
@@ -126,8 +134,8 @@ impl Reader<'_> {
             };
             let count = others.iter().take_while(inside).count().saturating_add(1);
             let (now, later) = rest.split_at_checked(count).unwrap_or((rest, &[]));
-            if now.len() > 1 {
-                self.read_ahead(first.depth, host);
+            if let (2.., Some(layer)) = (now.len(), self.chain.layers().get(first.depth)) {
+                self.decoder.read_ahead(layer, first.depth, host);
             }
             for (_, extent) in now {
                 self.read_extent(extent, part(extent, guest, buf)?)?;
@@ -136,85 +144,81 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
 
-    /// Reads the layer's bytes `host`, of which clusters are then decoded. A failure is left to those
-    /// clusters, which are then read one by one: the message will name the right one.
-    fn read_ahead(&mut self, depth: usize, host: Range<u64>) {
-        let Some(layer) = self.chain.layers().get(depth) else { return };
-        self.input_from = None;
-        let Ok(len) = in_memory(host.end.saturating_sub(host.start)) else { return };
-        self.input.resize(len, 0);
-        if read_padded(layer.file(), &mut self.input, host.start).is_ok() {
-            self.input_from = Some((depth, host.start));
+/// Fills `buf` from `offset`, with `decoder` or else with one of the chain's.
+fn read(
+    chain: &Chain,
+    mut decoder: Option<&mut Decoder>,
+    buf: &mut [u8],
+    offset: GuestOffset,
+) -> Result<()> {
+    let (size, len) = (chain.virtual_size(), buf.len() as u64);
+    let Some(end) = offset.0.checked_add(len).filter(|end| *end <= size) else {
+        return Err(Error::usage(format!(
+            "{len} bytes at {offset} pass the end of the disk of {size} bytes"
+        )));
+    };
+    let (mut rest, mut at) = (buf, offset.0);
+    while at < end {
+        let window = at.saturating_add(resolve::window_len(chain)).min(end);
+        for extent in resolve::resolve(chain, at, window, resolve::Purpose::Bytes)? {
+            let len = usize::try_from(extent.len).unwrap_or(usize::MAX);
+            let (now, later) = rest
+                .split_at_mut_checked(len)
+                .ok_or_else(|| Error::usage("extents reach past their range"))?;
+            read_extent(chain, decoder.as_deref_mut(), &extent, now)?;
+            rest = later;
         }
+        at = window;
     }
+    Ok(())
+}
 
-    /// Where in `input` the span is, if it is there.
-    fn place_in_input(&self, depth: usize, span: CompressedSpan) -> Option<Range<usize>> {
-        let (_, start) = self.input_from.filter(|(of, _)| *of == depth)?;
-        let from = usize::try_from(span.host.0.checked_sub(start)?).ok()?;
-        let to = from.checked_add(usize::try_from(span.len).ok()?)?;
-        (to <= self.input.len()).then_some(from..to)
+fn read_extent(
+    chain: &Chain,
+    decoder: Option<&mut Decoder>,
+    extent: &Extent,
+    buf: &mut [u8],
+) -> Result<()> {
+    if buf.len() as u64 != extent.len {
+        return Err(Error::usage(format!(
+            "the buffer has {} bytes, and the extent {}",
+            buf.len(),
+            extent.len
+        ))
+        .guest_offset(extent.guest)
+        .hint("give a buffer of the extent's length, or read a slice of the extent"));
     }
-
-    fn read_compressed(
-        &mut self,
-        layer: &Layer,
-        extent: &Extent,
-        span: CompressedSpan,
-        buf: &mut [u8],
-    ) -> Result<()> {
-        let Some(image) = layer.image() else {
-            return Err(Error::usage("raw layers have no compressed clusters"));
-        };
-        let geometry = image.geometry();
-        if self.decoded_from != Some((extent.depth, span)) {
-            let place = match self.place_in_input(extent.depth, span) {
-                Some(place) => place,
-                None => {
-                    self.input_from = None;
-                    self.input.resize(in_memory(span.len)?, 0);
-                    // The span is an upper bound that may run past the end of the file (traps 44,
-                    // 45).
-                    read_padded(layer.file(), &mut self.input, span.host.0)?;
-                    0..self.input.len()
-                }
-            };
-            let kind = image.header().compression_type;
-            let slot = match kind {
-                CompressionType::Zlib => &mut self.zlib,
-                CompressionType::Zstd => &mut self.zstd,
-            };
-            let decompressor = match slot {
-                Some(decompressor) => decompressor,
-                None => slot.insert(Decompressor::new(kind)?),
-            };
-            // A cluster that is wanted whole is decoded to where it is wanted.
-            let whole = buf.len() as u64 == geometry.cluster_size();
-            let output = if whole {
-                &mut *buf
-            } else {
-                self.decoded_from = None;
-                self.decoded.resize(in_memory(geometry.cluster_size())?, 0);
-                &mut self.decoded
-            };
-            let input = self.input.get(place).unwrap_or_default();
-            decompressor
-                .decompress(input, output)
-                .map_err(|error| error.structure("compressed cluster").host_offset(span.host))?;
-            if whole {
-                return Ok(());
-            }
-            self.decoded_from = Some((extent.depth, span));
+    let Some(layer) = chain.layers().get(extent.depth) else {
+        return Err(Error::usage(format!("the chain has no layer {}", extent.depth)));
+    };
+    match extent.kind {
+        ExtentKind::Zero { .. } | ExtentKind::Unallocated => {
+            buf.fill(0);
+            Ok(())
         }
-        let from = in_memory(geometry.offset_in_cluster(extent.guest.0))?;
-        let part = self
-            .decoded
-            .get(from..from.saturating_add(buf.len()))
-            .ok_or_else(|| Error::usage("an extent reaches past its compressed cluster"))?;
-        buf.copy_from_slice(part);
-        Ok(())
+        ExtentKind::Data { host } => read_padded(layer.data(), buf, host.0),
+        ExtentKind::Compressed { span } => match decoder {
+            Some(decoder) => decoder.read(layer, (extent.depth, span), extent.guest.0, buf),
+            None => read_compressed(chain, layer, extent, span, buf),
+        },
     }
+    .map_err(|error| error.guest_offset(extent.guest).file(layer.path()))
+}
+
+fn read_compressed(
+    chain: &Chain,
+    layer: &Layer,
+    extent: &Extent,
+    span: CompressedSpan,
+    buf: &mut [u8],
+) -> Result<()> {
+    let place = (extent.depth, span);
+    let mut decoder = chain.decoders().take(place);
+    let done = decoder.read(layer, place, extent.guest.0, buf);
+    chain.decoders().give(decoder);
+    done
 }
 
 /// The bytes to read at once for `first` and those of `others`, which lie behind it in this order,
@@ -240,8 +244,4 @@ fn part<'b>(extent: &Extent, guest: u64, buf: &'b mut [u8]) -> Result<&'b mut [u
     let from = usize::try_from(extent.guest.0.saturating_sub(guest)).unwrap_or(usize::MAX);
     let to = from.saturating_add(usize::try_from(extent.len).unwrap_or(usize::MAX));
     buf.get_mut(from..to).ok_or_else(|| Error::usage("an extent reaches out of its work item"))
-}
-
-fn in_memory(bytes: u64) -> Result<usize> {
-    usize::try_from(bytes).map_err(|_| Error::limit(format!("{bytes} bytes do not fit in memory")))
 }

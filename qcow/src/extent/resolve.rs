@@ -18,8 +18,27 @@ pub(super) fn window_len(chain: &Chain) -> u64 {
     granularity.unwrap_or(512).saturating_mul(PIECES).min(LONGEST)
 }
 
+/// What a range is resolved for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Purpose {
+    /// To tell what there is, in order over long ranges: tables are read as they come, and holes of raw
+    /// files are looked for.
+    Extents,
+    /// To read its bytes, which may be few: tables come from the chain's cache, and raw files are data.
+    Bytes,
+}
+
 /// The extents of `start..end`, in order and without gaps.
-pub(super) fn resolve(chain: &Chain, start: u64, end: u64) -> Result<Vec<Extent>> {
+pub(super) fn resolve(
+    chain: &Chain,
+    start: u64,
+    end: u64,
+    purpose: Purpose,
+) -> Result<Vec<Extent>> {
+    let extent = |guest, len, depth, kind| {
+        let (guest, chain) = (GuestOffset(guest), chain.id());
+        Extent { guest, len, depth, kind, chain }
+    };
     let mut extents = Vec::new();
     let mut open = vec![(start, end)];
     let mut last = 0;
@@ -29,7 +48,11 @@ pub(super) fn resolve(chain: &Chain, start: u64, end: u64) -> Result<Vec<Extent>
         };
         last = depth;
         let size = layer.virtual_size();
-        let mut window = layer.window(hull_start.min(size), hull_end.min(size))?;
+        let (from, to) = (hull_start.min(size), hull_end.min(size));
+        let mut window = match purpose {
+            Purpose::Extents => layer.window(from, to)?,
+            Purpose::Bytes => layer.window_of_bytes(from, to, chain.tables(depth))?,
+        };
         let (mut still_open, mut runs) = (Vec::new(), Vec::new());
         for (from, to) in open {
             // What lies past a shorter layer reads as zeros and hides what is below (trap 105).
@@ -54,10 +77,6 @@ pub(super) fn resolve(chain: &Chain, start: u64, end: u64) -> Result<Vec<Extent>
     }
     extents.sort_unstable_by_key(|extent| extent.guest);
     Ok(extents)
-}
-
-fn extent(guest: u64, len: u64, depth: usize, kind: ExtentKind) -> Extent {
-    Extent { guest: GuestOffset(guest), len, depth, kind }
 }
 
 /// `None` for what the next layer has to answer.

@@ -1,6 +1,7 @@
 //! One open QCOW2 image: its header, its snapshots, and where each guest range lives.
 
 mod bitmaps;
+mod cache;
 mod preallocation;
 mod skeleton;
 mod snapshots;
@@ -17,6 +18,7 @@ use crate::io::{Storage, read_padded};
 use crate::{Error, Result};
 
 pub use bitmaps::BitmapInfo;
+pub(crate) use cache::{TableCache, Tables};
 pub(crate) use skeleton::Skeleton;
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 

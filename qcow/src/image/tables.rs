@@ -1,16 +1,16 @@
 //! Walks L1 and L2 tables in slices and turns entries into runs.
 //!
-//! Nothing is kept between windows: a window costs one read of L1 and one read per L2 table it
-//! touches, and its memory is bounded by the window. Entries that nobody asks for are not
+//! A window costs one read of L1 and one read per L2 table it touches, and its memory is bounded by
+//! the window. Nothing is kept between windows but in a [`TableCache`](super::TableCache), if there is
+//! one. Entries that nobody asks for are not
 //! looked at, so a damaged entry hurts only those who need it, as in QEMU.
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::Image;
+use super::{Image, Tables};
 use crate::format::{
     CompressedSpan, EntryRules, Geometry, GuestOffset, HostOffset, L1Entry, L2Entry,
 };
-use crate::io::read_padded;
 use crate::{Error, Result};
 
 /// L1 entries are scanned in pieces of this many bytes when looking for the next mapped range.
@@ -73,6 +73,7 @@ pub(crate) fn push_run(runs: &mut Vec<Run>, run: Run) {
 /// The tables of one image over `start..end` of the guest's disk, read as they are needed.
 pub(crate) struct TableWindow<'a> {
     image: &'a Image,
+    tables: Tables<'a>,
     geometry: Geometry,
     end: u64,
     first_l1: u64,
@@ -91,14 +92,14 @@ struct L2Slice {
 
 impl<'a> TableWindow<'a> {
     /// Reads the L1 entries for `start..end`; the caller keeps windows small.
-    pub(crate) fn load(image: &'a Image, start: u64, end: u64) -> Result<Self> {
+    pub(crate) fn load(image: &'a Image, tables: Tables<'a>, start: u64, end: u64) -> Result<Self> {
         let geometry = image.geometry();
         let table = image.l1();
         let first_l1 = geometry.position(GuestOffset(start)).l1_index.min(table.entries);
         let past_l1 = geometry.l1_entries_for(end).clamp(first_l1, table.entries);
         let mut l1 = vec![0; byte_len(past_l1.saturating_sub(first_l1), L1_ENTRY_LEN)?];
-        read_l1(image, first_l1, &mut l1)?;
-        Ok(Self { image, geometry, end, first_l1, l1, l2: L2Slice::default() })
+        read_l1(image, tables, first_l1, &mut l1)?;
+        Ok(Self { image, tables, geometry, end, first_l1, l1, l2: L2Slice::default() })
     }
 
     /// Appends the runs of `start..end`, which must lie in the window.
@@ -154,7 +155,8 @@ impl<'a> TableWindow<'a> {
         slice.l1_index = None;
         slice.bytes.resize(byte_len(past.saturating_sub(l2_index), width)?, 0);
         let from = table.checked_add(l2_index.saturating_mul(width))?;
-        read_padded(&**self.image.storage(), &mut slice.bytes, from.0)
+        self.tables
+            .read(&**self.image.storage(), &mut slice.bytes, from.0)
             .map_err(|error| error.structure("L2 table"))?;
         (slice.l1_index, slice.first, slice.table) = (Some(l1_index), l2_index, table);
         Ok(())
@@ -242,7 +244,7 @@ impl Image {
         while index < entries {
             let count = entries.saturating_sub(index).min(L1_SCAN_BYTES as u64 / L1_ENTRY_LEN);
             buffer.resize(byte_len(count, L1_ENTRY_LEN)?, 0);
-            read_l1(self, index, &mut buffer)?;
+            read_l1(self, Tables::Direct, index, &mut buffer)?;
             let found = buffer
                 .chunks_exact(8)
                 .position(|bytes| !L1Entry(BigEndian::read_u64(bytes)).is_empty());
@@ -257,9 +259,14 @@ impl Image {
     }
 }
 
-pub(super) fn read_l1(image: &Image, first: u64, buffer: &mut [u8]) -> Result<()> {
+pub(super) fn read_l1(
+    image: &Image,
+    tables: Tables<'_>,
+    first: u64,
+    buffer: &mut [u8],
+) -> Result<()> {
     let offset = image.l1().offset.checked_add(first.saturating_mul(L1_ENTRY_LEN))?;
-    read_padded(&**image.storage(), buffer, offset.0).map_err(|error| error.structure("L1 table"))
+    tables.read(&**image.storage(), buffer, offset.0).map_err(|error| error.structure("L1 table"))
 }
 
 fn split_entry(bytes: &[u8]) -> (u64, u64) {

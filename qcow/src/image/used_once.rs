@@ -4,7 +4,7 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{Image, Run, RunKind, TableWindow};
+use super::{Image, Run, RunKind, TableWindow, Tables};
 use crate::format::{HostOffset, L1Entry};
 use crate::{Error, Result};
 
@@ -66,7 +66,7 @@ impl<'a> Used<'a> {
         while first < entries {
             let count = entries.saturating_sub(first).min(PIECE);
             let mut bytes = vec![0; usize::try_from(count.saturating_mul(8)).unwrap_or_default()];
-            super::tables::read_l1(self.image, first, &mut bytes)?;
+            super::tables::read_l1(self.image, Tables::Direct, first, &mut bytes)?;
             for (index, entry) in (first..).zip(bytes.chunks_exact(8)) {
                 let entry = L1Entry(BigEndian::read_u64(entry));
                 // What is not aligned is refused by whoever reads it.
@@ -89,7 +89,7 @@ impl<'a> Used<'a> {
         while let Some(start) = image.next_mapped(at)?.filter(|start| *start < size) {
             let end = start.saturating_add(coverage).min(size);
             runs.clear();
-            TableWindow::load(image, start, end)?.runs(start, end, &mut runs)?;
+            TableWindow::load(image, Tables::Direct, start, end)?.runs(start, end, &mut runs)?;
             for run in &runs {
                 self.run(*run)
                     .map_err(|error| error.structure("L2 table").guest_offset(run.guest))?;

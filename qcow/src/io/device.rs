@@ -1,13 +1,15 @@
-//! Block devices as targets: opened for nobody else to use, of a length that cannot change, and not
-//! blank unless somebody says so.
+//! Targets that exist and are written to where they are: block devices and regular files. Opened for
+//! nobody else to use, of a length that does not change, and not blank unless the caller says so.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::{Errno, retry_on_intr};
 
-use super::{Access, FileStorage};
+use super::{Access, FileStorage, Identity, OpenedAs, Storage};
 use crate::{Error, Result};
 
 /// Zeros are written in pieces of this many bytes.
@@ -15,24 +17,47 @@ const PIECE: usize = 2 << 20;
 /// The kernel zeroes whole blocks of this many bytes; any device's sectors fit in.
 const BLOCK: u64 = 4096;
 
-/// A block device that is written to.
+/// A block device or a regular file that is overwritten.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(super) struct Existing {
     pub(super) file: File,
+    pub(super) kind: OpenedAs,
+    pub(super) identity: Identity,
     pub(super) len: u64,
     /// It holds zeros where nothing has been written.
     pub(super) blank: bool,
+    /// Something has been written: it does not hold any more what it held.
+    touched: AtomicBool,
 }
 
-impl Device {
+impl Existing {
     /// Opens the block device at `path` for writing. The kernel refuses one that is mounted or
     /// otherwise held, QEMU's locks one that a guest uses.
-    pub(super) fn open(path: &Path, blank: bool) -> Result<Self> {
+    pub(super) fn device(path: &Path, blank: bool) -> Result<Self> {
         let status = std::fs::metadata(path).map_err(|error| Error::io("could not open", error))?;
         if !status.file_type().is_block_device() {
             return Err(Error::usage("not a block device").hint("leave out --device"));
         }
-        let flags = (OFlags::EXCL | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        Self::open(path, OFlags::EXCL, blank)
+    }
+
+    /// As [`device`](Self::device), or opens a regular file, which QEMU's locks and those of other
+    /// programs protect.
+    pub(super) fn file_or_device(path: &Path, blank: bool) -> Result<Self> {
+        let failed = |error| {
+            Error::io("could not open the existing file", error)
+                .hint("leave out -n to make a new file")
+        };
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        match () {
+            () if kind.is_block_device() => Self::open(path, OFlags::EXCL, blank),
+            () if kind.is_file() => Self::open(path, OFlags::empty(), blank),
+            () => Err(Error::usage("neither a regular file nor a block device")),
+        }
+    }
+
+    fn open(path: &Path, exclusive: OFlags, blank: bool) -> Result<Self> {
+        let flags = (exclusive | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
         let file = File::options()
             .read(true)
             .write(true)
@@ -49,29 +74,58 @@ impl Device {
         let changes = Access::WRITE | Access::RESIZE;
         // What was opened, not what had the name before.
         let storage = FileStorage::from_file(twin)?;
-        storage.lock(Access::READ | changes, changes)?;
-        let len = rustix::fs::seek(&file, SeekFrom::End(0))
-            .map_err(|error| Error::io("could not find the device's size", error.into()))?;
-        Ok(Self { file, len, blank })
+        storage
+            .lock(Access::READ | changes, changes)
+            .map_err(|error| error.hint("stop the process that uses it, then try again"))?;
+        let (kind, identity, len) = (storage.kind(), storage.identity(), storage.len());
+        Ok(Self { file, kind, identity, len, blank, touched: AtomicBool::new(false) })
     }
 
-    /// Makes `len` bytes at `offset` read as zeros: by giving their space back where the device
-    /// promises zeros then, by telling it to zero them, or by writing zeros.
+    /// What it is, in a word.
+    pub(super) fn noun(&self) -> &'static str {
+        match self.kind {
+            OpenedAs::BlockDevice => "device",
+            _ => "file",
+        }
+    }
+
+    /// It is about to be written to.
+    pub(super) fn touch(&self) {
+        self.touched.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether something has been written to it.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
+    }
+
+    /// Makes `len` bytes at `offset` read as zeros: by giving their space back where that promises
+    /// zeros, by having the system zero them, or by writing zeros.
     pub(super) fn zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.touch();
         let end = offset.saturating_add(len);
         let first = offset.next_multiple_of(BLOCK).min(end);
         let last = (end & !BLOCK.wrapping_sub(1)).max(first);
-        if first < last && !self.zero_blocks(first, last.saturating_sub(first)) {
+        if first < last && !self.zero_blocks(first, last.saturating_sub(first))? {
             return self.write_zeros(offset, end);
         }
         self.write_zeros(offset, first)?;
         self.write_zeros(last, end)
     }
 
-    fn zero_blocks(&self, offset: u64, len: u64) -> bool {
+    /// `false` if neither way exists here.
+    fn zero_blocks(&self, offset: u64, len: u64) -> std::io::Result<bool> {
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        [punch, zero].iter().any(|how| rustix::fs::fallocate(&self.file, *how, offset, len).is_ok())
+        for how in [punch, zero] {
+            match retry_on_intr(|| rustix::fs::fallocate(&self.file, how, offset, len)) {
+                Ok(()) => return Ok(true),
+                // A device that cannot may say any of these.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
     }
 
     fn write_zeros(&self, offset: u64, end: u64) -> std::io::Result<()> {

@@ -8,7 +8,9 @@ mod file;
 mod in_place;
 mod lock;
 mod memory;
+mod names;
 mod output;
+mod replaced;
 
 use std::fmt;
 
@@ -22,7 +24,10 @@ pub(crate) use in_place::{Event, Recording};
 pub(crate) use in_place::{InPlace, open_in_place};
 pub use lock::Access;
 pub use memory::MemoryStorage;
+pub use names::{rename_to_free_name, sync_directory};
 pub use output::OutputFile;
+pub(crate) use output::Unnamed;
+pub use replaced::Replace;
 
 /// Random access to bytes. All methods take `&self`, so that threads can share one storage.
 pub trait Storage: Send + Sync + fmt::Debug {

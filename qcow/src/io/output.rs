@@ -1,24 +1,29 @@
-//! Outputs that appear under their name only when they are complete.
+//! Outputs that appear under their name only when they are complete, and targets that exist and are
+//! overwritten.
 //!
-//! The file is built under a temporary name in the same directory, synced, and then renamed.
-//! Dropping it before [`publish`](OutputFile::publish) removes it. Only a kill that cannot be
-//! caught leaves the temporary file, never anything under the final name.
+//! A new file is built under a temporary name in the same directory, synced, and then renamed.
+//! Dropping it before it is synced removes it. Only a kill that cannot be caught leaves the temporary
+//! file, never anything under the final name. Once it is whole and synced it is never removed: where it
+//! cannot have its name, the error says what its name is.
 
-use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::FallocateFlags;
-use rustix::io::retry_on_intr;
+use rustix::fs::{AtFlags, FallocateFlags};
+use rustix::io::{Errno, retry_on_intr};
 use tempfile::NamedTempFile;
 
-use super::device::Device;
-use super::direct;
+use super::device::Existing;
+use super::names::{is_mount_point, rename_to_free_name, sync_directory};
+use super::replaced::{Replace, Replaced};
+use super::{Identity, OpenedAs, direct};
 use crate::{Error, ErrorKind, Result};
 
-/// A file being built (mode 0600; who else may read it is for its owner to decide), or a block device
-/// being overwritten.
+/// A file being built (mode 0600 unless it replaces another one, whose rights it takes over), or a
+/// block device or file being overwritten.
 #[derive(Debug)]
 pub struct OutputFile {
     place: Place,
@@ -34,34 +39,25 @@ enum Place {
     Temporary {
         file: NamedTempFile,
         directory: File,
-        replace: bool,
+        replace: Replace,
+        replaced: Option<Replaced>,
     },
-    Device(Device),
+    Existing(Existing),
 }
 
 impl OutputFile {
-    /// Starts the output that will become `target`.
+    /// Starts the output that will become `target`. A file that is replaced is locked from here on,
+    /// and its owner, group, mode, access control list, SELinux label and `user.*` attributes go to
+    /// the new one.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if `target` exists and `replace` is false, or if it is
-    /// something that must not be replaced; [`Io`](crate::ErrorKind::Io) if its directory cannot
-    /// be written.
-    pub fn create(target: &Path, replace: bool) -> Result<Self> {
+    /// [`Usage`](crate::ErrorKind::Usage) if `target` exists and must not be replaced, or if it is
+    /// something that cannot be, such as a mount point; [`Denied`](crate::ErrorKind::Denied) if a
+    /// process uses it; [`Io`](crate::ErrorKind::Io) if its directory cannot be written, or if what
+    /// is there cannot be looked at.
+    pub fn create(target: &Path, replace: Replace) -> Result<Self> {
         let (directory, name) = split(target)?;
-        match target.symlink_metadata() {
-            Ok(status) if status.file_type().is_block_device() => {
-                return Err(Error::usage("a block device, which cannot be replaced")
-                    .file(target)
-                    .hint("`flatten --device` overwrites one"));
-            }
-            Ok(_) if !replace => return Err(exists(target)),
-            Ok(status) if !status.is_file() => {
-                return Err(Error::usage("not a regular file, so it cannot be replaced")
-                    .file(target)
-                    .hint("give the name of a file to create"));
-            }
-            _ => {}
-        }
+        let mut replaced = replaced(target, replace).map_err(|error| error.file(target))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");
@@ -74,10 +70,18 @@ impl OutputFile {
             .suffix(".tmp")
             .tempfile_in(directory)
             // `tempfile` puts the temporary path into its errors, which would only confuse people.
-            .map_err(|error| Error::io("could not create it", error.kind().into()).file(target))?;
+            .map_err(|error| {
+                let existing =
+                    replaced.is_some() && error.kind() != std::io::ErrorKind::StorageFull;
+                let error = Error::io("could not create it", error.kind().into()).file(target);
+                if existing { error.hint(WRITE_INTO) } else { error }
+            })?;
+        if let Some(replaced) = &mut replaced {
+            replaced.hand_over(temporary.as_file()).map_err(|error| error.file(target))?;
+        }
         let directory = File::open(directory)
             .map_err(|error| Error::io("could not open its directory", error).file(target))?;
-        Ok(Self::new(Place::Temporary { file: temporary, directory, replace }, target))
+        Ok(Self::new(Place::Temporary { file: temporary, directory, replace, replaced }, target))
     }
 
     /// Opens the block device at `target`, to be overwritten from its start. `blank` says that it
@@ -88,8 +92,27 @@ impl OutputFile {
     /// [`Usage`](crate::ErrorKind::Usage) if it is no block device, [`Denied`](crate::ErrorKind::Denied)
     /// if it is in use, [`Io`](crate::ErrorKind::Io).
     pub(crate) fn device(target: &Path, blank: bool) -> Result<Self> {
-        let device = Device::open(target, blank).map_err(|error| error.file(target))?;
-        Ok(Self::new(Place::Device(device), target))
+        let device = Existing::device(target, blank).map_err(|error| error.file(target))?;
+        Ok(Self::new(Place::Existing(device), target))
+    }
+
+    /// As [`device`](Self::device), for a device or a regular file that exists.
+    ///
+    /// # Errors
+    /// As [`device`](Self::device).
+    pub(crate) fn existing(target: &Path, blank: bool) -> Result<Self> {
+        let file = Existing::file_or_device(target, blank).map_err(|error| error.file(target))?;
+        Ok(Self::new(Place::Existing(file), target))
+    }
+
+    /// The regular file that is replaced or overwritten, if there is one.
+    pub(crate) fn overwrites(&self) -> Option<Identity> {
+        match &self.place {
+            Place::Temporary { replaced, .. } => {
+                replaced.as_ref().map(|replaced| replaced.identity)
+            }
+            Place::Existing(file) => (file.kind == OpenedAs::File).then_some(file.identity),
+        }
     }
 
     fn new(place: Place, target: &Path) -> Self {
@@ -112,15 +135,15 @@ impl OutputFile {
     pub(crate) fn is_blank(&self) -> bool {
         match &self.place {
             Place::Temporary { .. } => true,
-            Place::Device(device) => device.blank,
+            Place::Existing(existing) => existing.blank,
         }
     }
 
-    /// The length of the device, if it is one.
-    pub(crate) fn device_len(&self) -> Option<u64> {
+    /// The length, if it is that of a device or file that is overwritten and cannot be changed.
+    pub(crate) fn fixed_len(&self) -> Option<u64> {
         match &self.place {
             Place::Temporary { .. } => None,
-            Place::Device(device) => Some(device.len),
+            Place::Existing(existing) => Some(existing.len),
         }
     }
 
@@ -130,7 +153,7 @@ impl OutputFile {
     /// [`Io`](crate::ErrorKind::Io), naming the target and the offset.
     pub(crate) fn blank(&self, offset: u64, len: u64) -> Result<()> {
         match &self.place {
-            Place::Device(device) if !device.blank => device
+            Place::Existing(existing) if !existing.blank => existing
                 .zero(offset, len)
                 .map_err(|error| self.failed("could not zero", error).host_offset(offset)),
             _ => Ok(()),
@@ -145,8 +168,8 @@ impl OutputFile {
         match &self.place {
             // Nobody sees the file before it has its name.
             Place::Temporary { .. } => Ok(()),
-            Place::Device(device) => {
-                device.file.sync_data().map_err(|error| self.failed("could not sync", error))
+            Place::Existing(existing) => {
+                existing.file.sync_data().map_err(|error| self.failed("could not sync", error))
             }
         }
     }
@@ -160,7 +183,7 @@ impl OutputFile {
     pub fn temporary_path(&self) -> &Path {
         match &self.place {
             Place::Temporary { file, .. } => file.path(),
-            Place::Device(_) => &self.target,
+            Place::Existing(_) => &self.target,
         }
     }
 
@@ -169,6 +192,9 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target and the offset.
     pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        if let Place::Existing(existing) = &self.place {
+            existing.touch();
+        }
         let past_cache = self.direct.as_ref().map_or(0, |_| direct::aligned(bytes, offset));
         let (head, tail) = bytes.split_at(past_cache);
         self.direct
@@ -190,11 +216,11 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub fn set_len(&self, len: u64) -> Result<()> {
-        if let Some(there) = self.device_len() {
-            return if len <= there {
+        if let Place::Existing(existing) = &self.place {
+            return if len <= existing.len {
                 Ok(())
             } else {
-                Err(too_small(len, there).file(&self.target))
+                Err(too_small(len, existing).file(&self.target))
             };
         }
         self.file().set_len(len).map_err(|error| self.failed("could not set the length", error))
@@ -212,45 +238,90 @@ impl OutputFile {
             .map_err(|error| self.failed("could not reserve space", error.into()))
     }
 
-    /// Syncs the file, gives it its name and syncs the directory.
+    /// Syncs the file, gives it its name and syncs the directory. Returns warnings: what could not
+    /// be kept of a file that was replaced, and what is not durable.
     ///
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io); [`Usage`](crate::ErrorKind::Usage) if something took the name
-    /// meanwhile and `replace` is false. The temporary file is gone in every case, and nothing new
-    /// has the name; but if the directory cannot be synced after another file was replaced, the new
-    /// one stays.
-    pub fn publish(self) -> Result<()> {
-        self.file().sync_all().map_err(|error| self.failed("could not sync", error))?;
+    /// meanwhile and must not be replaced. If the file itself cannot be synced, it is removed. If it
+    /// cannot have its name it stays under its temporary one, which the error names. If only the
+    /// directory cannot be synced it has its name, which may be lost in a power cut.
+    pub fn publish(self) -> Result<Vec<String>> {
+        self.sync()?;
+        self.give_name().map_err(Unnamed::into_error)
+    }
+
+    /// Makes sure that all that was written stays, whatever happens to the machine.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io), naming the target.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file().sync_all().map_err(|error| self.failed("could not sync", error))
+    }
+
+    /// Gives the file, which has been synced, its name, and syncs the directory.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub(crate) fn give_name(self) -> Result<Vec<String>, Unnamed> {
         let Self { place, target, .. } = self;
-        let Place::Temporary { file: temporary, directory, replace } = place else { return Ok(()) };
-        let persisted =
-            if replace { temporary.persist(&target) } else { temporary.persist_noclobber(&target) };
-        let file = persisted.map_err(|error| match error.error.kind() {
-            std::io::ErrorKind::AlreadyExists => exists(&target),
-            _ => Error::io("could not rename the finished file to its name", error.error)
-                .file(&target),
-        })?;
-        directory.sync_all().map_err(|error| {
-            let failed = Error::io("could not sync the directory", error).file(&target);
-            if replace {
-                return failed.hint("the file is whole, but may be the old one after a power cut");
+        let Place::Temporary { file, directory, replace, mut replaced } = place else {
+            return Ok(Vec::new());
+        };
+        let finished = replaced.as_mut().map(|replaced| replaced.finish(file.as_file()));
+        let named = finished.unwrap_or_else(|| Ok(Vec::new())).and_then(|warnings| {
+            rename(&file, &directory, &target, (replace, replaced.as_ref().map(|old| old.identity)))
+                .map(|()| warnings)
+        });
+        let mut warnings = match named {
+            Ok(warnings) => warnings,
+            Err(error) => return Err(Unnamed { error: error.file(target), kept: kept(file) }),
+        };
+        // It has another name now, so that there is nothing to remove.
+        let _ = kept(file);
+        match sync_directory(&directory) {
+            Ok(true) => {}
+            Ok(false) => warnings.push(format!(
+                "{}: the file system cannot sync directories: a power cut soon after this may undo \
+                 the file's name",
+                crate::Printable(&target.to_string_lossy())
+            )),
+            Err(error) => {
+                let error = Error::io("could not sync the directory", error.into())
+                    .file(&target)
+                    .hint("the new file is whole and has its name, but a power cut may undo that");
+                return Err(Unnamed { error, kept: None });
             }
-            let id = |status: &Metadata| (status.dev(), status.ino());
-            if let (Ok(now), Ok(own)) = (target.symlink_metadata(), file.metadata())
-                && id(&now) == id(&own)
-            {
-                // Best effort: the error that matters is the one being reported.
-                let _ = std::fs::remove_file(&target);
-            }
-            failed
-        })
+        }
+        Ok(warnings)
+    }
+
+    /// Keeps the file, which has been synced, under its temporary name. Returns that name.
+    pub(crate) fn keep(self) -> Option<PathBuf> {
+        match self.place {
+            Place::Temporary { file, .. } => kept(file),
+            Place::Existing(_) => None,
+        }
+    }
+
+    /// Adds to an error that ends the work on a target that exists that it is neither what it was nor
+    /// whole, if that is so.
+    pub(crate) fn abandoned(&self, error: Error) -> Error {
+        match &self.place {
+            Place::Existing(existing) if existing.is_touched() => error.remark(&format!(
+                " (the {} '{}' is partly overwritten)",
+                existing.noun(),
+                crate::Printable(&self.target.to_string_lossy())
+            )),
+            _ => error,
+        }
     }
 
     /// The open file, for what only the system can do with it.
     pub(crate) fn file(&self) -> &File {
         match &self.place {
             Place::Temporary { file, .. } => file.as_file(),
-            Place::Device(device) => &device.file,
+            Place::Existing(existing) => &existing.file,
         }
     }
 
@@ -281,9 +352,92 @@ fn split(target: &Path) -> Result<(&Path, &std::ffi::OsStr)> {
     Ok((directory, name))
 }
 
-fn too_small(needed: u64, there: u64) -> Error {
-    Error::usage(format!("the image needs {needed} bytes, and the device has {there}"))
-        .hint("choose a larger device")
+fn too_small(needed: u64, existing: &Existing) -> Error {
+    let (noun, there) = (existing.noun(), existing.len);
+    Error::usage(format!("the image needs {needed} bytes, and the {noun} has {there}"))
+        .hint(format!("choose a larger {noun}"))
+}
+
+/// The other way, where a file cannot be replaced.
+const WRITE_INTO: &str = "`flatten -n -O raw` writes into it";
+
+/// What is at `target` and will be replaced, if anything is there.
+fn replaced(target: &Path, replace: Replace) -> Result<Option<Replaced>> {
+    let status = match target.symlink_metadata() {
+        Ok(status) => status,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("could not look at what is there", error)),
+    };
+    if status.file_type().is_block_device() {
+        return Err(Error::usage("a block device, which cannot be replaced")
+            .hint("`flatten --device` overwrites one"));
+    }
+    if status.is_file() && is_mount_point(target) {
+        return Err(Error::usage("a mount point, which no file can be renamed to").hint(WRITE_INTO));
+    }
+    if replace == Replace::Never {
+        return Err(exists(target));
+    }
+    if !status.is_file() {
+        return Err(Error::usage("not a regular file, so it cannot be replaced")
+            .hint("give the name of a file to create"));
+    }
+    Replaced::open(target, replace).map(Some)
+}
+
+/// Gives the temporary file its name. What was not there when the work began is not replaced.
+fn rename(
+    file: &NamedTempFile,
+    directory: &File,
+    target: &Path,
+    (replace, replaced): (Replace, Option<Identity>),
+) -> Result<()> {
+    let (old, new) = (split(file.path())?.1, split(target)?.1);
+    let directory = directory.as_fd();
+    let failed = |error: Errno| match error {
+        Errno::EXIST => exists(target),
+        error => Error::io("could not rename the finished file to its name", error.into()),
+    };
+    let status = || rustix::fs::statat(directory, new, AtFlags::SYMLINK_NOFOLLOW);
+    match (replace, replaced) {
+        (Replace::Never, _) | (Replace::Unused, None) => {
+            rename_to_free_name((directory, old), (directory, new)).map_err(failed)
+        }
+        (Replace::Unused, Some(known))
+            if retry_on_intr(status)
+                .is_ok_and(|now| (now.st_dev, now.st_ino) != (known.device(), known.inode())) =>
+        {
+            Err(Error::usage("another file has taken the name meanwhile"))
+        }
+        _ => retry_on_intr(|| rustix::fs::renameat(directory, old, directory, new)).map_err(failed),
+    }
+}
+
+/// Its name from now on. Nothing can be done about a file that cannot be kept.
+fn kept(file: NamedTempFile) -> Option<PathBuf> {
+    file.keep().ok().map(|(_, path)| path)
+}
+
+/// A file that is whole and on the disk, and has not its name for certain.
+#[derive(Debug)]
+pub(crate) struct Unnamed {
+    pub(crate) error: Error,
+    /// The name that it has instead.
+    pub(crate) kept: Option<PathBuf>,
+}
+
+impl Unnamed {
+    /// One error that names what is kept.
+    pub(crate) fn into_error(self) -> Error {
+        let Self { error, kept } = self;
+        match kept {
+            Some(path) => error.remark(&format!(
+                " (the finished file is kept as '{}')",
+                crate::Printable(&path.to_string_lossy())
+            )),
+            None => error,
+        }
+    }
 }
 
 fn exists(target: &Path) -> Error {

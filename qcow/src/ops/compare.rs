@@ -269,13 +269,13 @@ fn work_through(
 }
 
 /// How a worker reads one image.
-struct Side<'a> {
-    reader: Reader<'a>,
+struct Side {
+    reader: Reader,
     buffer: Buffer,
 }
 
-impl<'a> Side<'a> {
-    fn new(chain: &'a Chain) -> Result<Self> {
+impl Side {
+    fn new(chain: &Chain) -> Result<Self> {
         let buffer = Buffer::new(in_memory(BITE))?;
         Ok(Self { reader: chain.reader(), buffer })
     }
@@ -293,7 +293,7 @@ impl<'a> Side<'a> {
 }
 
 /// What differs, as far as it can be read.
-fn differences(sides: &mut [Side<'_>; 2], work: &Work) -> (Differences, Result<(), CompareError>) {
+fn differences(sides: &mut [Side; 2], work: &Work) -> (Differences, Result<(), CompareError>) {
     let mut found = Differences { shared: work.shared, ..Differences::default() };
     let mut pairs = work.pairs.iter();
     let result = pairs.try_for_each(|pair| found.add_pair(sides, pair));
@@ -301,7 +301,7 @@ fn differences(sides: &mut [Side<'_>; 2], work: &Work) -> (Differences, Result<(
 }
 
 impl Differences {
-    fn add_pair(&mut self, sides: &mut [Side<'_>; 2], (a, b): &(Extent, Extent)) -> Result<()> {
+    fn add_pair(&mut self, sides: &mut [Side; 2], (a, b): &(Extent, Extent)) -> Result<()> {
         let mut at = a.guest.0;
         while at < a.end() {
             let end = at.saturating_add(BITE).min(a.end());
@@ -311,7 +311,7 @@ impl Differences {
         Ok(())
     }
 
-    fn add_bite(&mut self, sides: &mut [Side<'_>; 2], a: &Extent, b: &Extent) -> Result<()> {
+    fn add_bite(&mut self, sides: &mut [Side; 2], a: &Extent, b: &Extent) -> Result<()> {
         let [one, other] = sides;
         let sector = in_memory(SECTOR);
         match (one.read(a)?, other.read(b)?) {

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions, target};
+use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, target};
 use crate::chain::{Chain, Format, Layer, OpenOptions, open_active_layer, resolve_name};
 use crate::format::{Compatible, HostOffset};
-use crate::io::OutputFile;
+use crate::io::{OutputFile, Replace};
 use crate::layout::{Placer, Sink};
 use crate::{CancelToken, Error, Result};
 
@@ -24,8 +24,9 @@ pub struct CreateOptions {
     pub target: TargetOptions,
     /// The image that the new one stands on.
     pub backing: Option<Backing>,
-    /// Replace an existing file, atomically.
-    pub replace: bool,
+    /// Whether an existing file is replaced, atomically. Owner, group, mode, access control list,
+    /// SELinux label and `user.*` attributes stay as they are.
+    pub replace: Replace,
 }
 
 /// The backing file of a new image.
@@ -55,6 +56,9 @@ pub struct CreateOutcome {
     pub virtual_size: u64,
     /// Length of the file in bytes.
     pub file_length: u64,
+    /// What could not be kept of a file that was replaced, and what a power cut may undo.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Creates an empty image at `path`. It appears there complete or not at all.
@@ -153,10 +157,10 @@ fn create_raw(
     if options.backing.is_some() {
         return Err(Error::usage("raw images cannot have a backing file").hint("use -f qcow2"));
     }
-    let output = OutputFile::create(path, options.replace)?;
+    let output = begin(path, options.replace)?;
     preallocate_raw(&output, size, raw.preallocation, cancel)?;
-    output.publish()?;
-    Ok(outcome(path, Format::Raw, size, size))
+    let warnings = output.publish()?;
+    Ok(CreateOutcome { warnings, ..outcome(path, Format::Raw, size, size) })
 }
 
 /// Gives a raw image its length and, if wanted, its space.
@@ -187,7 +191,7 @@ fn create_qcow2(
 ) -> Result<CreateOutcome> {
     let qcow2 = qcow2.checked(options.backing.is_some())?;
     let mut placer = Placer::new(qcow2.rules()?, qcow2.refcount_width()?, size)?;
-    let output = OutputFile::create(path, options.replace)?;
+    let output = begin(path, options.replace)?;
     let data_file = qcow2
         .data_file
         .as_ref()
@@ -211,8 +215,8 @@ fn create_qcow2(
         backing.map(|backing| (backing.name.as_os_str().as_bytes(), backing.format.as_str()));
     let header = qcow2.header_area(size, &finished, backing)?.to_bytes()?;
     output.write_at(&header, 0)?;
-    target::publish(output, data_file)?;
-    Ok(outcome(path, Format::Qcow2, size, finished.file_length))
+    let warnings = target::publish(output, data_file)?;
+    Ok(CreateOutcome { warnings, ..outcome(path, Format::Qcow2, size, finished.file_length) })
 }
 
 /// The data file of a new image.
@@ -228,7 +232,7 @@ impl DataFile<'_> {
     pub(super) fn create(
         &self,
         image: &Path,
-        replace: bool,
+        replace: Replace,
         cancel: &CancelToken,
     ) -> Result<OutputFile> {
         let name = self.name;
@@ -236,7 +240,7 @@ impl DataFile<'_> {
         if path == image {
             return Err(Error::usage("an image cannot be its own data file").file(image));
         }
-        let output = OutputFile::create(&path, replace)?;
+        let output = begin(&path, replace)?;
         let how = match self.preallocation {
             Preallocation::Metadata => Preallocation::Off,
             other => other,
@@ -281,5 +285,6 @@ fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken)
 }
 
 fn outcome(path: &Path, format: Format, virtual_size: u64, file_length: u64) -> CreateOutcome {
-    CreateOutcome { filename: path.to_path_buf(), format, virtual_size, file_length }
+    let (filename, warnings) = (path.to_path_buf(), Vec::new());
+    CreateOutcome { filename, format, virtual_size, file_length, warnings }
 }

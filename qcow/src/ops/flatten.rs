@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use self::tally::Tally;
-use super::TargetOptions;
 pub use super::shortcut::Traffic;
+use super::{TargetOptions, users};
 use crate::chain::{Chain, Format};
-use crate::io::OutputFile;
+use crate::io::{OutputFile, Replace};
 use crate::{CancelToken, Error, Observer, Result};
 pub use stream::{flatten_from_stream, flatten_to_stream};
 
@@ -31,13 +31,18 @@ pub struct FlattenOptions {
     pub threads: usize,
     /// Compute the CRC-32 of the guest's disk on the way.
     pub digest: bool,
-    /// Replace an existing file, atomically.
-    pub replace: bool,
+    /// Whether an existing file is replaced, atomically. Owner, group, mode, access control list,
+    /// SELinux label and `user.*` attributes stay as they are.
+    pub replace: Replace,
     /// Never let the new image share space with a source.
     pub no_reflink: bool,
     /// The target is a block device, which is overwritten. It must not be in use.
     pub device: bool,
-    /// The device holds nothing but zeros, so that zeros need not be written to it.
+    /// The target is a block device or a regular file that exists and is overwritten, with a raw
+    /// image only (`qemu-img convert -n`). It must be large enough and not in use, and keeps its
+    /// length; what lies behind the disk stays. An interrupted run leaves it partly overwritten.
+    pub existing: bool,
+    /// The target that is overwritten holds nothing but zeros, so that zeros need not be written.
     pub target_is_zero: bool,
     /// Write past the page cache what is aligned, and read so where the file systems can.
     pub direct: bool,
@@ -67,6 +72,9 @@ pub struct FlattenOutcome {
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
+    /// What could not be kept of a file that was replaced, and what a power cut may undo.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Writes what a guest would read from `chain` to a new image at `path`.
@@ -131,6 +139,7 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         zero_bytes: virtual_size.saturating_sub(done.tally.data_bytes),
         traffic: done.traffic,
         crc32: done.tally.digest(),
+        warnings: done.warnings,
     }
 }
 
@@ -156,17 +165,26 @@ struct Done {
     file_length: u64,
     traffic: Traffic,
     tally: Tally,
+    warnings: Vec<String>,
 }
 
 /// Starts what is written to: a file that gets its name later, or a device.
 fn output(path: &Path, options: &FlattenOptions) -> Result<OutputFile> {
     let mut output = if options.device {
         OutputFile::device(path, options.target_is_zero)?
+    } else if options.existing {
+        if !matches!(options.target, TargetOptions::Raw(_)) {
+            return Err(Error::usage("only a raw image is written into what exists").hint(
+                "give -O raw; a qcow2 image goes to a new file (--force), or to a device (--device)",
+            ));
+        }
+        OutputFile::existing(path, options.target_is_zero)?
     } else if options.target_is_zero {
-        return Err(Error::usage("only a device can be said to hold zeros: a file is new"));
+        return Err(Error::usage("only what exists can be said to hold zeros: a file is new"));
     } else {
         OutputFile::create(path, options.replace)?
     };
+    users::check(&output, options.replace)?;
     if options.direct {
         output.write_direct()?;
     }

@@ -105,7 +105,7 @@ pub fn map<'a>(chain: &'a Chain, options: &MapOptions) -> Map<'a> {
 #[derive(Debug)]
 pub struct Map<'a> {
     chain: &'a Chain,
-    extents: Extents<'a>,
+    extents: Extents,
     /// For each layer, once known: whether its clusters may be holes in the file.
     holes: Vec<Option<bool>>,
     /// What is left of an extent that is taken apart.

@@ -15,8 +15,10 @@ mod pipeline;
 mod shortcut;
 mod target;
 mod turns;
+mod users;
 
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+pub use users::begin;
 
 /// File names need not be UTF-8; JSON must be.
 fn path_text<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {

@@ -252,7 +252,7 @@ fn work_through<J: Job>(
 
 /// Reads the item's bytes into `buffer`.
 pub(super) fn read_item<'b>(
-    reader: &mut Reader<'_>,
+    reader: &mut Reader,
     buffer: &'b mut Buffer,
     guest: u64,
     len: u64,
@@ -276,7 +276,7 @@ enum Item {
 
 /// Cuts the extents of a chain into numbered items. The cut depends on nothing but the chain.
 struct Items<'a> {
-    extents: Extents<'a>,
+    extents: Extents,
     shortcuts: Option<&'a Shortcuts<'a>>,
     /// An extent of which a part is left.
     left: Option<Extent>,

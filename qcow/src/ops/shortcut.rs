@@ -189,7 +189,7 @@ impl<'a> Shortcuts<'a> {
     /// The digest of what is moved, if one is wanted.
     pub(super) fn digest(
         &self,
-        reader: &mut Reader<'_>,
+        reader: &mut Reader,
         buffer: &mut Buffer,
         moved: &Moved,
     ) -> Result<Option<Hasher>> {
@@ -203,7 +203,7 @@ impl<'a> Shortcuts<'a> {
     /// Carries out what has been placed.
     pub(super) fn carry(
         &self,
-        reader: &mut Reader<'_>,
+        reader: &mut Reader,
         buffer: &mut Buffer,
         moved: &Moved,
         places: &[Place],
@@ -233,7 +233,7 @@ impl<'a> Shortcuts<'a> {
 
     fn carry_run(
         &self,
-        reader: &mut Reader<'_>,
+        reader: &mut Reader,
         buffer: &mut Buffer,
         run: &Extent,
         to: u64,
@@ -319,7 +319,7 @@ impl<'a> Shortcuts<'a> {
     /// Reads the run and writes it, where it cannot be moved after all.
     fn rewrite(
         &self,
-        reader: &mut Reader<'_>,
+        reader: &mut Reader,
         buffer: &mut Buffer,
         run: &Extent,
         to: u64,

@@ -10,9 +10,9 @@ use crate::format::{
     Autoclear, Compatible, CompressionType, EntryRules, Extension, Extensions, Geometry, Header,
     HeaderArea, HostOffset, Incompatible, RefcountWidth, Version,
 };
-use crate::io::OutputFile;
+use crate::io::{OutputFile, Unnamed};
 use crate::layout::Finished;
-use crate::{Error, Result};
+use crate::{Error, Printable, Result};
 
 /// The usual block of a file system, in bytes.
 const BLOCK: usize = 4096;
@@ -222,18 +222,31 @@ pub(crate) fn write_table(output: &OutputFile, offset: HostOffset, bytes: &[u8])
     output.write_at(bytes.get(..len).unwrap_or(bytes), offset.0)
 }
 
-/// Gives a finished image its name, after the data file that it cannot be without.
-pub(crate) fn publish(image: OutputFile, data_file: Option<OutputFile>) -> Result<()> {
+/// Gives a finished image its name, after the data file that it cannot be without. Both are on the
+/// disk before either has its name, and from then on neither is removed. Returns warnings.
+pub(crate) fn publish(image: OutputFile, data_file: Option<OutputFile>) -> Result<Vec<String>> {
     let Some(data_file) = data_file else { return image.publish() };
-    let path = data_file.target().to_path_buf();
-    let replaced = path.exists();
-    data_file.publish()?;
-    image.publish().inspect_err(|_| {
-        if !replaced {
-            // Best effort: the error that matters is the one being reported.
-            let _ = std::fs::remove_file(&path);
+    data_file.sync()?;
+    image.sync()?;
+    let named = data_file.give_name();
+    let mut warnings = match named {
+        Ok(warnings) => warnings,
+        // It has its name: so may the image.
+        Err(unnamed) if unnamed.kept.is_none() => {
+            return Err(match image.give_name() {
+                Ok(_) => unnamed.error,
+                Err(both) => both.into_error(),
+            });
         }
-    })
+        Err(unnamed) => {
+            let kept = image.keep().unwrap_or_default();
+            return Err(unnamed
+                .into_error()
+                .remark(&format!(" (and the image as '{}')", Printable(&kept.to_string_lossy()))));
+        }
+    };
+    warnings.extend(image.give_name().map_err(Unnamed::into_error)?);
+    Ok(warnings)
 }
 
 fn refused<T>(message: impl Into<String>) -> Result<T> {

@@ -31,8 +31,10 @@ impl Flatten {
         src: &Path,
         options: &FlattenOptions,
     ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
-        if self.device || self.direct {
-            return Err(Error::usage("--device and --direct are for a target with a name").into());
+        if self.device || self.no_create || self.direct {
+            return Err(
+                Error::usage("--device, -n and --direct are for a target with a name").into()
+            );
         }
         let stdout = io::stdout();
         if stdout.is_terminal() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use migrate::audit::{Known, Options, Report, Scan, Survey, report, within};
-use qcow::io::OutputFile;
+use qcow::io::{OutputFile, Replace};
 use qcow::{CancelToken, Error};
 
 use super::board::{Board, Cause, Shown};
@@ -185,9 +185,9 @@ fn nanoseconds(time: SystemTime) -> i64 {
 
 /// Replaces a file by another that is whole.
 fn write(path: &Path, bytes: &[u8]) -> qcow::Result<()> {
-    let output = OutputFile::create(path, true)?;
+    let output = OutputFile::create(path, Replace::InUse)?;
     output.write_at(bytes, 0)?;
     std::fs::set_permissions(output.temporary_path(), PermissionsExt::from_mode(READABLE))
         .map_err(|error| Error::io("could not let others read it", error).file(path))?;
-    output.publish()
+    output.publish().map(drop)
 }

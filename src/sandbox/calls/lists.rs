@@ -53,6 +53,12 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_ppoll,
     libc::SYS_getdents64,
     libc::SYS_fchmod,
+    // What a new file takes over from the one that it replaces.
+    libc::SYS_fchown,
+    libc::SYS_flistxattr,
+    libc::SYS_fgetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_fremovexattr,
     // Names: which of them, Landlock says.
     libc::SYS_openat,
     libc::SYS_openat2,

@@ -206,7 +206,7 @@ fn compare(chain: &Chain, layers: &[Layer<'_>]) {
     }
 }
 
-fn compare_range(reader: &mut Reader<'_>, layers: &[Layer<'_>], at: u64, len: u64) -> bool {
+fn compare_range(reader: &mut Reader, layers: &[Layer<'_>], at: u64, len: u64) -> bool {
     let mut bytes = vec![0xee; len as usize];
     let read = reader.read_at(&mut bytes, GuestOffset(at));
     match (read, reference::read(layers, at, len)) {

@@ -84,7 +84,7 @@ impl<'a> Pieces<'a> {
 /// Walks the extents of one image; past its end everything is zero.
 struct Cursor<'a> {
     chain: &'a Chain,
-    extents: Peekable<Extents<'a>>,
+    extents: Peekable<Extents>,
 }
 
 impl<'a> Cursor<'a> {
@@ -100,8 +100,8 @@ impl<'a> Cursor<'a> {
                 _ => self.extents.next().transpose().map(drop)?,
             }
         }
-        let (guest, kind) = (GuestOffset(at), ExtentKind::Unallocated);
-        Ok((self.chain, Extent { guest, len: u64::MAX.saturating_sub(at), depth: 0, kind }))
+        let rest = u64::MAX.saturating_sub(at);
+        Ok((self.chain, Extent::unallocated(self.chain, GuestOffset(at), rest, 0)))
     }
 }
 

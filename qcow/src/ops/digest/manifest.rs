@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::tree::{Hash, LEAF, Leaf, TreeHash, VERSION};
 use super::tree_hash;
 use crate::chain::{Chain, Format, Layer};
-use crate::io::{FileStatus, FileStorage, OpenedAs, OutputFile, Storage, read_padded};
+use crate::io::{FileStatus, FileStorage, OpenedAs, Replace, Storage, read_padded};
+use crate::ops::begin;
 use crate::{CancelToken, Error, Observer, Result};
 
 const ALGORITHM: &str = "blake3-tree";
@@ -74,11 +75,12 @@ impl Manifest {
         Ok(Self { tree, layers, snapshot: snapshot.map(str::to_owned) })
     }
 
-    /// Writes it to `path`, where it appears whole or not at all.
+    /// Writes it to `path`, where it appears whole or not at all. Returns warnings, as
+    /// [`OutputFile::publish`](crate::io::OutputFile::publish) does.
     ///
     /// # Errors
-    /// As [`OutputFile`].
-    pub fn write(&self, path: &Path, replace: bool) -> Result<()> {
+    /// As [`begin`] and [`OutputFile::publish`](crate::io::OutputFile::publish).
+    pub fn write(&self, path: &Path, replace: Replace) -> Result<Vec<String>> {
         let leaves = self.tree.leaves.iter().map(|leaf| (leaf.index, leaf.hash.to_string()));
         let file = ManifestFile {
             algorithm: ALGORITHM.to_owned(),
@@ -93,7 +95,7 @@ impl Manifest {
         let mut bytes = serde_json::to_vec(&file)
             .map_err(|error| Error::io("could not write the manifest", error.into()).file(path))?;
         bytes.push(b'\n');
-        let output = OutputFile::create(path, replace)?;
+        let output = begin(path, replace)?;
         output.write_at(&bytes, 0)?;
         output.publish()
     }

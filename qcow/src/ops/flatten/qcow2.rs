@@ -35,7 +35,7 @@ pub(super) fn flatten(
     let data_file = target
         .data_file
         .as_ref()
-        .filter(|_| output.device_len().is_none())
+        .filter(|_| output.fixed_len().is_none())
         .map(|name| {
             let data = DataFile { name, size, preallocation: target.preallocation };
             data.create(path, options.replace, cancel)
@@ -49,7 +49,7 @@ pub(super) fn flatten(
         );
     }
     observer.opened()?;
-    if let Some(len) = output.device_len() {
+    if let Some(len) = output.fixed_len() {
         start_device(chain, &output, len, &target, options, cancel)?;
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
@@ -61,21 +61,23 @@ pub(super) fn flatten(
         job.shortcuts = if anywhere { shortcuts.map(Shortcuts::strewn) } else { shortcuts };
     }
     let state = State::new(placer, options.digest);
-    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    let finished = state.placer.finish(&mut Metadata::Written(&output))?;
-    output.set_len(finished.file_length)?;
+    let partly = |error| output.abandoned(error);
+    let state =
+        pipeline::run(chain, &job, state, options.threads, observer, cancel).map_err(partly)?;
+    let finished = state.placer.finish(&mut Metadata::Written(&output)).map_err(partly)?;
+    output.set_len(finished.file_length).map_err(partly)?;
     if target.preallocation == Preallocation::Falloc {
         output.reserve(0, finished.file_length)?;
     }
     let header = target.header_area(size, &finished, None)?.to_bytes()?;
-    output.barrier()?;
-    output.write_at(&header, 0)?;
-    cancel.check()?;
-    chain.check_unchanged()?;
+    output.barrier().map_err(partly)?;
+    output.write_at(&header, 0).map_err(partly)?;
+    cancel.check().map_err(partly)?;
+    chain.check_unchanged().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
     let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
-    target::publish(output, data_file)?;
-    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally })
+    let warnings = target::publish(output, data_file)?;
+    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally, warnings })
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
@@ -132,8 +134,8 @@ pub(super) fn receive(
     output.write_at(&header, 0)?;
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
-    output.publish()?;
-    Ok((size, Done { file_length: finished.file_length, traffic, tally: state.tally }))
+    let warnings = output.publish()?;
+    Ok((size, Done { file_length: finished.file_length, traffic, tally: state.tally, warnings }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -151,7 +153,8 @@ pub(super) fn measure(
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
     let traffic = Traffic::default();
-    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally })
+    let warnings = Vec::new();
+    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally, warnings })
 }
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
@@ -399,7 +402,7 @@ impl<'a> Qcow2Job<'a> {
             level: options.compression_level,
             digest: options.digest,
             preallocation: target.preallocation,
-            sparse: files.is_some_and(|files| files.data.device_len().is_none())
+            sparse: files.is_some_and(|files| files.data.fixed_len().is_none())
                 && matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata),
             cancel,
         }

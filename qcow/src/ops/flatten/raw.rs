@@ -34,16 +34,34 @@ pub(super) fn flatten(
     refuse_compression(options)?;
     let output = output(path, options)?;
     observer.opened()?;
-    if output.device_len().is_some() {
+    if output.fixed_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
-    let may_share = target.preallocation == Preallocation::Off && !options.no_reflink;
+    let (traffic, tally) = write(chain, &output, target, options, observer, cancel)
+        .and_then(|done| chain.check_unchanged().map(|()| done))
+        .map_err(|error| output.abandoned(error))?;
+    let warnings = output.publish()?;
+    Ok(Done { file_length: chain.virtual_size(), traffic, tally, warnings })
+}
+
+fn write(
+    chain: &Chain,
+    output: &OutputFile,
+    target: &RawOptions,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(Traffic, Tally)> {
+    // What exists is overwritten, not shared: trying that out would change its length.
+    let may_share = target.preallocation == Preallocation::Off
+        && !options.no_reflink
+        && output.fixed_len().is_none();
     let shortcuts =
-        if may_share { Shortcuts::find(chain, &output, None, options.digest)? } else { None };
-    // On a device this only says whether the disk fits.
-    preallocate_raw(&output, chain.virtual_size(), target.preallocation, cancel)?;
+        if may_share { Shortcuts::find(chain, output, None, options.digest)? } else { None };
+    // Of what exists this only says whether the disk fits.
+    preallocate_raw(output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
-        output: &output,
+        output,
         shortcuts,
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
@@ -53,10 +71,7 @@ pub(super) fn flatten(
     let tally = Tally::new(options.digest);
     let tally = pipeline::run(chain, &job, tally, options.threads, observer, cancel)?;
     cancel.check()?;
-    chain.check_unchanged()?;
-    let traffic = Traffic::of(job.shortcuts.as_ref(), &[&output]);
-    output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), traffic, tally })
+    Ok((Traffic::of(job.shortcuts.as_ref(), &[output]), tally))
 }
 
 /// Writes the disk that `input` brings to a new raw image at `path`.
@@ -70,27 +85,32 @@ pub(super) fn receive(
     refuse_compression(options)?;
     let output = output(path, options)?;
     observer.opened()?;
-    if let (Some(size), Some(_)) = (input.size, output.device_len()) {
+    let (size, traffic, tally) = write_stream(input, &output, options, observer, cancel)
+        .map_err(|error| output.abandoned(error))?;
+    let warnings = output.publish()?;
+    Ok((size, Done { file_length: size, traffic, tally, warnings }))
+}
+
+fn write_stream(
+    input: Input,
+    output: &OutputFile,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(u64, Traffic, Tally)> {
+    if let (Some(size), Some(_)) = (input.size, output.fixed_len()) {
         output.set_len(size)?;
     }
-    let job = RawJob {
-        output: &output,
-        shortcuts: None,
-        digest: options.digest,
-        keep_zeros: false,
-        cancel,
-    };
+    let job = RawJob { output, shortcuts: None, digest: options.digest, keep_zeros: false, cancel };
     let tally = Tally::new(options.digest);
     let (len, mut tally) =
         pipeline::receive(input, &job, tally, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
     tally.add_zeros(size.saturating_sub(len));
     output.set_len(size)?;
-    blank(&output, len, size.saturating_sub(len), cancel)?;
+    blank(output, len, size.saturating_sub(len), cancel)?;
     cancel.check()?;
-    let traffic = Traffic::of(None, &[&output]);
-    output.publish()?;
-    Ok((size, Done { file_length: size, traffic, tally }))
+    Ok((size, Traffic::of(None, &[output]), tally))
 }
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
@@ -102,7 +122,7 @@ pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
 
 pub(super) fn refuse_on_device(how: Preallocation) -> Result<()> {
     if how != Preallocation::Off {
-        return Err(Error::usage("a device has all its space already, nothing is preallocated"));
+        return Err(Error::usage("what exists has its space already: nothing is preallocated"));
     }
     Ok(())
 }

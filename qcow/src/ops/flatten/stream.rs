@@ -122,7 +122,7 @@ fn send_raw(
     chain.check_unchanged()?;
     let written = stream.finish(chain.virtual_size())?;
     let (file_length, traffic) = (chain.virtual_size(), sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally })
+    Ok(Done { file_length, traffic, tally: state.tally, warnings: Vec::new() })
 }
 
 fn send_qcow2(
@@ -171,7 +171,7 @@ fn send_qcow2(
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
     let (file_length, traffic) = (finished.file_length, sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally })
+    Ok(Done { file_length, traffic, tally: state.tally, warnings: Vec::new() })
 }
 
 fn sent(written_bytes: u64) -> Traffic {

@@ -1,0 +1,127 @@
+//! Who uses a file that is about to be replaced or overwritten, besides processes that have locked
+//! it: loop devices, and images in its directory.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::chain::{Format, WorkingDirectory, resolve_name};
+use crate::image::Image;
+use crate::io::{FileStorage, Identity, OutputFile, Replace};
+use crate::{Error, Printable, Result};
+
+/// Where the kernel lists block devices.
+const DEVICES: &str = "/sys/block";
+/// The most files of a directory that are looked at.
+const MOST_FILES: usize = 10_000;
+
+/// Starts the output that will become `target`, as [`OutputFile::create`] does. A file that is
+/// replaced must not be in use, unless `replace` says that it may be: by a loop device, or as the
+/// backing or data file of an image in its directory, either. Of that directory at most 10,000 files
+/// are looked at, and only their headers; images elsewhere are not found.
+///
+/// # Errors
+/// As [`OutputFile::create`]; [`Denied`](crate::ErrorKind::Denied), naming what uses the file.
+pub fn begin(target: &Path, replace: Replace) -> Result<OutputFile> {
+    let output = OutputFile::create(target, replace)?;
+    check(&output, replace)?;
+    Ok(output)
+}
+
+/// Checks that nothing uses the file that `output` replaces or overwrites.
+pub(super) fn check(output: &OutputFile, replace: Replace) -> Result<()> {
+    let Some(identity) = output.overwrites().filter(|_| replace != Replace::InUse) else {
+        return Ok(());
+    };
+    let target = output.target();
+    let user = match loop_device(identity)? {
+        Some(device) => Some(format!("the loop device {} is backed by it", shown(&device))),
+        None => dependent(target, identity)?,
+    };
+    match user {
+        None => Ok(()),
+        Some(user) => Err(Error::denied(format!("the file is in use: {user}"))
+            .file(target)
+            .hint("choose another file, or give --force-in-use to overwrite it all the same")),
+    }
+}
+
+fn shown(path: &Path) -> String {
+    Printable(&path.to_string_lossy()).to_string()
+}
+
+fn unknown(what: &str, error: std::io::Error) -> Error {
+    Error::io(format!("could not find out whether the file is in use: {what}"), error)
+        .hint("give --force-in-use to overwrite it all the same")
+}
+
+/// The loop device that is backed by the file.
+fn loop_device(identity: Identity) -> Result<Option<PathBuf>> {
+    let failed = |error| unknown("the list of loop devices", error);
+    let devices = match std::fs::read_dir(DEVICES) {
+        // Without sysfs there is nothing to ask.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        devices => devices.map_err(failed)?,
+    };
+    for device in devices {
+        let device = device.map_err(failed)?;
+        if !device.file_name().as_bytes().starts_with(b"loop") {
+            continue;
+        }
+        let mut file = match std::fs::read(device.path().join("loop/backing_file")) {
+            // It is not bound to a file.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            file => file.map_err(failed)?,
+        };
+        if file.last() == Some(&b'\n') {
+            file.pop();
+        }
+        let file = PathBuf::from(std::ffi::OsString::from_vec(file));
+        if FileStorage::identity_of(&file) == Some(identity) {
+            return Ok(Some(Path::new("/dev").join(device.file_name())));
+        }
+    }
+    Ok(None)
+}
+
+/// What an image in the file's directory needs the file for, in words.
+fn dependent(target: &Path, identity: Identity) -> Result<Option<String>> {
+    let failed = |error| unknown("the list of images in its directory", error);
+    let directory = match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    for entry in std::fs::read_dir(directory).map_err(failed)?.take(MOST_FILES) {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        if let Some(need) = need_of(&entry.path(), identity) {
+            let name = shown(Path::new(&entry.file_name()));
+            return Ok(Some(format!("the image '{name}' in its directory has it for {need}")));
+        }
+    }
+    Ok(None)
+}
+
+/// What the image at `path` needs the file for. Nothing, as far as can be seen, if it cannot be read.
+fn need_of(path: &Path, identity: Identity) -> Option<&'static str> {
+    let storage = FileStorage::open_no_link(path).ok()?;
+    if storage.identity() == identity || Format::probe(&storage).ok()? != Format::Qcow2 {
+        return None;
+    }
+    let image = Image::open(Arc::new(storage)).ok()?;
+    let area = image.area();
+    let is_it = |name: &[u8]| {
+        let name = Path::new(OsStr::from_bytes(name));
+        let found = resolve_name(name, path, &WorkingDirectory::Own);
+        found.is_ok_and(|found| FileStorage::identity_of(&found) == Some(identity))
+    };
+    match () {
+        () if area.backing_name.as_deref().is_some_and(is_it) => Some("its backing file"),
+        () if area.data_file_name().is_some_and(is_it) => Some("its data file"),
+        () => None,
+    }
+}
