@@ -1,9 +1,7 @@
 //! The chains of the source host's disks, layer by layer, as their headers tell them.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -79,10 +77,7 @@ impl SourceFiles {
             working_directory: self.open.directory.clone(),
             ..Default::default()
         };
-        // Domains name files by their paths, whatever these look like.
-        let name =
-            PathBuf::from(OsStr::from_bytes(&[b"file:", top.as_os_str().as_bytes()].concat()));
-        for found in walk(self, &name, &open) {
+        for found in walk(self, top, &open) {
             let (path, told) = match found {
                 Ok(found) => (found.path.clone(), self.layer(&found)),
                 Err(broken) if broken.is_gone() => {

@@ -86,10 +86,6 @@ impl Layer {
         let file = Arc::new(file);
         let content = match header {
             None => RawRange::of(&windows, file.len()).map(Content::Raw),
-            Some(_) if !windows.is_empty() => Err(Error::unsupported(
-                "the json: name places a qcow2 image in a range of a file, which is not supported",
-            )
-            .hint("copy that range into a file of its own, for example with `dd`")),
             Some(area) => {
                 let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
                 let image = Image::with_area(storage, area);

@@ -267,16 +267,26 @@ pub fn local_path(path: &Path) -> Result<PathBuf> {
     Ok(ImageName::from_user(path).map_err(|error| error.file(path))?.path)
 }
 
-/// The format of `file`, which was opened by the name `path`.
+/// The format of `file`, which was opened whole by the name `path`.
+///
+/// # Errors
+/// As those of [`Format::probe`]; [`Unsupported`](crate::ErrorKind::Unsupported) if the name means a range
+/// of the file: what is said of the whole file would be wrong.
 pub(crate) fn probe_format(
     file: &FileStorage,
     path: &Path,
     format: Option<Format>,
 ) -> Result<Format> {
-    let driver = ImageName::from_user(path)?.driver;
-    match (format, driver) {
+    let name = ImageName::from_user(path)?;
+    if !name.windows.is_empty() {
+        return Err(Error::unsupported("the json: name means a range of a file, not a whole one")
+            .file(path)
+            .hint("copy that range into a file of its own, for example with `dd`"));
+    }
+    match (format, name.driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
+        (None, None) if name.plain_file => Ok(Format::Raw),
         (None, None) => Format::probe(file),
     }
     .map_err(|error: Error| error.file(path))

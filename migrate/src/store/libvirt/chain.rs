@@ -1,8 +1,6 @@
 //! Chains of images that can only be read as files: by their headers, layer by layer.
 
 use std::cell::RefCell;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::{Format, Open, OpenOptions, WorkingDirectory};
@@ -123,8 +121,6 @@ pub(super) fn walk(
 ) -> Result<Vec<StoreLayer>> {
     let working_directory = WorkingDirectory::Unknown;
     let options = OpenOptions { format, working_directory, ..Default::default() };
-    // A path, whatever it looks like.
-    let name = PathBuf::from(OsStr::from_bytes(&[b"file:", path.as_os_str().as_bytes()].concat()));
     // What the pool says is said as it is.
     let failed = RefCell::new(None);
     let ask = |path: &Path| {
@@ -133,7 +129,7 @@ pub(super) fn walk(
         })
     };
     let mut layers = Vec::new();
-    for found in qcow::chain::walk(Volumes(ask), &name, &options) {
+    for found in qcow::chain::walk(Volumes(ask), path, &options) {
         let found = match (found, failed.take()) {
             (Ok(found), _) => found,
             (Err(_), Some(error)) => return Err(error),
