@@ -89,6 +89,13 @@ macro_rules! commands {
                 }
             }
 
+            /// The word that calls it.
+            pub(crate) fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$type(_) => $name,)*
+                }
+            }
+
             /// Does it.
             pub(crate) fn run(self) -> Result<(), Failure> {
                 match self {

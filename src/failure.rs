@@ -10,6 +10,7 @@ use qcow::Error;
 use serde::Serialize;
 
 use crate::output::{OutputFormat, say, to_json};
+use crate::remedies;
 
 /// Refused or failed.
 const FAILED: u8 = 1;
@@ -81,11 +82,11 @@ impl Failure {
         }
     }
 
-    /// Says on standard error what happened: one line, or one JSON object.
-    pub(crate) fn report(&self, format: OutputFormat) {
+    /// Says on standard error what happened in `command`: one line, or one JSON object.
+    pub(crate) fn report(&self, format: OutputFormat, command: &str) {
         let (text, object) = match self {
             Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => {
-                (error.to_string(), ErrorObject::from(error))
+                (remedies::line(error, command), ErrorObject::of(error, command))
             }
             Self::Migration(error) => (error.to_string(), ErrorObject::from(error)),
             Self::OutputClosed | Self::Verdict(_) => return,
@@ -127,7 +128,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         }
         None => Failure::Error(in_one_line(&text)),
     };
-    failure.report(wanted_format(std::env::args_os()));
+    failure.report(wanted_format(std::env::args_os()), "");
     failure.exit_code()
 }
 
@@ -150,10 +151,9 @@ fn dash_in_front(error: &clap::Error, arguments: &[OsString]) -> Option<String> 
         long || argument.get_short().is_some_and(|short| format!("-{short}") == *option)
     };
     let argument = command.get_arguments().find(|argument| is_it(argument))?;
-    argument
-        .get_action()
-        .takes_values()
-        .then(|| format!("'{value}' is taken for an option; as the value of {option}: {option}={value}"))
+    argument.get_action().takes_values().then(|| {
+        format!("'{value}' is taken for an option; as the value of {option}: {option}={value}")
+    })
 }
 
 /// The parser's paragraphs as one error: what is wrong, and the tips as the way out.
@@ -218,10 +218,10 @@ struct ErrorObject {
     hint: Option<String>,
 }
 
-impl From<&Error> for ErrorObject {
-    fn from(error: &Error) -> Self {
+impl ErrorObject {
+    fn of(error: &Error, command: &str) -> Self {
         let place = error.place();
-        let message = match error.io_source() {
+        let message = match std::error::Error::source(error) {
             Some(source) => format!("{}: {source}", error.message()),
             None => error.message().to_owned(),
         };
@@ -234,7 +234,7 @@ impl From<&Error> for ErrorObject {
             index: place.index,
             host_offset: place.host_offset,
             guest_offset: place.guest_offset,
-            hint: error.what_next().map(str::to_owned),
+            hint: remedies::words_for(error, command),
         }
     }
 }
@@ -279,7 +279,7 @@ mod tests {
     #[test]
     fn json_errors_have_all_known_parts_and_no_others() {
         let error = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
-        let report = Report { error: ErrorObject::from(&error.hint("look elsewhere")) };
+        let report = Report { error: ErrorObject::of(&error.hint("look elsewhere"), "info") };
         let expected = serde_json::json!({"error": {
             "kind": "corrupt", "message": "found 5", "structure": "L1 table", "index": 3,
             "host-offset": 64, "hint": "look elsewhere"
@@ -292,7 +292,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let name = std::ffi::OsStr::from_bytes(b"a\xff");
         let error = Error::io("could not open", io::Error::from_raw_os_error(2)).file(name);
-        let json = serde_json::to_value(ErrorObject::from(&error)).unwrap();
+        let json = serde_json::to_value(ErrorObject::of(&error, "info")).unwrap();
         assert_eq!(json["file"], "a\u{fffd}");
         assert_eq!(json["message"], "could not open: No such file or directory (os error 2)");
     }

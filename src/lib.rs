@@ -13,6 +13,7 @@ mod options;
 mod output;
 mod picture;
 mod progress;
+mod remedies;
 pub mod sandbox;
 mod signals;
 mod size;
@@ -32,11 +33,11 @@ pub fn run(connect: Option<Connect>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
-    let format = cli.command.output_format();
+    let (format, name) = (cli.command.output_format(), cli.command.name());
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.report(format);
+            failure.report(format, name);
             failure.exit_code()
         }
     }

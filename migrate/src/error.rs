@@ -146,8 +146,8 @@ impl std::error::Error for Error {}
 impl From<qcow::Error> for Error {
     fn from(error: qcow::Error) -> Self {
         let kind = match error.kind() {
-            qcow::ErrorKind::Usage => ErrorKind::Usage,
-            qcow::ErrorKind::Denied => ErrorKind::Refused,
+            qcow::ErrorKind::Usage | qcow::ErrorKind::Exists => ErrorKind::Usage,
+            qcow::ErrorKind::Denied | qcow::ErrorKind::InUse => ErrorKind::Refused,
             qcow::ErrorKind::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::Environment,
         };

@@ -3,23 +3,42 @@
 //! Callers match on [`ErrorKind`]; people read the one line that [`Display`](std::fmt::Display)
 //! prints: the file, the structure, its index and offsets, what was wrong, and the way out.
 
+use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::Remedy;
+
 /// A result whose error is [`struct@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Who or what is to blame.
+/// Error category: who can do something about it, and whether a retry makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The operating system refused or failed; the cause is in [`std::error::Error::source`].
+    /// Causes that a caller can act on have kinds of their own: [`NotFound`](Self::NotFound),
+    /// [`Exists`](Self::Exists), [`InUse`](Self::InUse), [`NoSpace`](Self::NoSpace).
     Io,
+    /// A file, or something in it that was asked for by name, does not exist.
+    NotFound,
+    /// The destination exists already, and replacing it was not asked for.
+    Exists,
+    /// Another process uses the file: QEMU holds its image locks, or the kernel says busy. A retry
+    /// makes sense once that process has ended.
+    InUse,
+    /// No space is left on the file system, or a quota is used up.
+    NoSpace,
     /// The image breaks the format's rules.
     Corrupt,
+    /// The file is not in the format that was stated, or in none that this crate reads.
+    WrongFormat,
+    /// The guest's data is encrypted, and this crate has no key.
+    Encrypted,
     /// The image is (or may be) sound, but needs something this crate does not do.
     Unsupported,
     /// A stated limit of size, depth or count would be passed.
@@ -30,6 +49,8 @@ pub enum ErrorKind {
     Usage,
     /// The caller's cancel token was set.
     Interrupted,
+    /// An invariant of this crate does not hold: a bug here, not a fault of the image or the caller.
+    Internal,
 }
 
 impl ErrorKind {
@@ -37,12 +58,46 @@ impl ErrorKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Io => "io",
+            Self::NotFound => "not-found",
+            Self::Exists => "exists",
+            Self::InUse => "in-use",
+            Self::NoSpace => "no-space",
             Self::Corrupt => "corrupt",
+            Self::WrongFormat => "wrong-format",
+            Self::Encrypted => "encrypted",
             Self::Unsupported => "unsupported",
             Self::Limit => "limit",
             Self::Denied => "denied",
             Self::Usage => "usage",
             Self::Interrupted => "interrupted",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// What an operating system's error means to a caller, by its number.
+    fn of_io(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::NotFound,
+            io::ErrorKind::AlreadyExists => Self::Exists,
+            io::ErrorKind::ResourceBusy | io::ErrorKind::ExecutableFileBusy => Self::InUse,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io,
+        }
+    }
+
+    /// The kind that `std` has for it. Never `Interrupted`: the standard library takes that for
+    /// "try again", which is not what a caller who cancelled wants.
+    fn as_io(self) -> io::ErrorKind {
+        match self {
+            Self::NotFound => io::ErrorKind::NotFound,
+            Self::Exists => io::ErrorKind::AlreadyExists,
+            Self::InUse => io::ErrorKind::ResourceBusy,
+            Self::NoSpace => io::ErrorKind::StorageFull,
+            Self::Corrupt | Self::WrongFormat | Self::Limit => io::ErrorKind::InvalidData,
+            Self::Encrypted | Self::Unsupported => io::ErrorKind::Unsupported,
+            Self::Denied => io::ErrorKind::PermissionDenied,
+            Self::Usage => io::ErrorKind::InvalidInput,
+            Self::Io | Self::Interrupted | Self::Internal => io::ErrorKind::Other,
         }
     }
 }
@@ -91,8 +146,8 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     place: Place,
-    hint: Option<String>,
-    source: Option<std::io::Error>,
+    hint: Option<Remedy>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -137,11 +192,25 @@ impl Error {
         Self::new(ErrorKind::Interrupted, "interrupted")
     }
 
-    /// The operating system failed while doing `what`, for example `"could not open"`.
-    pub fn io(what: impl Into<String>, source: std::io::Error) -> Self {
-        let mut error = Self::new(ErrorKind::Io, what);
-        error.0.source = Some(source);
-        error
+    /// An invariant of this crate does not hold. `message` says which.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message).hint(Remedy::ReportBug)
+    }
+
+    /// The operating system failed while doing `what`, for example `"could not open"`. The kind
+    /// follows from the system's error number: [`NotFound`](ErrorKind::NotFound),
+    /// [`Exists`](ErrorKind::Exists), [`InUse`](ErrorKind::InUse),
+    /// [`NoSpace`](ErrorKind::NoSpace), or else [`Io`](ErrorKind::Io).
+    pub fn io(what: impl Into<String>, source: io::Error) -> Self {
+        Self::new(ErrorKind::of_io(&source), what).caused_by(source)
+    }
+
+    /// Keeps the cause, which [`source`](std::error::Error::source) gives back; unless one is kept
+    /// already.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source.get_or_insert_with(|| source.into());
+        self
     }
 
     /// Names the file, unless one is named already (the innermost knows best).
@@ -185,14 +254,14 @@ impl Error {
         self
     }
 
-    /// Says what to do next.
+    /// Says what to do next, unless that is said already.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.0.hint.get_or_insert_with(|| hint.into());
+    pub fn hint(mut self, remedy: impl Into<Remedy>) -> Self {
+        self.0.hint.get_or_insert_with(|| remedy.into());
         self
     }
 
-    /// Who is to blame.
+    /// The category.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -208,20 +277,38 @@ impl Error {
     }
 
     /// What to do next, if there is something to say.
-    pub fn what_next(&self) -> Option<&str> {
-        self.0.hint.as_deref()
+    pub fn what_next(&self) -> Option<&Remedy> {
+        self.0.hint.as_ref()
     }
 
-    /// The operating system's error, for [`ErrorKind::Io`].
-    pub fn io_source(&self) -> Option<&std::io::Error> {
-        self.0.source.as_ref()
+    /// The operating system's error, if one is the cause.
+    pub fn io_source(&self) -> Option<&io::Error> {
+        self.0.source.as_ref()?.downcast_ref()
+    }
+
+    /// The line that [`Display`](std::fmt::Display) prints, without what to do next: for a program
+    /// that words [`what_next`](Self::what_next) itself.
+    pub fn reason(&self) -> impl fmt::Display + '_ {
+        Reason(&self.0)
     }
 }
 
-/// One line: `FILE: STRUCTURE, entry N, at byte 0x..: MESSAGE: OS ERROR; HINT`.
+/// One line: `FILE: STRUCTURE, entry N, at byte 0x..: MESSAGE: CAUSE; REMEDY`.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { message, place, hint, source, .. } = &*self.0;
+        self.reason().fmt(f)?;
+        match self.what_next() {
+            Some(remedy) => write!(f, "; {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Reason<'a>(&'a Inner);
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { message, place, source, .. } = self.0;
         if let Some(file) = &place.file {
             write!(f, "{}: ", Printable(&file.to_string_lossy()))?;
         }
@@ -245,9 +332,6 @@ impl fmt::Display for Error {
         if let Some(source) = source {
             write!(f, ": {source}")?;
         }
-        if let Some(hint) = hint {
-            write!(f, "; {hint}")?;
-        }
         Ok(())
     }
 }
@@ -258,35 +342,27 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_ref().map(|source| source as _)
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
     }
 }
 
-/// So that an error can pass through code that knows only the operating system's. The kind is that of
-/// the system's own error if there is one; the whole error is kept inside.
+/// For code that speaks `std::io`: the kind is the operating system's where there is one, else the
+/// nearest; the whole error is kept inside ([`std::io::Error::get_ref`]). A cancelled operation is
+/// `Other`, because callers of `std` repeat what was `Interrupted`.
 ///
 /// ```
-/// let error = std::io::Error::from(qcow::Error::corrupt("a reserved bit is set"));
-/// assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
-/// let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<qcow::Error>());
-/// assert_eq!(inner.unwrap().kind(), qcow::ErrorKind::Corrupt);
+/// let missing = qcow::chain::Chain::open("no such file".as_ref(), &Default::default());
+/// let error = std::io::Error::from(missing.unwrap_err());
+/// assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+/// assert!(error.get_ref().is_some_and(|inner| inner.is::<qcow::Error>()));
 /// ```
-impl From<Error> for std::io::Error {
+impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        use std::io::ErrorKind as Io;
-        let kind = match (error.io_source().map(Self::kind), error.kind()) {
-            // Callers of `Read` take `Interrupted` for a signal, and would try again for ever.
-            (Some(Io::Interrupted), _) | (None, ErrorKind::Interrupted) => Io::Other,
-            (Some(kind), _) => kind,
-            (None, ErrorKind::Corrupt | ErrorKind::Limit) => Io::InvalidData,
-            (None, ErrorKind::Unsupported) => Io::Unsupported,
-            (None, ErrorKind::Denied) => Io::PermissionDenied,
-            (None, ErrorKind::Usage) => Io::InvalidInput,
-            _ => Io::Other,
-        };
-        Self::new(kind, error)
+        let system = error.io_source().map(io::Error::kind);
+        let kind = system.filter(|kind| *kind != io::ErrorKind::Interrupted);
+        Self::new(kind.unwrap_or_else(|| error.kind().as_io()), error)
     }
 }
 
@@ -312,5 +388,62 @@ impl fmt::Display for Printable<'_> {
                 f.write_char(c)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_the_systems_error_decides_the_kind() {
+        use nix::errno::Errno::{
+            EACCES, EBUSY, EDQUOT, EEXIST, EFBIG, EIO, ENOENT, ENOSPC, EPERM, ETXTBSY,
+        };
+        for (number, kind) in [
+            (ENOENT, ErrorKind::NotFound),
+            (EEXIST, ErrorKind::Exists),
+            (EBUSY, ErrorKind::InUse),
+            (ETXTBSY, ErrorKind::InUse),
+            (ENOSPC, ErrorKind::NoSpace),
+            (EDQUOT, ErrorKind::NoSpace),
+            (EIO, ErrorKind::Io),
+            (EACCES, ErrorKind::Io),
+            (EPERM, ErrorKind::Io),
+            (EFBIG, ErrorKind::Io),
+        ] {
+            let error = Error::io("could not", io::Error::from(number));
+            assert_eq!(error.kind(), kind, "{number}");
+            let source = StdError::source(&error).and_then(|source| source.downcast_ref());
+            let system = io::Error::from(number);
+            assert_eq!(source.and_then(io::Error::raw_os_error), system.raw_os_error());
+            assert_eq!(io::Error::from(error).kind(), system.kind());
+        }
+    }
+
+    #[test]
+    fn a_cancelled_operation_is_not_repeated_by_std() {
+        let error = io::Error::from(Error::interrupted());
+        assert_ne!(error.kind(), io::ErrorKind::Interrupted);
+        let system = Error::io("could not read", io::ErrorKind::Interrupted.into());
+        assert_ne!(io::Error::from(system).kind(), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn any_error_can_be_the_cause_and_is_in_the_line() {
+        let cause = Error::corrupt("found 5").file("base");
+        let error = Error::unsupported("the copy cannot be made").caused_by(cause);
+        assert_eq!(error.to_string(), "the copy cannot be made: base: found 5");
+        let source = StdError::source(&error).and_then(|source| source.downcast_ref::<Error>());
+        assert_eq!(source.map(Error::kind), Some(ErrorKind::Corrupt));
+    }
+
+    #[test]
+    fn the_first_remedy_stays_and_the_reason_goes_without() {
+        let error = Error::usage("no").hint(Remedy::GiveSize).hint(Remedy::Replace);
+        assert_eq!(error.what_next(), Some(&Remedy::GiveSize));
+        assert_eq!(error.reason().to_string(), "no");
+        assert_eq!(Error::internal("x").kind(), ErrorKind::Internal);
+        assert!(Error::internal("x").to_string().contains("please report"));
     }
 }

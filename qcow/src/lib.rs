@@ -64,8 +64,9 @@
 //! file's format is never guessed. Inputs are opened read-only (only a repair changes an image, and
 //! only when told to); outputs are built under a temporary name, synced, and renamed.
 //!
-//! Errors say who is to blame ([`ErrorKind`]) and where ([`Place`]), in one line that names the
-//! file, the structure and the offset.
+//! Errors have a category ([`ErrorKind`]), a place ([`Place`]: file, structure, offset), the cause
+//! ([`source`](std::error::Error::source)), and often what to do next ([`Remedy`]), as values and in
+//! one line of text.
 //!
 //! # Threads and memory
 //!
@@ -85,10 +86,12 @@ pub mod ops;
 mod error;
 mod layout;
 mod progress;
+mod remedy;
 mod sync;
 
 pub use error::{Error, ErrorKind, Place, Printable, Result};
 pub use progress::{CancelToken, Observer, Silent};
+pub use remedy::{LimitName, Remedy};
 
 /// The programs in the README compile.
 #[cfg(doctest)]

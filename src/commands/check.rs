@@ -141,7 +141,8 @@ impl Check {
 /// A format that cannot be checked has an exit code of its own; an image that needs something
 /// unknown to be opened, which the header says, is one that could not be checked.
 fn refusal(error: Error) -> Failure {
-    if error.kind() == ErrorKind::Unsupported && error.place().structure.is_none() {
+    let format = matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::WrongFormat);
+    if format && error.place().structure.is_none() {
         Failure::Coded { code: NOT_SUPPORTED, error }
     } else {
         Failure::Error(error)

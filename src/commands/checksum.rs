@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
+use crate::remedies;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
 
@@ -189,7 +190,7 @@ impl Checksum {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
                 if !self.voice.quiet {
-                    say(format_args!("reading the disk: {error}"));
+                    say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
                 }
                 Ok(None)
             }

@@ -176,8 +176,8 @@ mod tests {
         let within = options(FilePolicy::Within(vec!["/templates".into()]));
         let bound = Plan::new().chain(name, &within);
         assert!(!bound.before().anything);
-        assert!(bound.before().read.contains(&"/templates".into()));
-        assert!(bound.before().read.contains(&name.into()));
+        assert!(bound.before().read.contains(&Path::new("/templates")));
+        assert!(bound.before().read.contains(&name));
         let alone = Plan::new().chain(name, &options(FilePolicy::Deny));
         assert_eq!(alone.before().read, [name]);
     }

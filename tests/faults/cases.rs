@@ -144,6 +144,20 @@ pub(crate) const REPAIRS: [Case; 3] = [
     repairing("check -r all, refcounts anew", "check --threads 1 -r all image", "uncounted"),
 ];
 
+/// Writes into a file that exists, of which a part stays.
+pub(crate) const OVERWRITER: Case = Case {
+    old: Some(&[0xa5; 300 << 10]),
+    ..making("flatten -n", "flatten --threads 1 -n -O raw SRC/top new")
+};
+
+/// The case of this name.
+pub(crate) fn by_name(name: &str) -> &'static Case {
+    static OTHERS: [Case; 1] = [OVERWRITER];
+    static CASES: [&[Case]; 5] = [&MAKERS, &READERS, &REPAIRS, &SHARERS, &OTHERS];
+    let mut cases = CASES.iter().copied().flatten();
+    cases.find(|case| case.name == name).unwrap_or_else(|| panic!("no case '{name}'"))
+}
+
 /// A repair of many sectors, for where it need not be run too often.
 pub(crate) const SCATTERED: Case =
     repairing("check -r all, scattered", "check --threads 1 -r all image", "scattered");

@@ -36,7 +36,7 @@ pub(crate) fn fates(call: &Call) -> Vec<Fate> {
         "poll" => &[EINTR],
         // Locks, several for each file.
         "fcntl" if !call.nth.is_multiple_of(4) => &[],
-        "fcntl" => &[ENOLCK],
+        "fcntl" => &[ENOLCK, EAGAIN],
         "mmap" | "mremap" => &[ENOMEM],
         // Its failure is told in another way than by an error.
         "brk" => &[],
@@ -137,13 +137,26 @@ fn judge(
     if case.changes.is_some() {
         return repairs::at_worst_leaks(place, case, &room.0.join("image"));
     }
-    // What is printed comes after what is done; and what was replaced cannot be brought back when its
-    // directory cannot be synced.
-    let too_late = printing(1) || is_room(&call.path) && !golden.before.is_empty();
+    // What is whole and cannot have its name is kept under its temporary one.
+    if is_kept(&run.stderr, &after, golden) {
+        return Ok(());
+    }
+    // What is printed comes after what is done; and what has its name keeps it when its directory cannot
+    // be synced.
+    let too_late = printing(1) || is_room(&call.path);
     if after != golden.before && !(too_late && after == golden.after) {
         return wrong("left something else than was there before");
     }
     Ok(())
+}
+
+/// Whether the error says what is kept, and only that, whole, is there besides what was, or will be.
+pub(crate) fn is_kept(stderr: &str, after: &[(String, Vec<u8>)], golden: &Golden) -> bool {
+    let known = |file: &(String, Vec<u8>)| match file.0.ends_with(".tmp") {
+        true => stderr.contains(&file.0) && golden.after.iter().any(|whole| whole.1 == file.1),
+        false => golden.before.contains(file) || golden.after.contains(file),
+    };
+    stderr.contains("the finished file is kept as") && after.iter().all(known)
 }
 
 /// What comes after a call of this run.

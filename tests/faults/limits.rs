@@ -16,7 +16,7 @@ use super::cases::{Case, MAKERS, READERS, REPAIRS, WHILE_CHANGED};
 use super::place::{Golden, Place, Room, is_one_error, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
-use crate::common::binary;
+use common::binary;
 
 /// Asserts that a run did its work, or refused in one line and left all as it was.
 fn all_or_nothing(

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use super::cases::Case;
 use super::tracer::{Call, Disturbance, Traced, World, run};
-use crate::common::binary;
+use common::binary;
 
 /// The sources, and room for the runs.
 pub(crate) struct Place {

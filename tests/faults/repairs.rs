@@ -8,7 +8,7 @@ use fixtures::{Scratch, args, qemu};
 
 use super::cases::Case;
 use super::place::Place;
-use crate::common::qcowtool;
+use common::qcowtool;
 
 /// Asks qemu-img whether the image has nothing worse than it had and leaks, whether it reads as before, and
 /// us whether another repair makes it clean.

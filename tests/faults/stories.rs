@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::cases::{Case, case};
 use super::place::{Place, Room};
 use super::tracer::{Call, Disturbance, Fate, Traced, World, run};
-use crate::common::binary;
+use common::binary;
 
 const IMAGES: &str = "var/lib/libvirt/images";
 const UUID: &str = "3b9a37ba-8e1c-4a3f-9c0e-8c1a52a6d6a1";

@@ -39,7 +39,7 @@ use Subject::{At, Fd, Memory, Name};
 const REMOTE: i64 = 0x6969;
 
 /// What is looked at, by number: name, and what it is about.
-const CALLS: [(c_long, &str, Subject); 50] = [
+const CALLS: [(c_long, &str, Subject); 55] = [
     (libc::SYS_read, "read", Fd(0)),
     (libc::SYS_write, "write", Fd(0)),
     (libc::SYS_readv, "readv", Fd(0)),
@@ -73,6 +73,11 @@ const CALLS: [(c_long, &str, Subject); 50] = [
     (libc::SYS_ftruncate, "ftruncate", Fd(0)),
     (libc::SYS_fallocate, "fallocate", Fd(0)),
     (libc::SYS_fchmod, "fchmod", Fd(0)),
+    (libc::SYS_fchown, "fchown", Fd(0)),
+    (libc::SYS_flistxattr, "flistxattr", Fd(0)),
+    (libc::SYS_fgetxattr, "fgetxattr", Fd(0)),
+    (libc::SYS_fsetxattr, "fsetxattr", Fd(0)),
+    (libc::SYS_fremovexattr, "fremovexattr", Fd(0)),
     (libc::SYS_flock, "flock", Fd(0)),
     (libc::SYS_fsync, "fsync", Fd(0)),
     (libc::SYS_fdatasync, "fdatasync", Fd(0)),
@@ -160,6 +165,43 @@ pub(crate) enum Disturbance {
     GoneFrom(&'static str, usize),
     /// Killed at the call with this number of all, whatever it is.
     KilledAtAny(usize),
+    /// Each call that one of these is about fails, as on a file system that cannot do it.
+    Cannot(&'static [Refusal]),
+}
+
+/// Calls that fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) name: &'static str,
+    pub(crate) on: On,
+    pub(crate) errno: Errno,
+}
+
+/// Which calls of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    All,
+    /// Those on a directory.
+    Directories,
+    /// Those on the file of this name.
+    File(&'static str),
+    /// Those whose argument with this index is this number.
+    Argument(usize, u64),
+    /// Those whose argument with this index has these bits.
+    Bits(usize, u64),
+}
+
+impl Refusal {
+    fn is_about(&self, call: &Call) -> bool {
+        self.name == call.name
+            && match self.on {
+                On::All => true,
+                On::Directories => call.path.is_dir(),
+                On::File(name) => call.path.file_name().is_some_and(|file| file == name),
+                On::Argument(index, value) => call.arguments[index] == value,
+                On::Bits(index, bits) => call.arguments[index] & bits == bits,
+            }
+    }
 }
 
 /// Where a run takes place.
@@ -330,6 +372,10 @@ impl Tracer<'_> {
                     self.gone
                 })
                 .map(|_| Fate::Fails(Errno::EIO)),
+            Disturbance::Cannot(refusals) => number
+                .and_then(|number| self.calls.get(number))
+                .and_then(|call| refusals.iter().find(|refusal| refusal.is_about(call)))
+                .map(|refusal| Fate::Fails(refusal.errno)),
             Disturbance::KilledAtAny(at) if self.all == at && at > 0 => Some(Fate::Killed),
             _ => None,
         };

@@ -63,7 +63,7 @@ pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) ->
     };
     target::check(copy, &expected).map_err(|error| {
         let path = image.path.display();
-        if error.kind() == qcow::ErrorKind::Io {
+        if error.io_source().is_some() {
             return Error::environment(format!("{path}: what was read back: {error}"));
         }
         Error::new(ErrorKind::Unverified, format!("{path}: {}", error.message()))

@@ -66,7 +66,7 @@ fn is_gone(path: &Path) -> bool {
 
 /// An image that a process uses belongs to a guest that runs.
 pub(super) fn in_use(error: qcow::Error) -> Error {
-    if error.kind() == qcow::ErrorKind::Denied {
+    if error.kind() == qcow::ErrorKind::InUse {
         return Error::refused(error.message()).hint(
             "if a guest runs on it, its process holds what was deleted: give its name, or --pid",
         );

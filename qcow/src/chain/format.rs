@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::io::{Storage, read_padded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// The image formats that this crate reads and writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -71,9 +71,8 @@ const MAGICS: &[(usize, &[u8], &str)] = &[
 ];
 
 fn other(name: &str) -> Error {
-    Error::unsupported(format!("this is a {name} image; qcowtool reads qcow2 and raw")).hint(
-        "convert it with `qemu-img convert`, or give `-f raw` if these are a disk's own bytes",
-    )
+    let message = format!("this is a {name} image; only qcow2 and raw are supported");
+    Error::new(ErrorKind::WrongFormat, message).hint(Remedy::Convert)
 }
 
 impl fmt::Display for Format {

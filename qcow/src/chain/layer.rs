@@ -9,7 +9,7 @@ use super::{Format, LayerFound};
 use crate::format::{Autoclear, CryptMethod, HostOffset};
 use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
 use crate::io::{FileStorage, Storage};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// One image of a chain, open and read-only.
 #[derive(Debug)]
@@ -306,6 +306,6 @@ fn refuse_encryption(image: &Image) -> Result<()> {
         CryptMethod::Aes => "AES",
         CryptMethod::Luks => "LUKS",
     };
-    Err(Error::unsupported(format!("the image is encrypted ({how}), and qcowtool has no keys"))
-        .hint("decrypt it with `qemu-img convert --object secret,...`; `qcowtool info` shows what it is"))
+    let message = format!("the image is encrypted ({how}), and there is no key");
+    Err(Error::new(ErrorKind::Encrypted, message).hint(Remedy::Decrypt))
 }

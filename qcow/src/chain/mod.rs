@@ -281,7 +281,7 @@ pub(crate) fn probe_format(
     if !name.windows.is_empty() {
         return Err(Error::unsupported("the json: name means a range of a file, not a whole one")
             .file(path)
-            .hint("copy that range into a file of its own, for example with `dd`"));
+            .hint("copy that range into a file of its own"));
     }
     match (format, name.driver) {
         (Some(format), _) => Ok(format),

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::json::{self, Members};
-use crate::{Error, Printable, Result};
+use crate::{Error, Printable, Remedy, Result};
 
 /// A name, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl ImageName {
                      process that opens the image is not known",
                     Printable(&self.path.to_string_lossy())
                 ))
-                .hint("write an absolute name, or a plain relative one, with `qemu-img rebase -u`"));
+                .hint("record an absolute name in the image, or a plain relative one"));
             }
         };
         Ok(from.map_or_else(|| self.path.clone(), |directory| directory.join(&self.path)))
@@ -186,10 +186,7 @@ pub(super) fn network(protocol: &str) -> Error {
         "the image is reached through the protocol '{}'; only local files and block devices are",
         Printable(protocol)
     ))
-    .hint(
-        "copy it to a local file first, for example with `qemu-img convert`; a local file of such a \
-         name is written with its directory, as ./NAME",
-    )
+    .hint(Remedy::CopyToLocalFile)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Format, Layer};
 use crate::image::Image;
 use crate::io::FileStorage;
-use crate::{Error, Result};
+use crate::{Error, LimitName, Remedy, Result};
 
 /// The deepest chain that can be opened, the active layer included.
 pub const MAX_DEPTH: usize = 200;
@@ -45,7 +45,7 @@ impl FilePolicy {
         let (root, inside) = roots.iter().find_map(below).ok_or_else(|| {
             Error::denied("it lives outside the allowed directories")
                 .file(path)
-                .hint("allow its directory with --allow-dir")
+                .hint(Remedy::AllowDirectory)
         })?;
         // No link is left in this name: one that appears now ends in an error, not somewhere else.
         FileStorage::open_beneath(&root, &inside).map_err(|error| error.file(path))
@@ -73,7 +73,7 @@ impl Policy {
             return Ok(());
         }
         Err(Error::denied("the format of an image that is not trusted must be stated")
-            .hint("state what it is said to be: -f qcow2 or -f raw"))
+            .hint(Remedy::StateFormat))
     }
 
     /// Opens the active layer.
@@ -91,7 +91,7 @@ impl Policy {
             return Ok(());
         }
         Err(Error::denied(format!("it is said to be {format}, and its first bytes are QCOW2's"))
-            .hint("whoever guesses formats would read it as QCOW2: do not hand it on"))
+            .hint("a program that guesses formats would read it as QCOW2: do not pass it on"))
     }
 
     /// Checks the files that the active layer names.
@@ -102,7 +102,7 @@ impl Policy {
                 "it names a {what}, which an image that is not trusted may not"
             ))
             .structure("header")
-            .hint("let it use the files below one directory with --allow-dir"))
+            .hint(Remedy::AllowDirectory))
         };
         if self.strict && self.backing == FilePolicy::Deny && area.backing_name.is_some() {
             return refused("backing file");
@@ -163,7 +163,7 @@ impl Limits {
         }
         let most = self.max_virtual_size;
         Err(Error::limit(format!("the virtual size is {virtual_size} bytes, allowed are {most}"))
-            .hint("allow more with --max-virtual-size"))
+            .hint(Remedy::RaiseLimit(LimitName::VirtualSize)))
     }
 
     /// Checks what the layer's header claims.
@@ -178,7 +178,7 @@ impl Limits {
 
     fn too_much(&self, claimed: u64) -> Error {
         Error::limit(format!("it has {claimed} bytes of tables, allowed are {}", self.max_metadata))
-            .hint("allow more with --max-metadata")
+            .hint(Remedy::RaiseLimit(LimitName::Metadata))
     }
 
     /// Checks, before data is read, that no cluster is used twice.

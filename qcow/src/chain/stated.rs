@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Format;
 use super::name::ImageName;
 use crate::io::Storage;
-use crate::{Error, Printable, Result};
+use crate::{Error, Printable, Remedy, Result};
 
 /// Formats of backing files that no header records. A recorded format is never overruled.
 ///
@@ -122,11 +122,7 @@ impl<'a> Statements<'a> {
                 shown(&name.path)
             ))
             .structure("backing format")
-            .hint(format!(
-                "state it for each: {} {}",
-                option(first),
-                option(&name.path)
-            ))),
+            .hint(Remedy::StateBackingFormat(vec![shown(first), shown(&name.path)]))),
         }
     }
 
@@ -178,19 +174,7 @@ impl<'a> Statements<'a> {
             Error::denied(format!("it is stated to be raw, but by its first bytes {found}"))
                 .structure("backing format");
         let file = path.file_name().map_or(path, Path::new);
-        Err(if found.contains("qcow2 image") && !found.contains(';') {
-            error.hint(format!(
-                "state {}; if the disk itself begins with these bytes: {} --raw-despite-magic",
-                quoted(file, Format::Qcow2),
-                quoted(file, Format::Raw)
-            ))
-        } else {
-            error.hint(format!(
-                "convert it with `qemu-img convert`; if the disk itself begins with these bytes: {} \
-                 --raw-despite-magic",
-                quoted(file, Format::Raw)
-            ))
-        })
+        Err(error.hint(Remedy::InsistOnRaw(shown(file))))
     }
 
     /// Refuses what was stated of a layer that the whole chain does not have.
@@ -201,7 +185,7 @@ impl<'a> Statements<'a> {
                 "'{}' is stated to be {format}, and no backing file of the chain has that name",
                 shown(name)
             ))
-            .hint("`qcowtool info --backing-chain` lists them; leave it out if it is not needed"))
+            .hint("name a backing file of the chain, or leave it out"))
         })
     }
 }
@@ -212,20 +196,11 @@ fn unrecorded(name: &Path) -> Error {
         shown(name)
     ))
     .structure("backing format")
-    .hint(format!("state it with {}, or =raw", quoted(name, Format::Qcow2)))
+    .hint(Remedy::StateBackingFormat(vec![shown(name)]))
 }
 
 fn shown(path: &Path) -> String {
     Printable(&path.to_string_lossy()).to_string()
-}
-
-/// The option for the command line that states a format of `name`, with a place for it.
-fn option(name: &Path) -> String {
-    format!("--backing-format '{}=FMT'", shown(name))
-}
-
-fn quoted(name: &Path, format: Format) -> String {
-    format!("--backing-format '{}={format}'", shown(name))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::{FilePolicy, Format, FormatSource, MAX_DEPTH, OpenOptions, Warning};
 use crate::format::HeaderArea;
 use crate::image::read_area;
 use crate::io::{Access, FileStorage, Identity, Storage};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, LimitName, Remedy, Result};
 
 /// Opens the files of a chain: below a root, through descriptors, from a storage pool.
 pub trait Open {
@@ -88,9 +88,7 @@ impl Open for Files<'_> {
                 Format::Qcow2 => Access::WRITE | Access::RESIZE,
                 Format::Raw => Access::empty(),
             };
-            file.lock(Access::READ, forbids).map_err(|error| {
-                error.hint("stop the guest, or give -U to read it all the same")
-            })?;
+            file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))?;
         }
         if depth == 0 { self.options.policy.check_format(file, format) } else { Ok(()) }
     }
@@ -274,8 +272,12 @@ impl<O: Open> Walk<'_, O> {
         let depth = self.depth;
         let most = self.options.limits.max_depth.clamp(1, MAX_DEPTH);
         if depth >= most {
+            let remedy = match most {
+                MAX_DEPTH => Remedy::FlattenLower,
+                _ => Remedy::RaiseLimit(LimitName::Depth),
+            };
             return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
-                .hint("flatten a lower part of the chain first"));
+                .hint(remedy));
         }
         let path = std::mem::take(&mut next.path);
         let opened = self.opener.open(&path, depth);
@@ -300,7 +302,7 @@ impl<O: Open> Walk<'_, O> {
                 return Err(Error::unsupported(
                     "the json: name means a qcow2 image in a range of a file, which is not supported",
                 )
-                .hint("copy that range into a file of its own, for example with `dd`"));
+                .hint("copy that range into a file of its own"));
             }
             Format::Qcow2 => Some(read_area(&file)?),
         };
@@ -436,13 +438,8 @@ fn name_shown(name: &[u8]) -> PathBuf {
 }
 
 fn missing_base(error: Error, depth: usize) -> Error {
-    let missing = error.kind() == ErrorKind::Io
-        && error.io_source().is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
-    if missing && depth > 0 {
-        error.structure("backing file").hint(
-            "bring the file back under this name; map, measure, checksum, flatten and compare read \
-             what is above it with --alone",
-        )
+    if error.kind() == ErrorKind::NotFound && depth > 0 {
+        error.structure("backing file").hint(Remedy::RestoreBacking)
     } else {
         error
     }
@@ -520,8 +517,7 @@ mod tests {
 
     #[test]
     fn a_chain_that_comes_back_ends_also_without_identities() {
-        let pool =
-            pool(&[("a", overlay("b", Format::Qcow2)), ("b", overlay("a", Format::Qcow2))]);
+        let pool = pool(&[("a", overlay("b", Format::Qcow2)), ("b", overlay("a", Format::Qcow2))]);
         let options = OpenOptions { backing_formats: BackingFormats::new(), ..Default::default() };
         let last = walk(&pool, Path::new("a"), &options).last().unwrap().unwrap_err();
         assert!(last.error.message().contains("comes back"), "{}", last.error);

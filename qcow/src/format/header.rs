@@ -9,7 +9,7 @@ use super::{
     Autoclear, Compatible, CompressionType, CryptMethod, Geometry, HostOffset, Incompatible,
     MAX_FILE_BYTES, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, RefcountWidth, Version,
 };
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Length of the header of a new version 3 image.
 const V3_LENGTH: u32 = 112;
@@ -114,8 +114,9 @@ impl Header {
     /// enough to know how long the first cluster is.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) if this is no QCOW2 image or its cluster size is out
-    /// of range, [`Unsupported`](crate::ErrorKind::Unsupported) for versions other than 2 and 3.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat) if this is no QCOW2 image,
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if its cluster size is out of range,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for versions other than 2 and 3.
     pub fn peek(prefix: &[u8]) -> Result<(Version, u32)> {
         parse_version(prefix)
     }
@@ -175,7 +176,7 @@ impl Header {
                 56,
                 "the refcount table has 0 clusters, expected at least 1".into(),
             )
-            .hint("rebuild the refcounts with a repair tool before opening the image"));
+            .hint(Remedy::Repair));
         }
         self.check_table(&Table {
             name: "refcount table",

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::bytes::Reader;
 use super::{Autoclear, Compatible, CompressionType, Geometry, Incompatible, Version};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 pub(super) const STRUCTURE: &str = "header";
 /// "QFI" and 0xfb.
@@ -139,17 +139,16 @@ impl Preamble {
 pub(super) fn parse_version(prefix: &[u8]) -> Result<(Version, u32)> {
     let mut fields = Reader::new(prefix, 0, STRUCTURE);
     let magic = fields.u32().map_err(|_| {
-        Error::corrupt(format!(
-            "not a QCOW2 image: found {} bytes, expected a header of at least {V2_LENGTH}",
-            prefix.len()
-        ))
-        .structure(STRUCTURE)
+        let len = prefix.len();
+        let message = format!(
+            "not a QCOW2 image: found {len} bytes, expected a header of at least {V2_LENGTH}"
+        );
+        Error::new(ErrorKind::WrongFormat, message).structure(STRUCTURE)
     })?;
     if magic != MAGIC {
-        return Err(corrupt(
-            0,
-            format!("not a QCOW2 image: found magic {magic:#010x}, expected {MAGIC:#010x}"),
-        ));
+        let message =
+            format!("not a QCOW2 image: found magic {magic:#010x}, expected {MAGIC:#010x}");
+        return Err(at(0, Error::new(ErrorKind::WrongFormat, message)));
     }
     let version = Version::parse(fields.u32()?).map_err(|error| at(4, error))?;
     fields.take(12)?;

@@ -110,7 +110,7 @@ impl RefcountWidth {
             ))
             .structure("refcount block")
             .index(index)
-            .hint("convert the image to wider refcounts"));
+            .hint("copy the image to one with wider refcounts"));
         }
         let (range, shift) = self.locate(index);
         let old = self.get(block, index)? << shift;

@@ -15,7 +15,7 @@ use crate::format::{
     Snapshot,
 };
 use crate::io::{Storage, read_padded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
@@ -54,14 +54,14 @@ impl Image {
     /// Nothing else is opened: neither backing nor data file.
     ///
     /// # Errors
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`Unsupported`](crate::ErrorKind::Unsupported),
-    /// naming the structure and the offset.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    /// [`Unsupported`](crate::ErrorKind::Unsupported), naming the structure and the offset.
     ///
     /// ```
     /// use std::sync::Arc;
     /// use qcow::{image::Image, io::MemoryStorage};
     /// let error = Image::open(Arc::new(MemoryStorage::new(vec![0; 512]))).unwrap_err();
-    /// assert_eq!(error.kind(), qcow::ErrorKind::Corrupt);
+    /// assert_eq!(error.kind(), qcow::ErrorKind::WrongFormat);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         let area = read_area(&*storage)?;
@@ -90,7 +90,7 @@ impl Image {
     /// The virtual size stays the current one, as in QEMU (traps 84, 87).
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if there is no such snapshot.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot.
     pub fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
         let snapshot = self.find_snapshot(id_or_name)?;
         snapshot.check_l1(self.geometry())?;
@@ -102,17 +102,15 @@ impl Image {
     /// The internal snapshot with this id, or else this name.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if there is none.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none.
     pub fn find_snapshot(&self, id_or_name: &str) -> Result<&Snapshot> {
         let wanted = id_or_name.as_bytes();
         let by_id = self.snapshots.iter().find(|snapshot| snapshot.id == wanted);
         by_id.or_else(|| self.snapshots.iter().find(|snapshot| snapshot.name == wanted)).ok_or_else(
             || {
-                Error::usage(format!(
-                    "no internal snapshot has the id or name '{}'",
-                    crate::Printable(id_or_name)
-                ))
-                .hint("`qcowtool info` lists the snapshots")
+                let name = crate::Printable(id_or_name);
+                let message = format!("no internal snapshot has the id or name '{name}'");
+                Error::new(ErrorKind::NotFound, message).hint(Remedy::ListSnapshots)
             },
         )
     }

@@ -3,7 +3,7 @@
 
 use crate::format::{Header, HostOffset, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot};
 use crate::io::{Storage, read_padded};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Length of the fixed part of an entry.
 const FIXED: usize = 40;
@@ -70,7 +70,5 @@ fn padding(fixed: &[u8; FIXED], names: usize) -> u64 {
 }
 
 fn damaged(message: String) -> Error {
-    Error::corrupt(message)
-        .structure("snapshot table")
-        .hint("`qemu-img check -r all` drops snapshots that cannot be read")
+    Error::corrupt(message).structure("snapshot table").hint(Remedy::DropSnapshots)
 }

@@ -6,7 +6,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::{Image, Run, RunKind, TableWindow, Tables};
 use crate::format::{HostOffset, L1Entry};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// L1 entries are looked at in pieces of so many.
 const PIECE: u64 = 8192;
@@ -154,7 +154,6 @@ impl<'a> Used<'a> {
 }
 
 fn unbounded(message: String) -> Error {
-    Error::limit(message).hint(
-        "an image that is not trusted must use each cluster once; `qcowtool check` tells more",
-    )
+    Error::limit(format!("{message}; an untrusted image must use each cluster once"))
+        .hint(Remedy::Check)
 }

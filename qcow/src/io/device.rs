@@ -10,7 +10,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{Access, FileStorage, Identity, OpenedAs, Storage};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Zeros are written in pieces of this many bytes.
 const PIECE: usize = 2 << 20;
@@ -36,7 +36,7 @@ impl Existing {
     pub(super) fn device(path: &Path, blank: bool) -> Result<Self> {
         let status = std::fs::metadata(path).map_err(|error| Error::io("could not open", error))?;
         if !status.file_type().is_block_device() {
-            return Err(Error::usage("not a block device").hint("leave out --device"));
+            return Err(Error::usage("not a block device").hint(Remedy::NotDevice));
         }
         Self::open(path, OFlags::EXCL, blank)
     }
@@ -44,10 +44,8 @@ impl Existing {
     /// As [`device`](Self::device), or opens a regular file, which QEMU's locks and those of other
     /// programs protect.
     pub(super) fn file_or_device(path: &Path, blank: bool) -> Result<Self> {
-        let failed = |error| {
-            Error::io("could not open the existing file", error)
-                .hint("leave out -n to make a new file")
-        };
+        let failed =
+            |error| Error::io("could not open the existing file", error).hint(Remedy::NewFile);
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
         match () {
             () if kind.is_block_device() => Self::open(path, OFlags::EXCL, blank),
@@ -65,8 +63,8 @@ impl Existing {
             .open(path)
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::ResourceBusy => {
-                    Error::denied("the device is in use: mounted, or held by another program")
-                        .hint("unmount it or stop who uses it, then try again")
+                    Error::io("the device is mounted, or another process has it open", error)
+                        .hint("unmount it, or stop the process that uses it, then try again")
                 }
                 _ => Error::io("could not open for writing", error),
             })?;
@@ -76,7 +74,7 @@ impl Existing {
         let storage = FileStorage::from_file(twin)?;
         storage
             .lock(Access::READ | changes, changes)
-            .map_err(|error| error.hint("stop the process that uses it, then try again"))?;
+            .map_err(|error| error.hint(Remedy::StopUser))?;
         let (kind, identity, len) = (storage.kind(), storage.identity(), storage.len());
         Ok(Self { file, kind, identity, len, blank, touched: AtomicBool::new(false) })
     }

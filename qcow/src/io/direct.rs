@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::fs::OFlags;
 
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Addresses, offsets and lengths that are multiples of this suit every disk.
 const ALIGNMENT: usize = 4096;
@@ -23,7 +23,7 @@ pub(super) fn reopened(file: &File, write: bool) -> Result<File> {
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidInput => {
-                Error::unsupported("the file system has no direct I/O").hint("leave out --direct")
+                Error::unsupported("the file system has no direct I/O").hint(Remedy::BufferedIo)
             }
             _ => Error::io("could not open for direct I/O", error),
         })

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{Access, Storage, direct, lock};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// What kind of thing a [`FileStorage`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +211,7 @@ impl FileStorage {
     /// may do, by QEMU's image locks. It holds until the file is closed.
     ///
     /// # Errors
-    /// [`Denied`](crate::ErrorKind::Denied) if somebody else does or forbids just that.
+    /// [`InUse`](crate::ErrorKind::InUse) if another process does or forbids just that.
     pub fn lock(&self, does: Access, forbids: Access) -> Result<()> {
         lock::announce(&self.file, does, forbids)
     }
@@ -233,7 +233,7 @@ impl FileStorage {
                 "the file changed while it was being read",
                 std::io::Error::other("what was read may be neither the old nor the new state"),
             )
-            .hint("make sure that nothing uses the image, then try again"));
+            .hint(Remedy::StopChanges));
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::{Access, FileStorage};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// A storage that can be written to. Kept apart from [`Storage`](super::Storage), so that what
 /// only reads cannot write.
@@ -40,7 +40,7 @@ impl InPlace for File {
 ///
 /// # Errors
 /// [`Io`](crate::ErrorKind::Io) if it cannot be opened for writing,
-/// [`Denied`](crate::ErrorKind::Denied) if somebody uses it.
+/// [`InUse`](crate::ErrorKind::InUse) if another process uses it.
 pub(crate) fn open_in_place(path: &Path) -> Result<(File, FileStorage)> {
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
     let file = File::options()
@@ -53,9 +53,7 @@ pub(crate) fn open_in_place(path: &Path) -> Result<(File, FileStorage)> {
     let reader = file.try_clone().map_err(|error| Error::io("could not open twice", error))?;
     let storage = FileStorage::from_file(reader)?;
     let changes = Access::WRITE | Access::RESIZE;
-    storage
-        .lock(Access::READ | changes, changes)
-        .map_err(|error| error.hint("stop whoever uses the image, then try again"))?;
+    storage.lock(Access::READ | changes, changes).map_err(|error| error.hint(Remedy::StopUser))?;
     Ok((file, storage))
 }
 

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use crate::{Error, Printable, Result};
+use crate::{Error, ErrorKind, Printable, Result};
 
 const DOES: i64 = 100;
 const FORBIDS: i64 = 200;
@@ -41,7 +41,7 @@ bitflags! {
 /// long as the file is open. File systems without locks are taken as they are, as QEMU does.
 ///
 /// # Errors
-/// [`Denied`](crate::ErrorKind::Denied) if another process does what is forbidden here, forbids
+/// [`InUse`](crate::ErrorKind::InUse) if another process does what is forbidden here, forbids
 /// what is done here, or holds an exclusive lock; [`Io`](crate::ErrorKind::Io) if the system
 /// cannot say.
 pub(super) fn announce(file: &File, does: Access, forbids: Access) -> Result<()> {
@@ -108,7 +108,7 @@ fn no_locks(error: Errno) -> bool {
 
 fn in_use(what: &str, holder: Option<&Holder>) -> Error {
     let by = holder.map_or_else(String::new, Holder::by);
-    Error::denied(format!("the image is in use: {what}{by} (a running guest?)"))
+    Error::new(ErrorKind::InUse, format!("the image is in use: {what}{by} (a running guest?)"))
 }
 
 fn failed(error: Errno) -> Error {
@@ -202,7 +202,6 @@ fn range(byte: i64, kind: i32) -> libc::flock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn readers_share_and_a_writer_excludes_them() {
@@ -213,7 +212,7 @@ mod tests {
         announce(&one, Access::READ, changes).unwrap();
         announce(&two, Access::READ, changes).unwrap();
         let error = announce(&three, Access::READ | changes, changes).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert_eq!(error.kind(), ErrorKind::InUse);
         drop((one, two));
         drop(three);
         let writer = open();
@@ -247,7 +246,7 @@ mod tests {
                 (Access::all(), Access::WRITE | Access::RESIZE),
             ] {
                 let error = announce(&open(), does, forbids).unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Denied);
+                assert_eq!(error.kind(), ErrorKind::InUse);
                 let text = error.to_string();
                 assert!(text.contains("in use") && text.contains(named), "{text}");
                 assert!(text.contains("an exclusive lock"), "{text}");

@@ -14,7 +14,7 @@ mod replaced;
 
 use std::fmt;
 
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 pub(crate) use buffer::Buffer;
 pub(crate) use clone::{FileSystem, clone_range, copy_range};
@@ -81,7 +81,7 @@ pub fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) -> Result
                     std::io::ErrorKind::UnexpectedEof.into(),
                 )
                 .host_offset(at)
-                .hint("make sure that nothing else changes the image, then try again"));
+                .hint(Remedy::StopChanges));
             }
             Ok(read) => {
                 wanted = wanted.split_at_mut(read).1;

@@ -20,7 +20,7 @@ use super::device::Existing;
 use super::names::{is_mount_point, rename_to_free_name, sync_directory};
 use super::replaced::{Replace, Replaced};
 use super::{Identity, OpenedAs, direct};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// A file being built (mode 0600 unless it replaces another one, whose rights it takes over), or a
 /// block device or file being overwritten.
@@ -51,9 +51,9 @@ impl OutputFile {
     /// the new one.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if `target` exists and must not be replaced, or if it is
-    /// something that cannot be, such as a mount point; [`Denied`](crate::ErrorKind::Denied) if a
-    /// process uses it; [`Io`](crate::ErrorKind::Io) if its directory cannot be written, or if what
+    /// [`Exists`](crate::ErrorKind::Exists) if `target` exists and must not be replaced,
+    /// [`Usage`](crate::ErrorKind::Usage) if it is something that cannot be, such as a mount point;
+    /// [`InUse`](crate::ErrorKind::InUse) if a process uses it; [`Io`](crate::ErrorKind::Io) if its directory cannot be written, or if what
     /// is there cannot be looked at.
     pub fn create(target: &Path, replace: Replace) -> Result<Self> {
         let (directory, name) = split(target)?;
@@ -74,7 +74,7 @@ impl OutputFile {
                 let existing =
                     replaced.is_some() && error.kind() != std::io::ErrorKind::StorageFull;
                 let error = Error::io("could not create it", error.kind().into()).file(target);
-                if existing { error.hint(WRITE_INTO) } else { error }
+                if existing { error.hint(Remedy::WriteInto) } else { error }
             })?;
         if let Some(replaced) = &mut replaced {
             replaced.hand_over(temporary.as_file()).map_err(|error| error.file(target))?;
@@ -89,7 +89,7 @@ impl OutputFile {
     /// [`publish`](Self::publish) it holds neither what it held nor the new image.
     ///
     /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if it is no block device, [`Denied`](crate::ErrorKind::Denied)
+    /// [`Usage`](crate::ErrorKind::Usage) if it is no block device, [`InUse`](crate::ErrorKind::InUse)
     /// if it is in use, [`Io`](crate::ErrorKind::Io).
     pub(crate) fn device(target: &Path, blank: bool) -> Result<Self> {
         let device = Existing::device(target, blank).map_err(|error| error.file(target))?;
@@ -256,7 +256,8 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub(crate) fn sync(&self) -> Result<()> {
-        self.file().sync_all().map_err(|error| self.failed("could not sync", error))
+        let failed = |error| self.abandoned(self.failed("could not sync", error));
+        self.file().sync_all().map_err(failed)
     }
 
     /// Gives the file, which has been synced, its name, and syncs the directory.
@@ -327,16 +328,15 @@ impl OutputFile {
 
     /// What went wrong with the file, and what helps if there is no space.
     pub(crate) fn failed(&self, what: &str, error: std::io::Error) -> Error {
-        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let hint = match error.kind() {
-            StorageFull | QuotaExceeded => "free some space or choose another directory",
-            FileTooLarge => {
-                "the file system, or the limit for this process (ulimit -f), allows less"
-            }
-            _ => "",
-        };
+        let too_large = error.kind() == std::io::ErrorKind::FileTooLarge;
         let error = Error::io(what, error).file(&self.target);
-        if hint.is_empty() { error } else { error.hint(hint) }
+        match error.kind() {
+            ErrorKind::NoSpace => error.hint(Remedy::FreeSpace),
+            _ if too_large => error.hint(
+                "the file system, or this process's limit for the size of files, allows less",
+            ),
+            _ => error,
+        }
     }
 }
 
@@ -358,9 +358,6 @@ fn too_small(needed: u64, existing: &Existing) -> Error {
         .hint(format!("choose a larger {noun}"))
 }
 
-/// The other way, where a file cannot be replaced.
-const WRITE_INTO: &str = "`flatten -n -O raw` writes into it";
-
 /// What is at `target` and will be replaced, if anything is there.
 fn replaced(target: &Path, replace: Replace) -> Result<Option<Replaced>> {
     let status = match target.symlink_metadata() {
@@ -369,11 +366,14 @@ fn replaced(target: &Path, replace: Replace) -> Result<Option<Replaced>> {
         Err(error) => return Err(Error::io("could not look at what is there", error)),
     };
     if status.file_type().is_block_device() {
-        return Err(Error::usage("a block device, which cannot be replaced")
-            .hint("`flatten --device` overwrites one"));
+        return Err(
+            Error::usage("a block device, which cannot be replaced").hint(Remedy::OverwriteDevice)
+        );
     }
     if status.is_file() && is_mount_point(target) {
-        return Err(Error::usage("a mount point, which no file can be renamed to").hint(WRITE_INTO));
+        return Err(
+            Error::usage("a mount point, which no file can be renamed to").hint(Remedy::WriteInto)
+        );
     }
     if replace == Replace::Never {
         return Err(exists(target));
@@ -441,7 +441,5 @@ impl Unnamed {
 }
 
 fn exists(target: &Path) -> Error {
-    Error::usage("the file exists already")
-        .file(target)
-        .hint("choose another name, or give --force to replace it")
+    Error::new(ErrorKind::Exists, "the file exists already").file(target).hint(Remedy::Replace)
 }

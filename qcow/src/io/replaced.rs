@@ -10,7 +10,7 @@ use rustix::fs::{Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{Access, FileStorage, Identity};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Whether a new file may replace one that exists.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Replaced {
     /// may be in use.
     ///
     /// # Errors
-    /// [`Denied`](crate::ErrorKind::Denied) if another process uses it,
+    /// [`InUse`](crate::ErrorKind::InUse) if another process uses it,
     /// [`Io`](crate::ErrorKind::Io) if that cannot be found out.
     pub(super) fn open(path: &Path, replace: Replace) -> Result<Self> {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -60,12 +60,9 @@ impl Replaced {
         let locked = FileStorage::from_file(file)?;
         if replace != Replace::InUse {
             let changes = Access::WRITE | Access::RESIZE;
-            locked.lock(Access::READ | changes, changes).map_err(|error| {
-                error.hint(
-                    "stop the process that uses it, or give --force-in-use to replace it all the \
-                     same",
-                )
-            })?;
+            locked
+                .lock(Access::READ | changes, changes)
+                .map_err(|error| error.hint(Remedy::ReplaceInUse))?;
         }
         let failed = |error| Error::io("could not read the file's status", error);
         let status = locked.file().metadata().map_err(failed)?;

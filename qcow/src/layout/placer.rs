@@ -6,7 +6,7 @@ use super::refcounts::Refcounts;
 use crate::format::{
     CompressedSpan, EntryRules, HostOffset, L1Entry, L2Entry, MAX_L1_BYTES, RefcountWidth,
 };
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// The L1 table is written in pieces of this many entries.
 const L1_PIECE: usize = 8192;
@@ -64,7 +64,7 @@ impl Placer {
                 "{virtual_size} bytes are too many for clusters of {} bytes, which allow {most}",
                 geometry.cluster_size()
             ))
-            .hint("use a larger cluster_size"));
+            .hint(Remedy::LargerClusters));
         };
         let mut refcounts = Refcounts::new(geometry, width);
         refcounts.allocate(1)?;
@@ -97,7 +97,7 @@ impl Placer {
                 "{virtual_size} bytes are too many for clusters of {} bytes",
                 self.rules.geometry.cluster_size()
             ))
-            .hint("use a larger cluster_size"));
+            .hint(Remedy::LargerClusters));
         }
         let entries = usize::try_from(entries).unwrap_or_default();
         self.l1.resize(entries.max(self.l1.len()), 0);

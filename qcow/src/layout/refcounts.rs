@@ -55,7 +55,7 @@ impl Refcounts {
             return Err(Error::limit(format!(
                 "the new image needs a refcount table of more than {MAX_REFCOUNT_TABLE_BYTES} bytes"
             ))
-            .hint("use a larger cluster_size or smaller refcount_bits"));
+            .hint("use larger clusters or narrower refcounts"));
         }
         self.next = past;
         let mut at = first;

@@ -26,7 +26,7 @@ use crate::chain::{Format, Policy, open_file};
 use crate::format::{EntryRules, Geometry};
 use crate::image::Skeleton;
 use crate::io::{Access, Storage};
-use crate::{CancelToken, Error, Observer, Result, Silent};
+use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
 use census::{Census, whole};
 use clusters::Figures;
@@ -159,7 +159,7 @@ pub fn check(
 }
 
 fn how_to_share(error: Error) -> Error {
-    error.hint("stop its user, or give -U to check it all the same")
+    error.hint(Remedy::ShareRead)
 }
 
 /// Runs `work` with as many threads as asked for.

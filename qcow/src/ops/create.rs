@@ -10,7 +10,7 @@ use crate::chain::{Chain, Format, Layer, OpenOptions, open_active_layer, resolve
 use crate::format::{Compatible, HostOffset};
 use crate::io::{OutputFile, Replace};
 use crate::layout::{Placer, Sink};
-use crate::{CancelToken, Error, Result};
+use crate::{CancelToken, Error, Remedy, Result};
 
 /// Zeros are written in pieces of this many bytes.
 const ZEROS: usize = 2 << 20;
@@ -128,9 +128,10 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
         Some(backing) if !backing.unchecked => Some(open_backing(path, backing)?.virtual_size()),
         _ => None,
     };
-    let size = options.size.or(backing_size).ok_or_else(|| {
-        Error::usage("a new image needs a size").hint("give SIZE, or a backing file that exists")
-    })?;
+    let size = options
+        .size
+        .or(backing_size)
+        .ok_or_else(|| Error::usage("a new image needs a size").hint(Remedy::GiveSize))?;
     size.checked_next_multiple_of(512)
         .filter(|&size| i64::try_from(size).is_ok())
         .ok_or_else(|| Error::limit(format!("{size} bytes are more than any image can hold")))
@@ -155,7 +156,8 @@ fn create_raw(
     cancel: &CancelToken,
 ) -> Result<CreateOutcome> {
     if options.backing.is_some() {
-        return Err(Error::usage("raw images cannot have a backing file").hint("use -f qcow2"));
+        return Err(Error::usage("raw images cannot have a backing file")
+            .hint(Remedy::DestinationFormat("qcow2")));
     }
     let output = begin(path, options.replace)?;
     preallocate_raw(&output, size, raw.preallocation, cancel)?;

@@ -15,7 +15,7 @@ pub use super::shortcut::Traffic;
 use super::{TargetOptions, users};
 use crate::chain::{Chain, Format};
 use crate::io::{OutputFile, Replace};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 pub use stream::{flatten_from_stream, flatten_to_stream};
 
 /// How to flatten.
@@ -174,9 +174,8 @@ fn output(path: &Path, options: &FlattenOptions) -> Result<OutputFile> {
         OutputFile::device(path, options.target_is_zero)?
     } else if options.existing {
         if !matches!(options.target, TargetOptions::Raw(_)) {
-            return Err(Error::usage("only a raw image is written into what exists").hint(
-                "give -O raw; a qcow2 image goes to a new file (--force), or to a device (--device)",
-            ));
+            return Err(Error::usage("only a raw image is written into what exists")
+                .hint(Remedy::DestinationFormat("raw")));
         }
         OutputFile::existing(path, options.target_is_zero)?
     } else if options.target_is_zero {

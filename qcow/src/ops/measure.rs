@@ -8,7 +8,7 @@ use super::{Preallocation, Qcow2Options, TargetOptions};
 use crate::chain::Chain;
 use crate::format::{Geometry, MAX_L1_BYTES, RefcountWidth, Version};
 use crate::image::BitmapInfo;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Bytes of a bitmap directory's entry without its name, and what entries are aligned to.
 const BITMAP_ENTRY: u64 = 24;
@@ -128,7 +128,7 @@ fn qcow2(target: &Qcow2Options, size: u64, data: u64) -> Result<MeasureOutcome> 
             "{size} bytes are too many for clusters of {} bytes",
             geometry.cluster_size()
         ))
-        .hint("use a larger cluster_size")
+        .hint(Remedy::LargerClusters)
     };
     let size = size.checked_next_multiple_of(geometry.cluster_size()).ok_or_else(too_large)?;
     if geometry.l1_entries_for(size).saturating_mul(8) > MAX_L1_BYTES {

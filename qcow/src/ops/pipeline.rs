@@ -193,8 +193,8 @@ impl Incoming {
 }
 
 fn another_length(what: &str, len: u64, size: u64) -> Error {
-    Error::usage(format!("the stream {what} {len} bytes, and --size says {size}"))
-        .hint("nothing was written: check what sends the stream")
+    Error::usage(format!("the stream {what} {len} bytes, and {size} were announced"))
+        .hint(crate::Remedy::CheckStream)
 }
 
 /// Waits until something can be read, or somebody wants us to stop.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::chain::{Format, WorkingDirectory, resolve_name};
 use crate::image::Image;
 use crate::io::{FileStorage, Identity, OutputFile, Replace};
-use crate::{Error, Printable, Result};
+use crate::{Error, Printable, Remedy, Result};
 
 /// Where the kernel lists block devices.
 const DEVICES: &str = "/sys/block";
@@ -23,7 +23,7 @@ const MOST_FILES: usize = 10_000;
 /// are looked at, and only their headers; images elsewhere are not found.
 ///
 /// # Errors
-/// As [`OutputFile::create`]; [`Denied`](crate::ErrorKind::Denied), naming what uses the file.
+/// As [`OutputFile::create`]; [`InUse`](crate::ErrorKind::InUse), naming what uses the file.
 pub fn begin(target: &Path, replace: Replace) -> Result<OutputFile> {
     let output = OutputFile::create(target, replace)?;
     check(&output, replace)?;
@@ -42,9 +42,11 @@ pub(super) fn check(output: &OutputFile, replace: Replace) -> Result<()> {
     };
     match user {
         None => Ok(()),
-        Some(user) => Err(Error::denied(format!("the file is in use: {user}"))
-            .file(target)
-            .hint("choose another file, or give --force-in-use to overwrite it all the same")),
+        Some(user) => {
+            let message = format!("the file is in use: {user}");
+            let error = Error::new(crate::ErrorKind::InUse, message).file(target);
+            Err(error.hint(Remedy::ReplaceInUse))
+        }
     }
 }
 
@@ -54,7 +56,7 @@ fn shown(path: &Path) -> String {
 
 fn unknown(what: &str, error: std::io::Error) -> Error {
     Error::io(format!("could not find out whether the file is in use: {what}"), error)
-        .hint("give --force-in-use to overwrite it all the same")
+        .hint(Remedy::ReplaceInUse)
 }
 
 /// The loop device that is backed by the file.

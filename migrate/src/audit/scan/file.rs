@@ -109,7 +109,7 @@ fn probe(storage: &FileStorage) -> io::Result<Content> {
     match Format::probe(storage) {
         Ok(Format::Qcow2) => Ok(Content::Qcow2),
         Ok(Format::Raw) => Ok(Content::Raw),
-        Err(error) if error.kind() == qcow::ErrorKind::Unsupported => {
+        Err(error) if error.kind() == qcow::ErrorKind::WrongFormat => {
             Ok(Content::Other(error.message().to_owned()))
         }
         Err(error) => Err(io_error(&error)),
@@ -178,7 +178,8 @@ fn header(image: &mut Image, path: &Path) {
         Ok(Some(told)) => image.header = Some(of(told)),
         Ok(None) => {}
         Err(error) => {
-            let broken = error.kind() == qcow::ErrorKind::Corrupt;
+            use qcow::ErrorKind::{Corrupt, WrongFormat};
+            let broken = matches!(error.kind(), Corrupt | WrongFormat);
             image.problem = Some((error.message().to_owned(), broken));
         }
     }

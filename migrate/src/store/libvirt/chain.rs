@@ -1,7 +1,7 @@
 //! Chains of images that can only be read as files: by their headers, layer by layer.
 
 use std::cell::RefCell;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use qcow::chain::{Format, Open, OpenOptions, WorkingDirectory};
 use qcow::format::{Header, HeaderArea};

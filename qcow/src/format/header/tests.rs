@@ -95,7 +95,8 @@ fn peek_tells_version_and_cluster_size_from_24_bytes() {
     let bytes = with_cluster_bits(Version::V2, 21).to_bytes().unwrap();
     assert_eq!(Header::peek(&bytes[..Header::PEEK_BYTES]).unwrap(), (Version::V2, 21));
     for len in 0..Header::PEEK_BYTES {
-        assert_eq!(Header::peek(&bytes[..len]).unwrap_err().kind(), ErrorKind::Corrupt);
+        let kind = if len < 4 { ErrorKind::WrongFormat } else { ErrorKind::Corrupt };
+        assert_eq!(Header::peek(&bytes[..len]).unwrap_err().kind(), kind);
     }
 }
 
@@ -104,6 +105,7 @@ fn what_is_no_qcow2_image_is_named_so() {
     for bytes in [&b""[..], b"QFI", b"KDMV\0\0\0\x01", &[0; 512]] {
         let error = Header::peek(bytes).unwrap_err();
         assert!(error.message().starts_with("not a QCOW2 image"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::WrongFormat);
     }
 }
 

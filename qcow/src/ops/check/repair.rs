@@ -38,7 +38,7 @@ use crate::chain::{Format, local_path, probe_format};
 use crate::format::{Incompatible, Version};
 use crate::image::Skeleton;
 use crate::io::{Access, FileStorage, Storage, open_in_place};
-use crate::{CancelToken, Error, ErrorKind, Observer, Result, Silent};
+use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
 use plan::Plan;
 pub use plan::{Action, Step};
@@ -196,7 +196,11 @@ fn make_plan(
     if let Err(refused) = make_whole(&mut plan, &mut before, options, observer, cancel) {
         let damage = matches!(
             refused.kind(),
-            ErrorKind::Corrupt | ErrorKind::Limit | ErrorKind::Unsupported
+            ErrorKind::Corrupt
+                | ErrorKind::WrongFormat
+                | ErrorKind::Encrypted
+                | ErrorKind::Limit
+                | ErrorKind::Unsupported
         );
         plan = Plan::new(Arc::clone(storage), most);
         if options.scope != Scope::All || !damage || !bitmaps::drop_all(&**storage, &mut plan)? {
@@ -273,7 +277,7 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool
             Scope::All => Ok(false),
             Scope::Leaks => Err(Error::unsupported("the refcounts cannot be trusted")
                 .structure("refcount table")
-                .hint("`check -r all` writes them anew")),
+                .hint(Remedy::Repair)),
         };
     }
     refuse_overlaps(report)?;
@@ -325,13 +329,13 @@ fn refuse_what_is_not_understood(report: &Report) -> Result<()> {
         Some((_, FindingKind::RefcountOverflow)) => {
             Err(Error::unsupported("some clusters have more references than refcounts can express")
                 .structure("refcount block")
-                .hint("copy the image with `qcowtool flatten`"))
+                .hint(Remedy::Flatten))
         }
         Some((structure, _)) => Err(Error::unsupported(
             "something in the image is not understood, and is left alone; nothing was written",
         )
         .structure(structure.as_str())
-        .hint("`qcowtool check` lists it; copy what can be read with `qcowtool flatten`")),
+        .hint(Remedy::Salvage)),
     }
 }
 
@@ -343,7 +347,7 @@ fn refuse_overlaps(report: &Report) -> Result<()> {
             "metadata shares a cluster with something else, so nothing was written",
         )
         .structure(structure.as_str())
-        .hint("`qcowtool check` says which; copy what can be read with `qcowtool flatten`")),
+        .hint(Remedy::Salvage)),
     }
 }
 
@@ -361,7 +365,7 @@ fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelTo
             after.corruptions, after.leaks
         ))
         .structure("metadata")
-        .hint("copy what can be read with `qcowtool flatten`"));
+        .hint(Remedy::Salvage));
     }
     if clean { clear_bits(plan) } else { Ok(()) }
 }

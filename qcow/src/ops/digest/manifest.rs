@@ -9,7 +9,7 @@ use super::tree_hash;
 use crate::chain::{Chain, Format, Layer};
 use crate::io::{FileStatus, FileStorage, OpenedAs, Replace, Storage, read_padded};
 use crate::ops::begin;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 const ALGORITHM: &str = "blake3-tree";
 /// No manifest is longer than this: it is read whole.
@@ -69,7 +69,7 @@ impl Manifest {
                 let changed = std::io::Error::other("its size or its times are no longer the same");
                 return Err(Error::io("the file was changed while it was read", changed)
                     .file(&before.path)
-                    .hint("make sure that nothing else changes the image, then try again"));
+                    .hint(Remedy::StopChanges));
             }
         }
         Ok(Self { tree, layers, snapshot: snapshot.map(str::to_owned) })
@@ -126,7 +126,7 @@ impl Manifest {
         let stale = |why: &str, file: &Path| {
             Err(Error::denied(format!("the manifest '{}' is not trusted: {why}", path.display()))
                 .file(file)
-                .hint("take a new one with `qcowtool checksum --manifest`"))
+                .hint(Remedy::NewManifest))
         };
         let user = rustix::process::geteuid().as_raw();
         if made.others_may_write() || (made.owner != 0 && made.owner != user) {

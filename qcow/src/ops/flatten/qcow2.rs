@@ -19,7 +19,7 @@ use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
-use crate::{CancelToken, Error, Observer, Result, Silent};
+use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
 pub(super) fn flatten(
     chain: &Chain,
@@ -176,7 +176,7 @@ pub(super) fn prepared(
 fn refuse_device(options: &FlattenOptions) -> Result<()> {
     if options.device {
         return Err(Error::usage("a qcow2 image on a device cannot come from a stream")
-            .hint("use -O raw, or a file"));
+            .hint(Remedy::DestinationFormat("raw")));
     }
     Ok(())
 }
@@ -185,7 +185,7 @@ fn check_compression(target: &Qcow2Options, options: &FlattenOptions) -> Result<
     if !options.compress {
         return match options.compression_level {
             Some(_) => Err(Error::usage("a compression level is given, but nothing is compressed")
-                .hint("ask for compression (-c) too")),
+                .hint(Remedy::Compress)),
             None => Ok(()),
         };
     }

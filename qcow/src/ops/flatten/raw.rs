@@ -14,7 +14,7 @@ use crate::ops::create::preallocate_raw;
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, RawOptions};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Zeros are left out in pieces of this many bytes, the usual block of a file system.
 pub(super) const BLOCK: usize = 4096;
@@ -115,7 +115,8 @@ fn write_stream(
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
     if options.compress || options.compression_level.is_some() {
-        return Err(Error::usage("raw images cannot be compressed").hint("use -O qcow2"));
+        return Err(Error::usage("raw images cannot be compressed")
+            .hint(Remedy::DestinationFormat("qcow2")));
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::shortcut::Traffic;
 use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
 use crate::sync::{Condvar, Mutex, lock};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Small pieces are collected up to this many bytes.
 const COLLECTED: usize = 256 << 10;
@@ -103,8 +103,9 @@ fn refuse_for_streams(target: &Qcow2Options) -> Result<()> {
 
 fn refuse(wanted: bool, what: &str) -> Result<()> {
     if wanted {
-        return Err(Error::usage(format!("{what} and a stream do not go together"))
-            .hint("name a file instead of '-'"));
+        return Err(
+            Error::usage(format!("{what} and a stream do not go together")).hint(Remedy::NameFile)
+        );
     }
     Ok(())
 }
@@ -165,7 +166,7 @@ fn send_qcow2(
             "the source changed between the two times that it was read",
             std::io::Error::other("what was written is not a whole image"),
         )
-        .hint("make sure that nothing uses the image, then try again"));
+        .hint(Remedy::StopChanges));
     }
     chain.check_unchanged()?;
     stream.keep(rest);

@@ -10,7 +10,7 @@ use crate::format::{L2Entry, Snapshot, Version};
 use crate::io::read_padded;
 use crate::ops::check::stored::Block;
 use crate::ops::check::{FindingKind, Structure, Survey};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Most data that is moved, in bytes: it is held in memory.
 const MOST_MOVED: u64 = 64 << 20;
@@ -51,7 +51,7 @@ pub(super) fn part_data_from_metadata(
     if (references.len() as u64).saturating_mul(cluster_size) > MOST_MOVED {
         return Err(Error::unsupported("too much data lies in clusters of metadata")
             .structure(structure.as_str())
-            .hint("copy what can be read with `qcowtool flatten`"));
+            .hint(Remedy::Salvage));
     }
     let mut moved = BTreeMap::new();
     let mut copies = Vec::new();
@@ -103,7 +103,7 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
     if !snapshots.iter().all(|snapshot| is_plausible(survey, snapshot)) {
         return Err(Error::unsupported("the snapshot table is damaged; nothing was written")
             .structure(Structure::SnapshotTable.as_str())
-            .hint("copy what can be read with `qcowtool flatten`"));
+            .hint(Remedy::Salvage));
     }
     let mut table = Vec::new();
     for snapshot in snapshots {
@@ -162,7 +162,7 @@ fn append(
              nothing was written",
         )
         .structure(structure.as_str())
-        .hint("copy what can be read with `qcowtool flatten`"));
+        .hint(Remedy::Salvage));
     }
     let geometry = survey.geometry;
     let in_file = geometry.clusters_for(plan.result().len());
@@ -191,7 +191,7 @@ fn count(
                 "the refcounts have no room for what would be moved; nothing was written",
             )
             .structure(Structure::RefcountTable.as_str())
-            .hint("copy what can be read with `qcowtool flatten`"));
+            .hint(Remedy::Salvage));
         };
         let len = usize::try_from(survey.geometry.cluster_size()).unwrap_or_default();
         let mut old = vec![0; len];

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::refcounts::NewBlocks;
 use crate::io::{InPlace, Storage};
 use crate::ops::check::Structure;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Writes are sectors: a crash leaves the old one or the new one.
 const SECTOR: usize = 512;
@@ -183,13 +183,14 @@ impl Plan {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io); what was written so far is in order.
     pub(super) fn apply(&self, target: &dyn InPlace) -> Result<()> {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
         let put = |bytes: &[u8], offset| {
             let written = target.write_at(bytes, offset);
             written.map_err(|error| {
-                let full = matches!(error.kind(), StorageFull | QuotaExceeded);
                 let error = Error::io("could not write", error).host_offset(offset);
-                if full { error.hint("free some space, then try again") } else { error }
+                match error.kind() {
+                    ErrorKind::NoSpace => error.hint("free some space, then try again"),
+                    _ => error,
+                }
             })
         };
         for phase in self.phases.iter().filter(|phase| !phase.is_empty()) {

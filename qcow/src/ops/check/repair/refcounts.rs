@@ -9,7 +9,7 @@ use crate::format::{Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_ta
 use crate::ops::check::counters::Counters;
 use crate::ops::check::stored::Block;
 use crate::ops::check::{Structure, Survey};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Where the header keeps the refcount table's offset, and its length in clusters after it.
 const TABLE_FIELDS: u64 = 48;
@@ -257,7 +257,7 @@ impl Layout {
             let table_bytes = own.end.saturating_mul(8);
             if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
                 return Err(Error::limit("the refcount table would be longer than 8 MiB")
-                    .hint("copy the image with `qcowtool flatten`"));
+                    .hint(Remedy::Flatten));
             }
             let table_clusters = u32::try_from(geometry.clusters_for(table_bytes)).unwrap_or(1);
             let done =

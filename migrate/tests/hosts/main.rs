@@ -1,0 +1,14 @@
+//! Hosts: their files through every kind of store, journals of what was made there, and libvirt.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod audit_remote;
+mod journal_crash;
+#[cfg(feature = "libvirt")]
+mod libvirt_hosts;
+#[cfg(feature = "libvirt")]
+mod libvirt_test_driver;
+mod store_common;
+mod store_local;
+mod store_protocol;
+mod store_remote;

@@ -1,0 +1,6 @@
+//! The engine's public API: properties of the format, and what is done in parallel.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod format_properties;
+mod threads;

@@ -1,0 +1,264 @@
+//! What to do about an engine's error, in words of this command line. The engine knows no option and
+//! no program; here each remedy is worded once, and words are only used by a command that has every
+//! option they name.
+
+use clap::CommandFactory;
+use qcow::{Error, LimitName, Remedy};
+
+use crate::cli::Cli;
+
+/// The error in one line, with what to do next in the words of `command`.
+pub(crate) fn line(error: &Error, command: &str) -> String {
+    match words_for(error, command) {
+        Some(words) => format!("{}; {words}", error.reason()),
+        None => error.to_string(),
+    }
+}
+
+/// What to do about `error`, in the words of `command`: of the words that the table has, the first
+/// whose options all exist; the engine's own words if there are none.
+pub(crate) fn words_for(error: &Error, command: &str) -> Option<String> {
+    let remedy = error.what_next()?;
+    let mut options = Options(Cli::command());
+    if let Some(words) = with_names(remedy)
+        // Of `create`, that option is for the new image's own backing file.
+        .filter(|words| command != "create" && options.have_all(words, command))
+    {
+        return Some(words);
+    }
+    let chosen = table(remedy, command).iter().find(|words| options.have_all(words, command));
+    Some(chosen.map_or_else(|| remedy.to_string(), |words| (*words).to_owned()))
+}
+
+/// Words for what names files of the chain.
+fn with_names(remedy: &Remedy) -> Option<String> {
+    match remedy {
+        Remedy::StateBackingFormat(names) => match names.as_slice() {
+            [] => None,
+            [name] => Some(format!(
+                "state it with --backing-format '{name}=qcow2' or --backing-format '{name}=raw'"
+            )),
+            names => {
+                let option = |name: &String| format!("--backing-format '{name}=FMT'");
+                let options: Vec<_> = names.iter().map(option).collect();
+                Some(format!("state it for each: {}", options.join(" ")))
+            }
+        },
+        Remedy::InsistOnRaw(name) => Some(format!(
+            "state its real format, such as --backing-format '{name}=qcow2'; if the disk itself begins \
+             with these bytes: --backing-format '{name}=raw' --raw-despite-magic"
+        )),
+        _ => None,
+    }
+}
+
+/// Words for `remedy`, the best first. An option outside of backquotes is one of the command that
+/// runs; within, of the one that is quoted.
+fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
+    match remedy {
+        Remedy::Replace => &["choose another name, or give --force to replace it"],
+        Remedy::ShareRead if command == "check" => {
+            &["stop the guest that uses it, or give -U to check it all the same"]
+        }
+        Remedy::ShareRead => &["stop the guest that uses it, or give -U to read it all the same"],
+        Remedy::ReplaceInUse => &[
+            "stop what uses it, or give --force-in-use to overwrite it all the same",
+            "stop what uses it, then try again",
+        ],
+        Remedy::WriteInto => &["`qcowtool flatten -n -O raw` writes into it"],
+        Remedy::NewFile => &["leave out -n to make a new file"],
+        Remedy::StateFormat => &["state the format of the image: -f qcow2 or -f raw"],
+        Remedy::RestoreBacking => &[
+            "bring the file back under this name, or give --alone to read what is above it",
+            "bring the file back under this name",
+        ],
+        Remedy::AllowDirectory => &["allow the directory in which the file is with --allow-dir"],
+        Remedy::RaiseLimit(LimitName::Depth) => &["allow more with --max-depth"],
+        Remedy::RaiseLimit(LimitName::VirtualSize) => &["allow more with --max-virtual-size"],
+        Remedy::RaiseLimit(LimitName::Metadata) => &["allow more with --max-metadata"],
+        Remedy::Flatten => &["copy the image with `qcowtool flatten`"],
+        Remedy::FlattenLower => {
+            &["copy the lower images of the chain to one with `qcowtool flatten` first"]
+        }
+        Remedy::Salvage => &[
+            "copy what can be read with `qcowtool flatten --salvage`; `qcowtool check` lists the damage",
+            "`qcowtool check` lists the damage",
+        ],
+        Remedy::Repair => &["repair it with `qcowtool check -r all`"],
+        Remedy::Check => &["`qcowtool check` tells more"],
+        Remedy::DropSnapshots => {
+            &["`qemu-img check -r all` removes the snapshots that cannot be read"]
+        }
+        Remedy::ListSnapshots => &["`qcowtool info` lists the snapshots"],
+        Remedy::Convert => &[
+            "convert it with `qemu-img convert`, or give -f raw if these are a disk's own bytes",
+            "convert it with `qemu-img convert`",
+        ],
+        Remedy::Decrypt => &["decrypt it with `qemu-img convert --object secret,...`"],
+        Remedy::CopyToLocalFile => &[
+            "copy it to a local file first, for example with `qemu-img convert`; a local file of such a \
+               name is written with its directory: ./NAME",
+        ],
+        Remedy::DestinationFormat("qcow2") => &["use -O qcow2", "use -f qcow2"],
+        Remedy::DestinationFormat("raw") => &["use -O raw", "use -f raw"],
+        Remedy::LargerClusters => &["use a larger cluster_size: -o cluster_size=2M"],
+        Remedy::Compress => &["ask for compression, too: -c"],
+        Remedy::OverwriteDevice => {
+            &["give --device to overwrite it", "`qcowtool flatten --device` overwrites one"]
+        }
+        Remedy::NotDevice => &["leave out --device"],
+        Remedy::BufferedIo => &["leave out --direct"],
+        Remedy::CheckStream => &["nothing was written: check --size, and what sends the stream"],
+        Remedy::NewManifest => &["make a new one with `qcowtool checksum --manifest`"],
+        _ => &[],
+    }
+}
+
+/// The options of all commands.
+struct Options(clap::Command);
+
+impl Options {
+    /// Whether every option that `words` name exists.
+    fn have_all(&mut self, words: &str, command: &str) -> bool {
+        words.split('`').enumerate().all(|(index, part)| {
+            let mut parts = part.split_whitespace();
+            let command = match (index % 2 == 1, parts.next()) {
+                (true, Some("qcowtool")) => parts.next().unwrap_or_default(),
+                (true, _) => return true, // another program's command line
+                (false, _) => command,
+            };
+            part.split_whitespace().filter_map(option).all(|option| self.has(command, option))
+                && self.0.find_subcommand(command).is_some()
+        })
+    }
+
+    fn has(&mut self, command: &str, option: &str) -> bool {
+        let Some(command) = self.0.find_subcommand_mut(command) else { return false };
+        // Its arguments are only defined when it is built.
+        command.build();
+        let named = |argument: &clap::Arg| match option.strip_prefix("--") {
+            Some(long) => argument.get_long() == Some(long),
+            None => argument.get_short().is_some_and(|short| option == format!("-{short}")),
+        };
+        let found = command.get_arguments().any(named);
+        found
+    }
+}
+
+/// The option that a word of a sentence is, if it is one.
+fn option(word: &str) -> Option<&str> {
+    let word = word.trim_matches([',', ';', ':', '.', '(', ')']);
+    word.strip_prefix('-')
+        .filter(|rest| rest.starts_with(|c: char| c == '-' || c.is_alphabetic()))?;
+    Some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each remedy once.
+    const ALL: &[Remedy] = &[
+        Remedy::Replace,
+        Remedy::ShareRead,
+        Remedy::ReplaceInUse,
+        Remedy::WriteInto,
+        Remedy::NewFile,
+        Remedy::StopUser,
+        Remedy::StopChanges,
+        Remedy::StateFormat,
+        Remedy::StateBackingFormat(Vec::new()),
+        Remedy::InsistOnRaw(String::new()),
+        Remedy::AllowDirectory,
+        Remedy::RaiseLimit(LimitName::Depth),
+        Remedy::RaiseLimit(LimitName::VirtualSize),
+        Remedy::RaiseLimit(LimitName::Metadata),
+        Remedy::RestoreBacking,
+        Remedy::Flatten,
+        Remedy::FlattenLower,
+        Remedy::Salvage,
+        Remedy::Repair,
+        Remedy::Check,
+        Remedy::DropSnapshots,
+        Remedy::ListSnapshots,
+        Remedy::Convert,
+        Remedy::Decrypt,
+        Remedy::CopyToLocalFile,
+        Remedy::GiveSize,
+        Remedy::DestinationFormat("qcow2"),
+        Remedy::DestinationFormat("raw"),
+        Remedy::LargerClusters,
+        Remedy::Compress,
+        Remedy::NameFile,
+        Remedy::OverwriteDevice,
+        Remedy::NotDevice,
+        Remedy::BufferedIo,
+        Remedy::CheckStream,
+        Remedy::FreeSpace,
+        Remedy::NewManifest,
+        Remedy::ReportBug,
+    ];
+
+    fn commands() -> Vec<String> {
+        Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
+    }
+
+    fn words(remedy: &Remedy, command: &str) -> String {
+        words_for(&Error::usage("x").hint(remedy.clone()), command).unwrap()
+    }
+
+    #[test]
+    fn no_command_is_told_of_an_option_that_it_lacks() {
+        let mut options = Options(Cli::command());
+        for command in commands() {
+            for remedy in ALL {
+                let words = words(remedy, &command);
+                assert!(options.have_all(&words, &command), "{command}: {words}");
+            }
+        }
+        assert!(words(&Remedy::ShareRead, "info").contains("-U"));
+        let stated = Remedy::StateBackingFormat(vec!["base.raw".into()]);
+        assert!(words(&stated, "info").contains("--backing-format 'base.raw=raw'"));
+        assert!(!words(&Remedy::ShareRead, "create").contains("-U"));
+        assert!(words(&Remedy::Replace, "flatten").contains("--force"));
+        assert!(!words(&stated, "create").contains("--backing-format"));
+        assert!(words(&Remedy::DestinationFormat("qcow2"), "create").contains("-f qcow2"));
+        assert!(words(&Remedy::DestinationFormat("qcow2"), "flatten").contains("-O qcow2"));
+    }
+
+    #[test]
+    fn the_options_of_the_words_are_found() {
+        let mut options = Options(Cli::command());
+        assert!(options.have_all("give -U, or --backing-format raw", "info"));
+        assert!(!options.have_all("give -U, or --no-such-option", "info"));
+        assert!(!options.have_all("`qcowtool info --force`", "create"));
+        assert!(!options.have_all("`qcowtool no-such-command`", "create"));
+        assert!(options.have_all("`qcowtool check -r all`; `qemu-img x --odd`", "create"));
+        assert!(options.have_all("well-known, half-open - and -5", "create"));
+    }
+
+    #[test]
+    fn words_are_of_use_to_some_command() {
+        for remedy in ALL {
+            for words in commands().iter().flat_map(|command| table(remedy, command)) {
+                // `flatten --salvage` may come later.
+                let used = commands()
+                    .iter()
+                    .any(|command| Options(Cli::command()).have_all(words, command));
+                assert!(used || words.contains("--salvage"), "{words}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_line_has_the_reason_and_the_words() {
+        let error =
+            Error::new(qcow::ErrorKind::Exists, "it exists").file("x").hint(Remedy::Replace);
+        assert_eq!(
+            line(&error, "flatten"),
+            "x: it exists; choose another name, or give --force to replace it"
+        );
+        assert_eq!(line(&Error::usage("no"), "flatten"), "no");
+        assert_eq!(line(&Error::usage("no").hint("do"), "flatten"), "no; do");
+    }
+}

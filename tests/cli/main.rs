@@ -1,0 +1,12 @@
+//! The command line: what is printed, refused, limited and interrupted; the sandbox; the monitor.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod cves;
+mod errors;
+mod info;
+mod interrupt;
+mod locks;
+mod monitor;
+mod sandbox;
+mod untrusted;

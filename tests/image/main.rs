@@ -1,0 +1,29 @@
+//! Images and chains through the binary: read, made, flattened, compared and measured, with qemu-img as the judge.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod chains;
+mod compare;
+mod compressed_runs;
+mod create;
+mod create_targets;
+mod devices;
+mod digest;
+mod existing;
+mod flatten;
+mod flatten_devices;
+mod flatten_safety;
+mod flatten_streams;
+mod flatten_ways;
+mod kept;
+mod map;
+mod measure;
+mod names;
+mod property;
+mod reading;
+mod replacing;
+mod traps_bitmaps;
+mod traps_clusters;
+mod traps_compressed;
+mod traps_open;
+mod traps_snapshots;

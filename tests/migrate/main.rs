@@ -1,0 +1,8 @@
+//! What prepares and repairs guests' storage, with directories in place of hosts: audit, preflight, prepare, rescue.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod audit;
+mod directories;
+mod preflight;
+mod rescue;

@@ -1,0 +1,14 @@
+//! Live migration between two libvirt hosts that are namespaces of this machine (`tests/rig`).
+//!
+//! Apart from the others because it mostly waits, for guests and for hosts: `make test-migration` runs this alone.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod baseline;
+mod content;
+mod faults;
+mod flatten;
+mod live;
+mod preflight;
+mod rescue;
+mod trial;
