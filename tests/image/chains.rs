@@ -234,6 +234,9 @@ const NAMES: &[&str] = &[
     r#"{"driver":"raw",PAT,"backing":{"driver":"raw",PAT}}"#,
     r#"{"driver":"raw",PAT,"foo":1}"#,
     r#"{"driver":"qcow2",FILE}"#,
+    r#"{"driver":"qcow2","file":{"driver":"raw","offset":524288,"file":{"driver":"file","filename":"@/cont.bin"}}}"#,
+    r#"{"driver":"qcow2","offset":524288,"file":{"driver":"file","filename":"@/cont.bin"}}"#,
+    r#"{"offset":524288,"file":{"driver":"file","filename":"@/cont.bin"}}"#,
     r#"{"driver":"qcow2","file":{"driver":"raw",FILE}}"#,
     r#"{"driver":"qcow2",FILE,"lazy-refcounts":true,"l2-cache-size":65536}"#,
     r#"{"driver":"qcow2",FILE,"backing":null}"#,
@@ -262,6 +265,10 @@ fn json_names_are_read_exactly_where_qemu_reads_them() {
         qemu::overlay(path(name), &base, "raw", "", "");
         qemu_io("qcow2", path(name), &["write -P 7 64k 64k"]);
     }
+    // An image within another file.
+    let mut container = vec![0; 512 << 10];
+    container.extend(std::fs::read(path("ov.qcow2")).unwrap());
+    scratch.file("cont.bin", &container);
     let dir = scratch.dir().display().to_string();
     let (mut read, mut refused) = (0, 0);
     for name in NAMES {

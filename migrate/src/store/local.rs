@@ -122,7 +122,7 @@ impl LocalStore {
         let pinned = self.root.pin_existing(path)?;
         let hash = self.open_chain(path, Some(format), false, &pinned).and_then(|chain| {
             for layer in chain.layers() {
-                if let Some(in_use) = writer(layer.file()) {
+                if let Some(in_use) = layer.file().and_then(writer) {
                     return Err(qcow::Error::denied(in_use).file(layer.path()));
                 }
             }
@@ -165,7 +165,7 @@ impl LocalStore {
         let policy = Policy { backing, data_file: FilePolicy::Deny, strict: false };
         let options = OpenOptions { format, force_share, policy, ..Default::default() };
         let chain = Chain::open(path, &options)?;
-        let opened = chain.layers().first().map(|layer| layer.file().identity());
+        let opened = chain.layers().first().and_then(|layer| layer.storage().identity());
         let same = pinned.storage(path).is_ok_and(|file| Some(file.identity()) == opened);
         if !same {
             return Err(qcow::Error::denied("it was replaced while it was being opened").file(path));
@@ -370,14 +370,17 @@ fn image_facts(file: FileStorage) -> Option<ImageFacts> {
 }
 
 fn store_layer(layer: &Layer) -> Result<StoreLayer> {
+    let file = layer.file().ok_or_else(|| {
+        Error::refused(format!("{}: the layer is not in a file", layer.path().display()))
+    })?;
     Ok(StoreLayer {
         layer: NamedLayer {
             path: layer.path().to_path_buf(),
             format: Some(layer.format().to_string()),
         },
-        identity: identity_of(layer.file())?,
+        identity: identity_of(file)?,
         virtual_size: layer.virtual_size(),
-        in_use: writer(layer.file()),
+        in_use: writer(file),
     })
 }
 

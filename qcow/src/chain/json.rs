@@ -31,6 +31,7 @@ fn interpret(options: Members) -> Result<ImageName> {
     let (below, mut node) = take_backing(options)?;
     let mut driver = None;
     let mut windows = Vec::new();
+    let mut raw_only = false;
     let mut outermost = true;
     loop {
         let (file, own) = children(node, "file");
@@ -43,6 +44,7 @@ fn interpret(options: Members) -> Result<ImageName> {
                 start: Start::Process,
                 driver,
                 plain_file,
+                raw_only,
                 windows,
                 below,
             });
@@ -58,7 +60,9 @@ fn interpret(options: Members) -> Result<ImageName> {
                 Printable(found)
             )));
         }
-        windows.extend(window(&own)?);
+        let range = window(&own)?;
+        raw_only |= outermost && range.is_some();
+        windows.extend(range);
         let known = |key: &str| matches!(key, "driver" | "offset" | "size") || for_qcow2(key);
         check_keys(&own, known)?;
         driver = if outermost { own_driver } else { driver };
@@ -83,8 +87,9 @@ pub(super) fn overlay(
         ));
     }
     let driver = text(&own, "driver")?.map(str::to_owned);
-    let windows = window(&own)?.into_iter().collect();
-    Ok(ImageName { driver: driver.or(recorded.driver), windows, below, ..recorded })
+    let windows: Vec<_> = window(&own)?.into_iter().collect();
+    let raw_only = !windows.is_empty();
+    Ok(ImageName { driver: driver.or(recorded.driver), raw_only, windows, below, ..recorded })
 }
 
 /// Whether options state the format driver themselves.

@@ -1,11 +1,11 @@
-//! One image of a chain: its file, its format, and how ranges are looked up in it.
+//! One image of a chain: where its bytes live, its format, and how ranges are looked up in it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::name::{ImageName, Window};
+use super::Format;
+use super::name::ImageName;
 use super::policy::Policy;
-use super::{Format, LayerFound};
 use crate::format::{Autoclear, CryptMethod, HostOffset};
 use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
 use crate::io::{FileStorage, Storage};
@@ -15,109 +15,83 @@ use crate::{Error, ErrorKind, Remedy, Result};
 #[derive(Debug)]
 pub struct Layer {
     path: PathBuf,
-    file: Arc<FileStorage>,
+    storage: Arc<dyn Storage>,
     content: Content,
 }
 
 #[derive(Debug)]
 enum Content {
-    Raw(RawRange),
+    Raw,
     Qcow2 { image: Box<Image>, data: Option<DataFile> },
-}
-
-/// The part of its file that a raw layer shows; bytes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RawRange {
-    start: u64,
-    /// A multiple of 512; what lies past the end of the file reads as zeros.
-    pub(super) size: u64,
-}
-
-impl RawRange {
-    /// The range that `windows` leave of a file of `len` bytes, the innermost last.
-    pub(super) fn of(windows: &[Window], len: u64) -> Result<Self> {
-        let whole = len.checked_next_multiple_of(512).unwrap_or(u64::MAX);
-        let mut range = Self { start: 0, size: whole };
-        let mut limited = false;
-        for window in windows.iter().rev() {
-            let Window { offset, size } = *window;
-            let left = range.size.checked_sub(offset).ok_or_else(|| {
-                let within = range.size;
-                Error::corrupt(format!(
-                    "offset {offset} of the json: name is past the {within} bytes below"
-                ))
-            })?;
-            range.start = range.start.saturating_add(offset);
-            range.size = match size {
-                Some(size) if size % 512 != 0 => {
-                    return Err(Error::corrupt(format!(
-                        "size {size} of the json: name is not a multiple of 512"
-                    )));
-                }
-                Some(size) if size > left => {
-                    return Err(Error::corrupt(format!(
-                        "size {size} of the json: name is more than the {left} bytes that are there"
-                    )));
-                }
-                Some(size) => size,
-                None if limited && left % 512 != 0 => {
-                    return Err(Error::unsupported(
-                        "the ranges of the json: name end within a sector of the file",
-                    ));
-                }
-                None => left.checked_next_multiple_of(512).unwrap_or(u64::MAX),
-            };
-            limited |= size.is_some();
-        }
-        Ok(range)
-    }
 }
 
 #[derive(Debug)]
 struct DataFile {
     path: PathBuf,
-    file: Arc<FileStorage>,
+    storage: Arc<dyn Storage>,
 }
 
 impl Layer {
-    /// Opens the image that was found; a data file is not opened.
-    pub(super) fn new(found: LayerFound<FileStorage>) -> Result<Self> {
-        let LayerFound { path, file, header, windows, .. } = found;
-        let file = Arc::new(file);
-        let content = match header {
-            None => RawRange::of(&windows, file.len()).map(Content::Raw),
-            Some(area) => {
-                let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
-                let image = Image::with_area(storage, area);
-                image.map(|image| Content::Qcow2 { image: Box::new(image), data: None })
+    /// Opens the image in `storage`; a data file is not opened.
+    pub(super) fn new(path: PathBuf, storage: Arc<dyn Storage>, format: Format) -> Result<Self> {
+        let content = match format {
+            Format::Raw => Content::Raw,
+            Format::Qcow2 => {
+                let image = Image::open(Arc::clone(&storage)).map_err(|error| error.file(&path))?;
+                Content::Qcow2 { image: Box::new(image), data: None }
             }
         };
-        let content = content.map_err(|error| error.file(&path))?;
-        Ok(Self { path, file, content })
+        Ok(Self { path, storage, content })
     }
 
     /// Makes the guest's data readable: refuses encryption, opens the data file.
-    pub(super) fn ready_for_data(mut self, policy: &Policy) -> Result<Self> {
-        let Content::Qcow2 { image, data } = &mut self.content else { return Ok(self) };
-        refuse_encryption(image).map_err(|error| error.file(&self.path))?;
-        let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
-        if raw && !image.has_data_file() {
-            return Err(Error::corrupt("the bit for a raw data file is set, but there is none")
-                .structure("header")
-                .file(&self.path));
-        }
-        if image.has_data_file() {
-            let name = image.area().data_file_name().filter(|name| !name.is_empty());
-            let name = name.ok_or_else(|| {
-                Error::corrupt("the image has an external data file but does not name it")
-                    .file(&self.path)
-            })?;
+    pub(super) fn ready_for_data(self, policy: &Policy) -> Result<Self> {
+        let name = self.data_file_name().map_err(|error| error.file(&self.path))?;
+        let data = match name {
             // Never a protocol, whatever it looks like (trap 113).
-            let path = ImageName::data_file(name).beside(&self.path);
-            let file = Arc::new(policy.data_file.open(&path)?);
-            *data = Some(DataFile { path, file });
+            Some(name) => {
+                let path = ImageName::data_file(name).beside(&self.path);
+                let file: Arc<dyn Storage> = Arc::new(policy.data_file.open(&path)?);
+                Some((path, file))
+            }
+            None => None,
+        };
+        self.ready_with(data)
+    }
+
+    /// As [`ready_for_data`](Self::ready_for_data), with a data file that is open already.
+    pub(super) fn ready_with(mut self, given: Option<(PathBuf, Arc<dyn Storage>)>) -> Result<Self> {
+        let needed = self.data_file_name().map_err(|error| error.file(&self.path))?.is_some();
+        match (&mut self.content, given) {
+            (Content::Qcow2 { data, .. }, Some((path, storage))) if needed => {
+                *data = Some(DataFile { path, storage });
+            }
+            (_, None) if !needed => {}
+            _ => {
+                let message = match needed {
+                    true => "the image needs an external data file, and none is given",
+                    false => "the image has no external data file, and one is given",
+                };
+                return Err(Error::usage(message).file(&self.path));
+            }
         }
         Ok(self)
+    }
+
+    /// The name of the external data file, if the guest's data is in one and can be read.
+    fn data_file_name(&self) -> Result<Option<&[u8]>> {
+        let Some(image) = self.image() else { return Ok(None) };
+        refuse_encryption(image)?;
+        let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
+        match image.area().data_file_name() {
+            _ if raw && !image.has_data_file() => {
+                Err(Error::corrupt("the bit for a raw data file is set, but there is none")
+                    .structure("header"))
+            }
+            _ if !image.has_data_file() => Ok(None),
+            Some(name) if !name.is_empty() => Ok(Some(name)),
+            _ => Err(Error::corrupt("the image has an external data file but does not name it")),
+        }
     }
 
     /// Switches to the view of an internal snapshot.
@@ -128,7 +102,7 @@ impl Layer {
                     image.at_snapshot(id_or_name).map_err(|error| error.file(&self.path))?;
                 Content::Qcow2 { image: Box::new(image), data }
             }
-            Content::Raw(_) => {
+            Content::Raw => {
                 return Err(Error::usage("a raw image has no internal snapshots").file(&self.path));
             }
         };
@@ -140,15 +114,21 @@ impl Layer {
         &self.path
     }
 
-    /// The file that holds it.
-    pub fn file(&self) -> &FileStorage {
-        &self.file
+    /// Where the image's own bytes live: those of a raw image, the tables and compressed clusters of a
+    /// QCOW2 image, and its data if that has no file of its own.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// The file or block device that is [`storage`](Self::storage); `None` if the layer is not in one.
+    pub fn file(&self) -> Option<&FileStorage> {
+        self.storage.as_file()
     }
 
     /// Its format.
     pub fn format(&self) -> Format {
         match self.content {
-            Content::Raw(_) => Format::Raw,
+            Content::Raw => Format::Raw,
             Content::Qcow2 { .. } => Format::Qcow2,
         }
     }
@@ -156,7 +136,7 @@ impl Layer {
     /// The QCOW2 image; `None` for raw layers.
     pub fn image(&self) -> Option<&Image> {
         match &self.content {
-            Content::Raw(_) => None,
+            Content::Raw => None,
             Content::Qcow2 { image, .. } => Some(image),
         }
     }
@@ -165,17 +145,24 @@ impl Layer {
     /// be cut off; it reads as if padded with zeros (traps 106, 131).
     pub fn virtual_size(&self) -> u64 {
         match &self.content {
-            Content::Raw(range) => range.size,
+            Content::Raw => self.storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
             Content::Qcow2 { image, .. } => image.virtual_size(),
         }
     }
 
-    /// Where uncompressed guest data lives.
-    pub(crate) fn data(&self) -> &FileStorage {
+    /// Where uncompressed guest data lives: the host offsets of
+    /// [`ExtentKind::Data`](crate::extent::ExtentKind::Data) are offsets in it.
+    pub fn data_storage(&self) -> &Arc<dyn Storage> {
         match &self.content {
-            Content::Qcow2 { data: Some(data), .. } => &data.file,
-            _ => &self.file,
+            Content::Qcow2 { data: Some(data), .. } => &data.storage,
+            _ => &self.storage,
         }
+    }
+
+    /// The file or block device that is [`data_storage`](Self::data_storage), for I/O of your own at the
+    /// host offsets of extents; `None` if the data is not in one.
+    pub fn data_file(&self) -> Option<&FileStorage> {
+        self.data_storage().as_file()
     }
 
     /// The name under which the file with the uncompressed guest data was opened: the external
@@ -191,7 +178,7 @@ impl Layer {
     pub(crate) fn granularity(&self) -> u64 {
         match &self.content {
             // File systems have holes of at least a block.
-            Content::Raw(_) => 4096,
+            Content::Raw => 4096,
             Content::Qcow2 { image, .. } => image.geometry().subcluster_size(),
         }
     }
@@ -199,7 +186,7 @@ impl Layer {
     /// The first offset at or after `from` where the layer may have something; `None` if nowhere.
     pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
         match &self.content {
-            Content::Raw(range) => range.next_data(&self.file, from).map_err(hole_error),
+            Content::Raw => self.storage.next_data(from).map_err(hole_error),
             Content::Qcow2 { image, .. } => image.next_mapped(from),
         }
         .map_err(|error| error.file(&self.path))
@@ -208,7 +195,7 @@ impl Layer {
     /// Prepares to look up ranges of `start..end`, which lies within the virtual size.
     pub(crate) fn window(&self, start: u64, end: u64) -> Result<LayerWindow<'_>> {
         match &self.content {
-            Content::Raw(range) => Ok(LayerWindow::Raw(&self.file, *range)),
+            Content::Raw => Ok(LayerWindow::Raw(&*self.storage)),
             Content::Qcow2 { image, .. } => self.table_window(image, start, end, Tables::Direct),
         }
     }
@@ -222,7 +209,7 @@ impl Layer {
         tables: Tables<'a>,
     ) -> Result<LayerWindow<'a>> {
         match &self.content {
-            Content::Raw(range) => Ok(LayerWindow::RawBytes(*range)),
+            Content::Raw => Ok(LayerWindow::RawBytes),
             Content::Qcow2 { image, .. } => self.table_window(image, start, end, tables),
         }
     }
@@ -242,8 +229,8 @@ impl Layer {
 
 /// Looks up ranges of one layer.
 pub(crate) enum LayerWindow<'a> {
-    Raw(&'a FileStorage, RawRange),
-    RawBytes(RawRange),
+    Raw(&'a dyn Storage),
+    RawBytes,
     Qcow2(TableWindow<'a>),
 }
 
@@ -251,9 +238,9 @@ impl LayerWindow<'_> {
     /// Appends the runs of `start..end`.
     pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
         match self {
-            Self::Raw(file, range) => range.runs(file, start, end, runs).map_err(hole_error),
-            Self::RawBytes(range) => {
-                let kind = RunKind::Data(HostOffset(range.start.saturating_add(start)));
+            Self::Raw(storage) => raw_runs(*storage, start, end, runs).map_err(hole_error),
+            Self::RawBytes => {
+                let kind = RunKind::Data(HostOffset(start));
                 push_run(runs, Run { guest: start, len: end.saturating_sub(start), kind });
                 Ok(())
             }
@@ -262,38 +249,27 @@ impl LayerWindow<'_> {
     }
 }
 
-impl RawRange {
-    /// The first byte at or after `from` on the disk that may be other than a hole.
-    fn next_data(self, file: &FileStorage, from: u64) -> std::io::Result<Option<u64>> {
-        let data = file.next_data(from.saturating_add(self.start))?;
-        Ok(data.map(|at| at.saturating_sub(self.start)).filter(|at| *at < self.size))
-    }
-
-    fn runs(
-        self,
-        file: &FileStorage,
-        start: u64,
-        end: u64,
-        runs: &mut Vec<Run>,
-    ) -> std::io::Result<()> {
-        let mut at = start;
-        while at < end {
-            let data = self.next_data(file, at)?.unwrap_or(end).clamp(at, end);
-            let len = data.saturating_sub(at);
-            push_run(runs, Run { guest: at, len, kind: RunKind::Zero(None) });
-            if data >= end {
-                break;
-            }
-            let host = self.start.saturating_add(data);
-            // At least one byte further, or a file system with odd answers would hold us forever.
-            let hole = file.next_hole(host)?.saturating_sub(self.start);
-            let hole = hole.clamp(data.saturating_add(1), end);
-            let kind = RunKind::Data(HostOffset(host));
-            push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
-            at = hole;
+fn raw_runs(
+    storage: &dyn Storage,
+    start: u64,
+    end: u64,
+    runs: &mut Vec<Run>,
+) -> std::io::Result<()> {
+    let mut at = start;
+    while at < end {
+        let data = storage.next_data(at)?.unwrap_or(end).clamp(at, end);
+        let len = data.saturating_sub(at);
+        push_run(runs, Run { guest: at, len, kind: RunKind::Zero(None) });
+        if data >= end {
+            break;
         }
-        Ok(())
+        // At least one byte further, or a file system with odd answers would hold us forever.
+        let hole = storage.next_hole(data)?.clamp(data.saturating_add(1), end);
+        let kind = RunKind::Data(HostOffset(data));
+        push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
+        at = hole;
     }
+    Ok(())
 }
 
 fn hole_error(error: std::io::Error) -> Error {

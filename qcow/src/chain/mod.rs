@@ -3,6 +3,7 @@
 //! A chain is opened once, from the active layer (depth 0) down to the last base, and stays
 //! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
 
+mod builder;
 mod decoder;
 mod format;
 mod json;
@@ -10,6 +11,7 @@ mod layer;
 mod name;
 mod policy;
 mod stated;
+mod view;
 mod walk;
 mod warning;
 
@@ -18,9 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
-use crate::io::FileStorage;
+use crate::io::{FileStorage, Storage};
 use crate::{Error, Result};
 
+pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
 pub use format::Format;
 pub use layer::Layer;
@@ -164,13 +167,19 @@ impl Chain {
             let top = layers.remove(0).at_snapshot(snapshot)?;
             layers.insert(0, top);
         }
-        Ok(Self::new(layers, options.force_share, walked))
+        Ok(Self::walked(layers, options.force_share, TABLE_CACHE_BYTES, walked))
     }
 
-    fn new(layers: Vec<Layer>, force_share: bool, walked: Walked) -> Self {
+    fn new(layers: Vec<Layer>, force_share: bool, table_cache: usize) -> Self {
+        let mut walked = Walked::default();
+        walked.end(&layers, layers.len());
+        Self::walked(layers, force_share, table_cache, walked)
+    }
+
+    fn walked(layers: Vec<Layer>, force_share: bool, table_cache: usize, walked: Walked) -> Self {
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
         let (id, decoders) = (ChainId::next(), decoder::Pool::default());
-        let tables = (!force_share).then(|| TableCache::new(TABLE_CACHE_BYTES));
+        let tables = (!force_share).then(|| TableCache::new(table_cache));
         Self(Arc::new(Inner { id, layers, virtual_size, force_share, walked, tables, decoders }))
     }
 
@@ -218,10 +227,10 @@ impl Chain {
             return Ok(());
         }
         self.0.layers.iter().try_for_each(|layer| {
-            let files = [layer.file(), layer.data()];
-            files
+            let storages = [layer.storage(), layer.data_storage()];
+            storages
                 .iter()
-                .try_for_each(|file| file.check_unchanged())
+                .try_for_each(|storage| storage.check_unchanged())
                 .map_err(|error| error.file(layer.path()))
         })
     }
@@ -229,17 +238,19 @@ impl Chain {
     /// From now on reads past the page cache what is aligned, where the file systems can.
     pub(crate) fn read_direct(&self) {
         for layer in &self.0.layers {
-            layer.file().read_direct();
-            layer.data().read_direct();
+            [layer.file(), layer.data_file()]
+                .into_iter()
+                .flatten()
+                .for_each(FileStorage::read_direct);
         }
     }
 
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
     pub(crate) fn contains_file(&self, path: &Path) -> bool {
         FileStorage::identity_of(path).is_some_and(|identity| {
-            self.0.layers.iter().any(|layer| {
-                layer.file().identity() == identity || layer.data().identity() == identity
-            })
+            let storages =
+                self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
+            storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
         })
     }
 }
@@ -273,7 +284,7 @@ pub fn local_path(path: &Path) -> Result<PathBuf> {
 /// As those of [`Format::probe`]; [`Unsupported`](crate::ErrorKind::Unsupported) if the name means a range
 /// of the file: what is said of the whole file would be wrong.
 pub(crate) fn probe_format(
-    file: &FileStorage,
+    file: &dyn Storage,
     path: &Path,
     format: Option<Format>,
 ) -> Result<Format> {
@@ -345,7 +356,7 @@ pub(crate) fn open_active_layer(path: &Path, options: &OpenOptions) -> Result<La
 pub(crate) fn layer_of(found: LayerFound<FileStorage>, options: &OpenOptions) -> Result<Layer> {
     let OpenOptions { policy, limits, .. } = options;
     let active = found.depth == 0;
-    let layer = Layer::new(found)?;
+    let layer = found.into_layer()?;
     let check = || {
         if active {
             limits.check_size(layer.virtual_size())?;

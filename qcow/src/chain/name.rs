@@ -21,6 +21,8 @@ pub(crate) struct ImageName {
     pub(crate) driver: Option<String>,
     /// A `json:` name of a file without a format driver: its bytes are the disk, unprobed.
     pub(crate) plain_file: bool,
+    /// The format driver itself has a range, which only raw has.
+    pub(crate) raw_only: bool,
     /// The ranges that raw drivers restrict the file to; the innermost last.
     pub(crate) windows: Vec<Window>,
     /// What a `json:` name says of the backing file.
@@ -143,6 +145,7 @@ impl ImageName {
             start,
             driver: None,
             plain_file: false,
+            raw_only: false,
             windows: Vec::new(),
             below: Below::Recorded,
         }

@@ -7,12 +7,13 @@
 use std::collections::HashSet;
 use std::iter::FusedIterator;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::json;
-use super::layer::RawRange;
 use super::name::{Below, ImageName, Window};
 use super::stated::Statements;
-use super::{FilePolicy, Format, FormatSource, MAX_DEPTH, OpenOptions, Warning};
+use super::view::{Range, View};
+use super::{FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning};
 use crate::format::HeaderArea;
 use crate::image::read_area;
 use crate::io::{Access, FileStorage, Identity, Storage};
@@ -126,13 +127,27 @@ impl<F: Storage> LayerFound<F> {
     pub fn virtual_size(&self) -> Result<u64> {
         match &self.header {
             Some(area) => Ok(area.header.virtual_size()),
-            None => RawRange::of(&self.windows, self.file.len()).map(|range| range.size),
+            None => Range::of(&self.windows, self.file.len()).map(|range| range.size),
         }
     }
 
     /// What is uncertain about this layer.
     pub fn warning(&self) -> Option<Warning> {
         self.depends_on_process.then(|| Warning::WorkingDirectory { layer: self.path.clone() })
+    }
+}
+
+impl<F: Storage + 'static> LayerFound<F> {
+    /// Opens the image, but no data file.
+    pub(super) fn into_layer(self) -> Result<Layer> {
+        let storage: Arc<dyn Storage> = Arc::new(self.file);
+        let storage = if self.windows.is_empty() {
+            storage
+        } else {
+            let range = Range::of(&self.windows, storage.len());
+            Arc::new(View::new(storage, range.map_err(|error| error.file(&self.path))?))
+        };
+        Layer::new(self.path, storage, self.format)
     }
 }
 
@@ -222,6 +237,7 @@ struct Next {
     /// `None`: the first bytes are to tell. Only for the active layer.
     format: Option<(Format, FormatSource)>,
     depends_on_process: bool,
+    raw_only: bool,
     windows: Vec<Window>,
     below: Below,
 }
@@ -243,6 +259,7 @@ impl Next {
             by: None,
             format,
             depends_on_process: false,
+            raw_only: name.raw_only,
             windows: name.windows,
             below: name.below,
         })
@@ -294,17 +311,19 @@ impl<O: Open> Walk<'_, O> {
             Some(known) => known,
             None => (Format::probe(&file)?, FormatSource::Probed),
         };
-        self.statements.check(format, format_source, &file, &next.path)?;
+        if next.raw_only && format != Format::Raw {
+            return Err(Error::usage("offset and size of the json: name are for the raw driver"));
+        }
+        let view = match next.windows.as_slice() {
+            [] => None,
+            windows => Some(View::new(&file, Range::of(windows, file.len())?)),
+        };
+        let bytes = view.as_ref().map_or(&file as &dyn Storage, |view| view);
+        self.statements.check(format, format_source, bytes, &next.path)?;
         self.opener.check(&file, format, depth)?;
         let header = match format {
             Format::Raw => None,
-            Format::Qcow2 if !next.windows.is_empty() => {
-                return Err(Error::unsupported(
-                    "the json: name means a qcow2 image in a range of a file, which is not supported",
-                )
-                .hint("copy that range into a file of its own"));
-            }
-            Format::Qcow2 => Some(read_area(&file)?),
+            Format::Qcow2 => Some(read_area(bytes)?),
         };
         Ok(LayerFound {
             depth,
@@ -391,6 +410,7 @@ impl<O: Open> Walk<'_, O> {
             by: Some(layer.path.clone()),
             format: Some((format, source)),
             depends_on_process: name.depends_on_process(),
+            raw_only: name.raw_only,
             windows: name.windows,
             below: name.below,
         })

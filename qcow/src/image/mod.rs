@@ -2,6 +2,7 @@
 
 mod bitmaps;
 mod cache;
+mod dirty;
 mod preallocation;
 mod skeleton;
 mod snapshots;
@@ -19,6 +20,7 @@ use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
+pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use skeleton::Skeleton;
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 

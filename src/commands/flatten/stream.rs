@@ -102,7 +102,7 @@ fn refuse_source(chain: &Chain, output: &File) -> Result<()> {
     // Only files and devices can be layers.
     let Ok(target) = FileStorage::from_file(file) else { return Ok(()) };
     let identity = target.identity();
-    if chain.layers().iter().any(|layer| layer.file().identity() == identity) {
+    if chain.layers().iter().any(|layer| layer.storage().identity() == Some(identity)) {
         return Err(Error::usage("standard output is one of the images being read"));
     }
     Ok(())
