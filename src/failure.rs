@@ -124,7 +124,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         // The parser's own advice does not work for the value of an option.
         Some(advice) => {
             let message = text.split("\n\n").next().unwrap_or_default();
-            Failure::Error(in_one_line(message).hint(advice))
+            Failure::Error(Error::usage(in_one_line(message).message()).hint(advice))
         }
         None => Failure::Error(in_one_line(&text)),
     };

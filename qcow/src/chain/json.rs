@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::Format;
 use super::name::{Below, ImageName, Start, Window, is_network, network};
 use crate::{Error, Printable, Result};
 
@@ -31,7 +32,7 @@ fn interpret(options: Members) -> Result<ImageName> {
     let (below, mut node) = take_backing(options)?;
     let mut driver = None;
     let mut windows = Vec::new();
-    let mut raw_only = false;
+    let mut only = None;
     let mut outermost = true;
     loop {
         let (file, own) = children(node, "file");
@@ -61,9 +62,12 @@ fn interpret(options: Members) -> Result<ImageName> {
             )));
         }
         let range = window(&own)?;
-        raw_only |= outermost && range.is_some();
+        if outermost {
+            only = belongs_to(&own);
+        }
         windows.extend(range);
-        let known = |key: &str| matches!(key, "driver" | "offset" | "size") || for_qcow2(key);
+        let known =
+            |key: &str| matches!(key, "driver" | "offset" | "size") || outermost && for_qcow2(key);
         check_keys(&own, known)?;
         driver = if outermost { own_driver } else { driver };
         (node, outermost) = (file, false);
@@ -88,8 +92,8 @@ pub(super) fn overlay(
     }
     let driver = text(&own, "driver")?.map(str::to_owned);
     let windows: Vec<_> = window(&own)?.into_iter().collect();
-    let raw_only = !windows.is_empty();
-    Ok(ImageName { driver: driver.or(recorded.driver), raw_only, windows, below, ..recorded })
+    let only = belongs_to(&own);
+    Ok(ImageName { driver: driver.or(recorded.driver), only, windows, below, ..recorded })
 }
 
 /// Whether options state the format driver themselves.
@@ -171,6 +175,15 @@ fn text<'a>(own: &'a Members, key: &str) -> Result<Option<&'a str>> {
             Err(Error::corrupt(format!("in the json: name, '{}' is not text", Printable(key))))
         }
     }
+}
+
+/// The one format driver that knows all options of a node; `None` if each does.
+fn belongs_to(own: &Members) -> Option<Format> {
+    let keys = || own.iter().map(|(key, _)| key.as_str());
+    if keys().any(for_qcow2) {
+        return Some(Format::Qcow2);
+    }
+    keys().any(|key| matches!(key, "offset" | "size")).then_some(Format::Raw)
 }
 
 /// The range that a raw node restricts its file to.

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::Format;
 use super::json::{self, Members};
 use crate::{Error, Printable, Remedy, Result};
 
@@ -21,8 +22,8 @@ pub(crate) struct ImageName {
     pub(crate) driver: Option<String>,
     /// A `json:` name of a file without a format driver: its bytes are the disk, unprobed.
     pub(crate) plain_file: bool,
-    /// The format driver itself has a range, which only raw has.
-    pub(crate) raw_only: bool,
+    /// The format driver has options that only this one knows.
+    pub(crate) only: Option<Format>,
     /// The ranges that raw drivers restrict the file to; the innermost last.
     pub(crate) windows: Vec<Window>,
     /// What a `json:` name says of the backing file.
@@ -145,7 +146,7 @@ impl ImageName {
             start,
             driver: None,
             plain_file: false,
-            raw_only: false,
+            only: None,
             windows: Vec::new(),
             below: Below::Recorded,
         }

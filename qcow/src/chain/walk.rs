@@ -38,7 +38,7 @@ pub trait Open {
         None
     }
 
-    /// Called when the format is known, before anything else is read.
+    /// Called when the format is known, before the header is read.
     ///
     /// # Errors
     /// Why the file is not to be read.
@@ -237,7 +237,7 @@ struct Next {
     /// `None`: the first bytes are to tell. Only for the active layer.
     format: Option<(Format, FormatSource)>,
     depends_on_process: bool,
-    raw_only: bool,
+    only: Option<Format>,
     windows: Vec<Window>,
     below: Below,
 }
@@ -259,7 +259,7 @@ impl Next {
             by: None,
             format,
             depends_on_process: false,
-            raw_only: name.raw_only,
+            only: name.only,
             windows: name.windows,
             below: name.below,
         })
@@ -296,9 +296,7 @@ impl<O: Open> Walk<'_, O> {
             return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
                 .hint(remedy));
         }
-        let path = std::mem::take(&mut next.path);
-        let opened = self.opener.open(&path, depth);
-        next.path = path;
+        let opened = self.opener.open(&next.path, depth);
         let file = opened.map_err(|error| missing_base(error, depth))?;
         let new = match self.opener.identity(&file) {
             Some(identity) => self.seen.insert(identity),
@@ -311,8 +309,10 @@ impl<O: Open> Walk<'_, O> {
             Some(known) => known,
             None => (Format::probe(&file)?, FormatSource::Probed),
         };
-        if next.raw_only && format != Format::Raw {
-            return Err(Error::usage("offset and size of the json: name are for the raw driver"));
+        if let Some(only) = next.only.filter(|only| *only != format) {
+            return Err(Error::usage(format!(
+                "the json: name has options of the {only} driver, and this is a {format} image"
+            )));
         }
         let view = match next.windows.as_slice() {
             [] => None,
@@ -383,7 +383,10 @@ impl<O: Open> Walk<'_, O> {
     ) -> Result<Next> {
         let written = recorded.unwrap_or_default();
         let no_name = || Error::usage("the json: name changes a backing file that is not recorded");
-        let from_header = || ImageName::from_header(recorded.ok_or_else(no_name)?);
+        let from_header = || {
+            ImageName::from_header(recorded.ok_or_else(no_name)?)
+                .map_err(|error| error.structure("backing file name"))
+        };
         let (name, own_driver) = match below {
             Below::Options(options) => {
                 (json::overlay(options, from_header)?, json::states_driver(options))
@@ -410,7 +413,7 @@ impl<O: Open> Walk<'_, O> {
             by: Some(layer.path.clone()),
             format: Some((format, source)),
             depends_on_process: name.depends_on_process(),
-            raw_only: name.raw_only,
+            only: name.only,
             windows: name.windows,
             below: name.below,
         })
