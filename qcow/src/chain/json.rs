@@ -45,7 +45,7 @@ fn interpret(options: Members) -> Result<ImageName> {
                 start: Start::Process,
                 driver,
                 plain_file,
-                raw_only,
+                only,
                 windows,
                 below,
             });
