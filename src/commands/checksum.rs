@@ -4,16 +4,18 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qcow::chain::{Chain, OpenOptions};
-use qcow::extent::LeftOut;
+use qcow::extent::{LeftOut, Truncation};
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, replace};
-use crate::cli::exit_codes;
+use crate::args::{
+    OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace,
+};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
+use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
 use crate::remedies;
@@ -78,8 +80,8 @@ pub(crate) struct Checksum {
     #[arg(long, requires = "manifest")]
     force_in_use: bool,
 
-    /// Read this internal snapshot (id, else name) instead of the current state
-    #[arg(long, value_name = "SNAPSHOT")]
+    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
     #[command(flatten)]
@@ -115,8 +117,18 @@ struct Outcome<'a> {
     identical: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     differences: Option<Vec<Range>>,
+    #[serde(flatten)]
+    lacks: Lacks,
+}
+
+/// What was not read.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Lacks {
     #[serde(skip_serializing_if = "Option::is_none")]
     left_out: Option<LeftOut>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    truncated: Vec<Truncation>,
 }
 
 #[derive(Debug, Serialize)]
@@ -151,10 +163,14 @@ impl Checksum {
                 watch.settle(result)?
             }
         };
-        let left_out = warn_left_out(&chain, self.output.output)?;
+        let lacks = Lacks {
+            left_out: warn_left_out(&chain, self.output.output)?,
+            truncated: chain.truncations()?,
+        };
+        warn_truncated(&lacks.truncated);
         match (known, digest) {
-            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, left_out),
-            (_, digest) => self.print_digest(&chain, digest, left_out),
+            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, lacks),
+            (_, digest) => self.print_digest(&chain, digest, lacks),
         }
     }
 
@@ -222,12 +238,7 @@ impl Checksum {
         })
     }
 
-    fn print_digest(
-        &self,
-        chain: &Chain,
-        digest: Digest,
-        left_out: Option<LeftOut>,
-    ) -> Result<(), Failure> {
+    fn print_digest(&self, chain: &Chain, digest: Digest, lacks: Lacks) -> Result<(), Failure> {
         if self.output.output == OutputFormat::Human {
             let text = match &digest {
                 Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
@@ -236,7 +247,7 @@ impl Checksum {
             return print(format_args!("{text}  {}\n", shown(&self.path)));
         }
         let filename = self.path.to_string_lossy();
-        let mut outcome = Outcome::new(&filename, chain.virtual_size(), left_out);
+        let mut outcome = Outcome::new(&filename, chain.virtual_size(), lacks);
         match digest {
             Digest::Crc32(text) => outcome.crc32 = Some(text),
             Digest::Sha256(text) => outcome.sha256 = Some(text),
@@ -250,13 +261,13 @@ impl Checksum {
         &self,
         known: &TreeHash,
         tree: &TreeHash,
-        left_out: Option<LeftOut>,
+        lacks: Lacks,
     ) -> Result<(), Failure> {
         let identical = known.root == tree.root;
         let differences = known.differences(tree).into_iter();
         if self.output.output == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
-            let mut outcome = Outcome::new(&filename, tree.virtual_size, left_out);
+            let mut outcome = Outcome::new(&filename, tree.virtual_size, lacks);
             outcome.blake3_tree = Some(tree.root.to_string());
             outcome.identical = Some(identical);
             outcome.differences =
@@ -284,7 +295,7 @@ enum Digest {
 }
 
 impl<'a> Outcome<'a> {
-    fn new(filename: &'a str, virtual_size: u64, left_out: Option<LeftOut>) -> Self {
-        Self { filename, virtual_size, left_out, ..Self::default() }
+    fn new(filename: &'a str, virtual_size: u64, lacks: Lacks) -> Self {
+        Self { filename, virtual_size, lacks, ..Self::default() }
     }
 }

@@ -15,6 +15,7 @@ use crate::args::{
     backing_formats, format_parser,
 };
 use crate::failure::Failure;
+use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, to_json};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
@@ -116,6 +117,7 @@ impl Compare {
         let result = compare(&one, &other, &options, &mut found, &progress, watch.token());
         progress.finish(result.is_ok());
         let outcome = self.settle(&watch, result)?;
+        warn_truncated(&outcome.truncated);
         list.finish(&outcome, self.all).or_else(|error| match Failure::from_output(error) {
             // Nobody reads on; the exit code still tells.
             Failure::OutputClosed => Ok(()),

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use clap::Args;
 use qcow::ops::info::{ImageInfo, InfoOptions, info_chain};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say};
+use crate::output::{OutputFormat, print, print_json, warn_line};
 use crate::sandbox::Plan;
 
 /// Arguments of `info`.
@@ -37,7 +37,7 @@ pub(crate) struct Info {
     #[arg(short = 'b', long)]
     backing_chain: bool,
 
-    /// Insist on this internal snapshot (id, else name) and show only it
+    /// Insist on this internal snapshot and show only it: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -68,7 +68,7 @@ impl Info {
         self.voice.opening(&self.path, options.open.format);
         let told = info_chain(&self.path, &options)?;
         for warning in &told.warnings {
-            say(format_args!("qcowtool: warning: {warning}"));
+            warn_line(warning);
         }
         match (self.output.output, told.images.as_slice()) {
             (OutputFormat::Json, [image]) if !self.backing_chain => print_json(image)?,

@@ -10,10 +10,11 @@ use qcow::extent::LeftOut;
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::left_out::{Lacking, warn_left_out};
+use crate::losses::warn_truncated;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::Progress;
@@ -27,15 +28,16 @@ use crate::size;
     override_usage = "qcowtool measure [OPTIONS] <PATH>\n       \
                       qcowtool measure [OPTIONS] --size <SIZE>",
     after_help = concat!(
-    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone.
+    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone. Without -O they
+are of a qcow2 image (qemu-img: of a raw one).
 --exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
 same options, to the byte; with an external data file, of both files, and of that file by itself. A
 file system that clones keeps zeros that a source stores as data: --no-reflink leaves them out there.
 
 Examples:
-  qcowtool measure -O qcow2 vm.qcow2
-  qcowtool measure -O qcow2 -o cluster_size=2M --size 1T
-  qcowtool measure -O qcow2 -c --exact --output json vm.qcow2
+  qcowtool measure vm.qcow2
+  qcowtool measure -o cluster_size=2M --size 1T
+  qcowtool measure -c --exact --output json vm.qcow2
 
 ", exit_codes!()))]
 pub(crate) struct Measure {
@@ -49,7 +51,7 @@ pub(crate) struct Measure {
     work: WorkArgs,
 
     /// Format of the new image
-    #[arg(short = 'O', long, value_name = "FMT", default_value = "raw",
+    #[arg(short = 'O', long, value_name = "FMT", default_value = "qcow2",
           value_parser = format_parser())]
     target_format: Format,
 
@@ -73,7 +75,7 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
     compression_level: Option<i32>,
 
-    /// Measure this internal snapshot (id, else name) instead of the current state
+    /// Measure this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -135,6 +137,7 @@ impl Measure {
         progress.finish(result.is_ok());
         let outcome = watch.settle(result)?;
         let left_out = warn_left_out(&chain, self.output.output)?;
+        warn_truncated(&outcome.truncated);
         if self.output.output == OutputFormat::Json {
             return print_json(&Lacking { outcome: &outcome, left_out: left_out.as_ref() });
         }
@@ -156,6 +159,7 @@ impl Measure {
     }
 
     fn print(&self, outcome: &MeasureOutcome, left_out: Option<&LeftOut>) -> Result<(), Failure> {
+        warn_truncated(&outcome.truncated);
         if self.output.output == OutputFormat::Json {
             return print_json(&Lacking { outcome, left_out });
         }

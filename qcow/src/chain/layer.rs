@@ -8,7 +8,7 @@ use super::name::ImageName;
 use super::policy::Policy;
 use crate::format::{Autoclear, CryptMethod, HostOffset};
 use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
-use crate::io::{FileStorage, Storage};
+use crate::io::{Access, FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
 /// One image of a chain, open and read-only.
@@ -45,14 +45,20 @@ impl Layer {
     }
 
     /// Makes the guest's data readable: refuses encryption, opens the data file.
-    pub(super) fn ready_for_data(self, policy: &Policy) -> Result<Self> {
+    pub(super) fn ready_for_data(self, policy: &Policy, force_share: bool) -> Result<Self> {
         let name = self.data_file_name().map_err(|error| error.file(&self.path))?;
         let data = match name {
             // Never a protocol, whatever it looks like (trap 113).
             Some(name) => {
                 let path = ImageName::data_file(name).beside(&self.path);
-                let file: Arc<dyn Storage> = Arc::new(policy.data_file.open(&path)?);
-                Some((path, file))
+                let file = policy.data_file.open(&path)?;
+                if !force_share {
+                    // Raw bytes: other processes may write to them, unless they have locked them.
+                    file.lock(Access::READ, Access::empty())
+                        .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
+                }
+                let storage: Arc<dyn Storage> = Arc::new(file);
+                Some((path, storage))
             }
             None => None,
         };

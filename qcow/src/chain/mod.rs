@@ -5,6 +5,7 @@
 
 mod builder;
 mod decoder;
+mod foreign;
 mod format;
 mod json;
 mod layer;
@@ -25,6 +26,8 @@ use crate::{Error, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
+pub(crate) use foreign::END;
+pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
@@ -157,7 +160,7 @@ impl Chain {
             walked.add(&found);
             let layer = layer_of(found, options)?;
             options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
-            layers.push(layer.ready_for_data(&options.policy)?);
+            layers.push(layer.ready_for_data(&options.policy, options.force_share)?);
         }
         if layers.len() < most {
             walk.check_used().map_err(|error| error.file(path))?;
@@ -298,7 +301,7 @@ pub(crate) fn probe_format(
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
         (None, None) if name.plain_file => Ok(Format::Raw),
-        (None, None) => Format::probe(file),
+        (None, None) => Format::probe_named(file, path),
     }
     .map_err(|error: Error| error.file(path))
 }
@@ -383,43 +386,5 @@ impl Walked {
             let backing = String::from_utf8_lossy(name).into_owned();
             self.warnings.push(Warning::BackingLeftOut { layer: lowest.path().into(), backing });
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-    use crate::ops::create::{Backing, CreateOptions, create};
-
-    #[test]
-    fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let on = |name: &str| {
-            Some(Backing {
-                name: name.into(),
-                format: Format::Qcow2,
-                unchecked: false,
-                open: OpenOptions::default(),
-            })
-        };
-        let make = |name: &str, backing, size| {
-            let options = CreateOptions { backing, size, ..Default::default() };
-            create(&path(name), &options).unwrap();
-        };
-        make("base", None, Some(1 << 20));
-        make("middle", on("base"), None);
-        make("top", on("middle"), None);
-        let held = std::fs::File::open(path("middle")).unwrap();
-        std::fs::remove_file(path("middle")).unwrap();
-        let mut options = OpenOptions::default();
-        Chain::open(&path("top"), &options).unwrap_err();
-        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        options.instead = vec![(path("middle"), descriptor)];
-        let chain = Chain::open(&path("top"), &options).unwrap();
-        let names: Vec<_> = chain.layers().iter().map(|layer| layer.path().to_owned()).collect();
-        assert_eq!(names, [path("top"), path("middle"), path("base")]);
     }
 }

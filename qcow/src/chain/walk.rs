@@ -307,7 +307,7 @@ impl<O: Open> Walk<'_, O> {
         }
         let (format, format_source) = match next.format {
             Some(known) => known,
-            None => (Format::probe(&file)?, FormatSource::Probed),
+            None => (Format::probe_named(&file, &next.path)?, FormatSource::Probed),
         };
         if let Some(only) = next.only.filter(|only| *only != format) {
             return Err(Error::usage(format!(

@@ -3,6 +3,7 @@
 
 mod cursor;
 mod left_out;
+mod past_end;
 mod reader;
 mod resolve;
 
@@ -13,6 +14,7 @@ use crate::chain::{Chain, ChainId};
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
 use crate::{Error, Result};
 
+pub use past_end::Truncation;
 use resolve::Purpose;
 
 pub use cursor::Cursor;

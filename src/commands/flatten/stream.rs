@@ -14,6 +14,7 @@ use qcow::{Error, Result};
 use super::{Closing, Flatten};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
+use crate::output::{OutputFormat, warn_line};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
@@ -49,12 +50,20 @@ impl Flatten {
         let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
         self.voice.opening(src, open.format);
         let chain = self.part.open(src, &open)?;
-        self.voice.opened(&chain);
+        if self.output.output == OutputFormat::Human {
+            self.voice.opened(&chain);
+        }
         refuse_source(&chain, &output)?;
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
         progress.finish(result.is_ok());
-        Ok((watch.settle(result)?, warn_left_out(&chain, self.output.output)?))
+        let outcome = watch.settle(result)?;
+        // Standard error has the outcome, as JSON with all of this.
+        let left_out = match self.output.output {
+            OutputFormat::Human => warn_left_out(&chain, OutputFormat::Human)?,
+            OutputFormat::Json => chain.left_out()?,
+        };
+        Ok((outcome, left_out))
     }
 
     /// Reads a raw image from standard input and writes it to `dst`.
@@ -74,6 +83,10 @@ impl Flatten {
         if self.snapshot.is_some() {
             return Err(Error::usage("a raw image has no internal snapshots").into());
         }
+        let stated = self.source.format.is_some();
+        self.source.open_options(None).policy.check_stated(stated)?;
+        let raw_stated = stated && !self.source.trust.untrusted;
+        let options = &FlattenOptions { raw_stated, ..options.clone() };
         let stdin = io::stdin();
         if stdin.is_terminal() {
             return Err(Error::usage("an image does not come from a terminal").into());
@@ -86,7 +99,13 @@ impl Flatten {
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten_from_stream(input, size, dst, options, &observer, watch.token());
         progress.finish(result.is_ok());
-        watch.settle(result)
+        let outcome = watch.settle(result)?;
+        if let Some(looks) = outcome.looks_like {
+            warn_line(format_args!(
+                "standard input is read as raw, as stated, although it looks like {looks}"
+            ));
+        }
+        Ok(outcome)
     }
 }
 

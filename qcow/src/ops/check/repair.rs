@@ -352,7 +352,7 @@ fn refuse_overlaps(report: &Report) -> Result<()> {
 /// Checks the image that the plan makes, in memory; lets it have clean feature bits if it earned them.
 fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
     let options = CheckOptions { max_findings: 0, ..CheckOptions::default() };
-    let after = super::check_storage(plan.result(), &options, &Silent, cancel)?;
+    let after = super::check_image(plan.result(), &options, &Silent, cancel)?;
     let clean = after.corruptions == 0 && after.check_errors == 0;
     let better = after.corruptions <= before.corruptions
         && after.check_errors <= before.check_errors
