@@ -9,6 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use qcow::Error;
 use serde::Serialize;
 
+use crate::absent;
 use crate::format::{OutputFormat, say, to_json};
 use crate::remedies;
 
@@ -126,14 +127,15 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     }
     let text = error.render().to_string();
     let arguments: Vec<_> = std::env::args_os().collect();
-    let failure = match dash_in_front(error, &arguments) {
+    let error = match dash_in_front(error, &arguments) {
         // The parser's own advice does not work for the value of an option.
         Some(advice) => {
             let message = text.split("\n\n").next().unwrap_or_default();
-            Failure::Error(Error::usage(in_one_line(message).message()).hint(advice))
+            Error::usage(in_one_line(message).message()).hint(advice)
         }
-        None => Failure::Error(in_one_line(&text)),
+        None => absent_command(error).unwrap_or_else(|| in_one_line(&text)),
     };
+    let failure = Failure::Error(error);
     failure.report(wanted_format(std::env::args_os()), "");
     failure.exit_code()
 }
@@ -160,6 +162,15 @@ fn dash_in_front(error: &clap::Error, arguments: &[OsString]) -> Option<String> 
     argument.get_action().takes_values().then(|| {
         format!("'{value}' is taken for an option; as the value of {option}: {option}={value}")
     })
+}
+
+/// A command that `qemu-img` has and this program does not: a similar name would be the wrong advice.
+fn absent_command(error: &clap::Error) -> Option<Error> {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let instead = absent::instead_of(name)?;
+    Some(Error::usage(format!("qcowtool has no command '{name}'")).hint(instead))
 }
 
 /// The parser's paragraphs as one error: what is wrong, and the tips as the way out.

@@ -79,6 +79,9 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::WriteInto => &["`qcowtool flatten -n -O raw` writes into it"],
         Remedy::NewFile => &["leave out -n to make a new file"],
         Remedy::StateFormat => &["state the format of the image: -f qcow2 or -f raw"],
+        Remedy::RestoreBacking if command == "check" => {
+            &["bring the file back under this name, or give --alone to check the image without it"]
+        }
         Remedy::RestoreBacking => &[
             "bring the file back under this name, or give --alone to read what is above it",
             "bring the file back under this name",

@@ -11,7 +11,7 @@ use qcow::ops::compare::{
 };
 
 use crate::args::{
-    CHAIN, OutputArgs, PartArgs, SandboxArgs, SourceArgs, StatedFormat, Voice, WorkArgs,
+    CHAIN, CacheArgs, OutputArgs, PartArgs, SandboxArgs, SourceArgs, StatedFormat, Voice, WorkArgs,
     backing_formats, format_parser,
 };
 use crate::failure::Failure;
@@ -60,6 +60,8 @@ pub(crate) struct Compare {
     sandbox: SandboxArgs,
     #[command(flatten)]
     work: WorkArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 
     /// Sizes must be equal, and so must be what is allocated, zero and compressed
     #[arg(short, long)]

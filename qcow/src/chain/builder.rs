@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Chain, Format, Layer, Limits, MAX_DEPTH, TABLE_CACHE_BYTES};
+use super::{Chain, Format, Layer, Limits, MAX_DEPTH, TABLE_CACHE_BYTES, forbidden_by_a_reader};
 use crate::io::{Access, Storage};
 use crate::{Error, Result};
 
@@ -163,8 +163,8 @@ impl ChainBuilder {
 
 fn open_layer(source: Source, force_share: bool, limits: &Limits, active: bool) -> Result<Layer> {
     let Source { name, storage, format, data } = source;
-    if let (Format::Qcow2, false, Some(file)) = (format, force_share, storage.as_file()) {
-        file.lock(Access::READ, Access::WRITE | Access::RESIZE)?;
+    if let (false, Some(file)) = (force_share, storage.as_file()) {
+        file.lock(Access::READ, forbidden_by_a_reader(format))?;
     }
     let layer = Layer::new(name, storage, format)?;
     if active {

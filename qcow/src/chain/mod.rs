@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
-use crate::io::{FileStorage, Storage};
+use crate::io::{Access, FileStorage, Storage};
 use crate::{Error, Result};
 
 pub use builder::ChainBuilder;
@@ -273,6 +273,31 @@ pub(crate) fn open_file(
     Ok((file, format))
 }
 
+/// Opens what the image at `path` is backed by, down to the end of the chain, and forgets it again: an
+/// image whose backing file is lost is not sound, whatever its own tables say. Neither those tables
+/// nor any data is read. Gives back the image's own file, so that whoever opens it again can tell
+/// afterwards whether it is still the one that was looked at.
+///
+/// # Errors
+/// What keeps the backing chain from being opened: as [`Chain::open`]. A name, a format or a file that
+/// is not for this crate to open ([`Unsupported`](crate::ErrorKind::Unsupported),
+/// [`Denied`](crate::ErrorKind::Denied)) says nothing about whether it is there.
+pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> {
+    let (file, format) = open_file(path, options.format, &options.policy)?;
+    if format != Format::Qcow2 {
+        return Ok(file);
+    }
+    let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
+    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
+    let mut active = LayerFound::active(name.path, file, area);
+    let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
+    for lower in walk.by_ref() {
+        lower.map_err(|broken| broken.error)?;
+    }
+    walk.check_used().map_err(|error| error.file(path))?;
+    Ok(active.file)
+}
+
 /// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.
 ///
 /// # Errors
@@ -346,6 +371,16 @@ fn header_name(name: &Path) -> Result<ImageName> {
 /// with the directory of the image at `holder`.
 pub(crate) fn full_name(name: &Path, holder: &Path) -> PathBuf {
     ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.beside(holder))
+}
+
+/// What other processes must not do while an image of this format is read. A reader of a QCOW2 image
+/// relies on its tables. Raw bytes may be written to meanwhile, as in QEMU; but a process that has
+/// locked them exclusively keeps readers away, too.
+fn forbidden_by_a_reader(format: Format) -> Access {
+    match format {
+        Format::Qcow2 => Access::WRITE | Access::RESIZE,
+        Format::Raw => Access::empty(),
+    }
 }
 
 /// Opens the active layer, without data files and without what is below it.

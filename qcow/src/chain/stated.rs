@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Format;
 use super::name::ImageName;
 use crate::io::Storage;
-use crate::{Error, Printable, Remedy, Result};
+use crate::{Error, ErrorKind, Printable, Remedy, Result};
 
 /// Formats of backing files that no header records. A recorded format is never overruled.
 ///
@@ -165,7 +165,9 @@ impl<'a> Statements<'a> {
         let found = match Format::probe(storage) {
             Ok(Format::Raw) => return Ok(()),
             Ok(other) => format!("this is a {other} image"),
-            Err(error) if error.kind() == crate::ErrorKind::Unsupported => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::WrongFormat) =>
+            {
                 error.message().to_owned()
             }
             Err(error) => return Err(error),
@@ -206,7 +208,6 @@ fn shown(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
     use crate::io::MemoryStorage;
 
     fn settle(statements: &mut Statements<'_>, name: &str) -> Result<(Format, FormatSource)> {

@@ -13,9 +13,11 @@ use super::json;
 use super::name::{Below, ImageName, Window};
 use super::stated::Statements;
 use super::view::{Range, View};
-use super::{FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning};
+use super::{
+    FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning, forbidden_by_a_reader,
+};
 use crate::format::HeaderArea;
-use crate::image::read_area;
+use crate::image::read_header_area;
 use crate::io::{Access, FileStorage, Identity, Storage};
 use crate::{Error, ErrorKind, LimitName, Remedy, Result};
 
@@ -82,14 +84,9 @@ impl Open for Files<'_> {
     }
 
     fn check(&self, file: &FileStorage, format: Format, depth: usize) -> Result<()> {
-        // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
-        // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
         if !self.options.force_share {
-            let forbids = match format {
-                Format::Qcow2 => Access::WRITE | Access::RESIZE,
-                Format::Raw => Access::empty(),
-            };
-            file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))?;
+            file.lock(Access::READ, forbidden_by_a_reader(format))
+                .map_err(|error| error.hint(Remedy::ShareRead))?;
         }
         if depth == 0 { self.options.policy.check_format(file, format) } else { Ok(()) }
     }
@@ -148,6 +145,23 @@ impl<F: Storage + 'static> LayerFound<F> {
             Arc::new(View::new(storage, range.map_err(|error| error.file(&self.path))?))
         };
         Layer::new(self.path, storage, self.format)
+    }
+}
+
+impl<F> LayerFound<F> {
+    /// A QCOW2 image that is open already.
+    pub(super) fn active(path: PathBuf, file: F, header: HeaderArea) -> Self {
+        Self {
+            depth: 0,
+            path,
+            format: Format::Qcow2,
+            format_source: FormatSource::Stated,
+            header: Some(header),
+            file,
+            depends_on_process: false,
+            backing_left_out: false,
+            windows: Vec::new(),
+        }
     }
 }
 
@@ -276,6 +290,28 @@ impl Next {
     }
 }
 
+impl<'a, O: Open> Walk<'a, O> {
+    /// Starts below `active`, whose name said `below` of its backing file.
+    pub(super) fn below_layer(
+        opener: O,
+        active: &mut LayerFound<O::File>,
+        below: &Below,
+        options: &'a OpenOptions,
+    ) -> Self {
+        let mut walk = Self {
+            seen: opener.identity(&active.file).into_iter().collect(),
+            opener,
+            options,
+            statements: Statements::new(&options.backing_formats),
+            next: None,
+            paths: HashSet::new(),
+            depth: 1,
+        };
+        walk.next = walk.below(active, below).transpose();
+        walk
+    }
+}
+
 impl<O: Open> Walk<'_, O> {
     /// Whether all that the caller stated of backing files was of use; to be asked below the last layer.
     ///
@@ -323,7 +359,7 @@ impl<O: Open> Walk<'_, O> {
         self.opener.check(&file, format, depth)?;
         let header = match format {
             Format::Raw => None,
-            Format::Qcow2 => Some(read_area(bytes)?),
+            Format::Qcow2 => Some(read_header_area(bytes)?),
         };
         Ok(LayerFound {
             depth,

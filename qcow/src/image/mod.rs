@@ -3,6 +3,7 @@
 mod bitmaps;
 mod cache;
 mod dirty;
+mod fault;
 mod past_end;
 mod preallocation;
 mod skeleton;
@@ -23,7 +24,8 @@ use crate::{Error, ErrorKind, Remedy, Result};
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
-pub(crate) use skeleton::Skeleton;
+pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
+pub(crate) use skeleton::{Skeleton, read_area};
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
 /// Bytes that [`Header::peek`] needs.
@@ -70,7 +72,7 @@ impl Image {
     /// assert_eq!(error.kind(), qcow::ErrorKind::WrongFormat);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
-        let area = read_area(&*storage)?;
+        let area = read_header_area(&*storage)?;
         Self::with_area(storage, area)
     }
 
@@ -200,7 +202,7 @@ impl Image {
 }
 
 /// The header, and what follows it in the first cluster.
-pub(crate) fn read_area(storage: &dyn Storage) -> Result<HeaderArea> {
+pub(crate) fn read_header_area(storage: &dyn Storage) -> Result<HeaderArea> {
     HeaderArea::parse(&read_first_cluster(storage)?)
 }
 
