@@ -212,7 +212,7 @@ fn make_plan(
             Ok(()) => {}
         }
     }
-    let before = before.ok_or_else(|| Error::unsupported("the image was not checked"))?;
+    let before = before.ok_or_else(|| Error::internal("the image was not checked"))?;
     Ok((before, plan))
 }
 
