@@ -1,10 +1,10 @@
 //! Places guest clusters in ascending order and builds the L1 and L2 tables on the way.
 
-use byteorder::{BigEndian, ByteOrder};
-
 use super::refcounts::Refcounts;
 use crate::exact::{Exact, to_usize};
-use crate::format::{CompressedSpan, EntryRules, HostOffset, L1Entry, L2Entry, RefcountWidth};
+use crate::format::{
+    CompressedSpan, EntryRules, HostOffset, L1Entry, L2Entry, RawL2Entry, RefcountWidth,
+};
 use crate::{Error, Result};
 
 /// The L1 table is written in pieces of this many entries.
@@ -317,7 +317,7 @@ impl Placer {
         allocated: u32,
     ) -> Result<()> {
         let step = self.rules.geometry.cluster_size();
-        let entry = |host| {
+        let mapped = |host| {
             if self.rules.geometry.extended_l2() {
                 L2Entry::Subclusters { host: Some(host), allocated, zero: 0, copied: true }
             } else {
@@ -327,13 +327,14 @@ impl Placer {
         let last = host.plus(count.minus(1)?.times(step)?)?;
         // What lies between two places that can be written can be written too, and differs in the
         // place alone.
-        let (mut word, bitmap) = entry(host).encode(&self.rules)?;
-        entry(last).encode(&self.rules)?;
+        let (word, bitmap) = mapped(host).encode(&self.rules)?;
+        let mut entry = RawL2Entry { word, bitmap };
+        mapped(last).encode(&self.rules)?;
         let width = to_usize(self.rules.geometry.l2_entry_size());
         let table = self.entries_mut(in_table, count)?;
         for bytes in table.chunks_exact_mut(width) {
-            write_entry(bytes, word, bitmap);
-            word = word.wrapping_add(step);
+            entry.write(bytes);
+            entry = entry.moved_by(step);
         }
         Ok(())
     }
@@ -344,7 +345,7 @@ impl Placer {
 
     fn put(&mut self, index: u64, entry: &L2Entry) -> Result<()> {
         let (word, bitmap) = entry.encode(&self.rules)?;
-        write_entry(self.entries_mut(index, 1)?, word, bitmap);
+        RawL2Entry { word, bitmap }.write(self.entries_mut(index, 1)?);
         Ok(())
     }
 
@@ -362,15 +363,6 @@ impl Placer {
         let bits = self.rules.geometry.cluster_bits();
         let settled = self.packing.map_or(self.refcounts.clusters(), |at| at >> bits);
         self.refcounts.finish_blocks(settled, |offset, bytes| sink.metadata(offset, bytes))
-    }
-}
-
-fn write_entry(bytes: &mut [u8], word: u64, bitmap: u64) {
-    if let Some((first, second)) = bytes.split_at_mut_checked(8) {
-        BigEndian::write_u64(first, word);
-        if second.len() == 8 {
-            BigEndian::write_u64(second, bitmap);
-        }
     }
 }
 

@@ -69,8 +69,8 @@ pub(super) struct Moved {
 
 impl Moved {
     /// How much of it is not zeros.
-    pub(super) fn data_bytes(&self) -> u64 {
-        self.extents.iter().fold(0, |sum: u64, extent| sum.saturating_add(extent.len))
+    pub(super) fn data_bytes(&self) -> Result<u64> {
+        self.extents.iter().try_fold(0, |sum: u64, extent| sum.plus(extent.len))
     }
 
     /// What lies side by side in a source comes one after the other.
@@ -184,7 +184,7 @@ impl<'a> Shortcuts<'a> {
 
     /// How far an item that starts at `guest` may reach.
     pub(super) fn reach(&self, guest: u64) -> u64 {
-        if self.strewn { u64::MAX } else { guest.saturating_add(self.longest) }
+        if self.strewn { u64::MAX } else { guest.checked_add(self.longest).unwrap_or(u64::MAX) }
     }
 
     /// The digest of what is moved, if one is wanted.

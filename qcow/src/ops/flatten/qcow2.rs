@@ -95,8 +95,8 @@ fn start_device(
         return Err(Error::usage("an image on a device cannot have a data file"));
     }
     // The metadata of any image is far less than this.
-    let most = chain.virtual_size().saturating_add(chain.virtual_size() >> 4);
-    if len < most.saturating_add(64 << 20) {
+    let most = chain.virtual_size().plus(chain.virtual_size() >> 4)?.plus(64 << 20)?;
+    if len < most {
         let exact = measure(chain, target, options, &Silent, cancel)?;
         output.set_len(exact.file_length)?;
     }
@@ -346,7 +346,7 @@ impl Job for Qcow2Job<'_> {
         moved: &Moved,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        state.tally.add(moved.data_bytes(), hash);
+        state.tally.add(moved.data_bytes()?, hash);
         let cluster_size = self.cluster_size as u64;
         let metadata = Metadata::to(self.files.map(|files| files.image));
         let mut sink = Places { metadata, cluster_size, places: Vec::new() };

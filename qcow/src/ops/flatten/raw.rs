@@ -184,8 +184,9 @@ impl Job for RawJob<'_> {
     }
 
     fn place(&self, tally: &mut Tally, ready: &Ready) -> Result<()> {
-        let bytes = ready.runs.iter().map(|(from, to)| to.saturating_sub(*from) as u64);
-        tally.add(bytes.sum(), ready.hash.as_ref());
+        let mut runs = ready.runs.iter();
+        let bytes = runs.try_fold(0, |sum: u64, (from, to)| sum.plus(to.minus(*from)? as u64))?;
+        tally.add(bytes, ready.hash.as_ref());
         Ok(())
     }
 
