@@ -1,27 +1,33 @@
 # Every target does its own set-up: a Debian or Ubuntu machine with a Rust toolchain is enough.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-BINARY := $(TARGET)/release/qcowtool
+# What the demos run: `debug` is the binary that the tests have built, and is taken as it is.
+BUILD ?= release
+BINARY := $(TARGET)/$(BUILD)/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-migration fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release clean
+.PHONY: help demo demo-migration test test-long test-migration fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release debug clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
-demo: release ## Show the main job: an orphaned chain becomes one proven image
+demo: $(BUILD) ## Show the main job: an orphaned chain becomes one proven image
 	@scripts/setup demo
 	@QCOWTOOL=$(BINARY) demo/run
 
-demo-migration: release ## Show it where it happens: two libvirt hosts, a deleted template, a live guest (as root)
+demo-migration: $(BUILD) ## Show it where it happens: two libvirt hosts, a deleted template, a live guest (as root)
 	@scripts/setup test-migration
-	cargo build --release --locked -p rig
-	@QCOWTOOL=$(BINARY) $(TARGET)/release/rig run demo/migration
+	cargo build --locked -p rig
+	@QCOWTOOL=$(BINARY) $(TARGET)/debug/rig run demo/migration
 
 test: ## Build and run every test, those of live migration where two hosts can be made
 	@scripts/setup test
 	@scripts/test
+
+test-long: ## The same, and everything of the searches of which `make test` tries a sample
+	@scripts/setup test
+	@scripts/test long
 
 test-migration: ## Install two hosts, and run the tests that migrate guests between them (as root)
 	@scripts/setup test-migration
@@ -71,6 +77,9 @@ man: release ## Write man pages and shell completions under target/
 release: ## Build the binary
 	@scripts/setup build
 	cargo build --release --locked -p qcowtool
+
+debug:
+	@test -x $(BINARY) || cargo build --locked --workspace --bins
 
 clean: ## Remove what was built
 	cargo clean

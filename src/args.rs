@@ -8,9 +8,21 @@ use qcow::chain::{Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
 use qcow::io::Replace;
 use qcow::{Error, Result};
 
-use crate::output::{OutputFormat, say, shown};
+use crate::output::{OutputFormat, say, shown, warn_line};
 use crate::progress::When;
 use crate::sandbox::{Mode, Plan, Sandbox};
+
+/// The exit codes, as every command's help shows them.
+macro_rules! exit_codes {
+    () => {
+        "Exit codes:
+  0    done
+  1    refused or failed; one line on standard error says why
+  130  stopped by SIGINT (Ctrl-C); nothing half-made is left
+  143  stopped by SIGTERM (129 by SIGHUP); nothing half-made is left"
+    };
+}
+pub(crate) use exit_codes;
 
 /// How outcomes and errors are printed.
 #[derive(Debug, Args)]
@@ -23,7 +35,7 @@ pub(crate) struct OutputArgs {
 /// How much is said on the way.
 #[derive(Debug, Args)]
 pub(crate) struct Voice {
-    /// Print only what was asked for and errors: no summary, no progress
+    /// Print only what was asked for, errors and warnings: no summary, no progress
     #[arg(short, long, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
 
@@ -41,8 +53,18 @@ impl Voice {
         }
     }
 
-    /// Says which images a chain consists of.
+    /// Says which images a chain consists of, and warns of those that are read as raw and look like
+    /// something else.
     pub(crate) fn opened(&self, chain: &Chain) {
+        // What cannot be read, the operation will say.
+        for (depth, looks) in chain.raw_lookalikes().unwrap_or_default() {
+            if let Some(layer) = chain.layers().get(depth) {
+                let path = shown(layer.path());
+                warn_line(format_args!(
+                    "'{path}' is read as raw, as stated, although it looks like {looks}"
+                ));
+            }
+        }
         if self.verbose {
             for (depth, layer) in chain.layers().iter().enumerate() {
                 let path = shown(layer.path());

@@ -2,6 +2,7 @@
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
+use crate::args::exit_codes;
 use crate::commands::{
     Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info,
     MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
@@ -9,18 +10,6 @@ use crate::commands::{
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
-
-/// The exit codes, as every command's help shows them.
-macro_rules! exit_codes {
-    () => {
-        "Exit codes:
-  0    done
-  1    refused or failed; one line on standard error says why
-  130  stopped by SIGINT (Ctrl-C); nothing half-made is left
-  143  stopped by SIGTERM (129 by SIGHUP); nothing half-made is left"
-    };
-}
-pub(crate) use exit_codes;
 
 /// QCOW2 images without QEMU: create, inspect, flatten and prove.
 #[derive(Debug, Parser)]

@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use qcow::Error;
 use serde::Serialize;
 
-use crate::output::{OutputFormat, say, to_json};
+use crate::format::{OutputFormat, say, to_json};
 use crate::remedies;
 
 /// Refused or failed.
@@ -87,7 +87,9 @@ impl Failure {
             Self::Error(error) | Self::Coded { error, .. } | Self::Stopped { error, .. } => {
                 (remedies::line(error, command), ErrorObject::of(error, command))
             }
-            Self::Migration(error) => (error.to_string(), ErrorObject::from(error)),
+            Self::Migration(error) => {
+                (migration_line(error, command), ErrorObject::of_migration(error, command))
+            }
             Self::OutputClosed | Self::Verdict(_) => return,
         };
         match (format, to_json(&Report { error: object })) {
@@ -104,7 +106,11 @@ fn migration_code(kind: migrate::ErrorKind) -> u8 {
         migrate::ErrorKind::Changed => 3,
         migrate::ErrorKind::Unverified => 4,
         migrate::ErrorKind::InDoubt => 5,
-        migrate::ErrorKind::Environment => 6,
+        migrate::ErrorKind::Environment
+        | migrate::ErrorKind::Corrupt
+        | migrate::ErrorKind::Unsupported
+        | migrate::ErrorKind::Limit
+        | migrate::ErrorKind::Internal => 6,
         migrate::ErrorKind::Interrupted => 130,
         _ => FAILED,
     }
@@ -203,21 +209,51 @@ impl ErrorObject {
             hint: remedies::words_for(error, command),
         }
     }
+
+    fn of_migration(error: &migrate::Error, command: &str) -> Self {
+        let hint = migration_hint(error, command);
+        match error.engine() {
+            // Where the engine says that it was.
+            Some(engine) => Self {
+                kind: error.kind().as_str(),
+                message: error.message_without_place().to_owned(),
+                host: error.host().map(str::to_owned),
+                hint,
+                ..Self::of(engine, command)
+            },
+            None => Self {
+                kind: error.kind().as_str(),
+                message: error.message().to_owned(),
+                host: error.host().map(str::to_owned),
+                file: None,
+                structure: None,
+                index: None,
+                host_offset: None,
+                guest_offset: None,
+                hint,
+            },
+        }
+    }
 }
 
-impl From<&migrate::Error> for ErrorObject {
-    fn from(error: &migrate::Error) -> Self {
-        Self {
-            kind: error.kind().as_str(),
-            message: error.message().to_owned(),
-            host: error.host().map(str::to_owned),
-            file: None,
-            structure: None,
-            index: None,
-            host_offset: None,
-            guest_offset: None,
-            hint: error.what_next().map(str::to_owned),
-        }
+/// What to do next; where the engine says it, in the words of this command line.
+fn migration_hint(error: &migrate::Error, command: &str) -> Option<String> {
+    let hint = error.what_next()?;
+    let engine = error
+        .engine()
+        .filter(|engine| engine.what_next().is_some_and(|remedy| remedy.to_string() == hint));
+    match engine {
+        Some(engine) => remedies::words_for(engine, command),
+        None => Some(hint.to_owned()),
+    }
+}
+
+/// The line about an error of a command that moves guests.
+fn migration_line(error: &migrate::Error, command: &str) -> String {
+    let host = error.host().map(|host| format!("{host}: ")).unwrap_or_default();
+    match migration_hint(error, command) {
+        Some(hint) => format!("{host}{} ({hint})", error.message()),
+        None => format!("{host}{}", error.message()),
     }
 }
 
@@ -251,6 +287,20 @@ mod tests {
             "host-offset": 64, "hint": "look elsewhere"
         }});
         assert_eq!(serde_json::to_value(report).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_errors_of_a_migration_have_the_place_that_the_engine_knew() {
+        let engine = Error::corrupt("found 5").structure("L1 table").index(3).host_offset(64_u64);
+        let error = migrate::Error::from(engine.file("disk.qcow2").hint("look")).on("host-a");
+        let expected = serde_json::json!({
+            "kind": "corrupt", "message": "found 5", "host": "host-a", "file": "disk.qcow2",
+            "structure": "L1 table", "index": 3, "host-offset": 64, "hint": "look"
+        });
+        assert_eq!(
+            serde_json::to_value(ErrorObject::of_migration(&error, "migrate")).unwrap(),
+            expected
+        );
     }
 
     #[test]

@@ -4,29 +4,13 @@
 use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use migrate::driver::Hypervisor;
-use migrate::store::Store;
+pub use migrate::hosts::Connected;
 use migrate::{Error, Result};
 
 /// Name of the program that is linked to libvirt.
 const WITH_LIBVIRT: &str = "qcowtool-libvirt";
-
-/// A connection to a host.
-#[derive(Clone)]
-pub struct Connected {
-    /// Its virtualisation.
-    pub hypervisor: Arc<dyn Hypervisor>,
-    /// Its files, as far as libvirt's storage API reaches them.
-    pub store: Arc<dyn Store>,
-}
-
-impl std::fmt::Debug for Connected {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Connected")
-    }
-}
 
 /// Connects to the libvirt at a URI.
 pub type Connect = fn(&str) -> Result<Connected>;

@@ -21,7 +21,18 @@ pub(crate) fn words_for(error: &Error, command: &str) -> Option<String> {
     let remedy = error.what_next()?;
     let mut options = Options(Cli::command());
     let chosen = table(remedy, command).iter().find(|words| options.have_all(words, command));
-    Some(chosen.map_or_else(|| remedy.to_string(), |words| (*words).to_owned()))
+    let parameter = parameter(remedy);
+    Some(chosen.map_or_else(|| remedy.to_string(), |words| words.replace("PROGRAM", parameter)))
+}
+
+/// What stands for `PROGRAM` in the words for `remedy`: a program's name, or what QEMU calls a format.
+fn parameter(remedy: &Remedy) -> &'static str {
+    match remedy {
+        Remedy::ConvertFrom(name) | Remedy::Decompress(name) | Remedy::DecompressStream(name) => {
+            name
+        }
+        _ => "",
+    }
 }
 
 /// Words for `remedy`, the best first. An option outside of backquotes is one of the command that
@@ -66,6 +77,34 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::Convert => &[
             "convert it with `qemu-img convert`, or give -f raw if these are a disk's own bytes",
             "convert it with `qemu-img convert`",
+        ],
+        Remedy::ConvertFrom(_) => &[
+            "convert it with `qemu-img convert -f PROGRAM -O qcow2 FILE NEW`, or give -f raw if these are a disk's own bytes",
+            "convert it with `qemu-img convert -f PROGRAM -O qcow2 FILE NEW`",
+        ],
+        Remedy::Decompress(_) => &[
+            "decompress it first with `PROGRAM -dc FILE > NEW`, or give -f raw if these are a disk's own bytes",
+            "decompress it first with `PROGRAM -dc FILE > NEW`",
+        ],
+        Remedy::Unpack("tar") => &[
+            "take the disk out of it first with `tar -xf FILE`, or give -f raw if these are a disk's own bytes",
+            "take the disk out of it first with `tar -xf FILE`",
+        ],
+        Remedy::Unpack("zip") => &[
+            "take the disk out of it first with `unzip FILE`, or give -f raw if these are a disk's own bytes",
+            "take the disk out of it first with `unzip FILE`",
+        ],
+        Remedy::Unpack(_) => &[
+            "take the disk out of it first with `7z x FILE`, or give -f raw if these are a disk's own bytes",
+            "take the disk out of it first with `7z x FILE`",
+        ],
+        Remedy::DecompressStream(_) => &[
+            "decompress it on the way with `PROGRAM -dc FILE | qcowtool flatten - DST`, or give -f raw, without \
+             --untrusted, if these are a disk's own bytes",
+        ],
+        Remedy::SaveStream => &[
+            "save it to a file and name that instead of '-', or give -f raw, without --untrusted, if these are a \
+             disk's own bytes",
         ],
         Remedy::Decrypt => &["decrypt it with `qemu-img convert --object secret,...`"],
         Remedy::CopyToLocalFile => {
@@ -153,6 +192,13 @@ mod tests {
         Remedy::DropSnapshots,
         Remedy::ListSnapshots,
         Remedy::Convert,
+        Remedy::ConvertFrom("vmdk"),
+        Remedy::Decompress("gzip"),
+        Remedy::Unpack("tar"),
+        Remedy::Unpack("zip"),
+        Remedy::Unpack("7z"),
+        Remedy::DecompressStream("gzip"),
+        Remedy::SaveStream,
         Remedy::Decrypt,
         Remedy::CopyToLocalFile,
         Remedy::GiveSize,
@@ -188,7 +234,7 @@ mod tests {
             }
         }
         assert!(words(&Remedy::ShareRead, "info").contains("-U"));
-        assert!(!words(&Remedy::ShareRead, "create").contains("-U"));
+        assert!(!words(&Remedy::ShareRead, "audit").contains("-U"));
         assert!(words(&Remedy::Replace, "flatten").contains("--force"));
         assert!(!words(&Remedy::StateBackingFormat, "create").contains("--backing-format"));
         assert!(words(&Remedy::DestinationFormat("qcow2"), "create").contains("-f qcow2"));

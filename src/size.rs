@@ -1,5 +1,6 @@
 //! Sizes: read as `qemu-img` reads them, shown as it shows them.
 
+pub(crate) use migrate::plan::human;
 use qcow::{Error, Result};
 
 /// Bytes from text: a whole number, or a number with a suffix `b`, `k`, `M`, `G`, `T`, `P` or `E`
@@ -97,33 +98,6 @@ fn unit(suffix: &str) -> Result<u64, Wrong> {
 fn fraction_of(digits: &str, unit: u64) -> u64 {
     let fraction: f64 = format!("0.{digits}0").parse().unwrap_or(0.0);
     (fraction * unit as f64).round() as u64
-}
-
-/// Bytes with three significant digits in the unit that keeps them below 1000: `1.5 GiB`. What
-/// would round up to 1000 is shown as 1000, where QEMU has `1e+03`.
-pub(crate) fn human(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut value = bytes as f64;
-    let mut name = "B";
-    for unit in UNITS {
-        if value < 1000.0 {
-            break;
-        }
-        value /= 1024.0;
-        name = unit;
-    }
-    let decimals = match value {
-        v if v >= 100.0 => 0,
-        v if v >= 10.0 => 1,
-        v if v >= 1.0 => 2,
-        _ => 3,
-    };
-    let digits = format!("{value:.decimals$}");
-    let digits = match digits.contains('.') {
-        true => digits.trim_end_matches('0').trim_end_matches('.'),
-        false => &digits,
-    };
-    format!("{digits} {name}")
 }
 
 #[cfg(test)]

@@ -7,6 +7,48 @@
 //!
 //! A disk that must stand alone where it is is flattened while its guest runs ([`live`]).
 //!
+//! From a plan to a run, here between two directories that stand for hosts; with the feature `libvirt`,
+//! [`Route::connect`](facts::Route) reaches real ones:
+//!
+//! ```
+//! use migrate::facts::Route;
+//! use migrate::plan::{Policy, plan};
+//! use migrate::probe::{Probing, probe};
+//! use migrate::run::{Means, Report, Run};
+//! use migrate::{CancelToken, Silent};
+//!
+//! fn go(route: &Route, state: &std::path::Path, report: &dyn Report) -> migrate::Result<()> {
+//!     let hosts = route.connect_by(|uri| Err(migrate::Error::usage(format!("no way to {uri}"))))?;
+//!     let (policy, cancel) = (Policy::default(), CancelToken::new());
+//!     let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
+//!     let probed = probe(&hosts.ends(), &route.domain, &probing)?;
+//!     let plan = match plan(&probed.facts, &policy) {
+//!         Ok(plan) => plan,
+//!         Err(refusals) => {
+//!             let why: String = refusals.iter().map(ToString::to_string).collect();
+//!             return Err(migrate::Error::refused(why));
+//!         }
+//!     };
+//!     print!("{plan}");
+//!     migrate::journal::make_directory(state)?;
+//!     let means = Means {
+//!         ends: hosts.ends(),
+//!         facts: &probed.facts,
+//!         held: &probed.held,
+//!         route,
+//!         state,
+//!         report,
+//!         cancel: &cancel,
+//!     };
+//!     let finished = Run::begin(&plan, &means)?.migrate()?;
+//!     println!("{} is at {}", finished.domain, finished.to);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A run that was cut off is found and ended by [`run::CutOff`]. With the feature `model`, `memory` has two hosts
+//! in memory, so that programs can test the whole way of a live migration without libvirt.
+//!
 //! Uses only the public API of the [`qcow`] crate.
 
 pub mod agent;
@@ -15,8 +57,13 @@ pub mod domain;
 pub mod driver;
 mod error;
 pub mod facts;
+mod fs;
+pub mod host;
+pub mod hosts;
 pub mod journal;
 pub mod live;
+#[cfg(feature = "model")]
+pub mod memory;
 pub mod plan;
 pub mod preflight;
 pub mod prepare;
@@ -28,6 +75,9 @@ pub mod store;
 pub mod target;
 
 pub use error::{Error, ErrorKind, Result};
+// What appears in signatures here.
+pub use qcow::chain::Format;
+pub use qcow::{CancelToken, Observer, Silent};
 
 /// The programs in the README compile.
 #[cfg(doctest)]

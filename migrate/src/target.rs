@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::extent::ExtentKind;
 use qcow::format::Incompatible;
+use qcow::ops::NotCarried;
 use qcow::ops::create::{CreateOptions, CreateOutcome, create, like};
 use qcow::{Error, Result};
 use serde::Serialize;
@@ -22,6 +23,8 @@ pub struct Plan {
     pub source: PathBuf,
     /// How its target is to be created.
     pub create: CreateOptions,
+    /// What the source has and the target will not.
+    pub not_carried_over: Vec<NotCarried>,
 }
 
 /// What was checked on the finished target, read back from the file itself.
@@ -42,7 +45,9 @@ pub struct Proof {
 /// # Errors
 /// As [`Chain::open`], but nothing below the source is opened.
 pub fn plan(source: &Path, open: &OpenOptions) -> Result<Plan> {
-    Ok(Plan { source: source.to_path_buf(), create: like(source, open)? })
+    let like = like(source, open)?;
+    let (create, not_carried_over) = (like.create, like.not_carried_over);
+    Ok(Plan { source: source.to_path_buf(), create, not_carried_over })
 }
 
 /// Makes the planned target at `path` and proves it.
@@ -65,7 +70,8 @@ pub fn plan(source: &Path, open: &OpenOptions) -> Result<Plan> {
 /// # Errors
 /// What creating raises; what [`prove`] finds.
 pub fn prepare(plan: &Plan, path: &Path) -> Result<(CreateOutcome, Proof)> {
-    let outcome = create(path, &plan.create)?;
+    let mut outcome = create(path, &plan.create)?;
+    outcome.not_carried_over.clone_from(&plan.not_carried_over);
     let proof = prove(path, plan)?;
     Ok((outcome, proof))
 }
@@ -98,8 +104,8 @@ pub(crate) struct Expected<'a> {
     pub(crate) base: Option<(&'a Path, &'a str)>,
 }
 
-/// Checks a new image: it has exactly the expected size (P1 of the proofs in `docs/migration.md`), holds
-/// nothing (P2, and P4 where it stands alone), and its header names exactly the expected base (P7). What it
+/// Checks a new image: it has exactly the expected size (`SizesEqual` of the proofs in `docs/migration.md`), holds
+/// nothing (`TargetEmpty`, and `ReadsAsZeros` where it stands alone), and its header names exactly the expected base (`ChainsAgree`). What it
 /// stands on is not opened.
 ///
 /// # Errors

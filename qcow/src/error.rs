@@ -248,7 +248,7 @@ impl Error {
         self
     }
 
-    /// Adds to the message what is so besides, which comes before the system's own words.
+    /// Appends to the message, in front of the operating system's own text.
     pub(crate) fn remark(mut self, remark: &str) -> Self {
         self.0.message.push_str(remark);
         self

@@ -71,6 +71,17 @@ pub enum Remedy {
     ListSnapshots,
     /// Convert the image to a supported format, or state that its bytes are a raw disk's.
     Convert,
+    /// As [`Convert`](Self::Convert), from the format that QEMU calls so.
+    ConvertFrom(&'static str),
+    /// Decompress the file first, with the program of this name, or state that its bytes are a raw
+    /// disk's.
+    Decompress(&'static str),
+    /// Take the disk out of the archive of this kind (`tar`, `zip`, `7z`) first.
+    Unpack(&'static str),
+    /// Decompress the stream on the way, with the program of this name.
+    DecompressStream(&'static str),
+    /// Save the stream to a file first, and open that.
+    SaveStream,
     /// Decrypt the image first.
     Decrypt,
     /// Copy the image to a local file first.
@@ -145,7 +156,20 @@ impl fmt::Display for Remedy {
             Self::Check => "a check of the image's metadata tells more",
             Self::DropSnapshots => "remove the snapshots that cannot be read",
             Self::ListSnapshots => "look which snapshots the image has",
-            Self::Convert => {
+            Self::Decompress(_) => {
+                "decompress it first, or state that it is raw if these are a disk's own bytes"
+            }
+            Self::Unpack(_) => {
+                "take the disk out of it first, or state that it is raw if these are a disk's own \
+                 bytes"
+            }
+            Self::DecompressStream(_) => {
+                "decompress it on the way, or state that it is raw if these are a disk's own bytes"
+            }
+            Self::SaveStream => {
+                "save it to a file first, or state that it is raw if these are a disk's own bytes"
+            }
+            Self::Convert | Self::ConvertFrom(_) => {
                 "convert it to a supported format, or state that it is raw if these are a disk's \
                  own bytes"
             }

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qcow::chain::{Chain, OpenOptions};
+use qcow::extent::Truncation;
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, replace};
-use crate::cli::exit_codes;
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace};
 use crate::failure::Failure;
+use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
 use crate::remedies;
@@ -76,8 +77,8 @@ pub(crate) struct Checksum {
     #[arg(long, requires = "manifest")]
     force_in_use: bool,
 
-    /// Read this internal snapshot (id, else name) instead of the current state
-    #[arg(long, value_name = "SNAPSHOT")]
+    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
     #[command(flatten)]
@@ -111,6 +112,8 @@ struct Outcome<'a> {
     identical: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     differences: Option<Vec<Range>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    truncated: Vec<Truncation>,
 }
 
 #[derive(Debug, Serialize)]
@@ -145,9 +148,11 @@ impl Checksum {
                 watch.settle(result)?
             }
         };
+        let truncated = chain.truncations()?;
+        warn_truncated(&truncated);
         match (known, digest) {
-            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree),
-            (_, digest) => self.print_digest(&chain, digest),
+            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, truncated),
+            (_, digest) => self.print_digest(&chain, digest, truncated),
         }
     }
 
@@ -215,7 +220,12 @@ impl Checksum {
         })
     }
 
-    fn print_digest(&self, chain: &Chain, digest: Digest) -> Result<(), Failure> {
+    fn print_digest(
+        &self,
+        chain: &Chain,
+        digest: Digest,
+        truncated: Vec<Truncation>,
+    ) -> Result<(), Failure> {
         if self.output.output == OutputFormat::Human {
             let text = match &digest {
                 Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
@@ -224,7 +234,7 @@ impl Checksum {
             return print(format_args!("{text}  {}\n", shown(&self.path)));
         }
         let filename = self.path.to_string_lossy();
-        let mut outcome = Outcome::new(&filename, chain.virtual_size());
+        let mut outcome = Outcome::new(&filename, chain.virtual_size(), truncated);
         match digest {
             Digest::Crc32(text) => outcome.crc32 = Some(text),
             Digest::Sha256(text) => outcome.sha256 = Some(text),
@@ -234,12 +244,17 @@ impl Checksum {
     }
 
     /// Says where the disk differs from the manifest.
-    fn print_verdict(&self, known: &TreeHash, tree: &TreeHash) -> Result<(), Failure> {
+    fn print_verdict(
+        &self,
+        known: &TreeHash,
+        tree: &TreeHash,
+        truncated: Vec<Truncation>,
+    ) -> Result<(), Failure> {
         let identical = known.root == tree.root;
         let differences = known.differences(tree).into_iter();
         if self.output.output == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
-            let mut outcome = Outcome::new(&filename, tree.virtual_size);
+            let mut outcome = Outcome::new(&filename, tree.virtual_size, truncated);
             outcome.blake3_tree = Some(tree.root.to_string());
             outcome.identical = Some(identical);
             outcome.differences =
@@ -267,7 +282,7 @@ enum Digest {
 }
 
 impl<'a> Outcome<'a> {
-    fn new(filename: &'a str, virtual_size: u64) -> Self {
-        Self { filename, virtual_size, ..Self::default() }
+    fn new(filename: &'a str, virtual_size: u64, truncated: Vec<Truncation>) -> Self {
+        Self { filename, virtual_size, truncated, ..Self::default() }
     }
 }

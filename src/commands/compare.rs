@@ -12,6 +12,7 @@ use qcow::ops::compare::{
 
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
+use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, to_json};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
@@ -102,6 +103,7 @@ impl Compare {
         let result = compare(&one, &other, &options, &mut found, &progress, watch.token());
         progress.finish(result.is_ok());
         let outcome = self.settle(&watch, result)?;
+        warn_truncated(&outcome.truncated);
         list.finish(&outcome, self.all).or_else(|error| match Failure::from_output(error) {
             // Nobody reads on; the exit code still tells.
             Failure::OutputClosed => Ok(()),

@@ -10,10 +10,11 @@ use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
 use crate::args::{
-    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, format_parser, required,
+    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, exit_codes, format_parser,
+    required,
 };
-use crate::cli::exit_codes;
 use crate::failure::Failure;
+use crate::losses::say_not_carried;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json, warn};
 use crate::sandbox::Plan;
@@ -27,10 +28,11 @@ use crate::size;
                       qcowtool create --like <IMAGE> [-f <FMT>] [--force] <PATH>",
     after_help = concat!(
     "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). Left out, it is that of
-the backing file.
+the backing file. Without -f the new image is qcow2 (qemu-img makes a raw one).
 
 Examples:
-  qcowtool create -f qcow2 vm.qcow2 20G
+  qcowtool create vm.qcow2 20G
+  qcowtool create -f raw vm.raw 20G
   qcowtool create -f qcow2 -b template.qcow2 -F qcow2 overlay.qcow2
   qcowtool create -f qcow2 -o cluster_size=2M,preallocation=metadata vm.qcow2 1T
   qcowtool create --like orphan.qcow2 target.qcow2
@@ -46,7 +48,7 @@ pub(crate) struct Create {
     #[command(flatten)]
     sandbox: SandboxArgs,
 
-    /// Format of the new image [default: raw]; with --like that of IMAGE too, which else its first bytes tell
+    /// Format of the new image [default: qcow2]; with --like that of IMAGE too, which else its first bytes tell
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     format: Option<Format>,
 
@@ -74,6 +76,11 @@ pub(crate) struct Create {
 
     #[command(flatten)]
     replace: ReplaceArgs,
+
+    /// Accepted as by commands that read data: IMAGE or BACKING may be a running guest's in any case, because only
+    /// headers are read
+    #[arg(short = 'U', long)]
+    force_share: bool,
 
     #[command(flatten)]
     chain: ChainArgs,
@@ -122,16 +129,18 @@ impl Create {
         let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.replace.replace();
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
+        say_not_carried(&self.voice, source, &outcome.not_carried_over);
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
 
     /// How IMAGE or BACKING is opened.
     fn open_options(&self) -> OpenOptions {
-        self.trust.binding(self.chain.open_options())
+        let force_share = self.force_share;
+        OpenOptions { force_share, ..self.trust.binding(self.chain.open_options()) }
     }
 
     fn new_format(&self) -> Format {
-        self.format.unwrap_or(Format::Raw)
+        self.format.unwrap_or(Format::Qcow2)
     }
 
     /// What to create, and the options that were given in words.
@@ -191,8 +200,8 @@ impl Create {
             return Err(Error::usage("the name of the backing file is empty"));
         }
         if self.new_format() == Format::Raw {
-            return Err(Error::usage("raw images cannot stand on a backing file")
-                .hint("make a qcow2 image with -f qcow2"));
+            return Err(Error::usage("raw images cannot have a backing file")
+                .hint("make a qcow2 image: leave out -f raw"));
         }
         let open = OpenOptions { format: Some(format), ..self.open_options() };
         Ok(Some(Backing { name: name.into(), format, unchecked: self.unchecked, open }))

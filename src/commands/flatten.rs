@@ -13,11 +13,12 @@ use qcow::{Error, Observer};
 
 use self::stream::is_stream;
 use crate::args::{
-    OutputArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser, required,
+    OutputArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, format_parser,
+    required,
 };
-use crate::cli::exit_codes;
 use crate::commands::create::outputs;
 use crate::failure::Failure;
+use crate::losses::{say_not_carried, warn_truncated};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
 use crate::output::{OutputFormat, complain_json, print, print_json, say, shown, warn};
 use crate::progress::Progress;
@@ -110,8 +111,8 @@ pub(crate) struct Flatten {
     #[arg(long)]
     direct: bool,
 
-    /// Read this internal snapshot (id, else name) instead of the current state
-    #[arg(long, value_name = "SNAPSHOT")]
+    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
     #[command(flatten)]
@@ -157,6 +158,8 @@ impl Flatten {
             existing: self.no_create,
             target_is_zero: self.target_is_zero,
             direct: self.direct,
+            // What a stream may be, `receive` says.
+            raw_stated: false,
         };
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;
@@ -170,6 +173,11 @@ impl Flatten {
         } else {
             self.write(&src, &dst, &options)?
         };
+        // Standard error has the outcome where standard output is the image.
+        if !(is_stream(&dst) && self.output.output == OutputFormat::Json) {
+            warn_truncated(&outcome.truncated);
+            say_not_carried(&self.voice, &src, &outcome.not_carried_over);
+        }
         self.print(&src, &dst, &outcome)
     }
 

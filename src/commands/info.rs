@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use clap::Args;
 use qcow::ops::info::{ImageInfo, InfoOptions, info};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
@@ -37,7 +37,7 @@ pub(crate) struct Info {
     #[arg(short = 'b', long)]
     backing_chain: bool,
 
-    /// Insist on this internal snapshot (id, else name) and show only it
+    /// Insist on this internal snapshot and show only it: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 

@@ -7,9 +7,9 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, replace};
-use crate::cli::exit_codes;
+use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
 use crate::failure::Failure;
+use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};
 use crate::picture::{self, Bands, Caption, Tally};
 use crate::sandbox::Plan;
@@ -44,7 +44,7 @@ pub(crate) struct MapCommand {
     #[arg(short = 'l', long, value_name = "LENGTH", value_parser = parse_size)]
     max_length: Option<u64>,
 
-    /// Read this internal snapshot (id, else name) instead of the current state
+    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -105,6 +105,7 @@ impl MapCommand {
             tally.add(&entry?);
         }
         chain.check_unchanged()?;
+        warn_truncated(&chain.truncations()?);
         let name = |path: &Path| shown(path.file_name().map_or(path, Path::new));
         let caption = Caption {
             title: format!("{}, {}", name(&self.path), size::human(chain.virtual_size())),
@@ -125,6 +126,7 @@ fn print_json(entries: Map<'_>, chain: &Chain, start: u64) -> Result<(), Failure
         before = ",\n";
     }
     flushed_on_error(&mut out, chain.check_unchanged())?;
+    warn_truncated(&flushed_on_error(&mut out, chain.truncations())?);
     // Nothing to list: one entry of no length, as qemu-img has it.
     if before == "[" {
         write!(
@@ -167,6 +169,7 @@ fn print_human(entries: Map<'_>, chain: &Chain) -> Result<(), Failure> {
         writeln!(out, "{start:<16}{length:<16}{place:<16}{name}").map_err(Failure::from_output)?;
     }
     flushed_on_error(&mut out, chain.check_unchanged())?;
+    warn_truncated(&flushed_on_error(&mut out, chain.truncations())?);
     out.flush().map_err(Failure::from_output)
 }
 

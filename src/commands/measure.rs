@@ -9,9 +9,10 @@ use qcow::chain::{Chain, Format};
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
 
+use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
-use crate::cli::exit_codes;
 use crate::failure::Failure;
+use crate::losses::warn_truncated;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::Progress;
@@ -25,15 +26,16 @@ use crate::size;
     override_usage = "qcowtool measure [OPTIONS] <PATH>\n       \
                       qcowtool measure [OPTIONS] --size <SIZE>",
     after_help = concat!(
-    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone.
+    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone. Without -O they
+are of a qcow2 image (qemu-img: of a raw one).
 --exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
 same options, to the byte; with an external data file, of both files, and of that file by itself. A
 file system that clones keeps zeros that a source stores as data: --no-reflink leaves them out there.
 
 Examples:
-  qcowtool measure -O qcow2 vm.qcow2
-  qcowtool measure -O qcow2 -o cluster_size=2M --size 1T
-  qcowtool measure -O qcow2 -c --exact --output json vm.qcow2
+  qcowtool measure vm.qcow2
+  qcowtool measure -o cluster_size=2M --size 1T
+  qcowtool measure -c --exact --output json vm.qcow2
 
 ", exit_codes!()))]
 pub(crate) struct Measure {
@@ -47,7 +49,7 @@ pub(crate) struct Measure {
     work: WorkArgs,
 
     /// Format of the new image
-    #[arg(short = 'O', long, value_name = "FMT", default_value = "raw",
+    #[arg(short = 'O', long, value_name = "FMT", default_value = "qcow2",
           value_parser = format_parser())]
     target_format: Format,
 
@@ -71,7 +73,7 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
     compression_level: Option<i32>,
 
-    /// Measure this internal snapshot (id, else name) instead of the current state
+    /// Measure this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -127,6 +129,7 @@ impl Measure {
         let result = exact(&chain, &options, &progress, watch.token());
         progress.finish(result.is_ok());
         let outcome = watch.settle(result)?;
+        warn_truncated(&outcome.truncated);
         if self.output.output == OutputFormat::Json {
             return print_json(&outcome);
         }
@@ -148,6 +151,7 @@ impl Measure {
     }
 
     fn print(&self, outcome: &MeasureOutcome) -> Result<(), Failure> {
+        warn_truncated(&outcome.truncated);
         if self.output.output == OutputFormat::Json {
             return print_json(outcome);
         }

@@ -51,7 +51,7 @@ fn the_format_must_be_stated_and_be_true() {
         qcowtool(args![command, "--untrusted", "-f", "qcow2", image]).ok();
     }
     // A guest wrote a QCOW2 header to its raw disk: whoever comes after us may guess.
-    qcowtool(args!["info", "--untrusted", "-f", "raw", image]).refused_naming(&["first bytes"]);
+    qcowtool(args!["info", "--untrusted", "-f", "raw", image]).refused_naming(&["a QCOW2 image"]);
     qcowtool(args!["info", "-f", "raw", image]).ok();
 }
 
@@ -117,7 +117,7 @@ fn a_target_is_made_like_and_on_only_what_may_be_used() {
         qcowtool([args!["create", "--like", image, "--untrusted"], options, args![target]].concat())
     };
     like("", &image).refused_naming(&["must be stated", "-f"]);
-    like("-f raw", &image).refused_naming(&["first bytes"]);
+    like("-f raw", &image).refused_naming(&["a QCOW2 image"]);
     like("-f qcow2 --max-virtual-size 512k", &image).refused_naming(&["virtual size"]);
     like("-f qcow2 --max-metadata 1", &image).refused();
     let overlay = scratch.path("overlay");

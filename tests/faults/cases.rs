@@ -144,9 +144,9 @@ pub(crate) const REPAIRS: [Case; 3] = [
     repairing("check -r all, refcounts anew", "check --threads 1 -r all image", "uncounted"),
 ];
 
-/// Writes into a file that exists, of which a part stays.
+/// Writes into a file that exists.
 pub(crate) const OVERWRITER: Case = Case {
-    old: Some(&[0xa5; 300 << 10]),
+    old: Some(&[0xa5; 256 << 10]),
     ..making("flatten -n", "flatten --threads 1 -n -O raw SRC/top new")
 };
 

@@ -9,7 +9,7 @@ use fixtures::pattern::Random;
 use nix::libc;
 
 use super::cases::{Case, MAKERS, REPAIRS, SCATTERED};
-use super::place::{Golden, Place, is_room, on_threads};
+use super::place::{Golden, Place, is_room, on_a_sample};
 use super::repairs;
 use super::tracer::{Call, can_trace};
 
@@ -337,7 +337,7 @@ fn wherever_the_power_goes_a_repair_leaves_leaks_at_worst() {
         let broken = |(_, image): &(String, Vec<u8>)| verdict(&place, case, image).is_err();
         found += usize::from(left(&golden, &without).0.iter().any(broken));
     }
-    on_threads(&images, |(case, when, image)| {
+    on_a_sample("crashes", &images, |(case, when, image)| {
         verdict(&place, case, image).map_err(|error| format!("{}: {when}: {error}", case.name))
     });
     assert!(found > 0, "they sync in vain");

@@ -10,7 +10,7 @@ use fixtures::needs_qemu;
 use nix::sys::signal::Signal;
 
 use super::crashes::{Event, Kept, Left, events_of, left_after};
-use super::place::{Place, Room, on_threads};
+use super::place::{Place, Room, on_a_sample};
 use super::stories::{
     End, Golden, STORIES, Story, begun, done_again, end_state, place, settle, traced,
 };
@@ -120,7 +120,7 @@ fn wherever_the_power_goes_during_a_migration_all_or_nothing_moves() {
     let golden: Vec<_> = STORIES.iter().map(|story| (story, Golden::of(&place, story))).collect();
     let all: Vec<_> =
         golden.iter().flat_map(|(story, golden)| cuts(&place, story, golden)).collect();
-    on_threads(&all, |cut| {
+    on_a_sample("crashes of migrations", &all, |cut| {
         happens(&place, cut, |_| true).map_err(|error| {
             let (name, events, kept) = (cut.story.name, cut.events, cut.kept);
             format!("{name}: after {events}, {kept:?}: {error}")

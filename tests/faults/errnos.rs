@@ -125,8 +125,6 @@ const RIGHTS: &[Row] = &[
 
 #[rustfmt::skip]
 const CONTENT: &[Row] = &[
-    row("checksum", "lseek", DATA, &[EINVAL, EOPNOTSUPP], Same),
-    row("checksum", "lseek", DATA, &[EIO], Refused("")),
     row("flatten a raw image", "lseek", DATA, &[EINVAL, EOPNOTSUPP], Same),
     row("flatten a raw image", "lseek", HOLE, &[EINVAL, EOPNOTSUPP], Same),
     row("flatten a raw image", "lseek", DATA, &[EIO], Refused("")),

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use super::cases::{Case, MAKERS, READERS, REPAIRS, SHARERS};
 use super::place::{
-    Golden, Place, Room, is_one_error, is_room, judged, on_threads, without_temporary,
+    Golden, Place, Room, is_one_error, is_room, judged, on_a_sample, without_temporary,
 };
 use super::repairs;
 use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
@@ -69,7 +69,8 @@ fn every_call_fails(place: &Place, cases: &[Case], wanted: fn(&Call) -> bool) {
         }
     }
     let survived = Mutex::new(0);
-    on_threads(&points, |(case, golden, call, fate)| {
+    let what = format!("faults of {} and others", cases[0].name);
+    on_a_sample(&what, &points, |(case, golden, call, fate)| {
         let room = place.room(case);
         let run = place.run(case, &room, Disturbance::AtCall(call.name, call.nth, *fate));
         *survived.lock().unwrap() += usize::from(run.ended == Ok(golden.code));
@@ -246,7 +247,7 @@ fn whenever_the_disk_goes_away_no_target_is_half() {
         let on_disk = |call: &&Call| call.changes_files() || call.name.ends_with("sync");
         points.extend(golden.calls.iter().filter(on_disk).map(|call| (*case, golden, call)));
     }
-    on_threads(&points, |(case, golden, call)| {
+    on_a_sample("disk gone", &points, |(case, golden, call)| {
         let room = place.room(case);
         let run = place.run(case, &room, Disturbance::GoneFrom(call.name, call.nth));
         let left = without_temporary(room.files());

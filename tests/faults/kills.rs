@@ -8,7 +8,7 @@ use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 
 use super::cases::{Case, MAKERS, MANY_THREADS, REPAIRS};
-use super::place::{Golden, Place, Room, on_threads, without_temporary};
+use super::place::{Golden, Place, Room, on_a_sample, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
 use nix::sys::signal::Signal;
@@ -74,7 +74,7 @@ fn killed_at_any_call_on_files_a_target_is_whole_or_as_it_was() {
             calls.filter(|call| !call.path.as_os_str().is_empty()).map(|c| (*case, golden, c)),
         );
     }
-    on_threads(&points, |(case, golden, call)| {
+    on_a_sample("kills", &points, |(case, golden, call)| {
         let when = Disturbance::AtCall(call.name, call.nth, Fate::Killed);
         killed(&place, case, golden, when)
             .map(drop)

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use fixtures::{Mounted, Scratch, args, needs_qemu, skipped};
 
 use super::cases::{Case, MAKERS, READERS, REPAIRS, WHILE_CHANGED};
-use super::place::{Golden, Place, Room, is_one_error, on_threads, without_temporary};
+use super::place::{Golden, Place, Room, is_one_error, on_a_sample, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
 use common::binary;
@@ -256,7 +256,7 @@ fn a_source_that_changes_at_any_call_is_an_error_or_was_read_before() {
         }
     }
     let noticed = AtomicUsize::new(0);
-    on_threads(&points, |(case, golden, call, (what, change))| {
+    on_a_sample("changes of a source", &points, |(case, golden, call, (what, change))| {
         let room = place.room(case);
         let image = room.0.join("image");
         let file = File::options().write(true).open(&image).unwrap();

@@ -9,7 +9,7 @@ use fixtures::needs_qemu;
 use nix::sys::signal::Signal;
 
 use super::inject::{fates, must_be_survived};
-use super::place::{Place, Room, is_one_error, on_threads};
+use super::place::{Place, Room, is_one_error, on_a_sample};
 use super::stories::{
     DISK, End, Golden, STORIES, Story, begun, done_again, hosts, place, settle, traced,
     without_litter,
@@ -113,7 +113,7 @@ fn whatever_call_of_a_migration_fails_all_or_nothing_moves() {
     }
     let codes = Mutex::new(BTreeMap::new());
     let turn = AtomicUsize::new(0);
-    on_threads(&points, |(story, golden, call, fate)| {
+    on_a_sample("faults of migrations", &points, |(story, golden, call, fate)| {
         let room = begun(&place, story);
         let disturbance = Disturbance::AtCall(call.name, call.nth, *fate);
         let run = traced(&room, story.line, disturbance);
@@ -149,7 +149,7 @@ fn killed_at_any_call_of_a_migration_all_or_nothing_moves() {
             points.push((*story, golden, call, end));
         }
     }
-    on_threads(&points, |(story, golden, call, end)| {
+    on_a_sample("kills of migrations", &points, |(story, golden, call, end)| {
         let room = begun(&place, story);
         let killed = Disturbance::AtCall(call.name, call.nth, Fate::Killed);
         let run = traced(&room, story.line, killed);
@@ -183,7 +183,7 @@ fn whenever_the_disk_goes_away_during_a_migration_all_or_nothing_moves() {
             golden.calls.iter().filter(on_disk).filter(changing).map(|call| (*story, golden, call)),
         );
     }
-    on_threads(&points, |(story, golden, call)| {
+    on_a_sample("migrations, disk gone", &points, |(story, golden, call)| {
         let room = begun(&place, story);
         let run = traced(&room, story.line, Disturbance::GoneFrom(call.name, call.nth));
         let known = run.ended.is_ok_and(|code| code == 0 || FAILURES.contains(&code));

@@ -367,3 +367,12 @@ pub(crate) fn on_threads<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), S
         wrong.join("\n")
     );
 }
+
+/// As [`on_threads`], for so many that only `make test-long` tries all of them; else a sample of this commit's.
+pub(crate) fn on_a_sample<T: Sync>(
+    what: &str,
+    items: &[T],
+    work: impl Fn(&T) -> Result<(), String> + Sync,
+) {
+    on_threads(&fixtures::search::sample(what, items), |item| work(item));
+}

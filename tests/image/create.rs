@@ -370,3 +370,17 @@ fn raw_files() {
     }
     assert_eq!(scratch.names(), ["theirs"]);
 }
+
+#[test]
+fn without_a_format_a_new_image_is_qcow2() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let (disk, overlay) = (scratch.path("disk"), scratch.path("overlay"));
+    qcowtool(args!["create", disk, "10G"]).ok();
+    let info = fixtures::qemu::info(&disk);
+    assert_eq!((&info["format"], &info["virtual-size"]), (&"qcow2".into(), &(10u64 << 30).into()));
+    qcowtool(args!["create", "-q", "-b", disk, "-F", "qcow2", overlay]).ok();
+    assert_eq!(fixtures::qemu::info(&overlay)["virtual-size"], 10u64 << 30);
+    let help = qcowtool(args!["create", "-o", "help"]).ok();
+    assert!(help.contains("cluster_size"), "{help}");
+}

@@ -39,7 +39,7 @@ fn empty_disks_of_every_size_and_option() {
     needs_qemu!();
     let sizes = ["0", "1", "1000", "64k", "1G", "1G1", "20000001k", "1T", "64T", "3P", "7E"];
     for size in sizes {
-        like_qemu(args!["--size", size]);
+        like_qemu(args!["-O", "raw", "--size", size]);
         for options in OPTIONS {
             like_qemu(args!["-O", "qcow2", "-o", options, "--size", size]);
         }
@@ -90,6 +90,19 @@ fn bitmaps_and_snapshots() {
         like_qemu(args!["-O", "qcow2", image]);
     }
     like_qemu(args!["-O", "qcow2", "-l", "before", image]);
+}
+
+#[test]
+fn without_a_format_the_figures_are_of_a_qcow2_image() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path("disk.qcow2");
+    qemu::create(&image, "", "3M");
+    qemu_io("qcow2", &image, &["write -P 1 0 1M"]);
+    for what in [args!["--size", "1G"], args![image]] {
+        let theirs = qemu_img(&[args!["measure", "-O", "qcow2"], what.clone()].concat());
+        assert_eq!(qcowtool([args!["measure"], what].concat()).ok(), theirs);
+    }
 }
 
 #[test]

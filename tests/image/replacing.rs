@@ -123,7 +123,7 @@ fn with(command: &[OsString], option: &str) -> Vec<OsString> {
 }
 
 #[test]
-fn an_image_that_qemu_has_open_and_its_base_are_replaced_only_on_a_word_of_its_own() {
+fn an_image_that_qemu_has_open_and_its_base_are_replaced_only_by_force_in_use() {
     needs_qemu!();
     let scratch = Scratch::new();
     let (base, top) = (scratch.path("base.qcow2"), scratch.subdir("top").join("top.qcow2"));
@@ -150,7 +150,7 @@ fn an_image_that_qemu_has_open_and_its_base_are_replaced_only_on_a_word_of_its_o
 }
 
 #[test]
-fn a_file_that_an_image_beside_it_needs_is_replaced_only_on_a_word_of_its_own() {
+fn a_file_that_an_image_beside_it_needs_is_replaced_only_by_force_in_use() {
     needs_qemu!();
     let scratch = Scratch::new();
     let source = scratch.path("source.qcow2");
@@ -179,7 +179,7 @@ fn a_file_that_an_image_beside_it_needs_is_replaced_only_on_a_word_of_its_own() 
 }
 
 #[test]
-fn a_file_that_a_loop_device_is_backed_by_is_replaced_only_on_a_word_of_its_own() {
+fn a_file_that_a_loop_device_is_backed_by_is_replaced_only_by_force_in_use() {
     needs_qemu!();
     let scratch = Scratch::new();
     let source = scratch.path("source.qcow2");
@@ -209,9 +209,9 @@ fn a_file_that_a_loop_device_is_backed_by_is_replaced_only_on_a_word_of_its_own(
 /// and number of each entry.
 fn acl() -> Vec<u8> {
     let mut bytes = 2_u32.to_le_bytes().to_vec();
-    let nobody = u32::MAX;
+    let none = u32::MAX;
     for (tag, rights, id) in
-        [(1_u16, 6_u16, nobody), (2, 6, 1234), (4, 4, nobody), (0x10, 6, nobody), (0x20, 0, nobody)]
+        [(1_u16, 6_u16, none), (2, 6, 1234), (4, 4, none), (0x10, 6, none), (0x20, 0, none)]
     {
         bytes.extend(tag.to_le_bytes());
         bytes.extend(rights.to_le_bytes());

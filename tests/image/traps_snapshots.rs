@@ -282,3 +282,45 @@ fn trap_140_141_a_snapshots_l1_is_bounded_and_aligned() {
         refused_by_us(&image.path, &["--snapshot", "before"]);
     }
 }
+
+#[test]
+fn snapshots_are_named_as_for_qemu_img() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path("k.qcow2");
+    qemu::create(&image, "", "1M");
+    // The second one's name is the first one's id.
+    for (number, name) in ["first", "1", "with,comma", "snapshot.id=1"].into_iter().enumerate() {
+        qemu_io("qcow2", &image, &[format!("write -P {} 0 64k", number + 1)]);
+        qemu_img(&args!["snapshot", "-c", name, image]);
+    }
+    for (wanted, byte) in [
+        ("first", 1),
+        ("1", 1),
+        ("4", 4),
+        ("snapshot.name=1", 2),
+        ("snapshot.id=1", 1),
+        ("snapshot.id=2,snapshot.name=1", 2),
+        ("snapshot.name=with,,comma", 3),
+        ("with,comma", 3),
+        ("snapshot.name=snapshot.id=1", 4),
+    ] {
+        assert_eq!(snapshot_like_qemu(&image, wanted)[0], byte, "{wanted}");
+        for command in ["checksum", "measure", "flatten"] {
+            let mut words = args![command, "-l", wanted, image];
+            if command == "flatten" {
+                words.extend(args!["-q", "--force", scratch.path("target.qcow2")]);
+            }
+            qcowtool(words).ok();
+        }
+        qcowtool(args!["map", "--snapshot", wanted, image]).ok();
+        let info = qcowtool(args!["info", "--snapshot", wanted, "--output", "json", image]).json();
+        assert_eq!(info["snapshots"][0]["id"], byte.to_string(), "{wanted}");
+    }
+    for wanted in
+        ["snapshot.id=2,snapshot.name=first", "snapshot.name=3", "snapshot.", "snapshot.x=1"]
+    {
+        assert!(qemu::try_raw_of("qcow2", &image, Some(wanted)).is_err(), "{wanted}");
+        qcowtool(args!["checksum", "-l", wanted, image]).refused();
+    }
+}

@@ -29,7 +29,7 @@ const MEMORY: u64 = 512 << 20;
 const HANGS: &str = "600";
 
 /// Commands that read: what is before the image, and behind it. `TARGET`, `PICTURE` and `TWIN` are files.
-const COMMANDS: [(&[&str], &[&str]); 16] = [
+const COMMANDS: [(&[&str], &[&str]); 17] = [
     (&["info"], &[]),
     (&["info", "--backing-chain"], &[]),
     (&["check"], &[]),
@@ -37,6 +37,7 @@ const COMMANDS: [(&[&str], &[&str]); 16] = [
     (&["map", "--output", "json"], &[]),
     (&["map", "--force", "--picture", "PICTURE"], &[]),
     (&["measure"], &[]),
+    (&["measure", "-O", "raw"], &[]),
     (&["measure", "--exact", "-O", "qcow2"], &[]),
     (&["measure", "--exact", "-c", "-O", "qcow2"], &[]),
     (&["checksum"], &[]),

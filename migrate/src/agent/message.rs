@@ -180,6 +180,10 @@ const KINDS: &[(&str, ErrorKind)] = &[
     ("in-doubt", ErrorKind::InDoubt),
     ("environment", ErrorKind::Environment),
     ("interrupted", ErrorKind::Interrupted),
+    ("corrupt", ErrorKind::Corrupt),
+    ("unsupported", ErrorKind::Unsupported),
+    ("limit", ErrorKind::Limit),
+    ("internal", ErrorKind::Internal),
 ];
 
 /// Text of the other end.

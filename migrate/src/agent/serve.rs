@@ -57,7 +57,7 @@ where
 /// # Errors
 /// See [`serve`].
 pub fn serve_standard_streams(store: &LocalStore) -> Result<()> {
-    let failed = |error| Error::environment(format!("no standard streams: {error}"));
+    let failed = |error| Error::io("no standard streams", error);
     let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let output = std::io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
     // Not through the buffers that the library puts before them.
@@ -103,9 +103,7 @@ fn is_cancel(json: &[u8]) -> bool {
 
 fn greet(reader: &mut impl Read) -> Result<()> {
     let mut magic = [0; MAGIC.len()];
-    reader
-        .read_exact(&mut magic)
-        .map_err(|error| Error::environment(format!("nobody spoke: {error}")))?;
+    reader.read_exact(&mut magic).map_err(|error| Error::io("nobody spoke", error))?;
     if magic != *MAGIC {
         return Err(garbage("something else than a greeting"));
     }
@@ -147,7 +145,7 @@ impl<W: Write> Out<W> {
 
     fn done(&self, value: impl Serialize) -> Result<()> {
         let value = serde_json::to_value(value)
-            .map_err(|error| Error::environment(format!("it cannot be said in JSON: {error}")));
+            .map_err(|error| Error::io("it cannot be said in JSON", error));
         let reply = value.map(|value| Reply::Done { value });
         let frame = reply.and_then(|reply| wire::message(&reply));
         match frame {

@@ -75,7 +75,7 @@ impl Frame {
 /// Memory grows with what comes, not with what is announced.
 fn read_upto(reader: &mut impl Read, len: usize, into: &mut Vec<u8>) -> Result<()> {
     let read = reader.take(len as u64).read_to_end(into);
-    read.map(drop).map_err(|error| Error::environment(format!("the connection is gone: {error}")))
+    read.map(drop).map_err(|error| Error::io("the connection is gone", error))
 }
 
 /// A message as a frame.
@@ -120,7 +120,7 @@ pub(crate) fn write(writer: &mut impl Write, bytes: &[u8]) -> Result<()> {
     writer
         .write_all(bytes)
         .and_then(|()| writer.flush())
-        .map_err(|error| Error::environment(format!("the connection is gone: {error}")))
+        .map_err(|error| Error::io("the connection is gone", error))
 }
 
 /// The other end does not keep to the protocol.

@@ -101,6 +101,8 @@ codes! {
     Corrupt "corrupt";
     /// The image was not closed properly.
     Dirty "dirty";
+    /// The file ends before what its refcounts count as used.
+    Truncated "truncated";
     /// The header cannot be understood.
     HeaderBroken "header-broken";
     /// It could not be looked at.

@@ -14,51 +14,44 @@ use super::value::{
 };
 use crate::Result;
 use crate::domain::{XmlDisk, parse};
-use crate::driver::Hypervisor;
+use crate::driver::Inventory;
 use crate::facts::{DomainFacts, DomainState, NamedLayer, PoolFacts, Source, VolumeFacts};
+use crate::host::is_local;
 
-/// Adds what a host's libvirt knows.
-///
-/// # Errors
-/// [`Environment`](crate::ErrorKind::Environment) if it does not answer.
-pub(super) fn ask(scan: &Scan<'_>, hypervisor: &dyn Hypervisor) -> Result<()> {
-    let facts = hypervisor.host()?;
-    let here = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let name = (!is_this_machine(&here, &facts.hostname, &facts.uri)).then_some(facts.hostname);
-    let host = Host { scan, hypervisor, name };
-    let mut below = Vec::new();
-    for pool in hypervisor.pools()? {
-        host.pool(&pool, &mut below)?;
-    }
-    let mut known = host.volumes_known();
-    for layer in &below {
-        if let Some(key) = host.layer(&layer.path).filter(|key| !known.contains(key)) {
-            host.end(&key, layer);
+impl Scan<'_> {
+    /// Adds the pools and domains that a libvirt knows, its own host's files included if that is this
+    /// machine.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment) if it does not answer;
+    /// [`Interrupted`](crate::ErrorKind::Interrupted).
+    pub fn host(&self, hypervisor: &dyn Inventory) -> Result<()> {
+        let facts = hypervisor.host()?;
+        let name = (!is_local(&facts)).then_some(facts.hostname);
+        let host = Host { scan: self, hypervisor, name };
+        let mut below = Vec::new();
+        for pool in hypervisor.pools()? {
+            host.pool(&pool, &mut below)?;
         }
+        let mut known = host.volumes_known();
+        for layer in &below {
+            if let Some(key) = host.layer(&layer.path).filter(|key| !known.contains(key)) {
+                host.end(&key, layer);
+            }
+        }
+        for domain in hypervisor.domains()? {
+            host.domain(&domain, &mut known);
+        }
+        if host.name.is_none() {
+            self.domains_are_known();
+        }
+        Ok(())
     }
-    for domain in hypervisor.domains()? {
-        host.domain(&domain, &mut known);
-    }
-    if host.name.is_none() {
-        scan.domains_are_known();
-    }
-    Ok(())
-}
-
-/// Whether a libvirt is that of the machine called `here`. To take another machine's files for ours would be
-/// worse than not to know them.
-fn is_this_machine(here: &str, name: &str, uri: &str) -> bool {
-    let authority = uri.split_once("://").is_some_and(|(_, rest)| !rest.starts_with('/'));
-    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    let both_full = here.contains('.') && name.contains('.');
-    let same = if both_full { here == name } else { short(here) == short(name) };
-    // Many machines are called so.
-    same && !(authority && short(name) == "localhost")
 }
 
 struct Host<'a, 'b> {
     scan: &'a Scan<'b>,
-    hypervisor: &'a dyn Hypervisor,
+    hypervisor: &'a dyn Inventory,
     /// `None` for this machine.
     name: Option<String>,
 }
@@ -264,20 +257,4 @@ fn told(host: &str, volume: &VolumeFacts) -> Image {
 fn link(from: &Path, name: &Path, to: Key) -> Link {
     let through = from.parent().unwrap_or(Path::new("/")).to_path_buf();
     Link { need: Need::Backing, through, name: name.to_path_buf(), to }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_machine_is_not_taken_for_this_one() {
-        let uri = "qemu+ssh://node/system";
-        assert!(is_this_machine("node", "node", uri));
-        assert!(is_this_machine("node", "node.example.org", uri));
-        assert!(!is_this_machine("node.example.com", "node.example.org", uri));
-        assert!(!is_this_machine("node", "other", "qemu:///system"));
-        assert!(is_this_machine("localhost", "localhost", "qemu:///system"));
-        assert!(!is_this_machine("localhost", "localhost.localdomain", uri));
-    }
 }

@@ -61,11 +61,12 @@ pub fn prove(survey: &mut Survey, directory: &Path, cancel: &CancelToken) -> Res
 /// The manifests of current states in a directory, by the name of the image that each was taken of.
 /// What is no manifest is passed over.
 pub(crate) fn manifests(directory: &Path) -> Result<HashMap<PathBuf, Vec<PathBuf>>> {
-    let failed = |error| {
+    let failed = |error: std::io::Error| {
         Error::usage(format!(
             "the directory of manifests {} could not be read: {error}",
             directory.display()
         ))
+        .caused_by(error)
     };
     let mut by_name: HashMap<PathBuf, Vec<PathBuf>> = HashMap::new();
     let entries = std::fs::read_dir(directory).map_err(failed)?;

@@ -88,7 +88,7 @@ pub struct ImageReport {
     pub other_names: Vec<String>,
     /// `here`, `deleted`, `missing`, `unusable` or `elsewhere`.
     pub presence: &'static str,
-    /// `qcow2` or `raw` by the first bytes.
+    /// `qcow2`, `vmdk` or `raw` by the first bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<&'static str>,
     /// Size of its disk.
@@ -102,6 +102,9 @@ pub struct ImageReport {
     /// Its external data file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_file: Option<String>,
+    /// The files that a VMDK descriptor has its data in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extents: Vec<String>,
     /// Images of its chain, itself included; absent if the chain has no end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
@@ -214,6 +217,7 @@ fn of_image(image: &Image) -> ImageReport {
         names
     };
     let mut bases = named(Need::Backing);
+    bases.extend(named(Need::LoopDevice));
     bases.extend(image.not_followed.iter().map(|(name, _)| text(name)));
     ImageReport {
         host: image.key.host().map(str::to_owned),
@@ -228,6 +232,7 @@ fn of_image(image: &Image) -> ImageReport {
         },
         format: match image.content {
             Content::Qcow2 => Some("qcow2"),
+            Content::Vmdk => Some("vmdk"),
             Content::Raw => Some("raw"),
             Content::Other(_) | Content::Unknown => None,
         },
@@ -235,6 +240,7 @@ fn of_image(image: &Image) -> ImageReport {
         allocated: image.status.allocated,
         bases,
         data_file: named(Need::Data).into_iter().next(),
+        extents: named(Need::Extent),
         depth: None,
         flattening: None,
         domains: Vec::new(),

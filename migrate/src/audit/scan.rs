@@ -7,7 +7,9 @@
 pub(crate) mod directory;
 mod file;
 mod known;
+mod loops;
 mod processes;
+mod vmdk;
 
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
@@ -20,8 +22,8 @@ use rayon::prelude::*;
 
 use self::file::Look;
 pub use self::known::Known;
+use self::loops::Loop;
 use super::value::{Content, Domain, Image, Key, Link, Name, Need, Presence, Survey, Unseen};
-use crate::driver::Hypervisor;
 use crate::{Error, Result};
 
 /// An image with more names than this is not followed from every one.
@@ -232,16 +234,6 @@ impl<'a> Scan<'a> {
         names.into_iter().for_each(|name| found.name(&key, name));
     }
 
-    /// Adds the pools and domains that a libvirt knows, its own host's files included if that is this
-    /// machine.
-    ///
-    /// # Errors
-    /// [`Environment`](crate::ErrorKind::Environment) if it does not answer;
-    /// [`Interrupted`](crate::ErrorKind::Interrupted).
-    pub fn host(&self, hypervisor: &dyn Hypervisor) -> Result<()> {
-        super::hosts::ask(self, hypervisor)
-    }
-
     /// The images of another host that its libvirt has told of.
     pub(super) fn on_host(&self, host: &str) -> HashSet<Key> {
         self.found().images.keys().filter(|key| key.host() == Some(host)).cloned().collect()
@@ -264,11 +256,13 @@ impl<'a> Scan<'a> {
     pub fn finish(self) -> Result<Survey> {
         let open = processes::Open::now(Path::new("/proc"));
         let mut deleted = open.deleted_images();
+        let mut loops = loops::attached(Path::new(loops::SYS_BLOCK));
         loop {
             let waiting = std::mem::take(&mut self.found().waiting);
             self.cancel.check()?;
             waiting.into_par_iter().for_each(|(key, name)| self.follow(&key, &name));
             self.keep_deleted(&mut deleted);
+            loops.retain(|device| !self.keep_loop(device));
             if self.found().waiting.is_empty() {
                 break;
             }
@@ -329,6 +323,42 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// Adds a loop device, its file or both if one of them belongs here, and that the device shows the
+    /// file. `false` if neither does.
+    fn keep_loop(&self, device: &Loop) -> bool {
+        let (known, mut file) = {
+            let found = self.found();
+            let known = device.keys().any(|key| found.images.contains_key(&key));
+            let file = device.file.clone().filter(|key| found.images.contains_key(key));
+            // A file that was deleted has only the name that it had.
+            let of_name = || {
+                let has = |image: &&Image| image.names.iter().any(|name| name.path == device.name);
+                found.images.values().find(has).map(|image| image.key.clone())
+            };
+            (known, file.or_else(|| of_name().filter(|_| device.file.is_none())))
+        };
+        if known && file.is_none() {
+            file = self.image(&device.name);
+        }
+        let Some(to) = file else { return false };
+        let mut keys = device.keys();
+        if let Some(whole) = keys.next().filter(|_| !known) {
+            // Where there is no such node, nothing could be read, but the kernel has the device.
+            if self.image(&device.path).as_ref() != Some(&whole) {
+                let name = Name { symlink: false, path: device.path.clone() };
+                self.keep(Image::new(whole, name, Presence::Here));
+            }
+        }
+        let mut found = self.found();
+        for key in device.keys() {
+            if let Some(image) = found.images.get_mut(&key) {
+                let (through, name) = (PathBuf::from("/dev"), device.name.clone());
+                image.links.push(Link { need: Need::LoopDevice, through, name, to: to.clone() });
+            }
+        }
+        true
+    }
+
     /// Looks at what the image names when it is opened by `name`.
     fn follow(&self, key: &Key, name: &Path) {
         if self.cancel.check().is_err() {
@@ -343,13 +373,12 @@ impl<'a> Scan<'a> {
             found.images.get(key).and_then(|image| image.header.clone())
         };
         let Some(header) = header else { return };
-        let needs = [
-            (Need::Backing, header.backing.as_deref().map(|below| (below, resolve(below, name)))),
-            // The name of a data file is a path and nothing else.
-            (Need::Data, header.data_file.as_deref().map(|data| (data, Ok(directory.join(data))))),
-        ];
-        for (need, named) in needs {
-            let Some((written, target)) = named else { continue };
+        let backing =
+            header.backing.iter().map(|below| (Need::Backing, below, resolve(below, name)));
+        // The name of a data file is a path and nothing else.
+        let data = header.data_file.iter().map(|data| (Need::Data, data, Ok(directory.join(data))));
+        let extents = header.extents.iter().map(|part| (Need::Extent, part, resolve(part, name)));
+        for (need, written, target) in backing.chain(data).chain(extents) {
             let link = target.and_then(|target| {
                 let to = self.image(&target).ok_or("the name is empty")?;
                 Ok(Link { need, through: directory.clone(), name: canonical(&target), to })
@@ -359,7 +388,7 @@ impl<'a> Scan<'a> {
             match link {
                 Ok(link) => image.links.push(link),
                 Err(why) => {
-                    let left = (written.to_path_buf(), why);
+                    let left = (written.clone(), why);
                     if !image.not_followed.contains(&left) {
                         image.not_followed.push(left);
                     }

@@ -66,6 +66,8 @@ pub enum Presence {
 pub enum Content {
     /// The magic of QCOW2.
     Qcow2,
+    /// VMDK: a sparse image, an extent of one, or the descriptor that names extents.
+    Vmdk,
     /// No known magic.
     Raw,
     /// Another format, in words.
@@ -91,7 +93,7 @@ pub struct Status {
     pub block_device: bool,
 }
 
-/// What the header of a QCOW2 image says.
+/// What the header of a QCOW2 image, or the descriptor of a VMDK image, says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Header {
     /// Size of its disk in bytes.
@@ -106,6 +108,19 @@ pub struct Header {
     pub backing_format: Option<String>,
     /// The name of its external data file.
     pub data_file: Option<PathBuf>,
+    /// The names of the files that a VMDK descriptor has its data in.
+    pub extents: Vec<PathBuf>,
+    /// The file is shorter than its refcounts say.
+    pub truncated: Option<Truncated>,
+}
+
+/// A file that ends before the last cluster that its refcounts count as used. In bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Truncated {
+    /// Where that cluster would begin.
+    pub used: u64,
+    /// Where the file ends.
+    pub file_length: u64,
 }
 
 /// A name of an image.
@@ -124,6 +139,10 @@ pub enum Need {
     Backing,
     /// Its data is there.
     Data,
+    /// A part of its data is there: it is a VMDK descriptor.
+    Extent,
+    /// It is a loop device, and shows that file.
+    LoopDevice,
 }
 
 /// What an image needs, seen from one of its names: relative names mean other files in other directories.

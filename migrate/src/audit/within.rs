@@ -89,7 +89,11 @@ impl Inside {
             link.name = self.name(&link.name);
             link.through = self.directory(&link.through);
             let [backing, data] = &mut shown;
-            let of_need = if link.need == Need::Backing { backing } else { data };
+            let of_need = match link.need {
+                Need::Backing => backing,
+                Need::Data => data,
+                Need::Extent | Need::LoopDevice => continue,
+            };
             of_need.get_or_insert_with(|| link.name.clone());
         }
         if let Some(header) = &mut image.header {
@@ -97,6 +101,8 @@ impl Inside {
             let [backing, data] = shown;
             let unfollowed = |name: &PathBuf| foreign(name);
             header.backing = header.backing.take().map(|name| backing.unwrap_or(unfollowed(&name)));
+            // Links say where they are.
+            header.extents.clear();
             header.data_file =
                 header.data_file.take().map(|name| data.unwrap_or(unfollowed(&name)));
         }

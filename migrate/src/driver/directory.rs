@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use qcow::CancelToken;
 
-use super::{Hypervisor, JobProgress, MigrateRequest};
+use super::{Hypervisor, Inventory, JobProgress, MigrateRequest};
 use crate::domain::parse;
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
 };
-use crate::journal::{make_directories, sync};
+use crate::fs::{make_directories, sync_path};
 use crate::{Error, Result};
 
 /// Where definitions are, below the directory.
@@ -60,7 +60,7 @@ impl Directory {
 
     fn facts(path: &Path, state: DomainState) -> Result<DomainFacts> {
         let xml = fs::read_to_string(path).map_err(|error| {
-            Error::usage(format!("{} could not be read: {error}", path.display()))
+            Error::usage(format!("{} could not be read: {error}", path.display())).caused_by(error)
         })?;
         let domain = parse(&xml)?;
         Ok(DomainFacts {
@@ -90,7 +90,7 @@ impl Directory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
                 let directory = directory.display();
-                return Err(Error::environment(format!("could not read '{directory}': {error}")));
+                return Err(Error::io(format!("could not read '{directory}'"), error));
             }
         };
         paths.retain(|path| path.extension().is_some_and(|extension| extension == "xml"));
@@ -131,7 +131,7 @@ fn whole<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     }
 }
 
-impl Hypervisor for Directory {
+impl Inventory for Directory {
     fn host(&self) -> Result<HostFacts> {
         Ok(HostFacts {
             uri: self.name(),
@@ -142,14 +142,6 @@ impl Hypervisor for Directory {
         })
     }
 
-    fn abilities(&self) -> Result<Option<Abilities>> {
-        Ok(None)
-    }
-
-    fn compare_cpu(&self, _cpu: &Cpu<'_>) -> Result<CpuFit> {
-        Ok(CpuFit::Unknown { why: "a directory has no processor".into() })
-    }
-
     fn names(&self) -> Result<Vec<String>> {
         if self.domain.is_some() {
             return Ok(vec![self.given()?.name]);
@@ -157,6 +149,46 @@ impl Hypervisor for Directory {
         // As libvirt does, by the names of the files: one that cannot be read has a name too.
         let stem = |path: PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
         Ok(self.files()?.into_iter().filter_map(stem).collect())
+    }
+
+    fn domains(&self) -> Result<Vec<DomainFacts>> {
+        Ok(self.definitions()?.into_iter().map(|(_, domain)| domain).collect())
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>> {
+        Ok(Vec::new())
+    }
+
+    fn volumes(&self, _pool: &str) -> Result<Vec<VolumeFacts>> {
+        Err(Error::environment("a directory has no storage pools").on(&self.name()))
+    }
+
+    fn volume_path(&self, _pool: &str, _volume: &str) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
+    fn pool_path(&self, _pool: &str) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
+    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for (_, domain) in self.definitions()? {
+            for disk in parse(&domain.live_xml)?.disks {
+                paths.extend(disk.chain.layers.into_iter().map(|layer| layer.path));
+            }
+        }
+        Ok(paths)
+    }
+}
+
+impl Hypervisor for Directory {
+    fn abilities(&self) -> Result<Option<Abilities>> {
+        Ok(None)
+    }
+
+    fn compare_cpu(&self, _cpu: &Cpu<'_>) -> Result<CpuFit> {
+        Ok(CpuFit::Unknown { why: "a directory has no processor".into() })
     }
 
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
@@ -191,36 +223,6 @@ impl Hypervisor for Directory {
 
     fn block_job(&self, _uuid: &str, _target: &str) -> Result<Option<String>> {
         Ok(None)
-    }
-
-    fn volume_path(&self, _pool: &str, _volume: &str) -> Result<Option<PathBuf>> {
-        Ok(None)
-    }
-
-    fn pool_path(&self, _pool: &str) -> Result<Option<PathBuf>> {
-        Ok(None)
-    }
-
-    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
-        for (_, domain) in self.definitions()? {
-            for disk in parse(&domain.live_xml)?.disks {
-                paths.extend(disk.chain.layers.into_iter().map(|layer| layer.path));
-            }
-        }
-        Ok(paths)
-    }
-
-    fn domains(&self) -> Result<Vec<DomainFacts>> {
-        Ok(self.definitions()?.into_iter().map(|(_, domain)| domain).collect())
-    }
-
-    fn pools(&self) -> Result<Vec<PoolFacts>> {
-        Ok(Vec::new())
-    }
-
-    fn volumes(&self, _pool: &str) -> Result<Vec<VolumeFacts>> {
-        Err(Error::environment("a directory has no storage pools").on(&self.name()))
     }
 
     fn migrate(
@@ -258,8 +260,7 @@ impl Hypervisor for Directory {
 
     fn define(&self, xml: &str) -> Result<()> {
         let path = self.definition(&parse(xml)?.name);
-        let failed =
-            |error| Error::environment(format!("{} could not be written: {error}", path.display()));
+        let failed = |error| Error::io(format!("{} could not be written", path.display()), error);
         // The definition appears whole, and never in place of another; it is durable before anybody relies on it.
         let directory = path.parent().unwrap_or(Path::new("/"));
         make_directories(directory, 0o755)?;
@@ -267,7 +268,7 @@ impl Hypervisor for Directory {
         std::io::Write::write_all(&mut file, xml.as_bytes()).map_err(failed)?;
         file.as_file().sync_all().map_err(failed)?;
         file.persist_noclobber(&path).map_err(|error| failed(error.error))?;
-        sync(directory).inspect_err(|_| drop(fs::remove_file(&path)))
+        sync_path(directory).inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
     fn undefine(&self, uuid: &str) -> Result<()> {
@@ -275,9 +276,9 @@ impl Hypervisor for Directory {
         let found = if self.domain.is_none() { self.find(uuid)? } else { None };
         let Some((path, _)) = found else { return Ok(()) };
         fs::remove_file(&path).map_err(|error| {
-            Error::environment(format!("{} could not be removed: {error}", path.display()))
+            Error::io(format!("{} could not be removed", path.display()), error)
         })?;
-        path.parent().map_or(Ok(()), sync)
+        path.parent().map_or(Ok(()), sync_path)
     }
 
     fn refresh_pools(&self, _directories: &[&Path]) -> Result<()> {

@@ -5,8 +5,9 @@ mod block;
 mod directory;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
+pub mod libvirt_errors;
+#[cfg(feature = "model")]
 pub mod model;
-pub mod words;
 
 use qcow::CancelToken;
 
@@ -19,76 +20,19 @@ use crate::{Error, Result};
 pub use block::{BlockCopy, BlockJobKind, BlockProgress};
 pub use directory::Directory;
 
-/// One connection to one host's virtualisation management.
-///
-/// All methods may be called from any thread. A domain is named by its UUID, but in
-/// [`domain`](Self::domain), which is how that is learned.
-pub trait Hypervisor: Send + Sync {
+/// What a host has: domains, storage pools and volumes. Looks only.
+pub trait Inventory: Send + Sync {
     /// What the host is.
     ///
     /// # Errors
-    /// [`Environment`](crate::ErrorKind::Environment), as all methods here.
+    /// [`Environment`](crate::ErrorKind::Environment), as all methods here and of [`Hypervisor`].
     fn host(&self) -> Result<HostFacts>;
-
-    /// What guests the host can run; `None` where none can.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn abilities(&self) -> Result<Option<Abilities>>;
-
-    /// How a processor compares with what the host offers.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host). What libvirt cannot compare is [`Unknown`](CpuFit::Unknown), not an error.
-    fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit>;
 
     /// The names of all domains, running or not, in their order.
     ///
     /// # Errors
     /// See [`host`](Self::host).
     fn names(&self) -> Result<Vec<String>>;
-
-    /// Everything about the domain of this name or UUID; `None` if there is none.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>>;
-
-    /// What the domain does now; `None` if there is none.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn state(&self, uuid: &str) -> Result<Option<DomainState>>;
-
-    /// Size in bytes of the disk `target`, as the running hypervisor reports it.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn capacity(&self, uuid: &str, target: &str) -> Result<u64>;
-
-    /// The block job that runs on the disk `target`, in words.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn block_job(&self, uuid: &str, target: &str) -> Result<Option<String>>;
-
-    /// The path of a volume.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
-
-    /// The directory of a storage pool; `None` if there is no such pool.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host); also if the pool is no directory.
-    fn pool_path(&self, pool: &str) -> Result<Option<std::path::PathBuf>>;
-
-    /// Paths that the host's domains, running or not, name as their disks or as layers below them.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn paths_in_use(&self) -> Result<Vec<std::path::PathBuf>>;
 
     /// Everything about all domains, running or not.
     ///
@@ -108,6 +52,66 @@ pub trait Hypervisor: Send + Sync {
     /// See [`host`](Self::host); also if there is no such pool or it is not active.
     fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>>;
 
+    /// The path of a volume.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<std::path::PathBuf>>;
+
+    /// The directory of a storage pool; `None` if there is no such pool.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host); also if the pool is no directory.
+    fn pool_path(&self, pool: &str) -> Result<Option<std::path::PathBuf>>;
+
+    /// Paths that the host's domains, running or not, name as their disks or as layers below them.
+    ///
+    /// # Errors
+    /// See [`host`](Self::host).
+    fn paths_in_use(&self) -> Result<Vec<std::path::PathBuf>>;
+}
+
+/// One connection to one host's virtualisation management.
+///
+/// All methods may be called from any thread. A domain is named by its UUID, but in
+/// [`domain`](Self::domain), which is how that is learned.
+pub trait Hypervisor: Inventory {
+    /// What guests the host can run; `None` where none can.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn abilities(&self) -> Result<Option<Abilities>>;
+
+    /// How a processor compares with what the host offers.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host). What libvirt cannot compare is [`Unknown`](CpuFit::Unknown), not an error.
+    fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit>;
+
+    /// Everything about the domain of this name or UUID; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>>;
+
+    /// What the domain does now; `None` if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn state(&self, uuid: &str) -> Result<Option<DomainState>>;
+
+    /// Size in bytes of the disk `target`, as the running hypervisor reports it.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn capacity(&self, uuid: &str, target: &str) -> Result<u64>;
+
+    /// The block job that runs on the disk `target`, in words.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn block_job(&self, uuid: &str, target: &str) -> Result<Option<String>>;
+
     /// Migrates, and returns when libvirt says that it is over. What it says is not the outcome: that is
     /// decided by the state of both hosts. Every [`TICK`] or so `watch` is told how far it is; when
     /// `cancel` is set the job is aborted, and the call still waits for the end.
@@ -124,97 +128,60 @@ pub trait Hypervisor: Send + Sync {
     /// Aborts the domain's job; fine if there is none.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn abort(&self, uuid: &str) -> Result<()>;
 
     /// The domain's job; `None` if there is none.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn job(&self, uuid: &str) -> Result<Option<JobProgress>>;
 
     /// Stops the domain's processors.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn suspend(&self, uuid: &str) -> Result<()>;
 
     /// Lets them run again.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn resume(&self, uuid: &str) -> Result<()>;
 
     /// Starts a domain that is shut off.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn start(&self, uuid: &str) -> Result<()>;
 
     /// Kills the domain's process.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn destroy(&self, uuid: &str) -> Result<()>;
 
     /// Defines a domain.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn define(&self, xml: &str) -> Result<()>;
 
     /// Forgets a domain's definition, but not its NVRAM or other files.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn undefine(&self, uuid: &str) -> Result<()>;
 
     /// Makes libvirt look again at the pools that cover these directories.
     ///
     /// # Errors
-    /// See [`host`](Self::host).
+    /// See [`host`](Inventory::host).
     fn refresh_pools(&self, directories: &[&std::path::Path]) -> Result<()>;
 
-    /// Starts to fill the active layer of the disk `target` with all that the layers below hold, after which it
-    /// stands alone. `bandwidth` is in bytes a second. Returns at once.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host); a directory has no such jobs.
-    fn block_pull(&self, _uuid: &str, _target: &str, _bandwidth: Option<u64>) -> Result<()> {
-        no_block_jobs()
-    }
-
-    /// Starts to copy the disk `target`, all layers of it, into an image that exists. Returns at once. The copy
-    /// is kept in step with the disk until it is [taken](Self::pivot) or [given up](Self::abort_block_job).
-    ///
-    /// # Errors
-    /// See [`block_pull`](Self::block_pull).
-    fn block_copy(&self, _uuid: &str, _target: &str, _copy: &BlockCopy) -> Result<()> {
-        no_block_jobs()
-    }
-
-    /// The job on the disk `target`; `None` if there is none, or the guest has no process.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn block_progress(&self, _uuid: &str, _target: &str) -> Result<Option<BlockProgress>> {
-        Ok(None)
-    }
-
-    /// Has the guest use the copy from now on. `Ok(false)` if it is not in step yet.
-    ///
-    /// # Errors
-    /// See [`block_pull`](Self::block_pull).
-    fn pivot(&self, _uuid: &str, _target: &str) -> Result<bool> {
-        no_block_jobs()
-    }
-
-    /// Aborts the job on the disk `target` and waits for its end; fine if there is none.
-    ///
-    /// # Errors
-    /// See [`host`](Self::host).
-    fn abort_block_job(&self, _uuid: &str, _target: &str) -> Result<()> {
-        Ok(())
+    /// Jobs on the disks of running guests; `None` where there are none, as in a directory.
+    fn block_jobs(&self) -> Option<&dyn BlockJobs> {
+        None
     }
 
     /// Returns when something happened to any of the host's domains or to the connection, or after
@@ -224,8 +191,39 @@ pub trait Hypervisor: Send + Sync {
     }
 }
 
-fn no_block_jobs<T>() -> Result<T> {
-    Err(Error::environment("this host has no jobs on disks"))
+/// Jobs of a host on the disks of its running guests. Domains are named by their UUIDs.
+pub trait BlockJobs: Send + Sync {
+    /// Starts to fill the active layer of the disk `target` with all that the layers below hold, after which it
+    /// stands alone. `bandwidth` is in bytes a second. Returns at once.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn block_pull(&self, uuid: &str, target: &str, bandwidth: Option<u64>) -> Result<()>;
+
+    /// Starts to copy the disk `target`, all layers of it, into an image that exists. Returns at once. The copy
+    /// is kept in step with the disk until it is [taken](Self::pivot) or [given up](Self::abort_block_job).
+    ///
+    /// # Errors
+    /// See [`block_pull`](Self::block_pull).
+    fn block_copy(&self, uuid: &str, target: &str, copy: &BlockCopy) -> Result<()>;
+
+    /// The job on the disk `target`; `None` if there is none, or the guest has no process.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn block_progress(&self, uuid: &str, target: &str) -> Result<Option<BlockProgress>>;
+
+    /// Has the guest use the copy from now on. `Ok(false)` if it is not in step yet.
+    ///
+    /// # Errors
+    /// See [`block_pull`](Self::block_pull).
+    fn pivot(&self, uuid: &str, target: &str) -> Result<bool>;
+
+    /// Aborts the job on the disk `target` and waits for its end; fine if there is none.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn abort_block_job(&self, uuid: &str, target: &str) -> Result<()>;
 }
 
 /// How often the progress of a migration is told.

@@ -10,16 +10,15 @@ mod record;
 mod roll_back;
 mod transaction;
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use qcow::io::sync_directory;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::rand::GetRandomFlags;
 
+use crate::fs::{failed, make_directories, sync_path};
 use crate::plan::Plan;
 use crate::store::holders::soon;
 use crate::{Error, Result};
@@ -69,7 +68,7 @@ impl Journal {
             .prefix(".journal-")
             .append(true)
             .tempfile_in(directory)
-            .map_err(|error| failed("could not create", &path, &error))?
+            .map_err(|error| failed("could not create", &path, error))?
             .into_parts();
         lock(&file, &path)?;
         let opened = Record::Opened { version: VERSION, id, plan: Box::new(plan.clone()) };
@@ -80,8 +79,8 @@ impl Journal {
         journal.append(&entry)?;
         unnamed
             .persist_noclobber(&journal.path)
-            .map_err(|error| failed("could not create", &journal.path, &error.error))?;
-        sync(directory).inspect_err(|_| drop(fs::remove_file(&journal.path)))?;
+            .map_err(|error| failed("could not create", &journal.path, error.error))?;
+        sync_path(directory).inspect_err(|_| drop(fs::remove_file(&journal.path)))?;
         Ok(journal)
     }
 
@@ -99,12 +98,12 @@ impl Journal {
             .append(true)
             .read(true)
             .open(&path)
-            .map_err(|error| failed("could not open", &path, &error))?;
+            .map_err(|error| failed("could not open", &path, error))?;
         lock(&file, &path)?;
         let (transaction, good) = read(&mut file, &path)?;
         file.set_len(good)
             .and_then(|()| file.sync_all())
-            .map_err(|error| failed("could not cut off the last line of", &path, &error))?;
+            .map_err(|error| failed("could not cut off the last line of", &path, error))?;
         Ok(Self { file, path, transaction, broken: false })
     }
 
@@ -116,7 +115,7 @@ impl Journal {
         check_id(id)?;
         let path = file_of(directory, id);
         let file = File::open(&path);
-        let mut file = file.map_err(|error| failed("could not open", &path, &error))?;
+        let mut file = file.map_err(|error| failed("could not open", &path, error))?;
         Ok(read(&mut file, &path)?.0)
     }
 
@@ -129,11 +128,11 @@ impl Journal {
         let entries = match directory.read_dir() {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed("could not read", directory, &error)),
+            Err(error) => return Err(failed("could not read", directory, error)),
         };
         let mut found = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(|error| failed("could not read", directory, &error))?;
+            let entry = entry.map_err(|error| failed("could not read", directory, error))?;
             let name = entry.file_name();
             let Some(id) = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)) else {
                 continue;
@@ -167,14 +166,13 @@ impl Journal {
             )));
         }
         self.broken = true;
-        let mut line = serde_json::to_vec(entry).map_err(|error| {
-            Error::environment(format!("could not put a record into words: {error}"))
-        })?;
+        let mut line = serde_json::to_vec(entry)
+            .map_err(|error| Error::io("could not put a record into words", error))?;
         line.push(b'\n');
         self.file
             .write_all(&line)
             .and_then(|()| self.file.sync_data())
-            .map_err(|error| failed("could not write", &self.path, &error))?;
+            .map_err(|error| failed("could not write", &self.path, error))?;
         self.broken = false;
         Ok(())
     }
@@ -194,7 +192,7 @@ impl Journal {
 fn read(file: &mut File, path: &Path) -> Result<(Transaction, u64)> {
     let mut bytes = Vec::new();
     let read = file.take(LONGEST.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|error| failed("could not read", path, &error))?;
+    read.map_err(|error| failed("could not read", path, error))?;
     if bytes.len() as u64 > LONGEST {
         return Err(damaged(path, "it is too long"));
     }
@@ -231,7 +229,7 @@ fn read(file: &mut File, path: &Path) -> Result<(Transaction, u64)> {
 fn new_id() -> Result<String> {
     let mut random = [0; 4];
     rustix::rand::getrandom(&mut random, GetRandomFlags::empty())
-        .map_err(|error| Error::environment(format!("no random numbers: {error}")))?;
+        .map_err(|error| Error::io("no random numbers", error))?;
     let random = u32::from_be_bytes(random);
     let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S-%3f");
     Ok(format!("{time}-{random:08x}"))
@@ -259,32 +257,6 @@ pub fn make_directory(directory: &Path) -> Result<()> {
     make_directories(directory, 0o700)
 }
 
-/// Makes a directory, and those that it is in, on stable storage, each with this mode.
-pub(crate) fn make_directories(directory: &Path, mode: u32) -> Result<()> {
-    let missing: Vec<_> = directory
-        .ancestors()
-        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
-        .collect();
-    for path in missing.into_iter().rev() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(path)
-            .map_err(|error| failed("could not create", path, &error))?;
-        let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-        sync(above.unwrap_or(Path::new(".")))?;
-    }
-    Ok(())
-}
-
-/// Puts the names in a directory on stable storage, if its file system can do that.
-pub(crate) fn sync(directory: &Path) -> Result<()> {
-    File::open(directory)
-        .and_then(|directory| Ok(sync_directory(directory)?))
-        .map(drop)
-        .map_err(|error| failed("could not sync", directory, &error))
-}
-
 fn lock(file: &File, path: &Path) -> Result<()> {
     if is_locked_now(file, path)? {
         return Ok(());
@@ -302,13 +274,9 @@ fn is_locked_now(file: &File, path: &Path) -> Result<bool> {
     match locked {
         None => Ok(false),
         Some(result) => {
-            result.map(|()| true).map_err(|error| failed("could not lock", path, &error.into()))
+            result.map(|()| true).map_err(|error| failed("could not lock", path, error))
         }
     }
-}
-
-fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {
-    Error::environment(format!("{what} '{}': {error}", path.display()))
 }
 
 fn damaged(path: &Path, how: &str) -> Error {

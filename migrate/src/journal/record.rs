@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::facts::Route;
 use crate::facts::{Facts, Identity};
 use crate::plan::Plan;
-use crate::run::Route;
 
 /// Version of the records.
 pub const VERSION: u32 = 1;

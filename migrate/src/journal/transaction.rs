@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::record::{Ended, Entry, Outcome, Record, Side, VERSION};
+use crate::facts::Route;
 use crate::facts::{Facts, Identity};
 use crate::plan::Plan;
-use crate::run::Route;
 
 /// The state of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]

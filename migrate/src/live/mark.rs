@@ -1,15 +1,16 @@
 //! What a run leaves on stable storage while it is at it, so that a later one can go on.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use qcow::io::sync_directory;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::cover::Cover;
 use super::value::LivePlan;
 use crate::facts::Identity;
+use crate::fs::{failed, make_directories, sync_path};
 use crate::{Error, Result};
 
 /// The version of what is written here.
@@ -47,11 +48,11 @@ impl Mark {
         let path = name(state, uuid, disk)?;
         match fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("could not read", &path, &error)),
+            Err(error) => return Err(failed("could not read", &path, error)),
             Ok(metadata) if metadata.len() > LONGEST => return Err(damaged(&path, "is too long")),
             Ok(_) => {}
         }
-        let bytes = fs::read(&path).map_err(|error| failed("could not read", &path, &error))?;
+        let bytes = fs::read(&path).map_err(|error| failed("could not read", &path, error))?;
         let mark: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error.to_string()))?;
         if mark.version != VERSION || mark.plan.uuid != uuid || mark.plan.disk != disk {
@@ -66,19 +67,15 @@ impl Mark {
     /// [`Environment`](crate::ErrorKind::Environment).
     pub(super) fn write(&self, state: &Path) -> Result<()> {
         let path = name(state, &self.plan.uuid, &self.plan.disk)?;
-        let wrong = |error: &std::io::Error| failed("could not write", &path, error);
+        let wrong = |error: std::io::Error| failed("could not write", &path, error);
         let directory = state.join(DIRECTORY);
-        fs::create_dir_all(&directory).map_err(|error| wrong(&error))?;
-        let text = serde_json::to_vec(self).map_err(|error| {
-            Error::environment(format!("could not put a mark into words: {error}"))
-        })?;
-        let mut file =
-            tempfile::NamedTempFile::new_in(&directory).map_err(|error| wrong(&error))?;
-        file.write_all(&text)
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(|error| wrong(&error))?;
-        file.persist(&path).map_err(|error| wrong(&error.error))?;
-        synced(&directory).map_err(|error| wrong(&error))
+        make_directories(&directory, 0o700)?;
+        let text = serde_json::to_vec(self)
+            .map_err(|error| Error::io("could not put a mark into words", error))?;
+        let mut file = tempfile::NamedTempFile::new_in(&directory).map_err(wrong)?;
+        file.write_all(&text).and_then(|()| file.as_file().sync_all()).map_err(wrong)?;
+        file.persist(&path).map_err(|error| wrong(error.error))?;
+        sync_path(&directory)
     }
 
     /// Takes it away: the run has ended.
@@ -87,11 +84,10 @@ impl Mark {
     /// [`Environment`](crate::ErrorKind::Environment).
     pub(super) fn remove(&self, state: &Path) -> Result<()> {
         let path = name(state, &self.plan.uuid, &self.plan.disk)?;
-        match fs::remove_file(&path).and_then(|()| synced(&state.join(DIRECTORY))) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(failed("could not remove", &path, &error))
-            }
-            _ => Ok(()),
+        match fs::remove_file(&path) {
+            Ok(()) => sync_path(&state.join(DIRECTORY)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("could not remove", &path, error)),
         }
     }
 }
@@ -100,24 +96,15 @@ impl Mark {
 const DIRECTORY: &str = "live";
 
 fn name(state: &Path, uuid: &str, disk: &str) -> Result<PathBuf> {
-    let plain = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 64
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    if !plain(uuid) || !plain(disk) {
-        return Err(Error::usage(format!("'{disk}' of '{uuid}' is not the name of a disk")));
+    let uuid = Uuid::try_parse(uuid)
+        .map_err(|error| Error::usage(format!("'{uuid}' is not a UUID: {error}")))?;
+    let plain = !disk.is_empty()
+        && disk.len() <= 64
+        && disk.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if !plain {
+        return Err(Error::usage(format!("'{disk}' is not the name of a disk")));
     }
-    Ok(state.join(DIRECTORY).join(format!("{uuid}.{disk}.json")))
-}
-
-fn synced(directory: &Path) -> std::io::Result<()> {
-    sync_directory(File::open(directory)?)?;
-    Ok(())
-}
-
-fn failed(what: &str, path: &Path, error: &std::io::Error) -> Error {
-    Error::environment(format!("{what} '{}': {error}", path.display()))
+    Ok(state.join(DIRECTORY).join(format!("{}.{disk}.json", uuid.hyphenated())))
 }
 
 fn damaged(path: &Path, how: &str) -> Error {

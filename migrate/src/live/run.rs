@@ -11,7 +11,7 @@ use super::cover::Cover;
 use super::mark::Mark;
 use super::value::{Flattened, LivePlan, Method};
 use crate::domain::{Change, DiskEdit, XmlDisk, parse, persistent_xml};
-use crate::driver::{BlockCopy, BlockJobKind, Hypervisor, TICK};
+use crate::driver::{BlockCopy, BlockJobKind, BlockJobs, Hypervisor, TICK};
 use crate::facts::{DomainFacts, DomainState, Source};
 use crate::store::{LocalStore, Store};
 use crate::{Error, ErrorKind, Result};
@@ -76,7 +76,8 @@ pub fn go_on(mark: Mark, means: &Means<'_>) -> Result<Option<Flattened>> {
         Method::Pull => BlockJobKind::Pull,
         Method::Copy => BlockJobKind::Copy,
     };
-    match run.patiently(|| means.hypervisor.block_progress(&uuid, &disk))? {
+    let jobs = run.jobs()?;
+    match run.patiently(|| jobs.block_progress(&uuid, &disk))? {
         Some(job) if job.kind == wanted => run.settle(true).map(Some),
         Some(_) => Err(Error::refused(format!("another job runs on disk {disk}"))
             .hint("wait for it, or abort it (virsh blockjob GUEST DISK --abort)")),
@@ -123,6 +124,11 @@ impl<'a> Run<'a> {
         Self { means, mark, start: Instant::now(), paused: Duration::ZERO }
     }
 
+    fn jobs(&self) -> Result<&'a dyn BlockJobs> {
+        let jobs = self.means.hypervisor.block_jobs();
+        jobs.ok_or_else(|| Error::environment("this host has no jobs on disks"))
+    }
+
     fn plan(&self) -> &LivePlan {
         &self.mark.plan
     }
@@ -150,10 +156,10 @@ impl<'a> Run<'a> {
 
     /// Has libvirt begin the job.
     fn begin(&mut self) -> Result<()> {
+        let jobs = self.jobs()?;
         let Mark { plan, .. } = &self.mark;
-        let hypervisor = self.means.hypervisor;
         match plan.method {
-            Method::Pull => hypervisor.block_pull(&plan.uuid, &plan.disk, plan.bandwidth),
+            Method::Pull => jobs.block_pull(&plan.uuid, &plan.disk, plan.bandwidth),
             Method::Copy => {
                 let plan = plan.clone();
                 let open = OpenOptions {
@@ -161,7 +167,7 @@ impl<'a> Run<'a> {
                     force_share: true,
                     ..Default::default()
                 };
-                create(&plan.becomes, &like(&plan.image, &open)?)?;
+                create(&plan.becomes, &like(&plan.image, &open)?.create)?;
                 let made = LocalStore::new(Path::new("/"))?.look(&plan.becomes)?;
                 self.mark.made = made.map(|object| object.identity);
                 self.mark.write(self.means.state)?;
@@ -170,7 +176,7 @@ impl<'a> Run<'a> {
                     format: Format::Qcow2,
                     bandwidth: plan.bandwidth,
                 };
-                hypervisor.block_copy(&plan.uuid, &plan.disk, &copy)
+                jobs.block_copy(&plan.uuid, &plan.disk, &copy)
             }
         }
     }
@@ -206,11 +212,12 @@ impl<'a> Run<'a> {
     }
 
     fn abort(&self) -> Result<()> {
-        let plan = self.plan();
-        self.patiently(|| self.means.hypervisor.abort_block_job(&plan.uuid, &plan.disk))
+        let (plan, jobs) = (self.plan(), self.jobs()?);
+        self.patiently(|| jobs.abort_block_job(&plan.uuid, &plan.disk))
     }
 
     fn wait(&self) -> Result<Waited> {
+        let jobs = self.jobs()?;
         let Means { hypervisor, observer, cancel, .. } = *self.means;
         let plan = self.plan();
         let limit = plan.timeout.map(Duration::from_secs);
@@ -230,7 +237,7 @@ impl<'a> Run<'a> {
             if let Some(error) = self.too_full() {
                 return Ok(Waited::Stop(error));
             }
-            match self.patiently(|| hypervisor.block_progress(&plan.uuid, &plan.disk))? {
+            match self.patiently(|| jobs.block_progress(&plan.uuid, &plan.disk))? {
                 None => return Ok(Waited::Gone),
                 Some(job) => {
                     observer.progress(job.done, job.total);
@@ -264,9 +271,10 @@ impl<'a> Run<'a> {
     /// Has the guest use the copy. `Some` if it must not, because somebody asked to stop.
     fn pivot(&self) -> Result<Option<Error>> {
         let plan = self.plan();
+        let jobs = self.jobs()?;
         let hypervisor = self.means.hypervisor;
         loop {
-            match hypervisor.pivot(&plan.uuid, &plan.disk) {
+            match jobs.pivot(&plan.uuid, &plan.disk) {
                 Ok(true) => return Ok(None),
                 // Not in step any more, or yet.
                 Ok(false) => match self.wait()? {
@@ -276,8 +284,7 @@ impl<'a> Run<'a> {
                 },
                 // The answer may be lost, or the copy: which, is looked at.
                 Err(error) => {
-                    let job =
-                        self.patiently(|| hypervisor.block_progress(&plan.uuid, &plan.disk))?;
+                    let job = self.patiently(|| jobs.block_progress(&plan.uuid, &plan.disk))?;
                     return Ok(job.map(|_| error));
                 }
             }

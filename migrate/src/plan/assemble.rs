@@ -5,15 +5,15 @@ use std::path::PathBuf;
 
 use qcow::chain::Format;
 
+use super::disk::{Copy, Disk, Verdict};
 use super::policy::Policy;
-use super::proofs::SeedNames;
-use super::rows::{Copy, Disk, Verdict};
+use super::seeds::SeedNames;
 use super::value::{
     Action, BasePlan, CopyMode, DiskPlan, Mode, NewImage, Plan, Predicted, Refusal, Row, SCHEMA,
     Warning,
 };
 use super::words::{refuse, warn};
-use super::{copy_mode, domain_rules, predicted, proofs, warnings};
+use super::{copy_mode, domain_rules, predicted, proofs, rows, warnings};
 use crate::facts::Facts;
 
 /// A disk and what the table says about it.
@@ -96,7 +96,7 @@ fn judge<'a>(
         .iter()
         .map(|disk| {
             let disk = Disk { facts, disk, policy, alone_because, seeds };
-            let (row, verdict) = disk.judge();
+            let (row, verdict) = rows::judge(&disk);
             (disk, row, verdict)
         })
         .collect()
@@ -107,7 +107,7 @@ fn refusals(judged: &[Judged<'_>]) -> Vec<Refusal> {
         .iter()
         .filter_map(|(disk, row, verdict)| match verdict {
             Verdict::Refuse { message, way_out } => {
-                Some(refuse(&format!("{row:?}"), Some(&disk.disk.target), message, way_out))
+                Some(refuse(row.code(), Some(&disk.disk.target), message, way_out))
             }
             _ => None,
         })

@@ -1,7 +1,7 @@
 //! How libvirt copies: one mode and one set of flags for the whole guest.
 
+use super::disk::Copy;
 use super::policy::{Policy, Verify};
-use super::rows::Copy;
 use super::value::{CopyMode, Flag, Mode};
 use crate::facts::{DomainState, Facts, HostFacts, Version};
 

@@ -2,7 +2,7 @@
 
 use crate::facts::{ChainFacts, Device, DiskFacts, DomainState, Facts, Storage, TargetFacts};
 
-use super::rows::source_path;
+use super::disk::source_path;
 
 /// Set before what is digested, so that it is never taken for the digest of anything else.
 const CONTEXT: &str = "qcowtool facts fingerprint 1";

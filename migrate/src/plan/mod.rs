@@ -5,6 +5,7 @@
 
 mod assemble;
 mod copy_mode;
+mod disk;
 mod domain_rules;
 mod edits;
 mod fingerprint;
@@ -13,6 +14,8 @@ mod predicted;
 mod proofs;
 mod rows;
 mod seal;
+mod seeds;
+mod show;
 mod value;
 mod warnings;
 mod words;
@@ -21,7 +24,8 @@ pub(crate) use copy_mode::{DETECTS_ZEROES, LIBVIRT_FLOOR, QEMU_FLOOR};
 pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
 pub(crate) use predicted::{Brought, brought};
-pub use proofs::seed_name;
+pub use seeds::seed_name;
+pub use show::human;
 pub use value::{
     Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,
     Row, SCHEMA, SeedHow, Warning,

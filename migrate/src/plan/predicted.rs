@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
 
+use super::disk::Disk;
 use super::policy::Policy;
-use super::proofs::SeedNames;
-use super::rows::Disk;
+use super::seeds::SeedNames;
 use super::value::{Action, BasePlan, DiskPlan, Predicted, Refusal, Row, SeedHow};
 use super::words::refuse;
 use crate::facts::Facts;
@@ -50,7 +50,8 @@ pub(super) fn cost(disk: &Disk<'_>, row: Row, action: &Action, brought: bool) ->
 /// Bytes of the guest's disk that any layer holds. All of it, where the chain that was looked at is
 /// incomplete or not the one that runs.
 fn whole(disk: &Disk<'_>, row: Row) -> u64 {
-    let known = disk.chain().and_then(|chain| chain.guest_bytes).filter(|_| row != Row::D09);
+    let known =
+        disk.chain().and_then(|chain| chain.guest_bytes).filter(|_| row != Row::ChainInDoubt);
     known.unwrap_or(u64::MAX).min(disk.size())
 }
 

@@ -4,15 +4,12 @@
 //! An incremental copy is right only if everything below the active layers is the same on both sides, byte
 //! for byte. No hypervisor checks that, so a name, an id, a size or a date are never taken for it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-
 use qcow::chain::Format;
 
+use super::disk::Disk;
 use super::policy::Style;
-use super::rows::Disk;
 use super::value::{Action, BasePlan, CopyMode, Proof, SeedHow};
-use crate::facts::{BaseFacts, Content, Facts, LayerFacts};
+use crate::facts::{BaseFacts, Content, LayerFacts};
 
 /// Whether a disk can be an overlay at the destination.
 #[derive(Debug)]
@@ -60,7 +57,7 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
 }
 
 /// A base at the destination that is proven to hold what the lower layers hold, and that a new overlay can
-/// rely on (P3, and what P5 and P7 ask of it).
+/// rely on (`ContentBelowEqual`, and what `BaseFixed` and `ChainsAgree` ask of it).
 pub(super) fn on_existing<'a>(disk: &Disk<'a>) -> Option<&'a BaseFacts> {
     let below = disk.below().first()?;
     let wanted = disk.chain()?.below.as_ref()?;
@@ -96,77 +93,27 @@ fn seed(disk: &Disk<'_>, digest: &str) -> Thin {
     Thin::Base(BasePlan::Seed { path: path.to_path_buf(), format, how, digest: digest.to_owned() })
 }
 
-/// Names for the bases that may have to be brought, none of which exists.
-#[derive(Debug, Default)]
-pub(super) struct SeedNames(BTreeMap<String, PathBuf>);
-
-impl SeedNames {
-    /// For each disk with lower layers the mapped path of its base; or, if that is taken, that name with
-    /// the start of the digest.
-    pub(super) fn new(facts: &Facts) -> Self {
-        let taken: BTreeSet<&Path> = facts
-            .disks
-            .iter()
-            .filter_map(|disk| disk.there.as_ref())
-            .flat_map(|there| {
-                let bases = there.bases.iter().flat_map(|base| {
-                    base.chain.iter().map(|layer| layer.path.as_path()).chain([base.path.as_path()])
-                });
-                bases.chain([there.path.as_path()])
-            })
-            .collect();
-        let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
-        let mut contents: BTreeMap<PathBuf, &str> = BTreeMap::new();
-        for disk in &facts.disks {
-            let (Some(chain), Some(there)) = (&disk.chain, &disk.there) else { continue };
-            let (Some(digest), Some(path)) = (&chain.below, &there.base_path) else { continue };
-            let free = |path: &PathBuf| {
-                // One file serves all disks that stand on the same.
-                let same = contents.get(path).is_none_or(|content| content == digest);
-                same && !taken.contains(path.as_path())
-            };
-            let candidates = [path.clone(), seed_name(path, digest)];
-            if let Some(path) = candidates.into_iter().find(free) {
-                contents.insert(path.clone(), digest);
-                names.insert(disk.target.clone(), path);
-            }
-        }
-        Self(names)
-    }
-
-    fn get(&self, target: &str) -> Option<&Path> {
-        self.0.get(target).map(PathBuf::as_path)
-    }
-}
-
-/// The name of a base that is brought to the destination where `path` is taken by something else: the
-/// same with the first twelve digits of its digest.
-pub fn seed_name(path: &Path, digest: &str) -> PathBuf {
-    let digest: String = digest.chars().take(12).collect();
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = match path.extension() {
-        Some(extension) => format!("{stem}-{digest}.{}", extension.to_string_lossy()),
-        None => format!("{stem}-{digest}"),
-    };
-    path.with_file_name(name)
-}
-
 /// What preparation still has to prove before the disk may be filled.
 pub(super) fn obligations(action: &Action, copy: CopyMode) -> Vec<Proof> {
     let base = match action {
         Action::Skip | Action::Eject | Action::CopyMedium { .. } => return Vec::new(),
-        Action::Adopt { .. } => return vec![Proof::P1, Proof::P7, Proof::P8],
+        Action::Adopt { .. } => {
+            return vec![Proof::SizesEqual, Proof::ChainsAgree, Proof::NotASourceFile];
+        }
         Action::Create { base, .. } => base,
     };
-    let mut proofs = vec![Proof::P1, Proof::P7, Proof::P8, Proof::P9];
+    let mut proofs =
+        vec![Proof::SizesEqual, Proof::ChainsAgree, Proof::NotASourceFile, Proof::MadeByThisRun];
     match base {
         Some(base) => {
-            proofs.extend([Proof::P2, Proof::P5, Proof::P6]);
+            proofs.extend([Proof::TargetEmpty, Proof::BaseFixed, Proof::SourceLayersFixed]);
             if matches!(base, BasePlan::Seed { .. }) {
-                proofs.push(Proof::P3);
+                proofs.push(Proof::ContentBelowEqual);
             }
         }
-        None if copy == CopyMode::Incremental => proofs.extend([Proof::P2, Proof::P4]),
+        None if copy == CopyMode::Incremental => {
+            proofs.extend([Proof::TargetEmpty, Proof::ReadsAsZeros])
+        }
         None => {}
     }
     proofs.sort();

@@ -1,5 +1,6 @@
 //! The plan as a value: printable, comparable, serialisable.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
@@ -117,36 +118,111 @@ impl Flag {
     }
 }
 
-/// The rows of the decision table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "docs/migration.md describes the rows")]
-#[rustfmt::skip]
-pub enum Row {
-    D01, D02, D03, D04, D05, D06, D07, D08a, D08b, D08c, D09, D10, D11, D12, D13, D14, D15, D16,
-    D17, D18, D19, D20, D21, D22, D23,
+/// Codes of the plan: a name for the code, and what JSON, text and `docs/migration.md` call it.
+macro_rules! codes {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $code:literal,)* }) => {
+        $(#[$outer])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$inner])* #[doc = concat!("\n\nCode `", $code, "`.")] #[serde(rename = $code)] $variant,)*
+        }
+
+        impl $name {
+            /// The code, as in the JSON.
+            pub fn code(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $code,)*
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.code())
+            }
+        }
+    };
 }
 
-/// The proofs that an incremental copy needs, all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Proof {
-    /// The sizes are equal to the byte.
-    P1,
-    /// The target's active layer is empty.
-    P2,
-    /// Below the active layers, source and target hold the same.
-    P3,
-    /// A target without a base reads as zeros everywhere.
-    P4,
-    /// The target's base cannot change.
-    P5,
-    /// The source's lower layers have not changed.
-    P6,
-    /// The target's header and its XML name the same chain.
-    P7,
-    /// No target is one of the source's files.
-    P8,
-    /// We made the target in this run.
-    P9,
+codes! {
+    /// The rows of the decision table, by what fits a disk; `docs/migration.md` has what is done then.
+    Row {
+        /// A drive without a medium.
+        EmptyDrive = "D01",
+        /// A CD-ROM, or a read-only disk.
+        ReadOnly = "D02",
+        /// The hypervisor reaches it over the network.
+        OverTheNetwork = "D03",
+        /// Both hosts share its storage, under one path.
+        SharedStorage = "D04",
+        /// Whether both hosts share its storage is not known.
+        StorageUnknown = "D05",
+        /// `<shareable/>`, and not on shared storage.
+        Shareable = "D06",
+        /// A device or directory that is passed through to the guest.
+        PassedThrough = "D07",
+        /// A layer was deleted, and the guest's process still holds it open.
+        LayerDeleted = "D08a",
+        /// A layer was deleted, and its content was saved.
+        LayerRescued = "D08b",
+        /// A layer is gone.
+        LayerLost = "D08c",
+        /// What the chain is, is in doubt: headers, definition and what runs disagree.
+        ChainInDoubt = "D09",
+        /// It has an external data file.
+        DataFile = "D10",
+        /// The active layer has internal snapshots.
+        InternalSnapshots = "D11",
+        /// It is encrypted.
+        Encrypted = "D12",
+        /// A raw file.
+        RawFile = "D13",
+        /// A raw block device.
+        RawDevice = "D14",
+        /// QCOW2 on a block device.
+        Qcow2OnDevice = "D15",
+        /// QCOW2 without a base.
+        NoBase = "D16",
+        /// QCOW2 on a base that is proven to be at the destination.
+        BasePresent = "D17",
+        /// QCOW2 on a base that is brought to the destination.
+        BaseBrought = "D18",
+        /// QCOW2 on a base, copied whole.
+        FullCopy = "D19",
+        /// Something is at its path at the destination.
+        PathOccupied = "D20",
+        /// A layer is marked as corrupt, or was not closed properly.
+        UncleanLayer = "D21",
+        /// It has persistent bitmaps or checkpoints; decides nothing.
+        Bitmaps = "D22",
+        /// Its directory at the destination cannot be used, or two disks would go to one path.
+        PlaceUnusable = "D23",
+    }
+}
+
+codes! {
+    /// The proofs that an incremental copy needs, all of them.
+    Proof {
+        /// The sizes are equal to the byte.
+        SizesEqual = "P1",
+        /// The target's active layer is empty.
+        TargetEmpty = "P2",
+        /// Below the active layers, source and target hold the same.
+        ContentBelowEqual = "P3",
+        /// A target without a base reads as zeros everywhere.
+        ReadsAsZeros = "P4",
+        /// The target's base cannot change.
+        BaseFixed = "P5",
+        /// The source's lower layers have not changed.
+        SourceLayersFixed = "P6",
+        /// The target's header and its XML name the same chain.
+        ChainsAgree = "P7",
+        /// No target is one of the source's files.
+        NotASourceFile = "P8",
+        /// We made the target in this run.
+        MadeByThisRun = "P9",
+    }
 }
 
 /// What is done to one disk, and why.

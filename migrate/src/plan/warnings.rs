@@ -1,9 +1,9 @@
 //! What the operator should know: what does not come along, and what turns out otherwise than wished.
 
 use super::copy_mode;
+use super::disk::{Copy, Disk};
 use super::policy::Policy;
 use super::predicted::saved_by_overlay;
-use super::rows::{Copy, Disk};
 use super::value::{CopyMode, Row, Warning};
 use super::words::{list, warn};
 use crate::facts::{DomainState, Facts, FormatFrom};
@@ -64,18 +64,18 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
             format!("nobody recorded the format of '{}'", layer.path.display()),
         );
     }
-    if row == Row::D08a || row == Row::D08b {
+    if row == Row::LayerDeleted || row == Row::LayerRescued {
         say(
             "layer-deleted",
             "only the guest's process still has the deleted layer: do not shut the guest off"
                 .into(),
         );
     }
-    if row == Row::D09 {
+    if row == Row::ChainInDoubt {
         say("chains-differ", copy.why.clone());
     }
     let direct = matches!(disk.disk.cache.as_deref(), Some("none" | "directsync"));
-    if row == Row::D13 && disk.live() && direct && !disk.size().is_multiple_of(BLOCK) {
+    if row == Row::RawFile && disk.live() && direct && !disk.size().is_multiple_of(BLOCK) {
         say(
             "raw-unaligned",
             format!(

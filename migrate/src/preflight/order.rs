@@ -7,20 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::report::{Check, GuestReport, Is};
+use super::report::{Check, GuestReport, Is, Order};
 use super::{Going, Seeing};
 use crate::plan::{Action, DiskPlan};
-
-/// What all guests together need.
-#[derive(Debug, Default)]
-pub(super) struct Order {
-    /// Bytes that all guests that nothing else keeps need, by directory.
-    pub(super) needed: BTreeMap<PathBuf, u64>,
-    /// Bytes over the network for those that can go.
-    pub(super) transfer_bytes: u64,
-    /// Bytes at the destination for those that can go.
-    pub(super) space_bytes: u64,
-}
 
 /// Who makes something at a path; a base may be made for several, if it is the same.
 struct Taken<'a> {

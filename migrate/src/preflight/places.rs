@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::order::Order;
-use super::report::{Check, Is, Place};
+use super::report::{Check, Is, Order, Place};
 use super::{Room, Seeing, Seen};
 use crate::facts::{PoolFacts, Storage, TargetFacts};
 use crate::plan::Action;

@@ -1,11 +1,11 @@
 //! What was judged, as a value. Its JSON form is stable.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
 use super::Seeing;
-use super::order::Order;
 use crate::facts::{DomainState, HostFacts, Storage};
 use crate::plan::{CopyMode, Mode, Refusal, Row, Warning};
 
@@ -226,4 +226,15 @@ pub(super) fn put_together(
         guests,
         total,
     }
+}
+
+/// What all guests together need.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    /// Bytes that all guests that nothing else keeps need, by directory.
+    pub(super) needed: BTreeMap<PathBuf, u64>,
+    /// Bytes over the network for those that can go.
+    pub(super) transfer_bytes: u64,
+    /// Bytes at the destination for those that can go.
+    pub(super) space_bytes: u64,
 }

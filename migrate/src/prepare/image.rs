@@ -50,7 +50,7 @@ pub(super) fn options(image: &NewImage) -> TargetOptions {
     }
 }
 
-/// Checks a file that was read back from the destination against what was planned (P1, P2, P4, P7).
+/// Checks a file that was read back from the destination against what was planned (`SizesEqual`, `TargetEmpty`, `ReadsAsZeros`, `ChainsAgree`).
 ///
 /// # Errors
 /// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be;
@@ -99,15 +99,13 @@ fn padded(first: &[u8]) -> Vec<u8> {
 
 /// How an I/O error of this machine is told.
 pub(super) fn io(what: &'static str) -> impl Fn(std::io::Error) -> Error {
-    move |error| Error::environment(format!("{what}: {error}"))
+    move |error| Error::io(what, error)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
-    use std::path::PathBuf;
-
     use super::*;
+    use crate::fs::fd_path;
 
     fn image() -> NewImage {
         NewImage {
@@ -123,10 +121,6 @@ mod tests {
         NamedLayer { path: path.into(), format: Some("qcow2".into()) }
     }
 
-    fn name(file: &File) -> PathBuf {
-        format!("/proc/self/fd/{}", file.as_raw_fd()).into()
-    }
-
     #[test]
     fn what_is_made_is_proven() {
         for (format, below) in
@@ -134,7 +128,7 @@ mod tests {
         {
             let image = NewImage { format, ..image() };
             let file = make(&image, below.as_ref()).unwrap();
-            prove(&name(&file), &image, below.as_ref()).unwrap();
+            prove(&fd_path(&file), &image, below.as_ref()).unwrap();
         }
     }
 
@@ -142,7 +136,7 @@ mod tests {
     fn every_difference_from_the_plan_is_seen() {
         let file = make(&image(), Some(&base("/b"))).unwrap();
         let refused = |image: &NewImage, base: Option<NamedLayer>| {
-            let error = prove(&name(&file), image, base.as_ref()).unwrap_err();
+            let error = prove(&fd_path(&file), image, base.as_ref()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unverified);
             error.to_string()
         };

@@ -7,7 +7,6 @@
 mod image;
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
@@ -17,6 +16,7 @@ use qcow::{CancelToken, Observer};
 
 use crate::driver::Hypervisor;
 use crate::facts::{Content, Facts, LayerFacts, NamedLayer};
+use crate::fs::{fd_path, same_bytes};
 use crate::journal::{Journal, Record, Side};
 use crate::plan::{Action, BasePlan, DiskPlan, Mode as CopyAs, NewImage, Plan, SeedHow};
 use crate::probe::Held;
@@ -24,9 +24,6 @@ use crate::store::{Mode, Store, Wanted};
 use crate::{Error, ErrorKind, Result};
 
 use image::io;
-
-/// Files are compared in pieces of this many bytes.
-const PIECE: usize = 1 << 20;
 
 /// Longest image file that is read back to be proven: that of an empty disk of many TiB.
 const LONGEST_EMPTY: u64 = 1 << 30;
@@ -96,12 +93,12 @@ impl Preparation<'_> {
         let file = image::make(image, base)?;
         self.put(&image.path, &file, Mode::Private)?;
         let copy = self.store.fetch(&image.path, LONGEST_EMPTY)?;
-        image::prove(&name_of(&copy), image, base)
+        image::prove(&fd_path(&copy), image, base)
             .map_err(|error| error.on(&self.facts.destination.hostname))
     }
 
-    /// An image that is there already has exactly the disk's size (P1), and stands on nothing, so that its
-    /// header and the XML name the same chain (P7).
+    /// An image that is there already has exactly the disk's size (`SizesEqual`), and stands on nothing, so that its
+    /// header and the XML name the same chain (`ChainsAgree`).
     fn can_adopt(&self, disk: &DiskPlan, path: &Path, format: Format) -> Result<()> {
         let chain = self.store.chain(path, Some(format))?;
         let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
@@ -236,7 +233,7 @@ impl Preparation<'_> {
         self.arrived(to, medium.format, &digest.root.to_string(), &file)
     }
 
-    /// Proves that what was sent is what is there (P3).
+    /// Proves that what was sent is what is there (`ContentBelowEqual`).
     fn arrived(&self, path: &Path, format: Format, digest: &str, file: &File) -> Result<()> {
         let wanted = Wanted { digest, file: Some(file) };
         let found = self.store.same_content(path, format, &wanted, self.observer, self.cancel)?;
@@ -257,32 +254,17 @@ impl Preparation<'_> {
     /// Whether the file at `path` is what `file` is, byte for byte.
     fn same_bytes(&self, path: &Path, file: &File) -> Result<bool> {
         let failed = io("could not read what is to be compared");
-        let length = file.metadata().map_err(&failed)?.len();
+        let length = file.metadata().map_err(failed)?.len();
         let copy = self.store.fetch(path, length)?;
-        if copy.metadata().map_err(&failed)?.len() != length {
-            return Ok(false);
-        }
-        let (mut ours, mut theirs) = (vec![0; PIECE], vec![0; PIECE]);
-        let mut at = 0;
-        while at < length {
-            self.cancel.check()?;
-            let len = usize::try_from(length.saturating_sub(at)).unwrap_or(PIECE).min(PIECE);
-            ours.truncate(len);
-            theirs.truncate(len);
-            file.read_exact_at(&mut ours, at).map_err(&failed)?;
-            copy.read_exact_at(&mut theirs, at).map_err(&failed)?;
-            if ours != theirs {
-                return Ok(false);
-            }
-            at = at.saturating_add(PIECE as u64);
-        }
-        Ok(true)
+        same_bytes(file, &copy, self.observer, self.cancel)
     }
 }
 
 fn open(path: &Path) -> Result<File> {
     File::open(path).map_err(|error| {
-        Error::changed(format!("{} cannot be read: {error}", path.display())).hint("plan again")
+        Error::changed(format!("{} cannot be read: {error}", path.display()))
+            .hint("plan again")
+            .caused_by(error)
     })
 }
 
@@ -303,10 +285,4 @@ fn names(top: &LayerFacts, own: &LayerFacts, base: &NamedLayer) -> bool {
 fn plain(layer: &LayerFacts) -> bool {
     !layer.block_device
         && layer.qcow2.as_ref().is_none_or(|qcow2| qcow2.data_file.is_none() && !qcow2.dirty)
-}
-
-/// A name under which this process can open a file that has none.
-pub(crate) fn name_of(file: &File) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }

@@ -55,9 +55,8 @@ pub fn alone(hypervisor: &dyn Hypervisor, domain: &str, disk: &str) -> Result<Al
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
     let mut held = Held::of_guest(runs);
     if let Some(chain) = &chain {
-        held.hold(&chain.layers).map_err(|error| {
-            Error::environment(format!("a deleted base could not be held open: {error}"))
-        })?;
+        held.hold(&chain.layers)
+            .map_err(|error| Error::io("a deleted base could not be held open", error))?;
     }
     let live = runs && path.is_some();
     let ask = |wanted: bool| wanted.then_some((&domain.uuid, &xml_disk.target));

@@ -26,7 +26,7 @@ use crate::facts::{
 };
 use crate::plan::{Policy, seed_name};
 use crate::store::{Store, Wanted};
-use crate::{Error, Result};
+use crate::{Error, Result, host};
 
 pub use alone::{Alone, alone};
 pub use source::Held;
@@ -103,12 +103,10 @@ pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Pro
 
 /// The images of the guest are files of its host: only there can they be read.
 pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
-    let name = rustix::system::uname();
-    let here = name.nodename().to_string_lossy();
-    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
-    if short(&here) == short(&source.hostname) {
+    if host::is_local(source) {
         return Ok(());
     }
+    let here = host::name();
     Err(Error::environment(format!("the guest is on {}, and this is {here}", source.hostname))
         .hint("run qcowtool on the guest's host: it reads the headers of its images there"))
 }
@@ -157,9 +155,8 @@ impl Disks<'_> {
         let mut chain =
             path.as_deref().map(|path| self.files.chain(path, disk.format.as_deref(), &disk.chain));
         if let Some(chain) = &chain {
-            held.hold(&chain.layers).map_err(|error| {
-                Error::environment(format!("a deleted base could not be held open: {error}"))
-            })?;
+            held.hold(&chain.layers)
+                .map_err(|error| Error::io("a deleted base could not be held open", error))?;
         }
         let there = match (&path, &mut chain) {
             (Some(path), Some(chain)) => Some(self.there(disk, path, chain, held)?),

@@ -32,8 +32,7 @@ pub(crate) fn of_this_host() -> Result<Setup> {
 
 /// Nothing, if there is no such file. What cannot be read may say anything.
 fn text_of(path: &Path) -> Result<String> {
-    let failed =
-        |error| Error::environment(format!("{} could not be read: {error}", path.display()));
+    let failed = |error| Error::io(format!("{} could not be read", path.display()), error);
     let file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
         file => file.map_err(failed)?,

@@ -1,7 +1,6 @@
 //! The chains of the source host's disks, layer by layer, as their headers tell them.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use qcow::ops::info::{EncryptionInfo, FormatSpecific, ImageInfo, InfoOptions, Qc
 
 use super::process::OpenFiles;
 use crate::facts::{ChainFacts, FormatFrom, Identity, LayerFacts, Missing, Qcow2Facts, XmlChain};
+use crate::fs::{ctime_ns, fd_path, mtime_ns};
 
 /// The files of the source host: below `root`, or held open by the guest's process.
 #[derive(Debug)]
@@ -170,7 +170,7 @@ impl Held {
     /// Where this process can read a layer.
     pub fn place(&self, layer: &LayerFacts) -> PathBuf {
         match self.file(layer) {
-            Some(file) => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+            Some(file) => fd_path(file),
             None => layer.read_from.clone(),
         }
     }
@@ -195,8 +195,6 @@ impl Held {
 }
 
 fn identity(metadata: &fs::Metadata, image: &ImageInfo) -> Identity {
-    let nanoseconds =
-        |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
     let device = metadata.file_type().is_block_device();
     // A device's own length is that of the node below the format.
     let below = image.children.first().map_or(0, |child| child.info.virtual_size);
@@ -205,8 +203,8 @@ fn identity(metadata: &fs::Metadata, image: &ImageInfo) -> Identity {
         inode: Some(metadata.ino()),
         links: Some(metadata.nlink()),
         size: if device { below } else { metadata.len() },
-        mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-        ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        mtime_ns: mtime_ns(metadata),
+        ctime_ns: ctime_ns(metadata),
     }
 }
 

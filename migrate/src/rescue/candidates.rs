@@ -218,8 +218,9 @@ fn files(directories: &[PathBuf], cancel: &CancelToken) -> Result<Vec<PathBuf>> 
     let mut found = Vec::new();
     let mut entered = HashSet::new();
     for directory in directories {
-        let unread = |error| {
+        let unread = |error: std::io::Error| {
             Error::usage(format!("the directory '{}' cannot be read: {error}", directory.display()))
+                .caused_by(error)
         };
         fs::read_dir(directory).map_err(unread)?;
         let mut rest = vec![directory.clone()];
@@ -322,9 +323,8 @@ impl Judge<'_> {
                 "no file that holds the same has the format that is recorded, and stands alone",
             )
         })?;
-        let file = File::open(&candidate.path).map_err(|error| {
-            Error::environment(format!("{}: {error}", candidate.path.display()))
-        })?;
+        let file = File::open(&candidate.path)
+            .map_err(|error| Error::io(candidate.path.display(), error))?;
         let identity = identity_of(&FileStorage::open(&candidate.path)?)?;
         let object = identity.device.zip(identity.inode);
         let object = object.ok_or_else(|| Error::environment("the file's number is not known"))?;

@@ -1,7 +1,6 @@
 //! Carries a plan out: copies, proves the copies, and gives them names that were free.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::{Chain, FilePolicy, Format, MAX_DEPTH, OpenOptions, Policy, resolve_name};
@@ -12,15 +11,14 @@ use qcow::{CancelToken, Observer};
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
 use serde::Serialize;
 
-use super::bytes::same_bytes;
 use super::facts::{Facts, Gone, OpenImage, ProcessFacts, Unseen};
 use super::held::Held;
 use super::look::object;
 use super::refer::below;
 use super::value::{Action, Item, Lost, Plan, Restore, lossy};
-use super::view::proc_path;
 use super::writers::Writers;
 use crate::facts::Identity;
+use crate::fs::{fd_path, same_bytes};
 use crate::store::{LocalStore, Mode as Rights, Store, identity_of};
 use crate::{Error, ErrorKind, Result};
 
@@ -301,7 +299,7 @@ impl Run<'_> {
     /// The disk that a copy shows, with what it stands on: the files that the process has open, whatever
     /// their names mean here.
     fn chain(&self, item: &Item, process: &ProcessFacts, copy: &File) -> Result<Chain> {
-        let here = proc_path(copy.as_fd());
+        let here = fd_path(copy);
         let format = match item.format {
             Some(format) => format,
             None => Format::probe(&FileStorage::open(&here)?)?,
@@ -401,12 +399,11 @@ fn like(copy: &File, held: &File) -> Result<()> {
 }
 
 fn system(error: std::io::Error) -> Error {
-    Error::environment(format!("the copy could not be worked on: {error}"))
+    Error::io("the copy could not be worked on", error)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;
     use std::time::SystemTime;
 
@@ -442,7 +439,7 @@ mod tests {
         let mut plan = plan(&looked.facts, &Wishes { restore: true });
         // Other tests of this process have files open as well.
         plan.items.retain(|item| item.name == base);
-        let again = format!("/proc/self/fd/{}", held[0].as_raw_fd());
+        let again = fd_path(&held[0]);
         let kept = meanwhile(File::options().write(true).open(again).unwrap());
         let outcome = carry_out(&plan, &looked.facts, &looked.held, &Silent, &cancel);
         drop(kept);

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 
-use super::view::{View, proc_path};
+use super::view::View;
+use crate::fs::fd_path;
 
 /// Open files, by device and inode, and the roots that the processes see.
 #[derive(Debug, Default)]
@@ -35,6 +35,6 @@ impl Held {
 
     /// Where this program can open it again.
     pub(super) fn path(&self, object: (u64, u64)) -> Option<PathBuf> {
-        self.file(object).map(|file| proc_path(file.as_fd()))
+        self.file(object).map(fd_path)
     }
 }

@@ -11,7 +11,6 @@ use qcow::ops::info::{FormatSpecific, ImageInfo};
 use qcow::{CancelToken, Silent};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::bytes::same_bytes;
 use super::facts::{
     Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Taken,
     Unseen,
@@ -23,6 +22,7 @@ use super::writers::Writers;
 use crate::domain::{XmlDisk, parse};
 use crate::driver::Hypervisor;
 use crate::facts::{DomainState, Identity, Source};
+use crate::fs::same_bytes;
 use crate::process::{PROC, Process};
 use crate::store::{LocalStore, Store, identity_of};
 use crate::{Error, Result};
@@ -110,7 +110,7 @@ impl Failed {
         match self {
             Self::Ended => Error::changed(format!("{who} ended while it was being looked at")),
             Self::System(error) => {
-                Error::environment(format!("the open files of {who} are not known: {error}"))
+                Error::io(format!("the open files of {who} are not known"), error)
                     .hint("run it as root, or as the user of the process")
             }
         }
@@ -440,7 +440,9 @@ fn is_equal(
 /// The directory that somebody named.
 fn directory_named(path: &Path) -> Result<DirectoryFacts> {
     use std::os::unix::fs::MetadataExt;
-    let wrong = |error| Error::usage(format!("the directory '{}': {error}", path.display()));
+    let wrong = |error: std::io::Error| {
+        Error::usage(format!("the directory '{}': {error}", path.display())).caused_by(error)
+    };
     let path = path.canonicalize().map_err(wrong)?;
     let status = std::fs::metadata(&path).map_err(wrong)?;
     if !status.is_dir() {

@@ -10,7 +10,6 @@
 //!
 //! For a guest that does not run, [`search`] looks for the lost base among other files, by digest only.
 
-mod bytes;
 mod candidates;
 mod execute;
 mod facts;

@@ -10,7 +10,8 @@ use qcow::ops::info::{ImageInfo, InfoOptions, info};
 use rustix::fs::{Mode, OFlags};
 
 use super::facts::{Content, Gone};
-use super::view::{View, proc_path, shown};
+use super::view::{View, shown};
+use crate::fs::fd_path;
 use crate::process::{deleted_name, is_temporary, writes};
 
 /// A file that a process has open, held but not yet opened.
@@ -26,7 +27,7 @@ impl Pinned {
     /// Opens it for reading.
     pub(super) fn open(&self) -> std::io::Result<(File, FileStorage)> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(proc_path(self.pin.as_fd()), flags, Mode::empty())?);
+        let file = File::from(rustix::fs::open(fd_path(&self.pin), flags, Mode::empty())?);
         let storage = FileStorage::from_file(file.try_clone()?);
         Ok((file, storage.map_err(|error| io_error(error.message()))?))
     }
@@ -75,7 +76,7 @@ pub(super) fn content(storage: &FileStorage, pinned: &Pinned) -> (Content, Optio
     }
     let open = OpenOptions { format: Some(Format::Qcow2), force_share: true, ..Default::default() };
     let options = InfoOptions { open, backing_chain: false };
-    let path = proc_path(pinned.pin.as_fd());
+    let path = fd_path(&pinned.pin);
     // A second time if it was just being written.
     let told = info(&path, &options).or_else(|_| info(&path, &options));
     match told.map(|images| images.into_iter().next()) {

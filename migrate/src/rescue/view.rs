@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat};
 
+use crate::fs::fd_path;
+
 /// As many symbolic links as the kernel follows.
 const LINKS: usize = 40;
 
@@ -33,7 +35,7 @@ impl View {
 
     /// A name of its root that stays, whatever becomes of the process.
     pub(super) fn root(&self) -> PathBuf {
-        proc_path(self.root.as_fd())
+        fd_path(&self.root)
     }
 
     /// A path that the kernel shows, as the process would write it.
@@ -85,12 +87,7 @@ impl View {
 
 /// The path that the kernel shows for something that is open here.
 pub(super) fn shown(object: BorrowedFd<'_>) -> io::Result<PathBuf> {
-    fs::read_link(proc_path(object))
-}
-
-/// A name under which this program can open again what it has open.
-pub(super) fn proc_path(object: BorrowedFd<'_>) -> PathBuf {
-    format!("/proc/self/fd/{}", object.as_raw_fd()).into()
+    fs::read_link(fd_path(&object))
 }
 
 /// By which mount something was opened.

@@ -1,61 +1,37 @@
 //! Carries out plans, each step under a journal: prepare, migrate, look where the guest is, verify,
 //! resume, put the source's files away; or put everything back.
 
+mod call;
+mod cut_off;
 mod expire;
 mod offline;
 mod outcome;
 mod report;
 mod retire;
+mod settle;
 mod still;
 mod verify;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use qcow::CancelToken;
 
-use crate::driver::{JobProgress, MigrateRequest, check_request};
-use crate::facts::{DomainState, Facts};
-use crate::journal::{DomainLock, Ended, Journal, Outcome, Record, RolledBack, roll_back};
-use crate::plan::{Flag, Mode, Plan};
+use crate::facts::{DomainState, Facts, Route};
+use crate::journal::{DomainLock, Ended, Journal, Record, RolledBack, roll_back};
+use crate::plan::{Mode, Plan};
 use crate::prepare::Preparation;
 use crate::probe::{Ends, Held};
 use crate::store::LocalStore;
 use crate::{Error, ErrorKind, Result};
 
+pub use cut_off::CutOff;
 pub use expire::{Expired, expire};
-use outcome::{Whereabouts, whereabouts};
-pub use report::{Finished, Phase, Report, Retained, Route, Verified};
+use outcome::Whereabouts;
+pub use report::{Finished, Phase, Report, Retained, Verified};
 
 /// Where journals are, below the state directory.
 pub const JOURNALS: &str = "transactions";
-
-/// Whether a job still moves.
-struct Pace {
-    done: (u64, u64),
-    since: Instant,
-}
-
-impl Pace {
-    /// So long nothing may move before somebody asks why. libvirt itself waits for ever where the network
-    /// was cut for longer than its own patience.
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    fn new() -> Self {
-        Self { done: (0, 0), since: Instant::now() }
-    }
-
-    /// True once whenever nothing has moved for that long.
-    fn stalls(&mut self, job: &JobProgress) -> bool {
-        let done = (job.disk_processed, job.memory_processed);
-        let moved = done != self.done;
-        let due = !moved && self.since.elapsed() >= Self::PATIENCE;
-        if moved || due {
-            *self = Self { done, since: Instant::now() };
-        }
-        due
-    }
-}
 
 /// A plan that is being carried out.
 pub struct Run<'a> {
@@ -306,198 +282,6 @@ impl<'a> Run<'a> {
         self.lower_layers_are_still_the_same()?;
         self.targets_are_still_ours()?;
         self.cancel.check().map_err(Error::from)
-    }
-
-    /// Asks libvirt to migrate, and watches it.
-    fn call(&mut self) -> Result<()> {
-        self.phase(Phase::Migrate)?;
-        let plan = self.plan().clone();
-        let request = MigrateRequest {
-            uuid: plan.uuid,
-            to: plan.to,
-            flags: plan.flags,
-            migrate_disks: plan.migrate_disks,
-            detect_zeroes: plan.detect_zeroes,
-            destination_xml: plan.destination_xml,
-            persistent_xml: plan.persistent_xml,
-            bandwidth_mib: plan.bandwidth_mib,
-            migrate_uri: None,
-        };
-        check_request(&request)?;
-        let timeout = plan.policy.timeout;
-        self.journal.write(Record::MigrateCalled)?;
-        let (begun, stop) = (Instant::now(), CancelToken::new());
-        let ready_looked_at = std::cell::Cell::new(false);
-        let why = std::cell::RefCell::new(None);
-        let pace = std::cell::RefCell::new(Pace::new());
-        let give_up = |error: Error| {
-            why.borrow_mut().get_or_insert(error);
-            stop.cancel();
-        };
-        let watch = |job: &JobProgress| {
-            self.report.job(job);
-            if self.cancel.is_cancelled() {
-                give_up(Error::interrupted());
-            }
-            if timeout.is_some_and(|seconds| begun.elapsed().as_secs() >= seconds) {
-                give_up(
-                    Error::environment("the migration did not end within its time")
-                        .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
-                );
-            }
-            if pace.borrow_mut().stalls(job) && self.ends.destination.state(&request.uuid).is_err()
-            {
-                give_up(Error::environment("the destination cannot be reached any more"));
-            }
-            // The disks are in step: a last look below them, before the guest moves.
-            if job.memory_total > 0 && !ready_looked_at.replace(true) {
-                let still = self
-                    .lower_layers_are_still_the_same()
-                    .and_then(|()| self.bases_are_still_the_same());
-                if let Err(error) = still {
-                    give_up(error);
-                }
-            }
-        };
-        let called = self.ends.source.migrate(&request, &watch, &stop);
-        match why.take() {
-            Some(error) if called.is_err() => Err(error),
-            _ => called,
-        }
-    }
-
-    /// Waits until no job runs on the guest.
-    fn wait_for_job(&self) -> Result<()> {
-        let uuid = &self.plan().uuid;
-        while let Ok(Some(job)) = self.ends.source.job(uuid) {
-            self.report.job(&job);
-            if self.cancel.is_cancelled() {
-                self.ends.source.abort(uuid)?;
-            }
-            std::thread::sleep(crate::driver::TICK);
-        }
-        Ok(())
-    }
-
-    /// Where the guest is, also on record.
-    fn look(&mut self) -> Result<Whereabouts> {
-        let uuid = self.plan().uuid.clone();
-        let place = whereabouts(self.ends.source, self.ends.destination, &uuid);
-        let guest = match place {
-            Whereabouts::Source => Outcome::AtSource,
-            Whereabouts::Destination => Outcome::AtDestination,
-            Whereabouts::Nowhere => Outcome::Lost,
-            Whereabouts::SourceAndUnreachable | Whereabouts::Unknown => Outcome::InDoubt,
-        };
-        self.journal.write(Record::Outcome { guest })?;
-        Ok(place)
-    }
-
-    /// What is to be done once libvirt has `called` back.
-    fn settle(mut self, start: Instant, called: Result<()>) -> Result<Finished> {
-        self.report.phase(Phase::Outcome);
-        match self.look()? {
-            Whereabouts::Destination => {
-                if let Err(error) = called {
-                    self.report
-                        .note(&format!("libvirt reported an error, but the guest moved: {error}"));
-                }
-                let verified = match self.verify() {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {
-                        self.report.note("the comparison was stopped; the guest runs on");
-                        Verified::Structure
-                    }
-                    Err(error) if error.kind() != ErrorKind::Unverified => {
-                        let id = self.id();
-                        return Err(error.hint(format!(
-                            "the guest is at the destination, and may be paused there: qcowtool \
-                             resume {id} compares again and lets it run on"
-                        )));
-                    }
-                    verified => verified?,
-                };
-                self.finish(start, verified)
-            }
-            Whereabouts::Source => {
-                let error = match called {
-                    Err(error) => error,
-                    Ok(()) => Error::environment("libvirt reported success, but the guest stayed"),
-                };
-                self.wake_source();
-                Err(self.put_back(error))
-            }
-            Whereabouts::SourceAndUnreachable => Err(self.unreachable(called.err())),
-            other => Err(self.in_doubt(other)),
-        }
-    }
-
-    /// A guest that ran before, and is the only one, runs again.
-    fn wake_source(&self) {
-        let uuid = &self.plan().uuid;
-        let ran = self.facts.domain.state == DomainState::Running;
-        if ran && matches!(self.ends.source.state(uuid), Ok(Some(DomainState::Paused))) {
-            let _ = self.ends.source.resume(uuid);
-        }
-    }
-
-    fn unreachable(&self, error: Option<Error>) -> Error {
-        let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
-        Error::environment(format!(
-            "the guest runs on at the source; the destination cannot be reached{why}"
-        ))
-        .hint(format!("once it can: qcowtool rollback {} removes what was made there", self.id()))
-    }
-
-    fn in_doubt(&self, place: Whereabouts) -> Error {
-        let (what, hint) = match place {
-            Whereabouts::Nowhere => (
-                "the guest runs on neither host; its files are all there",
-                "if the destination's guest never ran, start it at the source; otherwise there",
-            ),
-            _ => (
-                "nobody can say on which host the guest runs",
-                "look at both with 'virsh domstate' and stop the one that is not to go on",
-            ),
-        };
-        Error::new(ErrorKind::InDoubt, what)
-            .hint(format!("{hint}; then: qcowtool resume {}, or rollback", self.id()))
-    }
-
-    /// The last steps of a guest that has moved.
-    fn finish(self, start: Instant, verified: Verified) -> Result<Finished> {
-        let id = self.id().to_owned();
-        self.last_steps(start, verified).map_err(|error| {
-            error.hint(format!("the guest has moved; for what is left to do: qcowtool resume {id}"))
-        })
-    }
-
-    fn last_steps(mut self, start: Instant, verified: Verified) -> Result<Finished> {
-        if self.plan().flags.contains(&Flag::Paused)
-            && self.facts.domain.state == DomainState::Running
-        {
-            self.phase(Phase::Resume)?;
-            let uuid = self.plan().uuid.clone();
-            // A run that was cut off may have got so far already.
-            if self.ends.destination.state(&uuid)? == Some(DomainState::Paused) {
-                self.ends.destination.resume(&uuid)?;
-            }
-        }
-        let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let retained = self.retire()?;
-        self.journal.write(Record::Closed { result: Ended::Done })?;
-        let plan = self.plan();
-        Ok(Finished {
-            transaction: self.id().to_owned(),
-            domain: plan.domain.clone(),
-            uuid: plan.uuid.clone(),
-            to: plan.to.clone(),
-            mode: plan.mode,
-            copy: plan.copy,
-            elapsed_ms,
-            verified,
-            retained,
-            warnings: plan.warnings.clone(),
-        })
     }
 
     /// Undoes what was made, because of `error`.

@@ -3,36 +3,13 @@
 use std::path::PathBuf;
 
 use qcow::Observer;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::driver::JobProgress;
 use crate::plan::{CopyMode, Mode, Warning};
 
-/// How both hosts are reached: kept in the journal, so that whoever ends a run that was cut off needs
-/// only its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Route {
-    /// Name or UUID of the guest.
-    pub domain: String,
-    /// URI of the libvirt of the guest's host.
-    pub from: String,
-    /// URI of the destination's libvirt, or `dir:` and a directory.
-    pub to: String,
-    /// The command that reaches the destination's files, if one does.
-    pub rsh: Option<String>,
-    /// `qcowtool` at its other end.
-    pub rsh_program: String,
-    /// The file that describes the guest, in place of a libvirt.
-    pub domain_xml: Option<PathBuf>,
-    /// What stands for `/` of the guest's host.
-    pub source_root: PathBuf,
-    /// Without a libvirt: the guest is taken for one that runs.
-    pub running: bool,
-}
-
-/// Is told what happens. Called from the thread that runs the plan.
-pub trait Report {
+/// Is told what happens. Called from the thread that runs the plan, whichever that is.
+pub trait Report: Send + Sync {
     /// A phase begins.
     fn phase(&self, phase: Phase);
     /// How far libvirt is.

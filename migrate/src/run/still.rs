@@ -4,12 +4,13 @@ use std::os::unix::fs::MetadataExt;
 
 use super::Run;
 use crate::facts::{Content, Identity, LayerFacts};
+use crate::fs::mtime_ns;
 use crate::journal::Side;
 use crate::plan::{Action, BasePlan};
 use crate::{Error, Result};
 
 impl Run<'_> {
-    /// The source's layers below the active ones have not changed since the probe (P6).
+    /// The source's layers below the active ones have not changed since the probe (`SourceLayersFixed`).
     pub(super) fn lower_layers_are_still_the_same(&self) -> Result<()> {
         for disk in &self.facts.disks {
             let layers = disk.chain.as_ref().and_then(|chain| chain.layers.get(1..));
@@ -30,15 +31,14 @@ impl Run<'_> {
 
     fn is_still(&self, layer: &LayerFacts) -> bool {
         std::fs::metadata(self.held.place(layer)).is_ok_and(|now| {
-            let mtime = now.mtime().saturating_mul(1_000_000_000).saturating_add(now.mtime_nsec());
             let same =
                 Some(now.dev()) == layer.identity.device && Some(now.ino()) == layer.identity.inode;
-            same && mtime == layer.identity.mtime_ns
+            same && mtime_ns(&now) == layer.identity.mtime_ns
                 && (layer.block_device || now.len() == layer.identity.size)
         })
     }
 
-    /// What this run made at the destination is still what is there (P9).
+    /// What this run made at the destination is still what is there (`MadeByThisRun`).
     pub(super) fn targets_are_still_ours(&self) -> Result<()> {
         for made in &self.journal.transaction().objects {
             let Some(identity) = &made.identity else { continue };
@@ -49,7 +49,7 @@ impl Run<'_> {
         self.bases_are_still_the_same()
     }
 
-    /// Bases that were at the destination before are still what was compared (P5).
+    /// Bases that were at the destination before are still what was compared (`BaseFixed`).
     pub(super) fn bases_are_still_the_same(&self) -> Result<()> {
         for disk in &self.journal.transaction().plan.disks {
             let Action::Create { base: Some(BasePlan::Existing { chain, .. }), .. } = &disk.action

@@ -92,7 +92,7 @@ impl Run<'_> {
             None => {
                 let copy = self.ends.store.fetch(path, u64::MAX)?;
                 let open = OpenOptions { format: Some(format), ..Default::default() };
-                let copy = Chain::open_alone(&crate::prepare::name_of(&copy), &open)?;
+                let copy = Chain::open_alone(&crate::fs::fd_path(&copy), &open)?;
                 part.digest(&copy, observer, self.cancel)?
             }
         };

@@ -84,7 +84,7 @@ impl Connection {
         for end in [&input, &output] {
             rustix::fs::fcntl_getfl(end)
                 .and_then(|flags| rustix::fs::fcntl_setfl(end, flags | OFlags::NONBLOCK))
-                .map_err(|error| Error::environment(format!("not a stream: {error}")))?;
+                .map_err(|error| Error::io("not a stream", error))?;
         }
         let mut new = Self {
             input,
@@ -254,7 +254,7 @@ impl Connection {
                     self.check_patience(last)?;
                 }
                 Err(error) => {
-                    return Err(Error::environment(format!("it does not listen: {error}")));
+                    return Err(Error::io("it does not listen", error));
                 }
             }
         }
@@ -285,7 +285,7 @@ impl Connection {
                 Ok(read)
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(0),
-            Err(error) => Err(Error::environment(format!("it cannot be heard: {error}"))),
+            Err(error) => Err(Error::io("it cannot be heard", error)),
         }
     }
 
@@ -336,7 +336,7 @@ impl Connection {
 fn pause(ends: &mut [PollFd<'_>]) -> Result<()> {
     match poll(ends, Some(&TICK)) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(Error::environment(format!("could not wait: {error}"))),
+        Err(error) => Err(Error::io("could not wait", error)),
     }
 }
 

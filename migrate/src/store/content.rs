@@ -56,9 +56,9 @@ pub(crate) struct Content {
 
 impl Content {
     pub(crate) fn new(file: &File) -> Result<Self> {
-        let file = file.try_clone().map_err(|error| {
-            Error::environment(format!("could not duplicate a descriptor: {error}"))
-        })?;
+        let file = file
+            .try_clone()
+            .map_err(|error| Error::io("could not duplicate a descriptor", error))?;
         let file = FileStorage::from_file(file)?;
         let before = file.status()?;
         Ok(Self { file, before })
@@ -186,5 +186,5 @@ pub(crate) fn temporary(path: &Path, key: &str) -> PathBuf {
 }
 
 fn holes(error: std::io::Error) -> Error {
-    Error::environment(format!("could not look for holes: {error}"))
+    Error::io("could not look for holes", error)
 }

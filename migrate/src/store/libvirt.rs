@@ -31,7 +31,7 @@ use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
 use crate::driver::libvirt::raw::Failure;
 use crate::driver::libvirt::{Connection, Use, is, patiently, unless};
-use crate::driver::words::code;
+use crate::driver::libvirt_errors::code;
 use crate::facts::{Content, Identity, ObjectFacts};
 use crate::{Error, Result};
 
@@ -289,9 +289,7 @@ impl Store for LibvirtStore {
         let (directory, name) = split(path)?;
         let content = content
             .try_clone()
-            .map_err(|error| {
-                Error::environment(format!("could not duplicate a descriptor: {error}"))
-            })
+            .map_err(|error| Error::io("could not duplicate a descriptor", error))
             .and_then(|file| Ok(FileStorage::from_file(file)?))?;
         cancel.check()?;
         self.available(Path::new(directory))?;
@@ -335,9 +333,8 @@ impl Store for LibvirtStore {
                 path.display()
             )));
         }
-        let mut file = tempfile::tempfile().map_err(|error| {
-            Error::environment(format!("could not make a temporary file: {error}"))
-        })?;
+        let mut file = tempfile::tempfile()
+            .map_err(|error| Error::io("could not make a temporary file", error))?;
         transfer::download(&self.connection, &found.volume, &mut file)?;
         Ok(file)
     }
@@ -373,9 +370,7 @@ impl Store for LibvirtStore {
         }
         let file = file
             .try_clone()
-            .map_err(|error| {
-                Error::environment(format!("could not duplicate a descriptor: {error}"))
-            })
+            .map_err(|error| Error::io("could not duplicate a descriptor", error))
             .and_then(|file| Ok(FileStorage::from_file(file)?))?;
         if format == Format::Qcow2 {
             match self.head(&found) {

@@ -19,9 +19,10 @@ use rustix::io::Errno;
 use super::content::{Content, Sink, temporary};
 use super::holders::{holder, soon};
 use super::partial::Partial;
-use super::root::{Pinned, Root, failed, identity_of, is_still, proc_path};
+use super::root::{Pinned, Root, failed, identity_of, is_still};
 use super::{Mode, Part, Store, StoreLayer, Wanted};
 use crate::facts::{self, Identity, ImageFacts, NamedLayer, ObjectFacts};
+use crate::fs::{fd_path, nanoseconds};
 use crate::{Error, Result};
 
 /// The files below a directory, whose paths begin at it. Nothing outside can be reached, by no path
@@ -122,7 +123,7 @@ impl LocalStore {
         let pinned = self.root.pin_existing(path)?;
         let hash = self.open_chain(path, Some(format), false, &pinned).and_then(|chain| {
             for layer in chain.layers() {
-                if let Some(in_use) = writer(layer.file()) {
+                if let Some(in_use) = layer.file().and_then(writer) {
                     return Err(qcow::Error::denied(in_use).file(layer.path()));
                 }
             }
@@ -146,7 +147,7 @@ impl LocalStore {
         name.push(".manifest");
         let pinned = self.root.pin(Path::new(&name)).ok()??;
         let file = pinned.open(Path::new(&name)).ok()?;
-        let manifest = Manifest::read_trusted(&proc_path(&file), chain, None).ok()?;
+        let manifest = Manifest::read_trusted(&fd_path(&file), chain, None).ok()?;
         Some(manifest.tree.root.to_string())
     }
 
@@ -165,7 +166,7 @@ impl LocalStore {
         let policy = Policy { backing, data_file: FilePolicy::Deny, strict: false };
         let options = OpenOptions { format, force_share, policy, ..Default::default() };
         let chain = Chain::open(path, &options)?;
-        let opened = chain.layers().first().map(|layer| layer.file().identity());
+        let opened = chain.layers().first().and_then(|layer| layer.storage().identity());
         let same = pinned.storage(path).is_ok_and(|file| Some(file.identity()) == opened);
         if !same {
             return Err(qcow::Error::denied("it was replaced while it was being opened").file(path));
@@ -337,17 +338,17 @@ pub(super) struct Copy(pub(super) File);
 
 impl Copy {
     pub(super) fn new(len: u64) -> Result<Self> {
-        tempfile::tempfile().and_then(|file| file.set_len(len).map(|()| Self(file))).map_err(
-            |error| Error::environment(format!("could not make a temporary file: {error}")),
-        )
+        tempfile::tempfile()
+            .and_then(|file| file.set_len(len).map(|()| Self(file)))
+            .map_err(|error| Error::io("could not make a temporary file", error))
     }
 }
 
 impl Sink for Copy {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.0.write_all_at(bytes, offset).map_err(|error| {
-            Error::environment(format!("could not write to a temporary file: {error}"))
-        })
+        self.0
+            .write_all_at(bytes, offset)
+            .map_err(|error| Error::io("could not write to a temporary file", error))
     }
 }
 
@@ -370,14 +371,17 @@ fn image_facts(file: FileStorage) -> Option<ImageFacts> {
 }
 
 fn store_layer(layer: &Layer) -> Result<StoreLayer> {
+    let file = layer.file().ok_or_else(|| {
+        Error::refused(format!("{}: the layer is not in a file", layer.path().display()))
+    })?;
     Ok(StoreLayer {
         layer: NamedLayer {
             path: layer.path().to_path_buf(),
             format: Some(layer.format().to_string()),
         },
-        identity: identity_of(layer.file())?,
+        identity: identity_of(file)?,
         virtual_size: layer.virtual_size(),
-        in_use: writer(layer.file()),
+        in_use: writer(file),
     })
 }
 
@@ -402,8 +406,7 @@ fn born(pinned: &Pinned, path: &Path) -> Result<Option<i64>> {
         .map_err(|error| failed("could not read the status", path, error))?;
     let known = status.stx_mask & StatxFlags::BTIME.bits() != 0;
     let time = status.stx_btime;
-    Ok(known
-        .then(|| time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))))
+    Ok(known.then(|| nanoseconds(time.tv_sec, time.tv_nsec.into())))
 }
 
 fn replaced(path: &Path) -> Error {

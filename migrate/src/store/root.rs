@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use qcow::io::{FileStorage, OpenedAs, Storage};
@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::facts::Identity;
+use crate::fs::fd_path;
 use crate::{Error, Result};
 
 /// The kernel gives up where somebody renames directories meanwhile; so often it is asked again.
@@ -39,7 +40,7 @@ impl Root {
 
     /// A name for it that stays, whatever becomes of its own.
     pub(super) fn pinned_path(&self) -> PathBuf {
-        proc_path(&self.directory)
+        fd_path(&self.directory)
     }
 
     /// Whether it is the host's own root.
@@ -134,7 +135,7 @@ impl Pinned {
 
     /// Opens it for reading.
     pub(super) fn open(&self, path: &Path) -> Result<File> {
-        let link = proc_path(&self.object);
+        let link = fd_path(&self.object);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         retry_on_intr(|| rustix::fs::open(&link, flags, Mode::empty()))
             .map(File::from)
@@ -145,11 +146,6 @@ impl Pinned {
     pub(super) fn storage(&self, path: &Path) -> Result<FileStorage> {
         Ok(FileStorage::from_file(self.open(path)?).map_err(|error| error.file(path))?)
     }
-}
-
-/// A name under which this process can open again what it has open.
-pub(super) fn proc_path(object: &impl AsFd) -> PathBuf {
-    format!("/proc/self/fd/{}", object.as_fd().as_raw_fd()).into()
 }
 
 /// Which object an open file is. Block devices are told by their number, because two nodes with one
@@ -178,8 +174,7 @@ pub(super) fn is_still(directory: &OwnedFd, name: &OsStr, device: u64, inode: u6
 
 /// An error of the system about a path.
 pub(super) fn failed(what: &str, path: &Path, error: Errno) -> Error {
-    let wrong =
-        Error::environment(format!("{}: {what}: {}", path.display(), std::io::Error::from(error)));
+    let wrong = Error::io(format!("{}: {what}", path.display()), error);
     match error {
         Errno::NOSPC | Errno::DQUOT => wrong.hint("free some space or choose another directory"),
         Errno::ACCESS | Errno::PERM => wrong.hint("run it as the user that owns the images"),

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use migrate::ErrorKind;
 use migrate::driver::libvirt::Connection;
-use migrate::driver::{Hypervisor, JobProgress, MigrateRequest};
+use migrate::driver::{Hypervisor, Inventory, JobProgress, MigrateRequest};
 use migrate::facts::{Content, DomainState, Identity};
 use migrate::plan::Flag;
 use migrate::store::libvirt::LibvirtStore;

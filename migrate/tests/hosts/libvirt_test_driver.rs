@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use migrate::ErrorKind;
 use migrate::driver::libvirt::Connection;
-use migrate::driver::{Hypervisor, MigrateRequest};
+use migrate::driver::{Hypervisor, Inventory, MigrateRequest};
 use migrate::facts::DomainState;
 use migrate::plan::Flag;
 use qcow::CancelToken;

@@ -8,6 +8,7 @@ mod journal_crash;
 mod libvirt_hosts;
 #[cfg(feature = "libvirt")]
 mod libvirt_test_driver;
+mod memory;
 mod store_common;
 mod store_local;
 mod store_protocol;

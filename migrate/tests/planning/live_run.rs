@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use migrate::driver::{
-    BlockCopy, BlockJobKind, BlockProgress, Hypervisor, JobProgress, MigrateRequest,
+    BlockCopy, BlockJobKind, BlockJobs, BlockProgress, Hypervisor, Inventory, JobProgress,
+    MigrateRequest,
 };
 use migrate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
@@ -165,7 +166,46 @@ impl World {
     }
 }
 
+impl Inventory for World {
+    fn host(&self) -> Result<HostFacts> {
+        unimplemented!()
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        unimplemented!()
+    }
+
+    fn domains(&self) -> Result<Vec<DomainFacts>> {
+        unimplemented!()
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>> {
+        unimplemented!()
+    }
+
+    fn volumes(&self, _: &str) -> Result<Vec<VolumeFacts>> {
+        unimplemented!()
+    }
+
+    fn volume_path(&self, _: &str, _: &str) -> Result<Option<PathBuf>> {
+        unimplemented!()
+    }
+
+    fn pool_path(&self, _: &str) -> Result<Option<PathBuf>> {
+        unimplemented!()
+    }
+
+    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
+        let now = self.now();
+        Ok(vec![now.disk.clone(), now.defined.clone()])
+    }
+}
+
 impl Hypervisor for World {
+    fn block_jobs(&self) -> Option<&dyn BlockJobs> {
+        Some(self)
+    }
+
     fn domain(&self, _: &str) -> Result<Option<DomainFacts>> {
         let now = self.now();
         let live = self.xml(&now.disk, now.alone);
@@ -188,6 +228,64 @@ impl Hypervisor for World {
         Ok(Some(self.now().state))
     }
 
+    fn suspend(&self, _: &str) -> Result<()> {
+        let mut now = self.now();
+        now.suspends += 1;
+        now.state = DomainState::Paused;
+        Ok(())
+    }
+
+    fn resume(&self, _: &str) -> Result<()> {
+        self.now().state = DomainState::Running;
+        Ok(())
+    }
+
+    fn define(&self, xml: &str) -> Result<()> {
+        let disk = migrate::domain::parse(xml)?.disks.remove(0);
+        assert_eq!(disk.chain.layers.len(), 1, "{xml}");
+        self.now().defined = disk.chain.layers[0].path.clone();
+        fs::write(self.at("defined"), xml).unwrap();
+        Ok(())
+    }
+
+    fn wait(&self, _: std::time::Duration) {}
+
+    fn abilities(&self) -> Result<Option<Abilities>> {
+        unimplemented!()
+    }
+    fn compare_cpu(&self, _: &Cpu<'_>) -> Result<CpuFit> {
+        unimplemented!()
+    }
+    fn capacity(&self, _: &str, _: &str) -> Result<u64> {
+        unimplemented!()
+    }
+    fn block_job(&self, _: &str, _: &str) -> Result<Option<String>> {
+        unimplemented!()
+    }
+    fn migrate(&self, _: &MigrateRequest, _: &dyn Fn(&JobProgress), _: &CancelToken) -> Result<()> {
+        unimplemented!()
+    }
+    fn abort(&self, _: &str) -> Result<()> {
+        unimplemented!()
+    }
+    fn job(&self, _: &str) -> Result<Option<JobProgress>> {
+        unimplemented!()
+    }
+    fn start(&self, _: &str) -> Result<()> {
+        unimplemented!()
+    }
+    fn destroy(&self, _: &str) -> Result<()> {
+        unimplemented!()
+    }
+    fn undefine(&self, _: &str) -> Result<()> {
+        unimplemented!()
+    }
+    fn refresh_pools(&self, _: &[&Path]) -> Result<()> {
+        unimplemented!()
+    }
+}
+
+impl BlockJobs for World {
     fn block_pull(&self, _: &str, _: &str, _: Option<u64>) -> Result<()> {
         self.now().job = Some(BlockJobKind::Pull);
         Ok(())
@@ -237,87 +335,6 @@ impl Hypervisor for World {
         now.aborts += 1;
         now.job = None;
         Ok(())
-    }
-
-    fn suspend(&self, _: &str) -> Result<()> {
-        let mut now = self.now();
-        now.suspends += 1;
-        now.state = DomainState::Paused;
-        Ok(())
-    }
-
-    fn resume(&self, _: &str) -> Result<()> {
-        self.now().state = DomainState::Running;
-        Ok(())
-    }
-
-    fn define(&self, xml: &str) -> Result<()> {
-        let disk = migrate::domain::parse(xml)?.disks.remove(0);
-        assert_eq!(disk.chain.layers.len(), 1, "{xml}");
-        self.now().defined = disk.chain.layers[0].path.clone();
-        fs::write(self.at("defined"), xml).unwrap();
-        Ok(())
-    }
-
-    fn wait(&self, _: std::time::Duration) {}
-
-    fn host(&self) -> Result<HostFacts> {
-        unimplemented!()
-    }
-    fn abilities(&self) -> Result<Option<Abilities>> {
-        unimplemented!()
-    }
-    fn compare_cpu(&self, _: &Cpu<'_>) -> Result<CpuFit> {
-        unimplemented!()
-    }
-    fn names(&self) -> Result<Vec<String>> {
-        unimplemented!()
-    }
-    fn capacity(&self, _: &str, _: &str) -> Result<u64> {
-        unimplemented!()
-    }
-    fn block_job(&self, _: &str, _: &str) -> Result<Option<String>> {
-        unimplemented!()
-    }
-    fn volume_path(&self, _: &str, _: &str) -> Result<Option<PathBuf>> {
-        unimplemented!()
-    }
-    fn pool_path(&self, _: &str) -> Result<Option<PathBuf>> {
-        unimplemented!()
-    }
-    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
-        let now = self.now();
-        Ok(vec![now.disk.clone(), now.defined.clone()])
-    }
-    fn domains(&self) -> Result<Vec<DomainFacts>> {
-        unimplemented!()
-    }
-    fn pools(&self) -> Result<Vec<PoolFacts>> {
-        unimplemented!()
-    }
-    fn volumes(&self, _: &str) -> Result<Vec<VolumeFacts>> {
-        unimplemented!()
-    }
-    fn migrate(&self, _: &MigrateRequest, _: &dyn Fn(&JobProgress), _: &CancelToken) -> Result<()> {
-        unimplemented!()
-    }
-    fn abort(&self, _: &str) -> Result<()> {
-        unimplemented!()
-    }
-    fn job(&self, _: &str) -> Result<Option<JobProgress>> {
-        unimplemented!()
-    }
-    fn start(&self, _: &str) -> Result<()> {
-        unimplemented!()
-    }
-    fn destroy(&self, _: &str) -> Result<()> {
-        unimplemented!()
-    }
-    fn undefine(&self, _: &str) -> Result<()> {
-        unimplemented!()
-    }
-    fn refresh_pools(&self, _: &[&Path]) -> Result<()> {
-        unimplemented!()
     }
 }
 

@@ -48,7 +48,10 @@ fn a_guest_that_is_shut_off_moves_as_files() {
     let plan = planned(&facts, &Policy::default());
     assert_eq!((plan.mode, plan.copy), (Mode::Offline, CopyMode::None));
     assert_eq!((plan.flags.len(), plan.migrate_disks.len()), (0, 0));
-    assert_eq!(plan.disks.iter().map(|disk| disk.row).collect::<Vec<_>>(), [Row::D17, Row::D16]);
+    assert_eq!(
+        plan.disks.iter().map(|disk| disk.row).collect::<Vec<_>>(),
+        [Row::BasePresent, Row::NoBase]
+    );
     assert!(base_of(&plan).is_some(), "the overlay stays one");
 }
 
@@ -62,7 +65,7 @@ fn offline_each_disk_is_decided_for_itself() {
     let policy = Policy { drop_internal_snapshots: true, ..thin() };
     let plan = planned(&facts, &policy);
     assert!(base_of(&plan).is_some());
-    assert_eq!(plan.disks[1].row, Row::D11);
+    assert_eq!(plan.disks[1].row, Row::InternalSnapshots);
 }
 
 #[test]

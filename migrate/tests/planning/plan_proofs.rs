@@ -23,67 +23,79 @@ fn object(inode: u64) -> ObjectFacts {
 }
 
 const BROKEN: [Broken; 25] = [
-    (Proof::P1, "size not told", |facts| facts.disks[0].live_capacity = None),
-    (Proof::P1, "size differs", |facts| facts.disks[0].live_capacity = Some(SIZE + 512)),
-    (Proof::P2, "target is there", |facts| there(&mut facts.disks[0]).object = Some(object(40))),
-    (Proof::P3, "different", |facts| base_there(facts).content = Content::Different),
-    (Proof::P3, "not compared", |facts| {
+    (Proof::SizesEqual, "size not told", |facts| facts.disks[0].live_capacity = None),
+    (Proof::SizesEqual, "size differs", |facts| facts.disks[0].live_capacity = Some(SIZE + 512)),
+    (Proof::TargetEmpty, "target is there", |facts| {
+        there(&mut facts.disks[0]).object = Some(object(40))
+    }),
+    (Proof::ContentBelowEqual, "different", |facts| base_there(facts).content = Content::Different),
+    (Proof::ContentBelowEqual, "not compared", |facts| {
         base_there(facts).content = Content::Unknown { why: "?".into() };
     }),
-    (Proof::P3, "equal to something else", |facts| {
+    (Proof::ContentBelowEqual, "equal to something else", |facts| {
         base_there(facts).content = Content::Equal { digest: "f".repeat(64) };
     }),
-    (Proof::P3, "source not digested", |facts| chain(&mut facts.disks[0]).below = None),
-    (Proof::P3, "base of another size", |facts| base_there(facts).virtual_size -= 512),
-    (Proof::P3, "source's base of another size", |facts| {
+    (Proof::ContentBelowEqual, "source not digested", |facts| {
+        chain(&mut facts.disks[0]).below = None
+    }),
+    (Proof::ContentBelowEqual, "base of another size", |facts| {
+        base_there(facts).virtual_size -= 512
+    }),
+    (Proof::ContentBelowEqual, "source's base of another size", |facts| {
         chain(&mut facts.disks[0]).layers[1].virtual_size -= 512;
     }),
-    (Proof::P3, "only its name fits", |facts| {
+    (Proof::ContentBelowEqual, "only its name fits", |facts| {
         base_there(facts).content = Content::Different;
         chain(&mut facts.disks[0]).layers[1].path = "/new/base.qcow2".into();
     }),
-    (Proof::P3, "incomplete chain", |facts| {
+    (Proof::ContentBelowEqual, "incomplete chain", |facts| {
         chain(&mut facts.disks[0]).missing =
             Some(Missing { path: "/old/lowest".into(), why: "gone".into() });
     }),
-    (Proof::P4, "an unbacked disk beside it goes to a device", |facts| {
+    (Proof::ReadsAsZeros, "an unbacked disk beside it goes to a device", |facts| {
         let mut device = disk("vdb", vec![layer("/dev/old", 20, Format::Raw)]);
         chain(&mut device).layers[0].block_device = true;
         facts.disks.push(device);
     }),
-    (Proof::P4, "an unbacked disk beside it goes to what is there", |facts| {
+    (Proof::ReadsAsZeros, "an unbacked disk beside it goes to what is there", |facts| {
         let mut stale = alone("vdb");
         there(&mut stale).object = Some(object(41));
         facts.disks.push(stale);
     }),
-    (Proof::P5, "base written to", |facts| base_there(facts).in_use = Some("a guest".into())),
-    (Proof::P6, "job on the disk", |facts| facts.disks[0].block_job = Some("commit".into())),
-    (Proof::P6, "source's base not closed properly", |facts| {
+    (Proof::BaseFixed, "base written to", |facts| {
+        base_there(facts).in_use = Some("a guest".into())
+    }),
+    (Proof::SourceLayersFixed, "job on the disk", |facts| {
+        facts.disks[0].block_job = Some("commit".into())
+    }),
+    (Proof::SourceLayersFixed, "source's base not closed properly", |facts| {
         header(&mut facts.disks[0], 1).dirty = true;
     }),
-    (Proof::P7, "base of unrecorded format", |facts| base_there(facts).chain[0].format = None),
-    (Proof::P7, "base under another name", |facts| {
+    (Proof::ChainsAgree, "base of unrecorded format", |facts| {
+        base_there(facts).chain[0].format = None
+    }),
+    (Proof::ChainsAgree, "base under another name", |facts| {
         base_there(facts).chain[0].path = "/new/other".into();
     }),
-    (Proof::P7, "base without a chain", |facts| base_there(facts).chain.clear()),
-    (Proof::P7, "chain in the XML differs", |facts| {
+    (Proof::ChainsAgree, "base without a chain", |facts| base_there(facts).chain.clear()),
+    (Proof::ChainsAgree, "chain in the XML differs", |facts| {
         facts.disks[0].live_chain.layers[1].path = "/old/other".into();
     }),
-    (Proof::P7, "chain in the XML not known", |facts| {
+    (Proof::ChainsAgree, "chain in the XML not known", |facts| {
         facts.disks[0].live_chain = XmlChain::default();
     }),
-    (Proof::P7, "source's base of unrecorded format", |facts| {
+    (Proof::ChainsAgree, "source's base of unrecorded format", |facts| {
         chain(&mut facts.disks[0]).layers[1].format_from = FormatFrom::Nowhere;
     }),
-    (Proof::P8, "target is the source", |facts| {
+    (Proof::NotASourceFile, "target is the source", |facts| {
         there(&mut facts.disks[0]).object = Some(object(10))
     }),
-    (Proof::P8, "two disks to one place", |facts| {
+    (Proof::NotASourceFile, "two disks to one place", |facts| {
         let mut twin = alone("vdb");
         there(&mut twin).path = "/new/vda.qcow2".into();
         facts.disks.push(twin);
     }),
-    (Proof::P9, "a disk beside it is adopted", |facts| {
+    (Proof::MadeByThisRun, "a disk beside it is adopted", |facts| {
         let mut adopted = alone("vdb");
         there(&mut adopted).object = Some(object(42));
         facts.disks.push(adopted);
@@ -152,16 +164,37 @@ fn what_facts_cannot_prove_is_left_to_preparation_and_named() {
     };
     let mut facts = guest_with_base();
     facts.disks.push(alone("vdb"));
-    let existing = vec![P1, P2, P5, P6, P7, P8, P9];
-    let unbacked = vec![P1, P2, P4, P7, P8, P9];
+    let existing = vec![
+        SizesEqual,
+        TargetEmpty,
+        BaseFixed,
+        SourceLayersFixed,
+        ChainsAgree,
+        NotASourceFile,
+        MadeByThisRun,
+    ];
+    let unbacked =
+        vec![SizesEqual, TargetEmpty, ReadsAsZeros, ChainsAgree, NotASourceFile, MadeByThisRun];
     assert_eq!(proofs(&facts, &Policy::default()), [existing, unbacked]);
 
-    let seeded = vec![P1, P2, P3, P5, P6, P7, P8, P9];
+    let seeded = vec![
+        SizesEqual,
+        TargetEmpty,
+        ContentBelowEqual,
+        BaseFixed,
+        SourceLayersFixed,
+        ChainsAgree,
+        NotASourceFile,
+        MadeByThisRun,
+    ];
     assert_eq!(proofs(&guest(vec![overlay()]), &thin()), [seeded]);
 
-    assert_eq!(proofs(&guest(vec![overlay()]), &full()), [vec![P1, P7, P8, P9]]);
+    assert_eq!(
+        proofs(&guest(vec![overlay()]), &full()),
+        [vec![SizesEqual, ChainsAgree, NotASourceFile, MadeByThisRun]]
+    );
 
     let mut facts = guest(vec![overlay()]);
     there(&mut facts.disks[0]).object = Some(object(40));
-    assert_eq!(proofs(&facts, &careless()), [vec![P1, P7, P8]]);
+    assert_eq!(proofs(&facts, &careless()), [vec![SizesEqual, ChainsAgree, NotASourceFile]]);
 }

@@ -37,7 +37,7 @@ impl Decoder {
         self.input_from = None;
         let Ok(len) = in_memory(host.end.saturating_sub(host.start)) else { return };
         self.input.resize(len, 0);
-        if read_padded(layer.file(), &mut self.input, host.start).is_ok() {
+        if read_padded(&**layer.storage(), &mut self.input, host.start).is_ok() {
             self.input_from = Some((depth, host.start));
         }
     }
@@ -104,7 +104,7 @@ impl Decoder {
                 self.input_from = None;
                 self.input.resize(in_memory(span.len)?, 0);
                 // The span is an upper bound that may run past the end of the file (traps 44, 45).
-                read_padded(layer.file(), &mut self.input, span.host.0)?;
+                read_padded(&**layer.storage(), &mut self.input, span.host.0)?;
                 0..self.input.len()
             }
         };

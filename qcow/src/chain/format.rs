@@ -1,13 +1,14 @@
-//! Image formats: the two that are read and written, and those that are known well enough to be
-//! refused by name.
+//! The image formats that are read and written, and how the format of a file is found.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::io::{Storage, read_padded};
-use crate::{Error, ErrorKind, Remedy, Result};
+use super::Foreign;
+use crate::io::Storage;
+use crate::{Error, Result};
 
 /// The image formats that this crate reads and writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -28,51 +29,31 @@ impl Format {
         }
     }
 
-    /// Looks at the first bytes: QCOW2 by its magic, any other known image format refused by
-    /// name, everything else raw.
+    /// Looks at the first and the last bytes: QCOW2 by its magic; any other known image format,
+    /// compressed data and archives refused by name; everything else raw.
     ///
     /// Only for images that a person named. What an image calls its backing file is never probed:
     /// a guest can write any magic it likes into a raw disk (traps 101, 145).
     ///
     /// # Errors
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) with the name of the format found.
+    /// [`WrongFormat`](crate::ErrorKind::WrongFormat) with the name of what was found.
     pub fn probe(storage: &dyn Storage) -> Result<Self> {
-        let mut start = [0; 512];
-        read_padded(storage, &mut start, 0)?;
-        if start.starts_with(b"QFI\xfb") {
-            let version = start.get(4..8);
-            return if version == Some(&[0, 0, 0, 1]) {
-                Err(other("QCOW version 1"))
-            } else {
-                Ok(Self::Qcow2)
-            };
-        }
-        let found = MAGICS
-            .iter()
-            .find(|(at, magic, _)| start.get(*at..).is_some_and(|bytes| bytes.starts_with(magic)));
-        found.map_or(Ok(Self::Raw), |(_, _, name)| Err(other(name)))
+        Self::of(Foreign::find(storage)?)
     }
-}
 
-/// Offset, magic, name.
-const MAGICS: &[(usize, &[u8], &str)] = &[
-    (0, b"KDMV", "VMDK"),
-    (0, b"COWD", "VMDK"),
-    (0, b"# Disk DescriptorFile", "VMDK"),
-    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
-    (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
-    (0, b"QED\0", "QED"),
-    (0, b"WithoutFreeSpace", "Parallels"),
-    (0, b"WithouFreSpacExt", "Parallels"),
-    (0, b"LUKS\xba\xbe", "LUKS"),
-    (0, b"Bochs Virtual HD Image", "Bochs"),
-    (0, b"#!/bin/sh\n#V2.0 Format\n", "cloop"),
-];
+    /// As [`probe`](Self::probe), of a file that was opened by the name `path`, which tells QEMU
+    /// something too.
+    pub(super) fn probe_named(storage: &dyn Storage, path: &Path) -> Result<Self> {
+        Self::of(Foreign::find(storage)?.or_else(|| Foreign::by_name(path)))
+    }
 
-fn other(name: &str) -> Error {
-    let message = format!("this is a {name} image; only qcow2 and raw are supported");
-    Error::new(ErrorKind::WrongFormat, message).hint(Remedy::Convert)
+    fn of(found: Option<Foreign>) -> Result<Self> {
+        match found {
+            None => Ok(Self::Raw),
+            Some(found) if found.is_qcow2() => Ok(Self::Qcow2),
+            Some(found) => Err(found.refused()),
+        }
+    }
 }
 
 impl fmt::Display for Format {

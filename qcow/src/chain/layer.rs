@@ -1,4 +1,4 @@
-//! One image of a chain: its file, its format, and how ranges are looked up in it.
+//! One image of a chain: where its bytes live, its format, and how ranges are looked up in it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use super::name::ImageName;
 use super::policy::Policy;
 use crate::format::{Autoclear, CryptMethod, HostOffset};
 use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
-use crate::io::{FileStorage, Storage};
+use crate::io::{Access, FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
 /// One image of a chain, open and read-only.
 #[derive(Debug)]
 pub struct Layer {
     path: PathBuf,
-    file: Arc<FileStorage>,
+    storage: Arc<dyn Storage>,
     content: Content,
 }
 
@@ -28,46 +28,76 @@ enum Content {
 #[derive(Debug)]
 struct DataFile {
     path: PathBuf,
-    file: Arc<FileStorage>,
+    storage: Arc<dyn Storage>,
 }
 
 impl Layer {
-    /// Opens the image in `file`; a data file is not opened.
-    pub(super) fn new(path: PathBuf, file: FileStorage, format: Format) -> Result<Self> {
-        let file = Arc::new(file);
+    /// Opens the image in `storage`; a data file is not opened.
+    pub(super) fn new(path: PathBuf, storage: Arc<dyn Storage>, format: Format) -> Result<Self> {
         let content = match format {
             Format::Raw => Content::Raw,
             Format::Qcow2 => {
-                let storage: Arc<dyn Storage> = Arc::clone(&file) as _;
-                let image = Image::open(storage).map_err(|error| error.file(&path))?;
+                let image = Image::open(Arc::clone(&storage)).map_err(|error| error.file(&path))?;
                 Content::Qcow2 { image: Box::new(image), data: None }
             }
         };
-        Ok(Self { path, file, content })
+        Ok(Self { path, storage, content })
     }
 
     /// Makes the guest's data readable: refuses encryption, opens the data file.
-    pub(super) fn ready_for_data(mut self, policy: &Policy) -> Result<Self> {
-        let Content::Qcow2 { image, data } = &mut self.content else { return Ok(self) };
-        refuse_encryption(image).map_err(|error| error.file(&self.path))?;
-        let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
-        if raw && !image.has_data_file() {
-            return Err(Error::corrupt("the bit for a raw data file is set, but there is none")
-                .structure("header")
-                .file(&self.path));
-        }
-        if image.has_data_file() {
-            let name = image.area().data_file_name().filter(|name| !name.is_empty());
-            let name = name.ok_or_else(|| {
-                Error::corrupt("the image has an external data file but does not name it")
-                    .file(&self.path)
-            })?;
+    pub(super) fn ready_for_data(self, policy: &Policy, force_share: bool) -> Result<Self> {
+        let name = self.data_file_name().map_err(|error| error.file(&self.path))?;
+        let data = match name {
             // Never a protocol, whatever it looks like (trap 113).
-            let path = ImageName::data_file(name).relative_to(&self.path);
-            let file = Arc::new(policy.data_file.open(&path)?);
-            *data = Some(DataFile { path, file });
+            Some(name) => {
+                let path = ImageName::data_file(name).relative_to(&self.path);
+                let file = policy.data_file.open(&path)?;
+                if !force_share {
+                    // Raw bytes: other processes may write to them, unless they have locked them.
+                    file.lock(Access::READ, Access::empty())
+                        .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
+                }
+                let storage: Arc<dyn Storage> = Arc::new(file);
+                Some((path, storage))
+            }
+            None => None,
+        };
+        self.ready_with(data)
+    }
+
+    /// As [`ready_for_data`](Self::ready_for_data), with a data file that is open already.
+    pub(super) fn ready_with(mut self, given: Option<(PathBuf, Arc<dyn Storage>)>) -> Result<Self> {
+        let needed = self.data_file_name().map_err(|error| error.file(&self.path))?.is_some();
+        match (&mut self.content, given) {
+            (Content::Qcow2 { data, .. }, Some((path, storage))) if needed => {
+                *data = Some(DataFile { path, storage });
+            }
+            (_, None) if !needed => {}
+            _ => {
+                let message = match needed {
+                    true => "the image needs an external data file, and none is given",
+                    false => "the image has no external data file, and one is given",
+                };
+                return Err(Error::usage(message).file(&self.path));
+            }
         }
         Ok(self)
+    }
+
+    /// The name of the external data file, if the guest's data is in one and can be read.
+    fn data_file_name(&self) -> Result<Option<&[u8]>> {
+        let Some(image) = self.image() else { return Ok(None) };
+        refuse_encryption(image)?;
+        let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
+        match image.area().data_file_name() {
+            _ if raw && !image.has_data_file() => {
+                Err(Error::corrupt("the bit for a raw data file is set, but there is none")
+                    .structure("header"))
+            }
+            _ if !image.has_data_file() => Ok(None),
+            Some(name) if !name.is_empty() => Ok(Some(name)),
+            _ => Err(Error::corrupt("the image has an external data file but does not name it")),
+        }
     }
 
     /// Switches to the view of an internal snapshot.
@@ -90,9 +120,15 @@ impl Layer {
         &self.path
     }
 
-    /// The file that holds it.
-    pub fn file(&self) -> &FileStorage {
-        &self.file
+    /// Where the image's own bytes live: those of a raw image, the tables and compressed clusters of a
+    /// QCOW2 image, and its data if that has no file of its own.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// The file or block device that is [`storage`](Self::storage); `None` if the layer is not in one.
+    pub fn file(&self) -> Option<&FileStorage> {
+        self.storage.as_file()
     }
 
     /// Its format.
@@ -115,17 +151,24 @@ impl Layer {
     /// be cut off; it reads as if padded with zeros (traps 106, 131).
     pub fn virtual_size(&self) -> u64 {
         match &self.content {
-            Content::Raw => self.file.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Content::Raw => self.storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
             Content::Qcow2 { image, .. } => image.virtual_size(),
         }
     }
 
-    /// Where uncompressed guest data lives.
-    pub(crate) fn data(&self) -> &FileStorage {
+    /// Where uncompressed guest data lives: the host offsets of
+    /// [`ExtentKind::Data`](crate::extent::ExtentKind::Data) are offsets in it.
+    pub fn data_storage(&self) -> &Arc<dyn Storage> {
         match &self.content {
-            Content::Qcow2 { data: Some(data), .. } => &data.file,
-            _ => &self.file,
+            Content::Qcow2 { data: Some(data), .. } => &data.storage,
+            _ => &self.storage,
         }
+    }
+
+    /// The file or block device that is [`data_storage`](Self::data_storage), for I/O of your own at the
+    /// host offsets of extents; `None` if the data is not in one.
+    pub fn data_file(&self) -> Option<&FileStorage> {
+        self.data_storage().as_file()
     }
 
     /// The name under which the file with the uncompressed guest data was opened: the external
@@ -149,7 +192,7 @@ impl Layer {
     /// The first offset at or after `from` where the layer may have something; `None` if nowhere.
     pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
         match &self.content {
-            Content::Raw => self.file.next_data(from).map_err(hole_error),
+            Content::Raw => self.storage.next_data(from).map_err(hole_error),
             Content::Qcow2 { image, .. } => image.next_mapped(from),
         }
         .map_err(|error| error.file(&self.path))
@@ -158,7 +201,7 @@ impl Layer {
     /// Prepares to look up ranges of `start..end`, which lies within the virtual size.
     pub(crate) fn window(&self, start: u64, end: u64) -> Result<LayerWindow<'_>> {
         match &self.content {
-            Content::Raw => Ok(LayerWindow::Raw(&self.file)),
+            Content::Raw => Ok(LayerWindow::Raw(&*self.storage)),
             Content::Qcow2 { image, .. } => self.table_window(image, start, end, Tables::Direct),
         }
     }
@@ -192,7 +235,7 @@ impl Layer {
 
 /// Looks up ranges of one layer.
 pub(crate) enum LayerWindow<'a> {
-    Raw(&'a FileStorage),
+    Raw(&'a dyn Storage),
     RawBytes,
     Qcow2(TableWindow<'a>),
 }
@@ -201,7 +244,7 @@ impl LayerWindow<'_> {
     /// Appends the runs of `start..end`.
     pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
         match self {
-            Self::Raw(file) => raw_runs(file, start, end, runs).map_err(hole_error),
+            Self::Raw(storage) => raw_runs(*storage, start, end, runs).map_err(hole_error),
             Self::RawBytes => {
                 let kind = RunKind::Data(HostOffset(start));
                 push_run(runs, Run { guest: start, len: end.saturating_sub(start), kind });
@@ -212,17 +255,22 @@ impl LayerWindow<'_> {
     }
 }
 
-fn raw_runs(file: &FileStorage, start: u64, end: u64, runs: &mut Vec<Run>) -> std::io::Result<()> {
+fn raw_runs(
+    storage: &dyn Storage,
+    start: u64,
+    end: u64,
+    runs: &mut Vec<Run>,
+) -> std::io::Result<()> {
     let mut at = start;
     while at < end {
-        let data = file.next_data(at)?.unwrap_or(end).clamp(at, end);
+        let data = storage.next_data(at)?.unwrap_or(end).clamp(at, end);
         let len = data.saturating_sub(at);
         push_run(runs, Run { guest: at, len, kind: RunKind::Zero(None) });
         if data >= end {
             break;
         }
         // At least one byte further, or a file system with odd answers would hold us forever.
-        let hole = file.next_hole(data)?.clamp(data.saturating_add(1), end);
+        let hole = storage.next_hole(data)?.clamp(data.saturating_add(1), end);
         let kind = RunKind::Data(HostOffset(data));
         push_run(runs, Run { guest: data, len: hole.saturating_sub(data), kind });
         at = hole;

@@ -3,7 +3,9 @@
 //! A chain is opened once, from the active layer (depth 0) down to the last base, and stays
 //! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
 
+mod builder;
 mod decoder;
+mod foreign;
 mod format;
 mod layer;
 mod name;
@@ -15,10 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
-use crate::io::{Access, FileStorage, Identity};
+use crate::io::{Access, FileStorage, Identity, Storage};
 use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
 
+pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
+pub(crate) use foreign::END;
+pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
@@ -132,19 +137,19 @@ impl Chain {
             && let Some(layer) = walk.next_layer()?
         {
             options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
-            layers.push(layer.ready_for_data(&options.policy)?);
+            layers.push(layer.ready_for_data(&options.policy, options.force_share)?);
         }
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
             let top = layers.remove(0).at_snapshot(snapshot)?;
             layers.insert(0, top);
         }
-        Ok(Self::new(layers, options.force_share))
+        Ok(Self::new(layers, options.force_share, TABLE_CACHE_BYTES))
     }
 
-    fn new(layers: Vec<Layer>, force_share: bool) -> Self {
+    fn new(layers: Vec<Layer>, force_share: bool, table_cache: usize) -> Self {
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
         let (id, decoders) = (ChainId::next(), decoder::Pool::default());
-        let tables = (!force_share).then(|| TableCache::new(TABLE_CACHE_BYTES));
+        let tables = (!force_share).then(|| TableCache::new(table_cache));
         Self(Arc::new(Inner { id, layers, virtual_size, force_share, tables, decoders }))
     }
 
@@ -180,10 +185,10 @@ impl Chain {
             return Ok(());
         }
         self.0.layers.iter().try_for_each(|layer| {
-            let files = [layer.file(), layer.data()];
-            files
+            let storages = [layer.storage(), layer.data_storage()];
+            storages
                 .iter()
-                .try_for_each(|file| file.check_unchanged())
+                .try_for_each(|storage| storage.check_unchanged())
                 .map_err(|error| error.file(layer.path()))
         })
     }
@@ -191,17 +196,19 @@ impl Chain {
     /// From now on reads past the page cache what is aligned, where the file systems can.
     pub(crate) fn read_direct(&self) {
         for layer in &self.0.layers {
-            layer.file().read_direct();
-            layer.data().read_direct();
+            [layer.file(), layer.data_file()]
+                .into_iter()
+                .flatten()
+                .for_each(FileStorage::read_direct);
         }
     }
 
     /// Whether `path` is, under whatever name, one of the files that the chain is read from.
     pub(crate) fn contains_file(&self, path: &Path) -> bool {
         FileStorage::identity_of(path).is_some_and(|identity| {
-            self.0.layers.iter().any(|layer| {
-                layer.file().identity() == identity || layer.data().identity() == identity
-            })
+            let storages =
+                self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
+            storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
         })
     }
 }
@@ -231,7 +238,7 @@ pub fn local_path(path: &Path) -> Result<PathBuf> {
 
 /// The format of `file`, which was opened by the name `path`.
 pub(crate) fn probe_format(
-    file: &FileStorage,
+    file: &dyn Storage,
     path: &Path,
     format: Option<Format>,
 ) -> Result<Format> {
@@ -239,7 +246,7 @@ pub(crate) fn probe_format(
     match (format, driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
-        (None, None) => Format::probe(file),
+        (None, None) => Format::probe_named(file, path),
     }
     .map_err(|error: Error| error.file(path))
 }
@@ -336,7 +343,9 @@ impl<'a> Walk<'a> {
         }
         let format = match format {
             Wanted::Known(format) => format,
-            Wanted::Probe => Format::probe(&file).map_err(|error| error.file(&path))?,
+            Wanted::Probe => {
+                Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
+            }
         };
         // A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes
         // meanwhile, as in QEMU, unless they keep them to themselves by an exclusive lock.
@@ -352,7 +361,7 @@ impl<'a> Walk<'a> {
         if active {
             policy.check_format(&file, format).map_err(|error| error.file(&path))?;
         }
-        let layer = Layer::new(path, file, format)?;
+        let layer = Layer::new(path, Arc::new(file), format)?;
         self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
         self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))
@@ -404,43 +413,5 @@ fn missing_base(error: Error, depth: usize) -> Error {
         error.structure("backing file").hint(Remedy::RestoreBacking)
     } else {
         error
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-    use crate::ops::create::{Backing, CreateOptions, create};
-
-    #[test]
-    fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name);
-        let on = |name: &str| {
-            Some(Backing {
-                name: name.into(),
-                format: Format::Qcow2,
-                unchecked: false,
-                open: OpenOptions::default(),
-            })
-        };
-        let make = |name: &str, backing, size| {
-            let options = CreateOptions { backing, size, ..Default::default() };
-            create(&path(name), &options).unwrap();
-        };
-        make("base", None, Some(1 << 20));
-        make("middle", on("base"), None);
-        make("top", on("middle"), None);
-        let held = std::fs::File::open(path("middle")).unwrap();
-        std::fs::remove_file(path("middle")).unwrap();
-        let mut options = OpenOptions::default();
-        Chain::open(&path("top"), &options).unwrap_err();
-        let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-        options.instead = vec![(path("middle"), descriptor)];
-        let chain = Chain::open(&path("top"), &options).unwrap();
-        let names: Vec<_> = chain.layers().iter().map(|layer| layer.path().to_owned()).collect();
-        assert_eq!(names, [path("top"), path("middle"), path("base")]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Format, Layer};
+use super::{Foreign, Format, Layer};
 use crate::image::Image;
 use crate::io::FileStorage;
 use crate::{Error, LimitName, Remedy, Result};
@@ -67,8 +67,11 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Refuses an active layer whose format nobody stated.
-    pub(super) fn check_stated(&self, stated: bool) -> Result<()> {
+    /// Refuses an active layer, or a stream, whose format was not stated, if the policy is strict.
+    ///
+    /// # Errors
+    /// [`Denied`](crate::ErrorKind::Denied).
+    pub fn check_stated(&self, stated: bool) -> Result<()> {
         if stated || !self.strict {
             return Ok(());
         }
@@ -87,11 +90,12 @@ impl Policy {
 
     /// Checks that what was opened is what it is said to be.
     pub(super) fn check_format(&self, file: &FileStorage, format: Format) -> Result<()> {
-        if !self.strict || format == Format::Qcow2 || Format::probe(file)? == format {
+        if !self.strict || format == Format::Qcow2 {
             return Ok(());
         }
-        Err(Error::denied(format!("it is said to be {format}, and its first bytes are QCOW2's"))
-            .hint("a program that guesses formats would read it as QCOW2: do not pass it on"))
+        let Some(found) = Foreign::find(file)? else { return Ok(()) };
+        Err(Error::denied(format!("it is said to be {format}, and its bytes are those of {found}"))
+            .hint("a program that guesses formats would not read it as raw: do not pass it on"))
     }
 
     /// Checks the files that the active layer names.

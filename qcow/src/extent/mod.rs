@@ -2,6 +2,7 @@
 //! allocated, and which layer holds it.
 
 mod cursor;
+mod past_end;
 mod reader;
 mod resolve;
 
@@ -12,6 +13,7 @@ use crate::chain::{Chain, ChainId};
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
 use crate::{Error, Result};
 
+pub use past_end::Truncation;
 use resolve::Purpose;
 
 pub use cursor::Cursor;

@@ -198,7 +198,7 @@ fn read_extent(
             buf.fill(0);
             Ok(())
         }
-        ExtentKind::Data { host } => read_padded(layer.data(), buf, host.0),
+        ExtentKind::Data { host } => read_padded(&**layer.data_storage(), buf, host.0),
         ExtentKind::Compressed { span } => match decoder {
             Some(decoder) => decoder.read(layer, (extent.depth, span), extent.guest.0, buf),
             None => read_compressed(chain, layer, extent, span, buf),

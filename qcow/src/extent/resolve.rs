@@ -1,7 +1,7 @@
 //! Resolves one window of the disk through all layers, top down: what a layer leaves open is
 //! asked of the next. No recursion; work is linear in the entries of the window.
 
-use super::{Extent, ExtentKind};
+use super::{Extent, ExtentKind, past_end};
 use crate::Result;
 use crate::chain::Chain;
 use crate::format::GuestOffset;
@@ -59,6 +59,7 @@ pub(super) fn resolve(
             let inside = to.min(size).max(from);
             runs.clear();
             window.runs(from, inside, &mut runs).map_err(|error| error.file(layer.path()))?;
+            past_end::notice(layer, &runs);
             for run in &runs {
                 match extent_kind(run) {
                     Some(kind) => extents.push(extent(run.guest, run.len, depth, kind)),

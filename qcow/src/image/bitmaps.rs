@@ -1,4 +1,4 @@
-//! Reads the directory of persistent bitmaps, and looks at their tables. The bits are left alone.
+//! Reads the directory of persistent bitmaps, and looks at their tables. The bits are for `dirty`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::FARTHEST;
 use crate::format::{
-    Autoclear, BitmapEntry, BitmapFlags, BitmapTableEntry, Geometry, HeaderArea,
+    Autoclear, BitmapEntry, BitmapFlags, BitmapTableEntry, Geometry, HeaderArea, HostOffset,
     MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS,
 };
 use crate::io::{Storage, read_padded};
@@ -28,6 +28,10 @@ pub struct BitmapInfo {
     pub in_use: bool,
     /// It records writes as soon as the image is opened for writing.
     pub auto: bool,
+    /// Where its table lies.
+    pub(super) table_offset: HostOffset,
+    /// Entries of the table.
+    pub(super) table_entries: u32,
 }
 
 /// The directory's entries; none if the autoclear bit does not vouch for the extension.
@@ -166,6 +170,8 @@ fn summary(entry: &BitmapEntry) -> BitmapInfo {
         granularity: granularity(entry),
         in_use: entry.flags.contains(BitmapFlags::IN_USE),
         auto: entry.flags.contains(BitmapFlags::AUTO),
+        table_offset: entry.table_offset,
+        table_entries: entry.table_entries,
     }
 }
 

@@ -185,7 +185,7 @@ mod tests {
     use crate::io::MemoryStorage;
 
     fn counting(len: usize) -> MemoryStorage {
-        MemoryStorage::new((0..len).map(|at| (at / 7 % 251) as u8).collect())
+        MemoryStorage::new((0..251).cycle().take(len).collect())
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod bitmaps;
 mod cache;
+mod dirty;
+mod past_end;
 mod preallocation;
 mod skeleton;
 mod snapshots;
@@ -9,6 +11,7 @@ mod tables;
 mod used_once;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::format::{
     CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible, LuksHeader,
@@ -19,6 +22,7 @@ use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
+pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use skeleton::Skeleton;
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
@@ -46,6 +50,8 @@ pub struct Image {
     bitmaps: Vec<BitmapInfo>,
     luks: Option<LuksHeader>,
     l1: L1Table,
+    /// Something that was looked up lies past the end of the file.
+    passes_end: AtomicBool,
 }
 
 impl Image {
@@ -79,36 +85,36 @@ impl Image {
             .crypto_header()
             .map(|(offset, _)| read_luks(&*storage, offset))
             .transpose()?;
-        Ok(Self { storage, area, snapshots, bitmaps, luks, l1 })
+        let passes_end = AtomicBool::new(false);
+        Ok(Self { storage, area, snapshots, bitmaps, luks, l1, passes_end })
     }
 
     /// The same image, seen as the internal snapshot with this id, or else this name, left it.
     /// The virtual size stays the current one, as in QEMU (traps 84, 87).
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such snapshot.
-    pub fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
-        let snapshot = self.find_snapshot(id_or_name)?;
+    /// As [`find_snapshot`](Self::find_snapshot).
+    pub fn at_snapshot(mut self, wanted: &str) -> Result<Self> {
+        let snapshot = self.find_snapshot(wanted)?;
         snapshot.check_l1(self.geometry())?;
         self.l1 =
             L1Table { offset: snapshot.l1_table_offset, entries: u64::from(snapshot.l1_entries) };
         Ok(self)
     }
 
-    /// The internal snapshot with this id, or else this name.
+    /// The internal snapshot with this id, or else this name. `snapshot.id=ID`, `snapshot.name=NAME`
+    /// and both with a comma between them ask for just that, as `qemu-img convert -l` has it; a comma in
+    /// an id or name is doubled there.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none.
-    pub fn find_snapshot(&self, id_or_name: &str) -> Result<&Snapshot> {
-        let wanted = id_or_name.as_bytes();
-        let by_id = self.snapshots.iter().find(|snapshot| snapshot.id == wanted);
-        by_id.or_else(|| self.snapshots.iter().find(|snapshot| snapshot.name == wanted)).ok_or_else(
-            || {
-                let name = crate::Printable(id_or_name);
-                let message = format!("no internal snapshot has the id or name '{name}'");
-                Error::new(ErrorKind::NotFound, message).hint(Remedy::ListSnapshots)
-            },
-        )
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is none, [`Usage`](crate::ErrorKind::Usage) if
+    /// what is asked for is not understood.
+    pub fn find_snapshot(&self, wanted: &str) -> Result<&Snapshot> {
+        let wanted = snapshots::Wanted::parse(wanted)?;
+        wanted.find(&self.snapshots).ok_or_else(|| {
+            let message = format!("no internal snapshot has the {wanted}");
+            Error::new(ErrorKind::NotFound, message).hint(Remedy::ListSnapshots)
+        })
     }
 
     /// Header, extensions and backing name, as they are in the first cluster.

@@ -69,6 +69,112 @@ fn padding(fixed: &[u8; FIXED], names: usize) -> u64 {
     used.next_multiple_of(8).saturating_sub(used)
 }
 
+/// Which snapshot somebody asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// By its id, or else by its name.
+    IdOrName(String),
+    /// By what is given; both must match.
+    Exactly { id: Option<String>, name: Option<String> },
+}
+
+impl Wanted {
+    /// Understands what QEMU does: whatever begins with `snapshot.` is a list of `key=value`.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        if !text.starts_with("snapshot.") {
+            return Ok(Self::IdOrName(text.to_owned()));
+        }
+        let (mut id, mut name) = (None, None);
+        for option in split_options(text).into_iter().filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("snapshot.id", value)) => id = Some(value.to_owned()),
+                Some(("snapshot.name", value)) => name = Some(value.to_owned()),
+                _ => {
+                    return Err(Error::usage(format!(
+                        "'{}' does not say which snapshot is meant",
+                        crate::Printable(&option)
+                    ))
+                    .hint(
+                        "give snapshot.id=ID, snapshot.name=NAME, or both with a comma between",
+                    ));
+                }
+            }
+        }
+        Ok(Self::Exactly { id, name })
+    }
+
+    /// The first that fits.
+    pub(super) fn find<'s>(&self, snapshots: &'s [Snapshot]) -> Option<&'s Snapshot> {
+        let has_id = |id: &str| snapshots.iter().find(|snapshot| snapshot.id == id.as_bytes());
+        let has_name =
+            |name: &str| snapshots.iter().find(|snapshot| snapshot.name == name.as_bytes());
+        match self {
+            Self::IdOrName(text) => has_id(text).or_else(|| has_name(text)),
+            Self::Exactly { id, name } => snapshots.iter().find(|snapshot| {
+                let fits = |wanted: &Option<String>, bytes: &[u8]| {
+                    wanted.as_ref().is_none_or(|wanted| wanted.as_bytes() == bytes)
+                };
+                fits(id, &snapshot.id) && fits(name, &snapshot.name)
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use crate::Printable;
+        match self {
+            Self::IdOrName(text) => write!(f, "id or name '{}'", Printable(text)),
+            Self::Exactly { id: Some(id), name: None } => write!(f, "id '{}'", Printable(id)),
+            Self::Exactly { id: None, name: Some(name) } => write!(f, "name '{}'", Printable(name)),
+            Self::Exactly { id, name } => {
+                let [id, name] = [id, name].map(|text| text.as_deref().unwrap_or_default());
+                write!(f, "id '{}' and the name '{}'", Printable(id), Printable(name))
+            }
+        }
+    }
+}
+
+/// Parts between single commas; a doubled comma is one that belongs to a part.
+fn split_options(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        if letter == ',' && letters.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(letter);
+        }
+    }
+    parts
+}
+
 fn damaged(message: String) -> Error {
     Error::corrupt(message).structure("snapshot table").hint(Remedy::DropSnapshots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exactly(id: Option<&str>, name: Option<&str>) -> Wanted {
+        Wanted::Exactly { id: id.map(str::to_owned), name: name.map(str::to_owned) }
+    }
+
+    #[test]
+    fn the_forms_of_qemu_img_are_understood() {
+        for (text, expected) in [
+            ("1", Wanted::IdOrName("1".into())),
+            ("snapshot", Wanted::IdOrName("snapshot".into())),
+            ("snapshot.id=1", exactly(Some("1"), None)),
+            ("snapshot.name=snapshot.id=1", exactly(None, Some("snapshot.id=1"))),
+            ("snapshot.name=a,,b,snapshot.id=2", exactly(Some("2"), Some("a,b"))),
+        ] {
+            assert_eq!(Wanted::parse(text).unwrap(), expected, "{text}");
+        }
+        for text in ["snapshot.", "snapshot.date=1", "snapshot.id", "snapshot.id=1,name=x"] {
+            let error = Wanted::parse(text).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Usage, "{text}");
+        }
+    }
 }

@@ -155,6 +155,9 @@ impl<'a> TableWindow<'a> {
         slice.l1_index = None;
         slice.bytes.resize(byte_len(past.saturating_sub(l2_index), width)?, 0);
         let from = table.checked_add(l2_index.saturating_mul(width))?;
+        if from.0.saturating_add(slice.bytes.len() as u64) > self.image.storage().len() {
+            self.image.note_passes_end();
+        }
         self.tables
             .read(&**self.image.storage(), &mut slice.bytes, from.0)
             .map_err(|error| error.structure("L2 table"))?;
@@ -238,6 +241,7 @@ impl Image {
     /// entry covers but not below `from`; `None` if nothing further on is mapped.
     pub(crate) fn next_mapped(&self, from: u64) -> Result<Option<u64>> {
         let geometry = self.geometry();
+        self.notice_l1();
         let mut index = geometry.position(GuestOffset(from)).l1_index;
         let entries = self.l1_entries_in_file().min(geometry.l1_entries_for(self.virtual_size()));
         let mut buffer = Vec::new();

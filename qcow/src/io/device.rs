@@ -2,20 +2,14 @@
 //! nobody else to use, of a length that does not change, and not blank unless the caller says so.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, OFlags};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::OFlags;
 
-use super::{Access, FileStorage, Identity, OpenedAs, Storage};
+use super::{Access, FileStorage, Identity, OpenedAs, Storage, Zeroes, zero};
 use crate::{Error, Remedy, Result};
-
-/// Zeros are written in pieces of this many bytes.
-const PIECE: usize = 2 << 20;
-/// The kernel zeroes whole blocks of this many bytes; any device's sectors fit in.
-const BLOCK: u64 = 4096;
 
 /// A block device or a regular file that is overwritten.
 #[derive(Debug)]
@@ -101,41 +95,6 @@ impl Existing {
     /// zeros, by having the system zero them, or by writing zeros.
     pub(super) fn zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
         self.touch();
-        let end = offset.saturating_add(len);
-        let first = offset.next_multiple_of(BLOCK).min(end);
-        let last = (end & !BLOCK.wrapping_sub(1)).max(first);
-        if first < last && !self.zero_blocks(first, last.saturating_sub(first))? {
-            return self.write_zeros(offset, end);
-        }
-        self.write_zeros(offset, first)?;
-        self.write_zeros(last, end)
-    }
-
-    /// `false` if neither way exists here.
-    fn zero_blocks(&self, offset: u64, len: u64) -> std::io::Result<bool> {
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        for how in [punch, zero] {
-            match retry_on_intr(|| rustix::fs::fallocate(&self.file, how, offset, len)) {
-                Ok(()) => return Ok(true),
-                // A device that cannot may say any of these.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(false)
-    }
-
-    fn write_zeros(&self, offset: u64, end: u64) -> std::io::Result<()> {
-        let mut at = offset;
-        let longest = end.saturating_sub(offset).min(PIECE as u64);
-        let zeros = vec![0; usize::try_from(longest).unwrap_or(PIECE)];
-        while at < end {
-            let len = end.saturating_sub(at).min(longest);
-            let piece = zeros.get(..usize::try_from(len).unwrap_or(0)).unwrap_or(&zeros);
-            self.file.write_all_at(piece, at)?;
-            at = at.saturating_add(len);
-        }
-        Ok(())
+        zero::zero(&self.file, offset, len, Zeroes::Unmap)
     }
 }

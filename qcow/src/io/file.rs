@@ -2,9 +2,10 @@
 
 use std::fs::{File, Metadata};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, SeekFrom};
@@ -96,13 +97,14 @@ impl FileStatus {
     }
 }
 
-/// A regular file or block device. Its length is pinned when it is opened.
+/// A regular file or block device that is read. Its length is what it was when it was opened: a file that
+/// another process cuts short ends in an error, not in zeros.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
     kind: OpenedAs,
     identity: Identity,
-    len: u64,
+    len: AtomicU64,
     allocated: u64,
     opened: FileStatus,
     /// Bytes known to be without a hole, from start to end: some file systems look at every page
@@ -199,7 +201,7 @@ impl FileStorage {
             file,
             kind,
             identity,
-            len,
+            len: AtomicU64::new(len),
             allocated,
             opened: FileStatus::of(&status),
             solid: Mutex::new(0..0),
@@ -246,6 +248,22 @@ impl FileStorage {
         }
     }
 
+    /// What was written reaches to `end`.
+    pub(super) fn reaches(&self, end: u64) {
+        self.len.fetch_max(end, Ordering::AcqRel);
+    }
+
+    /// The length was set to `len`.
+    pub(super) fn ends_at(&self, len: u64) {
+        self.len.store(len, Ordering::Release);
+        self.has_new_holes();
+    }
+
+    /// Holes may be where none was.
+    pub(super) fn has_new_holes(&self) {
+        *self.solid.lock().unwrap_or_else(PoisonError::into_inner) = 0..0;
+    }
+
     /// The open file, for what only the system can do with it.
     pub(crate) fn file(&self) -> &File {
         &self.file
@@ -261,7 +279,7 @@ impl FileStorage {
         self.identity
     }
 
-    /// Bytes that the file system has allocated for it.
+    /// Bytes that the file system had allocated for it when it was opened.
     pub fn allocated(&self) -> u64 {
         self.allocated
     }
@@ -285,9 +303,28 @@ impl FileStorage {
     }
 }
 
+/// The open descriptor, for I/O of the caller's own at host offsets.
+impl AsFd for FileStorage {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Storage for FileStorage {
     fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
+    }
+
+    fn as_file(&self) -> Option<&FileStorage> {
+        Some(self)
+    }
+
+    fn allocated(&self) -> u64 {
+        self.allocated
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        Self::check_unchanged(self)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
@@ -305,7 +342,7 @@ impl Storage for FileStorage {
             Ok(found) => Ok(Some(found)),
             Err(Errno::NXIO) => Ok(None),
             // Devices and some file systems do not know holes: everything is data.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((offset < self.len).then_some(offset)),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((offset < self.len()).then_some(offset)),
             Err(error) => Err(error.into()),
         }
     }
@@ -317,7 +354,7 @@ impl Storage for FileStorage {
         }
         let found = match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
             Ok(found) => found,
-            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.len.max(offset),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.len().max(offset),
             Err(error) => return Err(error.into()),
         };
         *solid = offset..found;

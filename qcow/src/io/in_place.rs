@@ -6,92 +6,202 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::{Access, FileStorage};
+use super::{Access, Capabilities, FileStorage, OpenedAs, Storage, WriteStorage, Zeroes, zero};
 use crate::{Error, Remedy, Result};
 
-/// A storage that can be written to. Kept apart from [`Storage`](super::Storage), so that what
-/// only reads cannot write.
-pub(crate) trait InPlace: Send + Sync {
-    /// Writes all of `bytes` at `offset`; the storage grows if they pass its end.
-    ///
-    /// # Errors
-    /// Whatever the operating system says.
-    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()>;
+/// A regular file or block device that is read and written. Its length follows what is written through
+/// it; that no other process changes it is what the image locks are for.
+#[derive(Debug)]
+pub struct WritableFile(FileStorage);
 
-    /// Makes sure that what was written stays.
+impl WritableFile {
+    /// Opens the file or block device at `path` for reading and writing, and takes QEMU's image locks so
+    /// that no other process uses it meanwhile.
     ///
     /// # Errors
-    /// Whatever the operating system says.
-    fn sync(&self) -> std::io::Result<()>;
+    /// [`Io`](crate::ErrorKind::Io) if it cannot be opened for writing,
+    /// [`Denied`](crate::ErrorKind::Denied) if another process uses it, or if it is neither a regular file
+    /// nor a block device.
+    pub fn open(path: &Path) -> Result<Self> {
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(i32::try_from(flags).unwrap_or_default())
+            .open(path)
+            .map_err(|error| Error::io("could not open for writing", error))?;
+        let storage = FileStorage::from_file(file)?;
+        let changes = Access::WRITE | Access::RESIZE;
+        storage
+            .lock(Access::READ | changes, changes)
+            .map_err(|error| error.hint(Remedy::StopUser))?;
+        Ok(Self(storage))
+    }
+
+    /// Takes a descriptor that is open for reading and writing, for example one that was passed by
+    /// another process. No image locks are taken; [`reading`](Self::reading) gives what takes them.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if it is not open for both, or appends;
+    /// [`Denied`](crate::ErrorKind::Denied) if it is neither a regular file nor a block device.
+    pub fn from_file(file: File) -> Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&file)
+            .map_err(|error| Error::io("could not read the descriptor's flags", error.into()))?;
+        if flags & OFlags::RWMODE != OFlags::RDWR || flags.contains(OFlags::APPEND) {
+            return Err(Error::usage("the descriptor must be open for reading and writing")
+                .hint("open it with O_RDWR and without O_APPEND"));
+        }
+        FileStorage::from_file(file).map(Self)
+    }
+
+    /// The file as one that is only read.
+    pub fn reading(&self) -> &FileStorage {
+        &self.0
+    }
 }
 
-impl InPlace for File {
+impl Storage for WritableFile {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> std::io::Result<Option<u64>> {
+        self.0.next_data(offset)
+    }
+
+    fn next_hole(&self, offset: u64) -> std::io::Result<u64> {
+        self.0.next_hole(offset)
+    }
+
+    fn as_file(&self) -> Option<&FileStorage> {
+        Some(&self.0)
+    }
+
+    fn allocated(&self) -> u64 {
+        self.0.allocated()
+    }
+
+    /// The changes are its own.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl WriteStorage for WritableFile {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { resize: self.0.kind() == OpenedAs::File, unmap: true }
+    }
+
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-        self.write_all_at(bytes, offset)
+        self.0.file().write_all_at(bytes, offset)?;
+        self.0.reaches(offset.saturating_add(bytes.len() as u64));
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> std::io::Result<()> {
+        let end = offset.saturating_add(len);
+        let there = self.len().clamp(offset, end);
+        if there < end {
+            // New bytes are zeros anyway.
+            self.set_len(end)?;
+        }
+        self.0.has_new_holes();
+        zero::zero(self.0.file(), offset, there.saturating_sub(offset), how)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        let there = self.len().saturating_sub(offset).min(len);
+        self.0.has_new_holes();
+        zero::discard(self.0.file(), offset, there)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        match self.0.kind() {
+            OpenedAs::File => self.0.file().set_len(len)?,
+            OpenedAs::BlockDevice if len <= self.len() => return Ok(()),
+            OpenedAs::BlockDevice => return Err(std::io::ErrorKind::StorageFull.into()),
+        }
+        self.0.ends_at(len);
+        Ok(())
     }
 
     fn sync(&self) -> std::io::Result<()> {
-        self.sync_data()
+        self.0.file().sync_data()
     }
 }
 
-/// Opens the file or block device at `path` to be changed by us and by nobody else meanwhile: for
-/// writing, and for reading what it holds now.
-///
-/// # Errors
-/// [`Io`](crate::ErrorKind::Io) if it cannot be opened for writing,
-/// [`InUse`](crate::ErrorKind::InUse) if another process uses it.
-pub(crate) fn open_in_place(path: &Path) -> Result<(File, FileStorage)> {
-    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(i32::try_from(flags).unwrap_or_default())
-        .open(path)
-        .map_err(|error| Error::io("could not open for writing", error))?;
-    // One open file description, so one lock.
-    let reader = file.try_clone().map_err(|error| Error::io("could not open twice", error))?;
-    let storage = FileStorage::from_file(reader)?;
-    let changes = Access::WRITE | Access::RESIZE;
-    storage.lock(Access::READ | changes, changes).map_err(|error| error.hint(Remedy::StopUser))?;
-    Ok((file, storage))
-}
-
 #[cfg(test)]
-pub(crate) use recording::{Event, Recording};
+mod tests {
+    use super::*;
+    use crate::io::MemoryStorage;
 
-#[cfg(test)]
-mod recording {
-    use std::sync::Mutex;
-
-    use super::InPlace;
-
-    /// What happened to a [`Recording`].
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub(crate) enum Event {
-        Write(Vec<u8>, u64),
-        Sync,
+    /// What the file reads as now, by another descriptor.
+    fn bytes(path: &Path) -> Vec<u8> {
+        std::fs::read(path).unwrap()
     }
 
-    /// Remembers every write and sync in order, so that a test can see what a crash would leave.
-    #[derive(Debug, Default)]
-    pub(crate) struct Recording(Mutex<Vec<Event>>);
-
-    impl Recording {
-        pub(crate) fn events(&self) -> Vec<Event> {
-            self.0.lock().unwrap().clone()
-        }
+    #[test]
+    fn a_file_and_memory_do_the_same() {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        let file = WritableFile::open(temporary.path()).unwrap();
+        let memory = MemoryStorage::default();
+        let noise: Vec<u8> = (0..40_000u32).map(|at| (at % 251) as u8 + 1).collect();
+        let both: [&dyn WriteStorage; 2] = [&file, &memory];
+        let same = |what: &str| {
+            assert!(bytes(temporary.path()) == memory.bytes(), "{what}");
+            for storage in both {
+                assert_eq!(storage.len(), memory.bytes().len() as u64, "{what}");
+                let mut read = vec![0xee; 50_000];
+                let len = storage.read_at(&mut read, 0).unwrap();
+                assert!(read[..len] == memory.bytes(), "{what}");
+            }
+        };
+        both.iter().for_each(|storage| storage.write_at(&noise, 100).unwrap());
+        same("written past the end");
+        both.iter().for_each(|storage| storage.write_zeroes(5_000, 20_001, Zeroes::Unmap).unwrap());
+        same("zeroed in the middle");
+        both.iter().for_each(|storage| storage.write_zeroes(30_000, 3, Zeroes::Keep).unwrap());
+        same("zeroed within a block");
+        both.iter().for_each(|storage| storage.write_zeroes(40_000, 5_000, Zeroes::Keep).unwrap());
+        same("zeroed across the end");
+        both.iter().for_each(|storage| storage.set_len(10_000).unwrap());
+        same("cut");
+        both.iter().for_each(|storage| storage.set_len(12_000).unwrap());
+        same("grown");
+        both.iter().for_each(|storage| storage.sync().unwrap());
     }
 
-    impl InPlace for Recording {
-        fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-            self.0.lock().unwrap().push(Event::Write(bytes.to_vec(), offset));
-            Ok(())
-        }
+    #[test]
+    fn discarded_space_is_given_back_and_seen_as_a_hole() {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        let file = WritableFile::open(temporary.path()).unwrap();
+        file.write_at(&vec![1; 1 << 20], 0).unwrap();
+        assert_eq!(file.next_hole(0).unwrap(), 1 << 20);
+        file.discard(64 << 10, 64 << 10).unwrap();
+        let hole = file.next_hole(0).unwrap();
+        assert!(hole == 64 << 10 || hole == 1 << 20, "{hole}: not where a hole was made");
+        let mut before = [0; 512];
+        file.read_at(&mut before, (64 << 10) - 512).unwrap();
+        assert_eq!(before, [1; 512]);
+    }
 
-        fn sync(&self) -> std::io::Result<()> {
-            self.0.lock().unwrap().push(Event::Sync);
-            Ok(())
+    #[test]
+    fn a_descriptor_that_cannot_write_or_that_appends_is_refused() {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        let path = temporary.path();
+        for file in [
+            File::open(path).unwrap(),
+            File::options().write(true).open(path).unwrap(),
+            File::options().read(true).append(true).open(path).unwrap(),
+        ] {
+            let error = WritableFile::from_file(file).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Usage);
         }
+        WritableFile::from_file(File::options().read(true).write(true).open(path).unwrap())
+            .unwrap();
     }
 }

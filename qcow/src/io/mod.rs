@@ -11,6 +11,9 @@ mod memory;
 mod names;
 mod output;
 mod replaced;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+mod zero;
 
 use std::fmt;
 
@@ -19,9 +22,7 @@ use crate::{Error, Remedy, Result};
 pub(crate) use buffer::Buffer;
 pub(crate) use clone::{FileSystem, clone_range, copy_range};
 pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
-#[cfg(test)]
-pub(crate) use in_place::{Event, Recording};
-pub(crate) use in_place::{InPlace, open_in_place};
+pub use in_place::WritableFile;
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use names::{rename_to_free_name, sync_directory};
@@ -29,9 +30,42 @@ pub use output::OutputFile;
 pub(crate) use output::Unnamed;
 pub use replaced::Replace;
 
-/// Random access to bytes. All methods take `&self`, so that threads can share one storage.
+/// Random access to bytes, for reading: what has this type cannot write. All methods take `&self`, so that
+/// threads can share one storage.
+///
+/// A storage of your own can be a layer of a chain: see [`Chain::builder`](crate::chain::Chain::builder).
+///
+/// ```
+/// use std::sync::Arc;
+/// use qcow::chain::{Chain, Format};
+/// use qcow::format::GuestOffset;
+///
+/// /// A disk whose bytes are computed.
+/// #[derive(Debug)]
+/// struct Squares;
+///
+/// impl qcow::io::Storage for Squares {
+///     fn len(&self) -> u64 {
+///         1 << 40
+///     }
+///
+///     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+///         let len = usize::try_from(self.len().saturating_sub(offset)).unwrap().min(buf.len());
+///         for (at, byte) in (offset..).zip(&mut buf[..len]) {
+///             *byte = (at * at) as u8;
+///         }
+///         Ok(len)
+///     }
+/// }
+///
+/// let chain = Chain::builder().layer("squares", Arc::new(Squares), Format::Raw).open()?;
+/// let mut buf = [0; 4];
+/// chain.read_at(&mut buf, GuestOffset(1 << 20))?;
+/// assert_eq!(buf, [0, 1, 4, 9]);
+/// # Ok::<(), qcow::Error>(())
+/// ```
 pub trait Storage: Send + Sync + fmt::Debug {
-    /// Length in bytes.
+    /// Length in bytes: as it is now, if it is written to through this storage.
     fn len(&self) -> u64;
 
     /// Whether there are no bytes at all.
@@ -61,6 +95,111 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn next_hole(&self, offset: u64) -> std::io::Result<u64> {
         Ok(self.len().max(offset))
     }
+
+    /// The regular file or block device that holds the bytes at these very offsets, if one does: ranges
+    /// may then be cloned or copied by the system, and [`AsFd`](std::os::fd::AsFd) gives its descriptor.
+    fn as_file(&self) -> Option<&FileStorage> {
+        None
+    }
+
+    /// Which object it is, if that can be told: two storages with one identity are one.
+    fn identity(&self) -> Option<Identity> {
+        self.as_file().map(FileStorage::identity)
+    }
+
+    /// Bytes that are kept for it; its length if that is not known.
+    fn allocated(&self) -> u64 {
+        self.len()
+    }
+
+    /// Checks that no other process has changed the bytes since the storage was opened, as far as that
+    /// can be told.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) if one has.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A [`Storage`] that can be written to. `Arc<dyn WriteStorage>` becomes `Arc<dyn Storage>` by itself
+/// wherever one is wanted, so that readers are given what cannot write.
+///
+/// Nothing is durable before [`sync`](Self::sync) returns: after a crash each sector that was written
+/// since then may hold the old or the new bytes, independently of the others.
+pub trait WriteStorage: Storage {
+    /// What it can do beyond writing.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Writes all of `bytes` at `offset`; the storage grows if they pass its end and it can.
+    ///
+    /// # Errors
+    /// Whatever the operating system says; some of the bytes may have been written.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()>;
+
+    /// Makes `len` bytes at `offset` read as zeros; the storage grows as for
+    /// [`write_at`](Self::write_at).
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> std::io::Result<()>;
+
+    /// Says that `len` bytes at `offset` are not needed any more. Afterwards each of them reads as it was,
+    /// or as zero. The length stays.
+    ///
+    /// # Errors
+    /// Whatever the operating system says; that the storage cannot discard is none.
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()>;
+
+    /// Makes the storage `len` bytes long; new bytes are zeros. One whose length is fixed does nothing if
+    /// it is long enough.
+    ///
+    /// # Errors
+    /// Whatever the operating system says; [`StorageFull`](std::io::ErrorKind::StorageFull) if a fixed
+    /// length is too short.
+    fn set_len(&self, len: u64) -> std::io::Result<()>;
+
+    /// Makes what was written durable, in full and with the length. After it has failed nothing is known
+    /// about what was written since the last time, and trying again does not tell.
+    ///
+    /// # Errors
+    /// Whatever the operating system says.
+    fn sync(&self) -> std::io::Result<()>;
+}
+
+/// What a [`WriteStorage`] can do beyond writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Its length can change.
+    pub resize: bool,
+    /// Space may be given back by [`discard`](WriteStorage::discard), and by
+    /// [`write_zeroes`](WriteStorage::write_zeroes) with [`Zeroes::Unmap`].
+    pub unmap: bool,
+}
+
+impl Capabilities {
+    /// Says whether the length can change.
+    #[must_use]
+    pub fn resize(self, resize: bool) -> Self {
+        Self { resize, ..self }
+    }
+
+    /// Says whether space may be given back.
+    #[must_use]
+    pub fn unmap(self, unmap: bool) -> Self {
+        Self { unmap, ..self }
+    }
+}
+
+/// What becomes of the space of a range that is zeroed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Zeroes {
+    /// It stays allocated, so that later writes to it need no space.
+    Keep,
+    /// It may be given back.
+    Unmap,
 }
 
 /// Fills `buf` from `offset`; what lies past the end of the storage reads as zeros, as QEMU has

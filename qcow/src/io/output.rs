@@ -40,7 +40,7 @@ enum Place {
         file: NamedTempFile,
         directory: File,
         replace: Replace,
-        replaced: Option<Replaced>,
+        replaced: Option<Box<Replaced>>,
     },
     Existing(Existing),
 }
@@ -57,7 +57,8 @@ impl OutputFile {
     /// is there cannot be looked at.
     pub fn create(target: &Path, replace: Replace) -> Result<Self> {
         let (directory, name) = split(target)?;
-        let mut replaced = replaced(target, replace).map_err(|error| error.file(target))?;
+        let replaced = replaced(target, replace).map_err(|error| error.file(target))?;
+        let mut replaced = replaced.map(Box::new);
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");

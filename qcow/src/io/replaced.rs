@@ -1,5 +1,5 @@
-//! The file that a new one replaces: kept from others until then, and what the new one takes over
-//! from it.
+//! The file that a new one replaces: locked until then, and the ownership, permissions and attributes
+//! that the new one takes over from it.
 
 use std::ffi::{CStr, CString};
 use std::fs::{File, Metadata};
@@ -44,8 +44,7 @@ pub(super) struct Replaced {
 }
 
 impl Replaced {
-    /// Opens the regular file at `path`, and locks it as one who writes to it would, unless it
-    /// may be in use.
+    /// Opens the regular file at `path`, and locks it as a writer would, unless it may be in use.
     ///
     /// # Errors
     /// [`InUse`](crate::ErrorKind::InUse) if another process uses it,
@@ -84,8 +83,8 @@ impl Replaced {
     ///
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io) if owner, group, mode or access control list cannot be given:
-    /// whoever uses the file might not be able to open the new one. What is lost otherwise becomes
-    /// a warning.
+    /// the users of the file might not be able to open the new one. Other losses become
+    /// warnings.
     pub(super) fn hand_over(&mut self, new: &File) -> Result<()> {
         let status = status(new)?;
         if (status.uid(), status.gid()) != self.owner {
@@ -122,7 +121,7 @@ impl Replaced {
         self.set_mode(new, self.mode | 0o600).map_err(|error| lost("mode", error))
     }
 
-    /// Takes from the new file what its owner must not do either. Returns the warnings.
+    /// Sets the final mode, where the owner may not write either. Returns the warnings.
     ///
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io).
@@ -140,7 +139,7 @@ impl Replaced {
     }
 }
 
-/// What is not inherited from the directory, and somebody has set.
+/// Attributes that an administrator or a program has set: not those that the system sets by itself.
 fn is_kept(name: &CStr) -> bool {
     let name = name.to_bytes();
     [&b"system.posix_acl_access"[..], b"system.nfs4_acl", b"security.selinux"].contains(&name)
@@ -203,7 +202,7 @@ fn status(file: &File) -> Result<Metadata> {
 fn lost(what: &str, error: Errno) -> Error {
     let message = format!("could not give the new file the {what} of the one that it replaces");
     Error::io(message, error.into()).hint(
-        "run it as root or as the file's owner, or move the file away if nothing needs its rights",
+        "run it as root or as the file's owner, or move the file away if its owner and permissions do not matter",
     )
 }
 
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_somebody_set_is_kept() {
+    fn only_attributes_that_are_set_on_purpose_are_kept() {
         for name in [ACL, c"security.selinux", c"user.anything"] {
             assert!(is_kept(name), "{name:?}");
         }

@@ -373,7 +373,7 @@ fn past_the_disk() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Qcow2Options;
+    use crate::format::{Geometry, Version};
 
     /// Notes every place that is given out.
     #[derive(Default)]
@@ -398,10 +398,10 @@ mod tests {
     fn strewn_runs_have_places_of_their_own_in_the_order_in_which_they_come() {
         const CLUSTER: u64 = 512;
         // 64 entries in an L2 table, 64 counts in a refcount block: the runs cross both.
-        let options =
-            Qcow2Options { cluster_size: CLUSTER, refcount_bits: 64, ..Default::default() };
-        let width = options.refcount_width().unwrap();
-        let mut placer = Placer::new(options.rules().unwrap(), width, 1 << 20).unwrap();
+        let geometry = Geometry::new(CLUSTER.trailing_zeros(), false).unwrap();
+        let rules = EntryRules { geometry, version: Version::V3, data_file: false };
+        let width = RefcountWidth::new(6).unwrap();
+        let mut placer = Placer::new(rules, width, 1 << 20).unwrap();
         let runs = [(300, 100), (10, 150), (200, 1), (160, 40)];
         let mut notes = Notes::default();
         placer.place_strewn(runs.into_iter(), &mut notes).unwrap();

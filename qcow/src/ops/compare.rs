@@ -9,7 +9,7 @@ use self::pieces::{Pieces, Work};
 use super::turns::{self, Turns};
 use crate::chain::Chain;
 use crate::codec::is_zero;
-use crate::extent::{Extent, Reader};
+use crate::extent::{Extent, Reader, Truncation};
 use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result};
@@ -47,6 +47,9 @@ pub struct CompareOutcome {
     pub shared_bytes: u64,
     /// Bytes in differing sectors; up to the end of the disk only if `all` was asked for.
     pub different_bytes: u64,
+    /// Files of both chains that end before what their images refer to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<Truncation>,
 }
 
 /// One difference.
@@ -152,7 +155,13 @@ pub fn compare(
     } else {
         contents([one, other], limit, state, options.threads, observer, cancel)?
     };
+    let mut truncated: Vec<Truncation> = Vec::new();
     for chain in [one, other] {
+        for found in chain.truncations().map_err(CompareError::Allocation)? {
+            if !truncated.contains(&found) {
+                truncated.push(found);
+            }
+        }
         chain.check_unchanged().map_err(CompareError::Reading)?;
     }
     let content = state.first.map(|offset| Difference { offset, kind: DifferenceKind::Content });
@@ -163,6 +172,7 @@ pub fn compare(
         first_difference: first,
         shared_bytes: state.shared,
         different_bytes: state.different,
+        truncated,
     })
 }
 

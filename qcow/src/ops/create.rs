@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, target};
+use super::not_carried::{SourceFacts, not_carried};
+use super::{NotCarried, Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, target};
 use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
 use crate::exact::{Exact, to_usize};
 use crate::format::{Compatible, HostOffset};
@@ -57,6 +58,10 @@ pub struct CreateOutcome {
     pub virtual_size: u64,
     /// Length of the file in bytes.
     pub file_length: u64,
+    /// For an image made after another one ([`like`]): what that one has and this does not. Filled in by
+    /// the caller, who has it from [`like`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_carried_over: Vec<NotCarried>,
     /// What could not be kept of a file that was replaced, and what a power cut may undo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -98,16 +103,32 @@ pub fn create_until(
     .map_err(|error| error.file(path))
 }
 
+/// How to make an empty image after another one, and what it will lack.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Like {
+    /// The options for [`create`].
+    pub create: CreateOptions,
+    /// What the other image has and the new one will not.
+    pub not_carried_over: Vec<NotCarried>,
+}
+
 /// The options for an empty image of the same virtual size and geometry as the image at `path`,
 /// without its chain: the target that an orphaned overlay needs.
 ///
+/// Only the header and what it lists are read, without QEMU's image locks, as `qemu-img create` reads
+/// a backing file: a guest may be running on the image.
+///
 /// # Errors
 /// As [`Chain::open`], but backing and data files are not opened.
-pub fn like(path: &Path, open: &OpenOptions) -> Result<CreateOptions> {
+pub fn like(path: &Path, open: &OpenOptions) -> Result<Like> {
+    let open = OpenOptions { force_share: true, ..open.clone() };
     let layer =
-        Walk::start(path, open)?.next_layer()?.ok_or_else(|| Error::usage("no image given"))?;
-    let size = Some(layer.virtual_size());
-    Ok(CreateOptions { size, target: target_like(&layer), ..Default::default() })
+        Walk::start(path, &open)?.next_layer()?.ok_or_else(|| Error::usage("no image given"))?;
+    let (size, target) = (Some(layer.virtual_size()), target_like(&layer));
+    let not_carried_over = not_carried(&SourceFacts::of(layer.image()), &target);
+    let create = CreateOptions { size, target, ..Default::default() };
+    Ok(Like { create, not_carried_over })
 }
 
 fn target_like(layer: &Layer) -> TargetOptions {
@@ -139,10 +160,12 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
         .ok_or_else(|| Error::limit(format!("{size} bytes are more than any image can hold")))
 }
 
-/// Opens the whole chain that the new image will stand on, so that it is known to be usable.
+/// Opens the whole chain that the new image will stand on, so that it is known to be usable. Its data is
+/// not read, so no lock is asked for: as with `qemu-img create`, a guest may be running on it.
 fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
     let name = resolve_name(&backing.name, path)?;
-    let open = OpenOptions { format: Some(backing.format), ..backing.open.clone() };
+    let format = Some(backing.format);
+    let open = OpenOptions { format, force_share: true, ..backing.open.clone() };
     let chain = Chain::open(&name, &open)?;
     if chain.contains_file(path) {
         return Err(Error::usage("the new image would replace a file that it stands on").file(path));
@@ -290,5 +313,6 @@ fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken)
 
 fn outcome(path: &Path, format: Format, virtual_size: u64, file_length: u64) -> CreateOutcome {
     let (filename, warnings) = (path.to_path_buf(), Vec::new());
-    CreateOutcome { filename, format, virtual_size, file_length, warnings }
+    let not_carried_over = Vec::new();
+    CreateOutcome { filename, format, virtual_size, file_length, not_carried_over, warnings }
 }

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use self::tally::Tally;
+use super::not_carried::{SourceFacts, not_carried};
 pub use super::shortcut::Traffic;
-use super::{TargetOptions, users};
-use crate::chain::{Chain, Format};
+use super::{NotCarried, TargetOptions, users};
+use crate::chain::{Chain, Foreign, Format};
+use crate::extent::Truncation;
 use crate::io::{OutputFile, Replace};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 pub use stream::{flatten_from_stream, flatten_to_stream};
@@ -46,6 +48,8 @@ pub struct FlattenOptions {
     pub target_is_zero: bool,
     /// Write past the page cache what is aligned, and read so where the file systems can.
     pub direct: bool,
+    /// The user stated that a stream is a raw disk, whatever its bytes look like.
+    pub raw_stated: bool,
 }
 
 /// What was written.
@@ -72,6 +76,16 @@ pub struct FlattenOutcome {
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
+    /// Files of the chain that end before what their images refer to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<Truncation>,
+    /// What the active layer has and the new image does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_carried_over: Vec<NotCarried>,
+    /// What the first bytes of a stream look like that was stated to be a raw disk, if that is
+    /// something else.
+    #[serde(skip)]
+    pub looks_like: Option<Foreign>,
     /// What could not be kept of a file that was replaced, and what a power cut may undo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -126,7 +140,19 @@ pub fn flatten(
             (Format::Qcow2, qcow2::flatten(chain, path, target, options, observer, cancel)?)
         }
     };
-    Ok(outcome(path, format, chain.virtual_size(), done))
+    let outcome = outcome(path, format, chain.virtual_size(), done);
+    with_losses(chain, &options.target, outcome)
+}
+
+/// Adds what of the source is not in the new image.
+fn with_losses(
+    chain: &Chain,
+    target: &TargetOptions,
+    outcome: FlattenOutcome,
+) -> Result<FlattenOutcome> {
+    let active = chain.layers().first().and_then(|layer| layer.image());
+    let not_carried_over = not_carried(&SourceFacts::of(active), target);
+    Ok(FlattenOutcome { truncated: chain.truncations()?, not_carried_over, ..outcome })
 }
 
 fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> FlattenOutcome {
@@ -139,6 +165,9 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         zero_bytes: virtual_size.saturating_sub(done.tally.data_bytes),
         traffic: done.traffic,
         crc32: done.tally.digest(),
+        truncated: Vec::new(),
+        not_carried_over: Vec::new(),
+        looks_like: None,
         warnings: done.warnings,
     }
 }

@@ -14,7 +14,7 @@ use crate::format::{
     Autoclear, Compatible, CryptMethod, Incompatible, LuksHeader, Snapshot as TableEntry, Version,
 };
 use crate::image::{Image, c_string};
-use crate::io::{OpenedAs, Storage};
+use crate::io::{FileStorage, OpenedAs};
 use crate::{Error, Result};
 
 /// What to look at.
@@ -249,13 +249,13 @@ pub fn info(path: &Path, options: &InfoOptions) -> Result<Vec<ImageInfo>> {
 }
 
 fn image_info(layer: &Layer, snapshot: Option<&str>) -> Result<ImageInfo> {
-    let file = layer.file();
+    let storage = layer.storage();
     let child = ImageInfo {
-        virtual_size: file.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+        virtual_size: storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
         format_specific: Some(FormatSpecific::File {}),
-        format: match file.kind() {
-            OpenedAs::File => "file".into(),
-            OpenedAs::BlockDevice => "host_device".into(),
+        format: match layer.file().map(FileStorage::kind) {
+            Some(OpenedAs::BlockDevice) => "host_device".into(),
+            _ => "file".into(),
         },
         ..bare(layer)
     };
@@ -283,7 +283,7 @@ fn bare(layer: &Layer) -> ImageInfo {
         filename: layer.path().to_path_buf(),
         cluster_size: None,
         format: String::new(),
-        actual_size: layer.file().allocated(),
+        actual_size: layer.storage().allocated(),
         encrypted: None,
         format_specific: None,
         full_backing_filename: None,

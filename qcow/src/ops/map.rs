@@ -9,7 +9,6 @@ use crate::chain::{Chain, Layer};
 use crate::extent::{Extent, ExtentKind, Extents};
 use crate::format::{GuestOffset, HostOffset};
 use crate::image::RunKind;
-use crate::io::Storage;
 use crate::{Error, Result};
 
 /// Tables are walked a second time in pieces of this many bytes of disk; see [`Map::kept_space`].
@@ -194,7 +193,7 @@ impl Map<'_> {
     fn data(&mut self, extent: &Extent, layer: &Layer, host: HostOffset) -> Result<u64> {
         let (mut len, mut zero) = (extent.len, false);
         if self.may_have_holes(extent.depth, layer) {
-            let file = layer.data();
+            let file = layer.data_storage();
             let failed =
                 |error| Error::io("could not look for holes", error).file(layer.data_path());
             let data = file.next_data(host.0).map_err(failed)?;
@@ -218,7 +217,7 @@ impl Map<'_> {
     fn may_have_holes(&mut self, depth: usize, layer: &Layer) -> bool {
         let Some(known) = self.holes.get_mut(depth) else { return false };
         *known.get_or_insert_with(|| {
-            let allocated = layer.file().allocated();
+            let allocated = layer.storage().allocated();
             layer.image().is_some_and(|image| image.is_mostly_holes(allocated).unwrap_or(false))
         })
     }

@@ -7,6 +7,7 @@ use super::map::{MapOptions, map};
 use super::{Preallocation, Qcow2Options, TargetOptions};
 use crate::chain::Chain;
 use crate::exact::Exact;
+use crate::extent::Truncation;
 use crate::format::{Geometry, RefcountWidth, Version};
 use crate::image::BitmapInfo;
 use crate::{CancelToken, Error, Observer, Result};
@@ -37,6 +38,9 @@ pub struct MeasureOutcome {
     pub required: u64,
     /// What it takes once the guest has written everywhere.
     pub fully_allocated: u64,
+    /// Files of the chain that end before what their images refer to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<Truncation>,
 }
 
 /// Measures an empty image of `size` bytes: the figures of `qemu-img measure --size`.
@@ -82,7 +86,8 @@ pub fn measure(chain: &Chain, options: &MeasureOptions) -> Result<MeasureOutcome
     };
     chain.check_unchanged()?;
     let outcome = qcow2(&target, size, data)?;
-    Ok(MeasureOutcome { bitmaps: bitmaps(chain, &target), ..outcome })
+    let truncated = chain.truncations()?;
+    Ok(MeasureOutcome { bitmaps: bitmaps(chain, &target), truncated, ..outcome })
 }
 
 /// Lengths of the files that a flatten writes, in bytes.
@@ -96,6 +101,9 @@ pub struct ExactOutcome {
     /// the disk has zeros.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_file: Option<u64>,
+    /// Files of the chain that end before what their images refer to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<Truncation>,
 }
 
 /// The lengths of the files that [`flatten`](super::flatten::flatten) writes with the same options,
@@ -114,11 +122,12 @@ pub fn exact(
         TargetOptions::Qcow2(target) => target.data_file.as_ref().map(|_| chain.virtual_size()),
         TargetOptions::Raw(_) => None,
     };
-    Ok(ExactOutcome { required: image.saturating_add(data_file.unwrap_or(0)), data_file })
+    let required = image.saturating_add(data_file.unwrap_or(0));
+    Ok(ExactOutcome { required, data_file, truncated: chain.truncations()? })
 }
 
 fn raw(size: u64) -> MeasureOutcome {
-    MeasureOutcome { bitmaps: None, required: size, fully_allocated: size }
+    MeasureOutcome { bitmaps: None, required: size, fully_allocated: size, truncated: Vec::new() }
 }
 
 /// An image of `size` bytes, `data` of which are in allocated clusters.
@@ -135,6 +144,7 @@ fn qcow2(target: &Qcow2Options, size: u64, data: u64) -> Result<MeasureOutcome> 
         bitmaps: None,
         required: metadata.saturating_add(data),
         fully_allocated: metadata.saturating_add(size),
+        truncated: Vec::new(),
     })
 }
 

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::shortcut::{Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns};
-use crate::chain::Chain;
+use crate::chain::{Chain, END, Foreign};
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
@@ -103,6 +103,25 @@ pub(super) struct Input {
     pub(super) file: File,
     /// How long it must be, if that is known.
     pub(super) size: Option<u64>,
+    /// It is a raw disk whatever its bytes look like.
+    pub(super) raw_stated: bool,
+    /// What its first bytes look like, once they are read.
+    pub(super) looks_like: Arc<OnceLock<Foreign>>,
+}
+
+/// Fills `space` from the stream: how many bytes came, and whether the stream has ended.
+fn fill(mut file: &File, space: &mut [u8], cancel: &CancelToken) -> Result<(usize, bool)> {
+    let mut filled = 0;
+    while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        wait_for_input(file, cancel)?;
+        match file.read(rest) {
+            Ok(0) => return Ok((filled, true)),
+            Ok(read) => filled = filled.saturating_add(read),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("could not read the stream", error)),
+        }
+    }
+    Ok((filled, false))
 }
 
 /// Runs `job` over the disk that `input` brings. Returns its length too.
@@ -116,7 +135,7 @@ pub(super) fn receive<J: Job>(
 ) -> Result<(u64, J::Ordered)> {
     let total = input.size.unwrap_or(0);
     let observer = if input.size.is_some() { observer } else { &Silent };
-    let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false });
+    let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false, end: Vec::new() });
     let ordered = turns::run(threads, ordered, total, observer, |turns| {
         let leaving = Leaving(job);
         take_in(job, &incoming, turns, cancel)?;
@@ -154,6 +173,8 @@ struct Incoming {
     number: u64,
     at: u64,
     ended: bool,
+    /// The last bytes that came.
+    end: Vec<u8>,
 }
 
 impl Incoming {
@@ -165,17 +186,10 @@ impl Incoming {
     ) -> Result<Option<(u64, u64, &'b [u8])>> {
         let space = buffer.first(usize::try_from(ITEM).unwrap_or_default())?;
         let mut filled = 0;
-        while let Some(rest) = space.get_mut(filled..).filter(|rest| !rest.is_empty())
-            && !self.ended
-        {
-            wait_for_input(&self.input.file, cancel)?;
-            match self.input.file.read(rest) {
-                Ok(0) => self.ended = true,
-                Ok(read) => filled = filled.saturating_add(read),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("could not read the stream", error)),
-            }
+        if !self.ended {
+            (filled, self.ended) = fill(&self.input.file, space, cancel)?;
         }
+        self.check_format(space.get(..filled).unwrap_or_default())?;
         let (number, guest) = (self.number, self.at);
         self.number = number.saturating_add(1);
         self.at = guest.saturating_add(filled as u64);
@@ -189,6 +203,30 @@ impl Incoming {
                 .filter(|bytes| !bytes.is_empty())
                 .map(|bytes| (number, guest, bytes))),
         }
+    }
+}
+
+impl Incoming {
+    /// Refuses a stream whose start or end is not that of a raw disk; `bytes` came now.
+    fn check_format(&mut self, bytes: &[u8]) -> Result<()> {
+        let start = if self.number == 0 { Foreign::at_start(bytes) } else { None };
+        if let Some(found) = start {
+            let _ = self.input.looks_like.set(found);
+        }
+        if self.input.raw_stated {
+            return Ok(());
+        }
+        self.keep_end(bytes);
+        let end = if self.ended { Foreign::at_end(&self.end) } else { None };
+        start.or(end).map_or(Ok(()), |found| Err(found.refused_as_stream()))
+    }
+
+    /// Keeps the last bytes of the stream, of which `bytes` came now.
+    fn keep_end(&mut self, bytes: &[u8]) {
+        let bytes = bytes.get(bytes.len().saturating_sub(END)..).unwrap_or(bytes);
+        let old = self.end.len().saturating_add(bytes.len()).saturating_sub(END);
+        self.end.drain(..old.min(self.end.len()));
+        self.end.extend_from_slice(bytes);
     }
 }
 

@@ -18,7 +18,9 @@ use super::pipeline::{ITEM, read_item};
 use crate::chain::{Chain, Layer};
 use crate::exact::{Exact, to_usize};
 use crate::extent::{Extent, ExtentKind, Reader};
-use crate::io::{Buffer, FileSystem, OpenedAs, OutputFile, Storage, clone_range, copy_range};
+use crate::io::{
+    Buffer, FileStorage, FileSystem, OpenedAs, OutputFile, Storage, clone_range, copy_range,
+};
 use crate::{CancelToken, Error, Result};
 
 /// No item is longer than this many bytes, so that progress is seen and a wish to stop is heard.
@@ -175,7 +177,7 @@ impl<'a> Shortcuts<'a> {
             return None;
         }
         // What the file does not have reads as zeros, and an unfinished block cannot be shared.
-        let file_end = self.chain.layers().get(extent.depth)?.data().len() & !in_block;
+        let file_end = self.chain.layers().get(extent.depth)?.data_storage().len() & !in_block;
         let there = file_end.checked_sub(host.0)?.min(extent.len);
         let start = extent.guest.0.checked_next_multiple_of(self.granule)?;
         let end = extent.guest.0.checked_add(there)? & !self.granule.wrapping_sub(1);
@@ -281,8 +283,8 @@ impl<'a> Shortcuts<'a> {
 
     /// Clones `len` bytes that lie `skip` bytes behind the start of `run`, whose place is `to`.
     fn clone_part(&self, run: &Extent, skip: u64, len: u64, to: u64) -> Result<bool> {
-        let Some((layer, host)) = self.source(run) else { return Ok(false) };
-        let from = (layer.data().file(), host.plus(skip)?);
+        let Some((source, host)) = self.source(run) else { return Ok(false) };
+        let from = (source.file(), host.plus(skip)?);
         match clone_range(from, (self.target.file(), to.plus(skip)?), len) {
             Ok(()) => Ok(true),
             Err(error) if is_final(error) => {
@@ -294,10 +296,10 @@ impl<'a> Shortcuts<'a> {
 
     /// Bytes copied: perhaps not all.
     fn copy_run(&self, run: &Extent, to: u64) -> Result<u64> {
-        let Some((layer, host)) = self.source(run) else { return Ok(0) };
+        let Some((source, host)) = self.source(run) else { return Ok(0) };
         let mut done: u64 = 0;
         while done < run.len {
-            let from = (layer.data().file(), host.plus(done)?);
+            let from = (source.file(), host.plus(done)?);
             let to = (self.target.file(), to.plus(done)?);
             match copy_range(from, to, run.len.minus(done)?) {
                 Ok(copied) if copied > 0 => done = done.plus(copied)?,
@@ -312,9 +314,9 @@ impl<'a> Shortcuts<'a> {
         Ok(done)
     }
 
-    fn source(&self, run: &Extent) -> Option<(&Layer, u64)> {
+    fn source(&self, run: &Extent) -> Option<(&FileStorage, u64)> {
         let ExtentKind::Data { host } = run.kind else { return None };
-        self.chain.layers().get(run.depth).map(|layer| (layer, host.0))
+        self.chain.layers().get(run.depth)?.data_file().map(|file| (file, host.0))
     }
 
     /// Reads the run and writes it, where it cannot be moved after all.
@@ -376,7 +378,7 @@ fn joins(run: &Extent, to: u64, (next, next_to): &(Extent, u64)) -> bool {
 
 /// Tries it out: one block is cloned into the new file and cut off again.
 fn way_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Result<Way> {
-    let source = layer.data();
+    let Some(source) = layer.data_file() else { return Ok(Way::Memory) };
     let Ok(status) = target.file().metadata() else { return Ok(Way::Memory) };
     let same = status.is_file() && status.dev() == source.identity().device();
     if !same || source.kind() != OpenedAs::File || source.len() < system.block {

@@ -2,6 +2,7 @@
 //! it: loop devices, and images in its directory.
 
 use std::ffi::OsStr;
+use std::fs::ReadDir;
 use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -36,16 +37,30 @@ pub(super) fn check(output: &OutputFile, replace: Replace) -> Result<()> {
         return Ok(());
     };
     let target = output.target();
-    let user = match loop_device(identity)? {
-        Some(device) => Some(format!("the loop device {} is backed by it", shown(&device))),
-        None => dependent(target, identity)?,
-    };
-    match user {
+    match user_of(target, identity).map_err(|error| error.file(target))? {
         None => Ok(()),
         Some(user) => {
             let message = format!("the file is in use: {user}");
             let error = Error::new(crate::ErrorKind::InUse, message).file(target);
             Err(error.hint(Remedy::ReplaceInUse))
+        }
+    }
+}
+
+/// What uses the file, in words.
+fn user_of(target: &Path, identity: Identity) -> Result<Option<String>> {
+    Ok(match loop_device(identity)? {
+        Some(device) => Some(format!("the loop device {} is backed by it", shown(&device))),
+        None => dependent(target, identity)?,
+    })
+}
+
+/// The entries of a directory.
+fn entries(directory: &Path) -> std::io::Result<ReadDir> {
+    loop {
+        match std::fs::read_dir(directory) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }
@@ -62,7 +77,7 @@ fn unknown(what: &str, error: std::io::Error) -> Error {
 /// The loop device that is backed by the file.
 fn loop_device(identity: Identity) -> Result<Option<PathBuf>> {
     let failed = |error| unknown("the list of loop devices", error);
-    let devices = match std::fs::read_dir(DEVICES) {
+    let devices = match entries(Path::new(DEVICES)) {
         // Without sysfs there is nothing to ask.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         devices => devices.map_err(failed)?,
@@ -95,7 +110,7 @@ fn dependent(target: &Path, identity: Identity) -> Result<Option<String>> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    for entry in std::fs::read_dir(directory).map_err(failed)?.take(MOST_FILES) {
+    for entry in entries(directory).map_err(failed)?.take(MOST_FILES) {
         let entry = entry.map_err(failed)?;
         if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
             continue;

@@ -2,5 +2,6 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod chains;
 mod format_properties;
 mod threads;

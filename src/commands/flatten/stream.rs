@@ -12,6 +12,7 @@ use qcow::{Error, Result};
 
 use super::{Closing, Flatten};
 use crate::failure::Failure;
+use crate::output::{OutputFormat, warn_line};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
 use crate::signals::Watch;
@@ -47,7 +48,9 @@ impl Flatten {
         let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
         self.voice.opening(src, open.format);
         let chain = Chain::open(src, &open)?;
-        self.voice.opened(&chain);
+        if self.output.output == OutputFormat::Human {
+            self.voice.opened(&chain);
+        }
         refuse_source(&chain, &output)?;
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
@@ -72,6 +75,10 @@ impl Flatten {
         if self.snapshot.is_some() {
             return Err(Error::usage("a raw image has no internal snapshots").into());
         }
+        let stated = self.source.format.is_some();
+        self.source.open_options(None).policy.check_stated(stated)?;
+        let raw_stated = stated && !self.source.trust.untrusted;
+        let options = &FlattenOptions { raw_stated, ..options.clone() };
         let stdin = io::stdin();
         if stdin.is_terminal() {
             return Err(Error::usage("an image does not come from a terminal").into());
@@ -84,7 +91,13 @@ impl Flatten {
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten_from_stream(input, size, dst, options, &observer, watch.token());
         progress.finish(result.is_ok());
-        watch.settle(result)
+        let outcome = watch.settle(result)?;
+        if let Some(looks) = outcome.looks_like {
+            warn_line(format_args!(
+                "standard input is read as raw, as stated, although it looks like {looks}"
+            ));
+        }
+        Ok(outcome)
     }
 }
 
@@ -100,7 +113,7 @@ fn refuse_source(chain: &Chain, output: &File) -> Result<()> {
     // Only files and devices can be layers.
     let Ok(target) = FileStorage::from_file(file) else { return Ok(()) };
     let identity = target.identity();
-    if chain.layers().iter().any(|layer| layer.file().identity() == identity) {
+    if chain.layers().iter().any(|layer| layer.storage().identity() == Some(identity)) {
         return Err(Error::usage("standard output is one of the images being read"));
     }
     Ok(())

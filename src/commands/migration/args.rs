@@ -1,23 +1,16 @@
 //! Arguments that say which guest goes where, and what is wanted and allowed.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use migrate::driver::{Directory, Hypervisor};
-use migrate::facts::DomainState;
+use migrate::driver::Directory;
+use migrate::facts::{DomainState, Route};
+use migrate::hosts::{Connections, DIRECTORY};
 use migrate::plan::{PathMap, Policy, Style, Verify};
-use migrate::preflight::Hosts;
-use migrate::probe::Ends;
-use migrate::run::Route;
-use migrate::store::{LocalStore, RemoteStore, Store};
 use migrate::{Error, Result};
 
 use crate::libvirt::connect;
 use crate::size;
-
-/// What stands before a directory that is used in place of a host.
-const DIRECTORY: &str = "dir:";
 
 /// Where guests go, and how that host's files are reached.
 #[derive(Debug, Args)]
@@ -166,41 +159,6 @@ fn path_map(text: &str) -> std::result::Result<PathMap, String> {
     }
 }
 
-/// Both ends, connected.
-pub(crate) struct Reached {
-    source: Arc<dyn Hypervisor>,
-    destination: Arc<dyn Hypervisor>,
-    store: Arc<dyn Store>,
-    /// The program at the destination, where `store` goes through it.
-    agent: Option<Arc<RemoteStore>>,
-    /// How that was done.
-    pub(crate) route: Route,
-}
-
-impl Reached {
-    /// As the library takes them.
-    pub(crate) fn ends(&self) -> Ends<'_> {
-        Ends {
-            source: &*self.source,
-            source_root: &self.route.source_root,
-            destination: &*self.destination,
-            store: &*self.store,
-        }
-    }
-}
-
-impl Reached {
-    /// The names of the domains of the source.
-    pub(crate) fn names(&self) -> Result<Vec<String>> {
-        self.source.names()
-    }
-
-    /// As a preflight takes them.
-    pub(crate) fn hosts(&self) -> Hosts<'_> {
-        Hosts { ends: self.ends(), agent: self.agent.as_deref() }
-    }
-}
-
 impl RouteArgs {
     /// As it is kept in journals.
     pub(crate) fn route(&self) -> Result<Route> {
@@ -267,45 +225,16 @@ pub(crate) fn is_directory(uri: &str) -> bool {
 }
 
 /// Connects to both ends.
-pub(crate) fn reach(route: &Route) -> Result<Reached> {
-    let state = if route.running { DomainState::Running } else { DomainState::ShutOff };
-    let source: Arc<dyn Hypervisor> = match &route.domain_xml {
-        Some(xml) => Arc::new(Directory::new(&route.source_root).with_domain(xml, state)),
-        None => match route.from.strip_prefix(DIRECTORY).map(Path::new) {
-            Some(root) => Arc::new(Directory::new(root).with_state(state)),
-            None => connect(&route.from)?.hypervisor,
-        },
-    };
-    let (destination, store, agent) = far(route)?;
-    Ok(Reached { source, destination, store, agent, route: route.clone() })
-}
-
-/// A host's virtualisation, its files, and the program there if they are reached through it.
-type Far = (Arc<dyn Hypervisor>, Arc<dyn Store>, Option<Arc<RemoteStore>>);
-
-/// Connects to the other host and to its files.
-fn far(route: &Route) -> Result<Far> {
-    if let Some(root) = route.to.strip_prefix(DIRECTORY).map(Path::new) {
-        return Ok((Arc::new(Directory::new(root)), Arc::new(LocalStore::new(root)?), None));
-    }
-    let connected = connect(&route.to)?;
-    let Some(rsh) = &route.rsh else { return Ok((connected.hypervisor, connected.store, None)) };
-    let words: Vec<String> = rsh.split_whitespace().map(str::to_owned).collect();
-    let agent = Arc::new(RemoteStore::spawn(&words, &route.rsh_program)?);
-    let store: Arc<dyn Store> = agent.clone();
-    Ok((connected.hypervisor, store, Some(agent)))
+pub(crate) fn reach(route: &Route) -> Result<Connections> {
+    route.connect_by(connect)
 }
 
 impl PolicyArgs {
     /// As the library takes it.
-    pub(crate) fn policy(&self, reached: &Reached) -> Result<Policy> {
+    pub(crate) fn policy(&self, reached: &Connections) -> Result<Policy> {
         let target_dir = match &self.target_pool {
             None => self.target_dir.clone(),
-            Some(pool) => {
-                let path = reached.destination.pool_path(pool)?;
-                let missing = || Error::usage(format!("there is no storage pool '{pool}'"));
-                Some(path.ok_or_else(|| missing().hint("virsh pool-list --all lists them"))?)
-            }
+            Some(pool) => Some(reached.destination_pool(pool)?),
         };
         Ok(Policy {
             style: match self.policy {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::args::{PolicyArgs, RouteArgs, reach};
 use super::plan::refuse;
 use super::voice::Teller;
-use super::{State, look, migration_codes, show};
+use super::{State, look, migration_codes};
 use crate::args::{OutputArgs, Voice};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, complain, print, print_json, shown};
@@ -112,7 +112,7 @@ impl Migrate {
             if dry_run {
                 return match format {
                     OutputFormat::Json => print_json(plan),
-                    OutputFormat::Human => print(show::plan(plan)),
+                    OutputFormat::Human => print(plan),
                 };
             }
             let run = watch.settle_migration(Run::begin(plan, means))?;
@@ -147,7 +147,7 @@ impl Prepare {
             match format {
                 OutputFormat::Json => print_json(&prepared),
                 OutputFormat::Human => {
-                    print(format_args!("{}\nprepared as transaction {id}\n", show::plan(plan)))
+                    print(format_args!("{}\nprepared as transaction {id}\n", plan))
                 }
             }
         })
@@ -175,7 +175,7 @@ impl Work {
                 .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))?,
         };
         if self.voice.verbose {
-            complain(&show::plan(&plan))?;
+            complain(&plan.to_string())?;
         }
         let teller = Teller::new(self.progress, self.voice.quiet);
         let Probed { facts, held } = &probed;
@@ -185,7 +185,7 @@ impl Work {
             ends,
             facts,
             held,
-            route: &reached.route,
+            route: reached.route(),
             state,
             report: &teller,
             cancel: watch.token(),

@@ -5,7 +5,6 @@ mod args;
 mod migrate;
 mod plan;
 mod preflight;
-mod show;
 mod transactions;
 mod voice;
 
@@ -17,6 +16,7 @@ pub(crate) use transactions::{Resume, Rollback, Transactions};
 
 use std::path::{Path, PathBuf};
 
+use ::migrate::hosts::Connections;
 use ::migrate::plan::Policy;
 use ::migrate::probe::{Probed, Probing, probe};
 use clap::Args;
@@ -24,7 +24,6 @@ use clap::Args;
 use crate::failure::Failure;
 use crate::progress::{Progress, When};
 use crate::signals::Watch;
-use args::Reached;
 
 /// The exit codes of the commands that move guests, as their help shows them.
 macro_rules! migration_codes {
@@ -74,7 +73,7 @@ impl State {
 
 /// Looks at both hosts.
 fn look(
-    reached: &Reached,
+    reached: &Connections,
     policy: &Policy,
     state: &State,
     when: When,
@@ -90,7 +89,7 @@ fn look(
         observer: &progress,
         cancel: watch.token(),
     };
-    let probed = probe(&reached.ends(), &reached.route.domain, &probing);
+    let probed = probe(&reached.ends(), &reached.route().domain, &probing);
     progress.finish(probed.is_ok());
     watch.settle_migration(probed)
 }

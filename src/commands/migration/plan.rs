@@ -5,7 +5,7 @@ use migrate::plan::{Refusal, plan};
 use serde::Serialize;
 
 use super::args::{PolicyArgs, RouteArgs, reach};
-use super::{State, look, migration_codes, show};
+use super::{State, look, migration_codes};
 use crate::args::OutputArgs;
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
@@ -53,7 +53,7 @@ impl PlanCommand {
         let plan = plan.map_err(|refusals| refuse(refusals, self.output.output, print))?;
         match self.output.output {
             OutputFormat::Json => print_json(&plan),
-            OutputFormat::Human => print(show::plan(&plan)),
+            OutputFormat::Human => print(&plan),
         }
     }
 }
@@ -66,7 +66,7 @@ pub(crate) fn refuse(
 ) -> Failure {
     let printed = match format {
         OutputFormat::Json => print_json(&Refused { refusals }),
-        OutputFormat::Human => tell(show::refusals(&refusals)),
+        OutputFormat::Human => tell(refusals.iter().map(ToString::to_string).collect()),
     };
     printed.err().unwrap_or(Failure::Verdict(REFUSED))
 }

@@ -4,9 +4,8 @@ use std::fmt::Write;
 
 use clap::Args;
 use migrate::Error;
-use migrate::journal::{Ended, Journal, Record, RolledBack, Transaction};
-use migrate::probe::Held;
-use migrate::run::{Means, Run, expire};
+use migrate::journal::{Ended, Journal, RolledBack, Transaction};
+use migrate::run::{CutOff, Run, expire};
 use serde::Serialize;
 
 use super::args::reach;
@@ -198,54 +197,21 @@ fn table(all: &[Listed]) -> String {
 }
 
 impl Ending {
-    /// Ends a transaction whose run was cut off before it wrote down how to reach the hosts, which it does
-    /// before anything else: nothing was made. Whether it is one.
-    fn close_if_not_begun(&self) -> Result<bool, Failure> {
-        let not_begun = |transaction: &Transaction| {
-            transaction.closed.is_none()
-                && transaction.route.is_none()
-                && transaction.objects.is_empty()
-        };
-        if !not_begun(&Journal::peek(&self.state.journals(), &self.id)?) {
-            return Ok(false);
-        }
-        // Refused while a run that has just begun holds it.
-        let mut journal = Journal::open(&self.state.journals(), &self.id)?;
-        let still = not_begun(journal.transaction());
-        if still {
-            journal.write(Record::Closed { result: Ended::RolledBack })?;
-        }
-        Ok(still)
+    /// The transaction.
+    fn cut_off(&self) -> Result<CutOff, Failure> {
+        Ok(CutOff::find(self.state.directory(), &self.id)?)
     }
 
     /// Takes the transaction up again and hands it to `act`.
     fn run<T>(
         &self,
+        cut_off: &CutOff,
         act: impl FnOnce(Run<'_>, &Watch) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let transaction = Journal::peek(&self.state.journals(), &self.id)?;
-        let (Some(facts), Some(route)) = (&transaction.facts, &transaction.route) else {
-            if transaction.closed.is_some() {
-                return Err(Error::refused(format!("the transaction {} has ended", self.id)).into());
-            }
-            return Err(Error::environment("the run was cut off before it began")
-                .hint("nothing was done: end it with `qcowtool rollback`, then migrate again")
-                .into());
-        };
-        let reached = reach(route)?;
+        let hosts = reach(cut_off.route()?)?;
         let watch = Watch::start()?;
         let teller = Teller::new(When::Auto, false);
-        let means = Means {
-            ends: reached.ends(),
-            facts,
-            // Deleted files that were held open went with the process that held them.
-            held: &Held::of_guest(true),
-            route,
-            state: self.state.directory(),
-            report: &teller,
-            cancel: watch.token(),
-        };
-        let run = Run::again(&self.id, &means)?;
+        let run = cut_off.take_up(&hosts, &teller, watch.token())?;
         let done = act(run, &watch);
         teller.finish();
         done
@@ -255,7 +221,10 @@ impl Ending {
 impl Resume {
     /// Ends it forwards.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let finished = self.ending.run(|run, watch| watch.settle_migration(run.resume()))?;
+        let finished = {
+            let cut_off = self.ending.cut_off()?;
+            self.ending.run(&cut_off, |run, watch| watch.settle_migration(run.resume()))?
+        };
         match self.output.output {
             OutputFormat::Json => print_json(&finished),
             OutputFormat::Human => print(in_words(&finished)),
@@ -275,9 +244,12 @@ impl Rollback {
     /// Ends it backwards.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let leave = self.leave;
-        let done = match self.ending.close_if_not_begun()? {
+        let cut_off = self.ending.cut_off()?;
+        let done = match cut_off.close_if_not_begun()? {
             true => RolledBack::default(),
-            false => self.ending.run(|run, watch| watch.settle_migration(run.roll_back(leave)))?,
+            false => self
+                .ending
+                .run(&cut_off, |run, watch| watch.settle_migration(run.roll_back(leave)))?,
         };
         let put_back = PutBack {
             removed: done.removed.iter().map(|(_, path)| shown(path)).collect(),

@@ -1,7 +1,7 @@
 //! How a run is told on standard error.
 
-use std::cell::Cell;
 use std::io::{self, IsTerminal};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use migrate::driver::JobProgress;
@@ -16,7 +16,8 @@ pub(crate) struct Teller {
     files: Progress,
     bars: Option<Bars>,
     quiet: bool,
-    last: Cell<Option<u64>>,
+    /// When a line was printed last, in milliseconds since the start; `u64::MAX` before the first.
+    last: AtomicU64,
 }
 
 struct Bars {
@@ -35,7 +36,7 @@ impl Teller {
             files: Progress::new(when),
             bars: terminal.then(Bars::new),
             quiet: quiet || (when != When::Always && !terminal),
-            last: Cell::new(None),
+            last: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -88,9 +89,10 @@ impl Report for Teller {
             bars.memory.set_position(job.memory_processed);
             return;
         }
-        let due = self.last.get().is_none_or(|last| job.elapsed_ms.saturating_sub(last) >= LINE_MS);
+        let last = self.last.load(Ordering::Relaxed);
+        let due = last == u64::MAX || job.elapsed_ms.saturating_sub(last) >= LINE_MS;
         if !self.quiet && due {
-            self.last.set(Some(job.elapsed_ms));
+            self.last.store(job.elapsed_ms, Ordering::Relaxed);
             say(format_args!(
                 "disks {} of {} bytes, memory {} of {} bytes",
                 job.disk_processed, job.disk_total, job.memory_processed, job.memory_total

@@ -186,3 +186,95 @@ fn a_data_file_has_a_dependent_too() {
     qemu::create(scratch.path("split.qcow2"), &options, "1M");
     assert_eq!(on(&data, &scratch), ["split.qcow2"]);
 }
+
+#[test]
+fn vmdk_clones_and_the_extents_of_descriptors_depend_on_files() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let vmdk = |name: &str, options: &[&str]| {
+        let status = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "vmdk"])
+            .args(options)
+            .arg(scratch.path(name))
+            .args((!options.contains(&"-b")).then_some("8M"))
+            .status();
+        assert!(status.unwrap().success());
+    };
+    vmdk("tpl.vmdk", &[]);
+    vmdk("clone.vmdk", &["-b", "tpl.vmdk", "-F", "vmdk"]);
+    vmdk("flat.vmdk", &["-o", "subformat=monolithicFlat"]);
+    vmdk("split.vmdk", &["-o", "subformat=twoGbMaxExtentSparse"]);
+    qemu::overlay(scratch.path("top.qcow2"), "clone.vmdk", "vmdk", "", "");
+    for (name, expected) in [
+        ("tpl.vmdk", &["clone.vmdk", "top.qcow2"][..]),
+        ("flat-flat.vmdk", &["flat.vmdk"]),
+        ("split-s001.vmdk", &["split.vmdk"]),
+        ("flat.vmdk", &[]),
+        ("top.qcow2", &[]),
+    ] {
+        assert_eq!(on(&scratch.path(name), &scratch), expected, "{name}");
+        let asked = args!["dependents", scratch.path(name), "--in", scratch.dir(), "--may-delete"];
+        assert_eq!(qcowtool(asked).code(), Some(i32::from(!expected.is_empty())), "{name}");
+    }
+    // Of a clone that does not name its parent, nobody can say what it needs.
+    let clone = scratch.path("clone.vmdk");
+    let mut bytes = fs::read(&clone).unwrap();
+    let at = bytes.windows(18).position(|part| part == b"parentFileNameHint").unwrap();
+    bytes[at..at + 18].copy_from_slice(b"parentFileNameLost");
+    fs::write(&clone, bytes).unwrap();
+    let asked =
+        args!["dependents", scratch.path("tpl.vmdk"), "--in", scratch.dir(), "--may-delete"];
+    let run = qcowtool(asked);
+    assert_eq!(run.code(), Some(6));
+    assert!(run.stderr().contains("clone.vmdk: ") && run.stderr().contains("parentCID="));
+}
+
+#[test]
+fn an_audit_tells_of_extents_that_are_not_there() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let descriptor = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+        createType=\"twoGbMaxExtentFlat\"\nRW 4 FLAT \"here.vmdk\" 0\nRW 4 FLAT \"gone.vmdk\" 0\n";
+    scratch.file("disk.vmdk", descriptor.as_bytes());
+    scratch.file("here.vmdk", &[0; 2048]);
+    let found = super::Found::in_dir(&scratch);
+    assert_eq!(found.findings(), ["error base-missing disk.vmdk"]);
+    assert!(found.said("base-missing").contains("gone.vmdk"));
+    let image = found.image(&scratch.path("disk.vmdk"));
+    assert_eq!(image["format"], "vmdk");
+    assert_eq!(image["extents"].as_array().unwrap().len(), 2, "{image}");
+}
+
+#[test]
+fn a_loop_device_depends_on_its_file_and_what_stands_on_the_device_too() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let disk = scratch.file("disk.img", &[0; 1 << 20]);
+    let attached = Command::new("losetup").args(["--find", "--show"]).arg(&disk).output();
+    let Ok(attached) = attached.map(|output| String::from_utf8(output.stdout).unwrap()) else {
+        println!("SKIPPED: there is no losetup");
+        return;
+    };
+    let device = attached.trim();
+    if device.is_empty() {
+        println!("SKIPPED: no loop device can be set up here");
+        return;
+    }
+    let overlay = scratch.path("overlay.qcow2");
+    let made = std::panic::catch_unwind(|| {
+        qemu::overlay(&overlay, device, "raw", "", "");
+        let found = on(&disk, &scratch);
+        let asked = args!["dependents", &disk, "--in", scratch.dir(), "--may-delete"];
+        (found, qcowtool(asked).code())
+    });
+    // The kernel keeps the file of a device that nobody detached.
+    let detached = Command::new("losetup").args(["--detach", device]).status().unwrap();
+    let (found, code) = made.unwrap();
+    let name = device.rsplit('/').next().unwrap();
+    assert_eq!(found, [name, "overlay.qcow2"]);
+    assert_eq!(code, Some(1));
+    assert!(detached.success());
+    fs::remove_file(&overlay).unwrap();
+    let asked = args!["dependents", &disk, "--in", scratch.dir(), "--may-delete"];
+    assert_eq!(qcowtool(asked).code(), Some(0));
+}

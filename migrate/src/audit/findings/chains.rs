@@ -36,6 +36,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             );
         }
     }
+    extents(context, report);
     let mut compared = Vec::new();
     for link in &image.links {
         let Some(base) = context.image(&link.to) else { continue };
@@ -73,10 +74,28 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
     of_proof(context, at, report);
 }
 
+/// Files of a VMDK descriptor that are not there, as its first name has them.
+fn extents(context: &Context<'_>, report: &mut Report<'_>) {
+    let image = report.image;
+    let directory = image.path().parent();
+    let links = image
+        .links
+        .iter()
+        .filter(|link| link.need == Need::Extent && Some(link.through.as_path()) == directory);
+    for link in links {
+        let there = context.image(&link.to);
+        if there.is_some_and(|extent| extent.presence == Presence::Missing) {
+            missing(context, link, report);
+        }
+    }
+}
+
 fn missing(context: &Context<'_>, link: &Link, report: &mut Report<'_>) {
     let what = match link.need {
         Need::Backing => "its base",
         Need::Data => "its data file",
+        Need::Extent => "its extent",
+        Need::LoopDevice => "its file",
     };
     let name = quoted(&link.name);
     let held = context.deleted.get(link.name.as_path()).and_then(|images| images.first());
@@ -115,6 +134,7 @@ fn format(header: &Header, base: &Image, report: &mut Report<'_>) {
         (_, other) if !matches!(other, "qcow2" | "raw") => return,
         (Content::Qcow2, _) => "qcow2",
         (Content::Raw, _) => "raw",
+        (Content::Vmdk, _) => "vmdk",
         (Content::Other(name), _) => name,
     };
     report.add(

@@ -1,7 +1,7 @@
 //! What can be said of an image by itself and of the processes that have it open.
 
 use super::{Code, Context, Report, Severity, quoted};
-use crate::audit::value::Presence;
+use crate::audit::value::{Need, Presence, Truncated};
 
 pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
     let image = report.image;
@@ -51,6 +51,20 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             );
         }
     }
+    // While a guest writes, its refcounts may be ahead of its data.
+    if let Some(Truncated { used, file_length }) = image.header.as_ref().and_then(|h| h.truncated)
+        && !image.locks.contains(&"write")
+    {
+        report.add(
+            Severity::Warning,
+            Code::Truncated,
+            format!(
+                "the file ends at {file_length} bytes, but its refcounts count clusters up to {used} as \
+                 used: it was cut short (a copy or download that ended early), or QEMU was killed"
+            ),
+            "'qcowtool check' tells whether data is missing; if so, bring the whole file again",
+        );
+    }
     if !image.locks.is_empty() && image.locks.contains(&"write") {
         let held = context.held(&image.key).unwrap_or_else(|| "somebody".into());
         report.add(
@@ -93,8 +107,16 @@ fn bases(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         }
         return;
     }
+    // What holds another's data, and not its past, is there to be written to.
+    let backs = |user: &&usize| {
+        let links = context.graph.image(**user).map(|user| user.links.as_slice());
+        let mut links = links.unwrap_or_default().iter();
+        links.any(|link| link.to == image.key && link.need == Need::Backing)
+    };
+    let users = context.graph.above(at).iter().filter(backs).count();
     let others = image.status.mode & 0o022 != 0;
-    if image.presence == Presence::Here
+    if users > 0
+        && image.presence == Presence::Here
         && !image.status.block_device
         && image.status.mode & 0o222 != 0
     {

@@ -2,18 +2,20 @@
 
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use qcow::chain::{Format, OpenOptions};
-use qcow::io::{Access, FileStorage};
+use qcow::io::{Access, FileStorage, Storage, read_padded};
 use qcow::ops::info::{FormatSpecific, ImageInfo, InfoOptions, info};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
-use super::bytes;
 use super::known::Known;
-use crate::audit::value::{Content, Header, Image, Key, Name, Presence, Status};
+use super::{bytes, vmdk};
+use crate::audit::value::{Content, Header, Image, Key, Name, Presence, Status, Truncated};
+use crate::fs::{ctime_ns, fd_path, mtime_ns, nanoseconds};
 
 /// Why a file is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +59,7 @@ impl Pinned {
 
     /// A name of just this file, as long as it is pinned.
     fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
+        fd_path(&self.fd)
     }
 }
 
@@ -87,7 +89,7 @@ pub(super) fn read(
     };
     let old = stands_on_others(&content);
     if look == Look::Passing
-        && content != Content::Qcow2
+        && !matches!(content, Content::Qcow2 | Content::Vmdk)
         && !called_raw(&image, &content)
         && old.is_none()
     {
@@ -98,6 +100,7 @@ pub(super) fn read(
     match known {
         Some((_, header)) => image.header = header,
         None if content == Content::Qcow2 => header(&mut image, &path),
+        None if content == Content::Vmdk => (image.header, image.problem) = vmdk::header(&storage),
         None => {}
     }
     image.content = content;
@@ -106,6 +109,11 @@ pub(super) fn read(
 
 /// What the first bytes are.
 fn probe(storage: &FileStorage) -> io::Result<Content> {
+    let mut start = [0; 512];
+    read_padded(storage, &mut start, 0).map_err(|error| io_error(&error))?;
+    if vmdk::is_vmdk(&start) {
+        return Ok(Content::Vmdk);
+    }
     match Format::probe(storage) {
         Ok(Format::Qcow2) => Ok(Content::Qcow2),
         Ok(Format::Raw) => Ok(Content::Raw),
@@ -151,16 +159,14 @@ fn locks(storage: &FileStorage) -> Vec<&'static str> {
 }
 
 fn status(pinned: &Pinned) -> Status {
-    let nanoseconds =
-        |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
     let metadata = &pinned.metadata;
     let block_device = metadata.file_type().is_block_device();
     let birth = rustix::fs::statx(pinned.fd.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME);
     let birth = birth.ok().filter(|status| status.stx_mask & StatxFlags::BTIME.bits() != 0);
     Status {
         allocated: metadata.blocks().saturating_mul(512),
-        mtime_ns: (!block_device).then(|| nanoseconds(metadata.mtime(), metadata.mtime_nsec())),
-        changed_ns: (!block_device).then(|| nanoseconds(metadata.ctime(), metadata.ctime_nsec())),
+        mtime_ns: (!block_device).then(|| mtime_ns(metadata)),
+        changed_ns: (!block_device).then(|| ctime_ns(metadata)),
         birth_ns: birth
             .filter(|_| !block_device)
             .map(|status| nanoseconds(status.stx_btime.tv_sec, status.stx_btime.tv_nsec.into())),
@@ -175,7 +181,9 @@ fn header(image: &mut Image, path: &Path) {
     let options = InfoOptions { open, backing_chain: false };
     let told = info(path, &options).or_else(|_| info(path, &options));
     match told.map(|images| images.into_iter().next()) {
-        Ok(Some(told)) => image.header = Some(of(told)),
+        Ok(Some(told)) => {
+            image.header = Some(Header { truncated: truncated(path), ..of(told) });
+        }
         Ok(None) => {}
         Err(error) => {
             use qcow::ErrorKind::{Corrupt, WrongFormat};
@@ -199,7 +207,18 @@ fn of(told: ImageInfo) -> Header {
         backing: told.backing_filename,
         backing_format: told.backing_filename_format,
         data_file,
+        extents: Vec::new(),
+        truncated: None,
     }
+}
+
+/// Whether the file ends before what its refcounts count as used: three small reads, no look at all tables.
+/// Refcounts that cannot be read are for a check to judge.
+fn truncated(path: &Path) -> Option<Truncated> {
+    let storage = Arc::new(FileStorage::open(path).ok()?);
+    let file_length = storage.len();
+    let used = qcow::image::Image::open(storage).ok()?.used_past_end().ok()??;
+    Some(Truncated { used, file_length })
 }
 
 /// The image behind a descriptor of another process, if it is one.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qcow::CancelToken;
+use uuid::Uuid;
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::domain_snapshot::DomainSnapshot;
@@ -23,8 +24,10 @@ use virt_sys as sys;
 
 use self::events::Signal;
 use self::raw::{Failure, Outcome, Subscription};
-use super::words::{code, translate};
-use super::{BlockCopy, BlockProgress, Hypervisor, JobProgress, MigrateRequest, TICK};
+use super::libvirt_errors::{code, translate};
+use super::{
+    BlockCopy, BlockJobs, BlockProgress, Hypervisor, Inventory, JobProgress, MigrateRequest, TICK,
+};
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts,
 };
@@ -275,7 +278,7 @@ fn block_job(kind: i32) -> &'static str {
     }
 }
 
-impl Hypervisor for Connection {
+impl Inventory for Connection {
     fn host(&self) -> Result<HostFacts> {
         let connect = self.connect()?;
         let capabilities = self.say(connect.capabilities())?;
@@ -289,14 +292,6 @@ impl Hypervisor for Connection {
         })
     }
 
-    fn abilities(&self) -> Result<Option<Abilities>> {
-        abilities::abilities(self).map(Some)
-    }
-
-    fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit> {
-        abilities::compare_cpu(self, cpu)
-    }
-
     fn names(&self) -> Result<Vec<String>> {
         let all = self.say(self.connect()?.list_all_domains(0))?;
         let names = all.iter().map(|domain| self.say(unless(code::NO_DOMAIN, domain.name())));
@@ -305,9 +300,73 @@ impl Hypervisor for Connection {
         Ok(names)
     }
 
+    fn domains(&self) -> Result<Vec<DomainFacts>> {
+        let mut found = Vec::new();
+        for domain in self.say(self.connect()?.list_all_domains(0))? {
+            if let Some(uuid) = self.say(unless(code::NO_DOMAIN, domain.uuid_string()))? {
+                found.extend(self.domain(&uuid)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolFacts>> {
+        pools::pools(self)
+    }
+
+    fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>> {
+        pools::volumes(self, pool)
+    }
+
+    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<PathBuf>> {
+        let connect = self.connect()?;
+        let Some(pool) =
+            self.say(unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_name(pool)))?
+        else {
+            return Ok(None);
+        };
+        let path = pool.lookup_storage_vol_by_name(volume).and_then(|volume| volume.path());
+        Ok(self.say(unless(code::NO_STORAGE_VOL, path))?.map(PathBuf::from))
+    }
+
+    fn pool_path(&self, pool: &str) -> Result<Option<PathBuf>> {
+        let connect = self.connect()?;
+        let Some(pool) =
+            self.say(unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_name(pool)))?
+        else {
+            return Ok(None);
+        };
+        let xml = self.say(pool.xml_desc(0))?;
+        let document = xml::document(&xml, "a storage pool")?;
+        let path = xml::text(document.root_element(), &["target", "path"]).map(PathBuf::from);
+        let none = || Error::usage("the storage pool is no directory");
+        path.map(Some).ok_or_else(none)
+    }
+
+    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
+        let mut paths: Vec<_> = self.uses()?.into_iter().map(|used| used.path).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        Ok(paths)
+    }
+}
+
+impl Hypervisor for Connection {
+    fn block_jobs(&self) -> Option<&dyn BlockJobs> {
+        Some(self)
+    }
+
+    fn abilities(&self) -> Result<Option<Abilities>> {
+        abilities::abilities(self).map(Some)
+    }
+
+    fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit> {
+        abilities::compare_cpu(self, cpu)
+    }
+
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
         let connect = self.connect()?;
-        let by_uuid = match is_uuid(name_or_uuid) {
+        let by_uuid = match Uuid::try_parse(name_or_uuid).is_ok() {
             true => self
                 .say(unless(code::NO_DOMAIN, connect.lookup_domain_by_uuid_string(name_or_uuid)))?,
             false => None,
@@ -357,56 +416,6 @@ impl Hypervisor for Connection {
             outcome => self.say(outcome)?,
         };
         Ok(job.map(|(kind, done, total)| format!("{}, {done} of {total} bytes", block_job(kind))))
-    }
-
-    fn volume_path(&self, pool: &str, volume: &str) -> Result<Option<PathBuf>> {
-        let connect = self.connect()?;
-        let Some(pool) =
-            self.say(unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_name(pool)))?
-        else {
-            return Ok(None);
-        };
-        let path = pool.lookup_storage_vol_by_name(volume).and_then(|volume| volume.path());
-        Ok(self.say(unless(code::NO_STORAGE_VOL, path))?.map(PathBuf::from))
-    }
-
-    fn pool_path(&self, pool: &str) -> Result<Option<PathBuf>> {
-        let connect = self.connect()?;
-        let Some(pool) =
-            self.say(unless(code::NO_STORAGE_POOL, connect.lookup_storage_pool_by_name(pool)))?
-        else {
-            return Ok(None);
-        };
-        let xml = self.say(pool.xml_desc(0))?;
-        let document = xml::document(&xml, "a storage pool")?;
-        let path = xml::text(document.root_element(), &["target", "path"]).map(PathBuf::from);
-        let none = || Error::usage("the storage pool is no directory");
-        path.map(Some).ok_or_else(none)
-    }
-
-    fn paths_in_use(&self) -> Result<Vec<PathBuf>> {
-        let mut paths: Vec<_> = self.uses()?.into_iter().map(|used| used.path).collect();
-        paths.sort_unstable();
-        paths.dedup();
-        Ok(paths)
-    }
-
-    fn domains(&self) -> Result<Vec<DomainFacts>> {
-        let mut found = Vec::new();
-        for domain in self.say(self.connect()?.list_all_domains(0))? {
-            if let Some(uuid) = self.say(unless(code::NO_DOMAIN, domain.uuid_string()))? {
-                found.extend(self.domain(&uuid)?);
-            }
-        }
-        Ok(found)
-    }
-
-    fn pools(&self) -> Result<Vec<PoolFacts>> {
-        pools::pools(self)
-    }
-
-    fn volumes(&self, pool: &str) -> Result<Vec<VolumeFacts>> {
-        pools::volumes(self, pool)
     }
 
     fn migrate(
@@ -473,6 +482,24 @@ impl Hypervisor for Connection {
         self.say(domain.undefine_flags(flags))
     }
 
+    fn wait(&self, at_most: Duration) {
+        self.signal.wait(self.signal.count(), at_most);
+    }
+
+    fn refresh_pools(&self, directories: &[&Path]) -> Result<()> {
+        let connect = self.connect()?;
+        for directory in directories {
+            let Some(directory) = directory.to_str() else { continue };
+            let found = connect.lookup_storage_pool_by_target_path(directory);
+            if let Some(pool) = self.say(unless(code::NO_STORAGE_POOL, found))? {
+                self.refresh(&pool)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BlockJobs for Connection {
     fn block_pull(&self, uuid: &str, target: &str, bandwidth: Option<u64>) -> Result<()> {
         block::pull(self, uuid, target, bandwidth)
     }
@@ -492,22 +519,6 @@ impl Hypervisor for Connection {
     fn abort_block_job(&self, uuid: &str, target: &str) -> Result<()> {
         block::abort(self, uuid, target)
     }
-
-    fn wait(&self, at_most: Duration) {
-        self.signal.wait(self.signal.count(), at_most);
-    }
-
-    fn refresh_pools(&self, directories: &[&Path]) -> Result<()> {
-        let connect = self.connect()?;
-        for directory in directories {
-            let Some(directory) = directory.to_str() else { continue };
-            let found = connect.lookup_storage_pool_by_target_path(directory);
-            if let Some(pool) = self.say(unless(code::NO_STORAGE_POOL, found))? {
-                self.refresh(&pool)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The names of the domain's snapshots.
@@ -518,9 +529,4 @@ fn snapshots(domain: &Domain) -> Outcome<Vec<String>> {
 /// Nothing, where the hypervisor has no such thing.
 fn supported<T: Default>(outcome: Outcome<T>) -> Outcome<T> {
     Ok(unless(code::NO_SUPPORT, outcome)?.unwrap_or_default())
-}
-
-fn is_uuid(text: &str) -> bool {
-    let digits = text.bytes().filter(|byte| *byte != b'-');
-    digits.clone().count() == 32 && digits.clone().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -1,7 +1,7 @@
 //! The rows that copy a disk, and say how.
 
-use super::{Copy, Disk, Verdict, refusing, whole_sectors};
 use crate::facts::{FormatFrom, NamedLayer};
+use crate::plan::disk::{Copy, Disk, Verdict, chain_difference, data_file_of, gone, whole_sectors};
 use crate::plan::policy::Style;
 use crate::plan::proofs::{self, Thin};
 use crate::plan::value::{BasePlan, Row};
@@ -26,16 +26,7 @@ fn copy_whole(disk: &Disk<'_>, why: impl Into<String>) -> Option<Verdict> {
     Some(Verdict::Copy(whole(disk, why.into())))
 }
 
-/// The name of the first layer that is gone but for the hypervisor, which holds it open.
-pub(super) fn gone(disk: &Disk<'_>) -> Option<String> {
-    let chain = disk.chain()?;
-    if let Some(layer) = chain.layers.iter().find(|layer| layer.deleted) {
-        return Some(layer.path.display().to_string());
-    }
-    chain.missing.as_ref().map(|missing| missing.path.display().to_string())
-}
-
-/// D08b: a base was deleted, and an overlay is wanted: what the hypervisor holds open is brought there.
+/// `LayerRescued`: a base was deleted, and an overlay is wanted: what the hypervisor holds open is brought there.
 pub(super) fn layer_rescued(disk: &Disk<'_>) -> Option<Verdict> {
     let path = gone(disk)?;
     if disk.style() != Style::Thin {
@@ -49,7 +40,7 @@ pub(super) fn layer_rescued(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(Copy { why, base: Some(base), ..Copy::default() }))
 }
 
-/// D08a: a layer was deleted; the running hypervisor reads it, and so can a full copy.
+/// `LayerDeleted`: a layer was deleted; the running hypervisor reads it, and so can a full copy.
 pub(super) fn layer_deleted(disk: &Disk<'_>) -> Option<Verdict> {
     let path = gone(disk)?;
     let mut copy =
@@ -61,7 +52,7 @@ pub(super) fn layer_deleted(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(copy))
 }
 
-/// D09: what runs is right, but what it stands on is not what the headers say.
+/// `ChainInDoubt`: what runs is right, but what it stands on is not what the headers say.
 pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
     let difference = chain_difference(disk)?;
     let mut copy = whole(
@@ -72,30 +63,7 @@ pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(copy))
 }
 
-/// Where the XML's chain departs from the headers', in words.
-pub(super) fn chain_difference(disk: &Disk<'_>) -> Option<String> {
-    let named = &disk.disk.live_chain;
-    let layers = disk.layers();
-    for (named, layer) in named.layers.iter().zip(layers) {
-        if named.path != layer.path {
-            return Some(format!(
-                "'{}' in the XML is '{}' in a header",
-                named.path.display(),
-                layer.path.display()
-            ));
-        }
-        if named.format.as_deref().is_some_and(|format| format != layer.format.as_str()) {
-            return Some(format!("they give '{}' different formats", layer.path.display()));
-        }
-    }
-    let longer = named.layers.len() > layers.len();
-    let shorter = named.terminated && named.layers.len() < layers.len();
-    (longer || shorter).then(|| {
-        format!("{} layers in the XML, {} in the headers", named.layers.len(), layers.len())
-    })
-}
-
-/// D20, where the operator allows it: what is there is overwritten from end to end.
+/// `PathOccupied`, where the operator allows it: what is there is overwritten from end to end.
 pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
     let there = disk.there()?;
     there.object.as_ref()?;
@@ -103,27 +71,27 @@ pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(Copy { adopt: true, ..whole(disk, why) }))
 }
 
-/// D10, where the operator allows it.
+/// `DataFile`, where the operator allows it.
 pub(super) fn data_file_left(disk: &Disk<'_>) -> Option<Verdict> {
-    let (_, name) = refusing::data_file_of(disk)?;
+    let (_, name) = data_file_of(disk)?;
     copy_whole(disk, format!("its data is in another file, '{name}'; the copy is one file"))
 }
 
-/// D11, where the operator allows it.
+/// `InternalSnapshots`, where the operator allows it.
 pub(super) fn internal_snapshots_left(disk: &Disk<'_>) -> Option<Verdict> {
     let names = &disk.top()?.qcow2.as_ref()?.snapshots;
     (!names.is_empty()).then_some(())?;
     copy_whole(disk, "it has internal snapshots, which stay behind")
 }
 
-/// D21: a lower layer that was not closed properly can be read, but vouches for nothing.
+/// `UncleanLayer`: a lower layer that was not closed properly can be read, but vouches for nothing.
 pub(super) fn dirty_below(disk: &Disk<'_>) -> Option<Verdict> {
     let dirty = |layer: &&crate::facts::LayerFacts| layer.qcow2.as_ref().is_some_and(|it| it.dirty);
     let layer = disk.below().iter().find(dirty)?;
     copy_whole(disk, format!("'{}' was not closed properly", layer.path.display()))
 }
 
-/// D13 to D19: an ordinary image.
+/// `RawFile` to `FullCopy`: an ordinary image.
 pub(super) fn any_other(disk: &Disk<'_>) -> Option<Verdict> {
     let top = disk.top()?;
     let mut copy = if disk.below().is_empty() {
@@ -132,7 +100,7 @@ pub(super) fn any_other(disk: &Disk<'_>) -> Option<Verdict> {
         backed(disk)
     };
     if top.format == Format::Qcow2 && top.block_device {
-        copy.row = Some(Row::D15);
+        copy.row = Some(Row::Qcow2OnDevice);
     }
     if copy.whole.is_none() {
         copy.whole = doubt(disk);
@@ -140,24 +108,24 @@ pub(super) fn any_other(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(copy))
 }
 
-/// D13, D14, D16: a disk without lower layers.
+/// `RawFile`, `RawDevice`, `NoBase`: a disk without lower layers.
 fn alone(disk: &Disk<'_>, format: Format, device: bool) -> Copy {
     match (format, device) {
         (Format::Raw, true) => {
-            Copy { row: Some(Row::D14), ..whole(disk, "a raw block device".to_owned()) }
+            Copy { row: Some(Row::RawDevice), ..whole(disk, "a raw block device".to_owned()) }
         }
         (Format::Raw, false) => {
-            Copy { row: Some(Row::D13), why: "a raw file".to_owned(), ..Copy::default() }
+            Copy { row: Some(Row::RawFile), why: "a raw file".to_owned(), ..Copy::default() }
         }
         (Format::Qcow2, _) => Copy {
-            row: Some(Row::D16),
+            row: Some(Row::NoBase),
             why: "a QCOW2 image without a base".to_owned(),
             ..Copy::default()
         },
     }
 }
 
-/// D17 to D19: a disk that stands on a base.
+/// `BasePresent` to `FullCopy`: a disk that stands on a base.
 fn backed(disk: &Disk<'_>) -> Copy {
     let thin = match doubt(disk) {
         Some(doubt) => Thin::Not(doubt),
@@ -167,16 +135,16 @@ fn backed(disk: &Disk<'_>) -> Copy {
         Thin::Base(base) => {
             let (row, why) = match &base {
                 BasePlan::Existing { chain, .. } => {
-                    (Row::D17, format!("the base is there already, as {}", first(chain)))
+                    (Row::BasePresent, format!("the base is there already, as {}", first(chain)))
                 }
                 BasePlan::Seed { path, .. } => {
-                    (Row::D18, format!("the base is brought there as '{}'", path.display()))
+                    (Row::BaseBrought, format!("the base is brought there as '{}'", path.display()))
                 }
             };
             Copy { row: Some(row), why, base: Some(base), ..Copy::default() }
         }
         Thin::Not(reason) => Copy {
-            row: Some(Row::D19),
+            row: Some(Row::FullCopy),
             not_thin: thin_wanted(disk).then(|| reason.clone()),
             ..whole(disk, format!("its lower layers go into the copy: {reason}"))
         },

@@ -1,9 +1,9 @@
 //! The rows that refuse a disk or leave it where it is.
 
-use super::{Disk, Verdict, copying, source_path};
 use crate::facts::{
     Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
 };
+use crate::plan::disk::{Disk, Verdict, chain_difference, data_file_of, gone, source_path};
 use crate::plan::predicted::worst_file;
 use crate::plan::words::list;
 use qcow::chain::Format;
@@ -20,12 +20,12 @@ fn skip(why: impl Into<String>) -> Option<Verdict> {
     Some(Verdict::Skip { why: why.into() })
 }
 
-/// D01: there is nothing in the drive.
+/// `EmptyDrive`: there is nothing in the drive.
 pub(super) fn no_medium(disk: &Disk<'_>) -> Option<Verdict> {
     (disk.disk.source == Source::None).then(|| Verdict::Skip { why: "the drive is empty".into() })
 }
 
-/// D02: libvirt does not copy what the guest cannot write to.
+/// `ReadOnly`: libvirt does not copy what the guest cannot write to.
 pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
     let cdrom = disk.disk.device == Device::Cdrom;
     if !disk.disk.readonly && !cdrom {
@@ -88,7 +88,7 @@ fn is_the_same(there: &TargetFacts) -> bool {
     })
 }
 
-/// D03: the hypervisor reaches it from everywhere.
+/// `OverTheNetwork`: the hypervisor reaches it from everywhere.
 pub(super) fn over_the_network(disk: &Disk<'_>) -> Option<Verdict> {
     match &disk.disk.source {
         Source::Network { protocol } => skip(format!("reached over the network ({protocol})")),
@@ -96,7 +96,7 @@ pub(super) fn over_the_network(disk: &Disk<'_>) -> Option<Verdict> {
     }
 }
 
-/// D04: both hosts see the same file under the same name, all of its layers included.
+/// `SharedStorage`: both hosts see the same file under the same name, all of its layers included.
 pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
     let there = disk.there()?;
     let path = source_path(&disk.disk.source)?;
@@ -131,10 +131,10 @@ fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, &'static str)> {
     if disk.top().is_some_and(|top| other_inode(&top.identity, &object.identity)) {
         return Some(("the destination has another file of that name".to_owned(), mount));
     }
-    if let Some(path) = copying::gone(disk) {
+    if let Some(path) = gone(disk) {
         return Some((format!("its layer '{path}' is gone"), flatten));
     }
-    if let Some(difference) = copying::chain_difference(disk) {
+    if let Some(difference) = chain_difference(disk) {
         return Some((format!("what runs is not what its headers say: {difference}"), flatten));
     }
     let layer = disk.below().iter().find(|layer| !shared_too(disk, layer))?;
@@ -154,7 +154,7 @@ fn shared_too(disk: &Disk<'_>, layer: &LayerFacts) -> bool {
     beside || disk.policy.shared.iter().any(|dir| layer.path.starts_with(dir))
 }
 
-/// D05: whether to copy cannot be said.
+/// `StorageUnknown`: whether to copy cannot be said.
 pub(super) fn storage_unknown(disk: &Disk<'_>) -> Option<Verdict> {
     if matches!(disk.disk.source, Source::Other { .. }) {
         return None;
@@ -170,7 +170,7 @@ pub(super) fn storage_unknown(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D06: another guest may write to it meanwhile.
+/// `Shareable`: another guest may write to it meanwhile.
 pub(super) fn shareable(disk: &Disk<'_>) -> Option<Verdict> {
     if !disk.disk.shareable {
         return None;
@@ -181,7 +181,7 @@ pub(super) fn shareable(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D07: no image that could be copied.
+/// `PassedThrough`: no image that could be copied.
 pub(super) fn passed_through(disk: &Disk<'_>) -> Option<Verdict> {
     let kind = match (&disk.disk.source, disk.disk.device) {
         (Source::Other { kind }, _) => kind.as_str(),
@@ -194,7 +194,7 @@ pub(super) fn passed_through(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D08c: a layer is gone, and no process holds it open.
+/// `LayerLost`: a layer is gone, and no process holds it open.
 pub(super) fn layer_lost(disk: &Disk<'_>) -> Option<Verdict> {
     let way_out = "bring back the very file, from a copy whose digest is known; a file of the same \
                    name is not enough";
@@ -223,7 +223,7 @@ pub(super) fn layer_lost(disk: &Disk<'_>) -> Option<Verdict> {
     refuse(format!("the layer '{}' was deleted", deleted.path.display()), way_out)
 }
 
-/// D12: nothing here makes encrypted targets.
+/// `Encrypted`: nothing here makes encrypted targets.
 pub(super) fn encrypted(disk: &Disk<'_>) -> Option<Verdict> {
     let (layer, kind) = disk
         .layers()
@@ -235,7 +235,7 @@ pub(super) fn encrypted(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D21: what is known to be wrong is not spread.
+/// `UncleanLayer`: what is known to be wrong is not spread.
 pub(super) fn corrupt(disk: &Disk<'_>) -> Option<Verdict> {
     let layer = disk
         .layers()
@@ -247,7 +247,7 @@ pub(super) fn corrupt(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D09, where a running hypervisor cannot settle which chain is right, or where it is too long.
+/// `ChainInDoubt`, where a running hypervisor cannot settle which chain is right, or where it is too long.
 pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
     let top = disk.top()?;
     if top.format_from == FormatFrom::Nowhere {
@@ -273,14 +273,14 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
             "record it in the header of the image above (qemu-img rebase -u -F)",
         );
     }
-    let difference = copying::chain_difference(disk)?;
+    let difference = chain_difference(disk)?;
     refuse(
         format!("the definition and the images' headers disagree about the chain: {difference}"),
         "find out which is right, and correct the other",
     )
 }
 
-/// D10: the guest's data is in another file than the image.
+/// `DataFile`: the guest's data is in another file than the image.
 pub(super) fn data_file(disk: &Disk<'_>) -> Option<Verdict> {
     let (layer, name) = data_file_of(disk)?;
     if disk.policy.allow_data_file {
@@ -292,14 +292,7 @@ pub(super) fn data_file(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// The first layer that has an external data file.
-pub(super) fn data_file_of<'a>(disk: &Disk<'a>) -> Option<(&'a LayerFacts, &'a str)> {
-    disk.layers()
-        .iter()
-        .find_map(|layer| Some((layer, layer.qcow2.as_ref()?.data_file.as_deref()?)))
-}
-
-/// D11: they stay behind, whoever copies.
+/// `InternalSnapshots`: they stay behind, whoever copies.
 pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
     let names = &disk.top()?.qcow2.as_ref()?.snapshots;
     if names.is_empty() || disk.policy.drop_internal_snapshots {
@@ -311,7 +304,7 @@ pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D23: the place cannot be written to, or two disks would go to one.
+/// `PlaceUnusable`: the place cannot be written to, or two disks would go to one.
 pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
     let there = disk.there()?;
     if let Some(why) = &there.unusable {
@@ -330,7 +323,7 @@ pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// D20: there is something at the target's path.
+/// `PathOccupied`: there is something at the target's path.
 pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
     let there = disk.there()?;
     let object = there.object.as_ref()?;

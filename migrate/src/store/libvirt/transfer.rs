@@ -117,7 +117,7 @@ pub(super) fn head(connection: &Connection, volume: &StorageVol, length: usize) 
 
 /// All of the volume's bytes into an empty file here.
 pub(super) fn download(connection: &Connection, volume: &StorageVol, to: &mut File) -> Result<()> {
-    let here = |error| Error::environment(format!("could not write a temporary file: {error}"));
+    let here = |error| Error::io("could not write a temporary file", error);
     let running = Running::new(connection)?;
     connection.say(volume.download(&running.stream, 0, 0, RECEIVED_WITH_HOLES))?;
     let mut buffer = vec![0; PIECE];
@@ -209,5 +209,5 @@ fn zeros(
 }
 
 fn holes(error: std::io::Error) -> Error {
-    Error::environment(format!("could not look for holes: {error}"))
+    Error::io("could not look for holes", error)
 }

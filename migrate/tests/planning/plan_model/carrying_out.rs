@@ -79,7 +79,9 @@ fn prepare(model: &mut Model, plan: &Plan, edits: &[DiskEdit], damage: bool) -> 
                     }
                     model.put(Side::Destination, path, seed).map_err(|error| error.to_string())?;
                     let found = model.digest(Side::Destination, path);
-                    if disk.proofs.contains(&Proof::P3) && found.as_ref() != Some(digest) {
+                    if disk.proofs.contains(&Proof::ContentBelowEqual)
+                        && found.as_ref() != Some(digest)
+                    {
                         return Err("P3: the base that was brought is another".into());
                     }
                 }
@@ -90,7 +92,7 @@ fn prepare(model: &mut Model, plan: &Plan, edits: &[DiskEdit], damage: bool) -> 
             }
             Action::Adopt { path, .. } => {
                 let (_, image) = model.look(Side::Destination, path).ok_or("it is gone")?;
-                if disk.proofs.contains(&Proof::P7) && image.backing.is_some() {
+                if disk.proofs.contains(&Proof::ChainsAgree) && image.backing.is_some() {
                     return Err("P7: what is adopted stands on something".into());
                 }
             }

@@ -1,6 +1,6 @@
 //! Deflate's symbols, and canonical codes of limited length for them.
 
-use super::matches::WINDOW;
+use super::WINDOW;
 
 /// Literal bytes, the end of the block, and lengths; the last two take part in the fixed code only.
 pub(super) const LITERALS: usize = 288;

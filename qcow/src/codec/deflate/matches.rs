@@ -1,13 +1,11 @@
 //! Finds what occurred before, within the window.
 
-use super::SECTION;
 use super::token::Tokens;
+use super::{SECTION, WINDOW};
 
 /// Statistics are kept for chunks of about this many bytes.
 const CHUNK: usize = 8 << 10;
 
-/// How far back matches reach: what a decoder with 12 window bits remembers.
-pub(super) const WINDOW: usize = 1 << 12;
 const LONGEST: usize = 258;
 /// Matches of three bytes cost more than three literals if they are farther away than this.
 const FAR_FOR_THREE: usize = 1 << 10;

@@ -29,6 +29,9 @@ use bits::Bits;
 use matches::{Finder, Search};
 use token::Tokens;
 
+/// How far back matches reach: what a decoder with 12 window bits remembers.
+const WINDOW: usize = 1 << 12;
+
 /// Input is looked at in sections of this many bytes, which bounds memory.
 const SECTION: usize = 64 << 10;
 

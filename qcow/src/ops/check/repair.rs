@@ -26,7 +26,6 @@ mod moves;
 mod plan;
 mod refcounts;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,7 +36,7 @@ use super::{CheckOptions, CheckOutcome, Found, Structure, Survey, check, in_pool
 use crate::chain::{Format, local_path, probe_format};
 use crate::format::{HeaderPatch, Incompatible, Version, field};
 use crate::image::Skeleton;
-use crate::io::{Access, FileStorage, Storage, open_in_place};
+use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
 use plan::Plan;
@@ -116,12 +115,11 @@ pub fn repair(
 ) -> Result<RepairOutcome> {
     let outcome = in_pool(options.check.threads, || {
         let opened = open(path, options)?;
-        let format = probe_format(&opened.storage, path, options.check.format)?;
+        let format = probe_format(&*opened.storage, path, options.check.format)?;
         if format != Format::Qcow2 {
             return Err(Error::unsupported(format!("{format} images have nothing to repair")));
         }
-        let storage: Arc<dyn Storage> = Arc::new(opened.storage);
-        let (before, plan) = make_plan(&storage, options, observer, cancel)?;
+        let (before, plan) = make_plan(&opened.storage, options, observer, cancel)?;
         let mut outcome = RepairOutcome {
             check: before,
             leaks_fixed: 0,
@@ -131,7 +129,7 @@ pub fn repair(
             steps_left_out: plan.steps_left_out,
         };
         if let Some(target) = opened.target.filter(|_| !plan.is_empty()) {
-            plan.apply(&target)?;
+            plan.apply(&*target)?;
             let shared = CheckOptions { force_share: true, ..options.check.clone() };
             let after = check(path, &shared, &Silent, cancel)?;
             outcome.leaks_fixed = outcome.check.leaks.saturating_sub(after.leaks);
@@ -146,9 +144,9 @@ pub fn repair(
 
 /// An image opened for a plan, or to be changed.
 struct Opened {
-    storage: FileStorage,
-    /// Where to write; `None` if only a plan is wanted.
-    target: Option<File>,
+    storage: Arc<dyn Storage>,
+    /// The same, to be written to; `None` if only a plan is wanted.
+    target: Option<Arc<dyn WriteStorage>>,
 }
 
 fn open(path: &Path, options: &RepairOptions) -> Result<Opened> {
@@ -156,10 +154,10 @@ fn open(path: &Path, options: &RepairOptions) -> Result<Opened> {
     if options.dry_run {
         let storage = FileStorage::open(&path)?;
         storage.lock(Access::READ, Access::WRITE | Access::RESIZE)?;
-        return Ok(Opened { storage, target: None });
+        return Ok(Opened { storage: Arc::new(storage), target: None });
     }
-    let (target, storage) = open_in_place(&path)?;
-    Ok(Opened { storage, target: Some(target) })
+    let target: Arc<dyn WriteStorage> = Arc::new(WritableFile::open(&path)?);
+    Ok(Opened { storage: Arc::clone(&target) as _, target: Some(target) })
 }
 
 /// One look at the image as the plan has made it so far.

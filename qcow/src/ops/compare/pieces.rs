@@ -1,11 +1,13 @@
 //! Lays the extents of two images side by side and cuts them into work.
 
 use std::iter::Peekable;
+use std::sync::Arc;
 
 use crate::Result;
 use crate::chain::Chain;
 use crate::extent::{Extent, ExtentKind, Extents};
 use crate::format::GuestOffset;
+use crate::io::Storage;
 
 /// No work is longer than this many bytes, unless nothing is to be read.
 const LONGEST: u64 = 2 << 20;
@@ -105,6 +107,11 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Whether two storages are one, as far as that can be told.
+fn same(one: &Arc<dyn Storage>, other: &Arc<dyn Storage>) -> bool {
+    Arc::ptr_eq(one, other) || one.identity().is_some_and(|own| other.identity() == Some(own))
+}
+
 /// Whether both images take the range, at which both extents are, from one place.
 fn one_place((one, a): &(&Chain, Extent), (other, b): &(&Chain, Extent)) -> bool {
     let (Some(upper), Some(lower)) = (one.layers().get(a.depth), other.layers().get(b.depth))
@@ -114,12 +121,12 @@ fn one_place((one, a): &(&Chain, Extent), (other, b): &(&Chain, Extent)) -> bool
     let place = |extent: &Extent, host: u64| host.wrapping_sub(extent.guest.0);
     match (a.kind, b.kind) {
         (ExtentKind::Data { host: here }, ExtentKind::Data { host: there }) => {
-            upper.data().identity() == lower.data().identity()
+            same(upper.data_storage(), lower.data_storage())
                 && place(a, here.0) == place(b, there.0)
         }
         // One file is one image, unless it is read as raw on one side.
         (ExtentKind::Compressed { span: here }, ExtentKind::Compressed { span: there }) => {
-            upper.file().identity() == lower.file().identity() && here == there
+            same(upper.storage(), lower.storage()) && here == there
         }
         _ => false,
     }

@@ -139,7 +139,7 @@ impl Manifest {
         if !same_view {
             return stale("it is of another chain or snapshot", path);
         }
-        for ((file, now), then) in files(chain).zip(&now).zip(&manifest.layers) {
+        for ((file, now), then) in files(chain)?.into_iter().zip(&now).zip(&manifest.layers) {
             let (storage, path, _) = file;
             if !now.is_same_file(then) {
                 return stale("the file has been replaced or changed since", path);
@@ -231,13 +231,20 @@ fn identities(chain: &Chain) -> Result<Vec<LayerIdentity>> {
         let status = file.status().map_err(|error| error.file(path))?;
         Ok(LayerIdentity::new(path, format, &status))
     };
-    files(chain).map(identity).collect()
+    files(chain)?.into_iter().map(identity).collect()
 }
 
-fn files(chain: &Chain) -> impl Iterator<Item = (&FileStorage, &Path, Format)> {
-    chain.layers().iter().flat_map(|layer: &Layer| {
+fn files(chain: &Chain) -> Result<Vec<(&FileStorage, &Path, Format)>> {
+    let files = chain.layers().iter().flat_map(|layer: &Layer| {
         let data = layer.image().is_some_and(crate::image::Image::has_data_file);
-        let data = data.then(|| (layer.data(), layer.data_path(), Format::Raw));
+        let data = data.then(|| (layer.data_file(), layer.data_path(), Format::Raw));
         std::iter::once((layer.file(), layer.path(), layer.format())).chain(data)
-    })
+    });
+    let named = |(file, path, format): (Option<_>, _, _)| {
+        let file = file.ok_or_else(|| {
+            Error::usage("a manifest names files, and this layer is not in one").file(path)
+        })?;
+        Ok((file, path, format))
+    };
+    files.map(named).collect()
 }

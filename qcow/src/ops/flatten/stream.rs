@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 
@@ -16,7 +16,7 @@ use super::qcow2::{self, Qcow2Job};
 use super::raw::{self, BLOCK};
 use super::sinks::Metadata;
 use super::tally::Tally;
-use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of};
+use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::ops::checksum::hash;
@@ -57,15 +57,21 @@ pub fn flatten_to_stream(
             (Format::Qcow2, send_qcow2(chain, &mut stream, target, options, observer, cancel)?)
         }
     };
-    Ok(outcome(Path::new("-"), format, chain.virtual_size(), done))
+    let outcome = outcome(Path::new("-"), format, chain.virtual_size(), done);
+    with_losses(chain, &options.target, outcome)
 }
 
 /// Writes the disk that `input` brings, from its first byte to its last, to a new image at `path`.
 /// If the disk's size is known, the stream must be as long; else the end of the stream is the end
 /// of the disk. Zeros are left out.
 ///
+/// A stream that begins or ends as an image of some format does, or as compressed data or an archive, is
+/// refused unless [`raw_stated`](FlattenOptions::raw_stated) is set; its end is known only when all of it
+/// was read.
+///
 /// # Errors
-/// As [`flatten`](super::flatten); [`Usage`](crate::ErrorKind::Usage) if the stream is not as long as
+/// As [`flatten`](super::flatten); [`WrongFormat`](crate::ErrorKind::WrongFormat) for what is no raw disk,
+/// [`Usage`](crate::ErrorKind::Usage) if the stream is not as long as
 /// `size` says, and for options that need the size before: a data file, preallocation.
 pub fn flatten_from_stream(
     input: File,
@@ -75,7 +81,8 @@ pub fn flatten_from_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
-    let input = Input { file: input, size };
+    let (looks_like, raw_stated) = (Arc::new(OnceLock::new()), options.raw_stated);
+    let input = Input { file: input, size, raw_stated, looks_like: Arc::clone(&looks_like) };
     let (format, (size, done)) = match &options.target {
         TargetOptions::Raw(target) => {
             refuse(target.preallocation != Preallocation::Off, "preallocation")?;
@@ -86,7 +93,8 @@ pub fn flatten_from_stream(
             (Format::Qcow2, qcow2::receive(input, path, target, options, observer, cancel)?)
         }
     };
-    Ok(outcome(path, format, size, done))
+    let looks_like = looks_like.get().copied();
+    Ok(FlattenOutcome { looks_like, ..outcome(path, format, size, done) })
 }
 
 /// The size of the disk that a stream of `len` bytes is.

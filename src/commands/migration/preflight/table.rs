@@ -89,7 +89,7 @@ impl Table {
         let mut line = format!("{order:>3}  {:width$}  {:8}", guest.name, state(guest.state));
         if let (Some(mode), Some(copy)) = (guest.mode, guest.copy) {
             let rows: Vec<_> =
-                guest.disks.iter().map(|disk| format!("{} {:?}", disk.target, disk.row)).collect();
+                guest.disks.iter().map(|disk| format!("{} {}", disk.target, disk.row)).collect();
             let _ = write!(line, "  {:12}  {}", how(mode, copy), rows.join(", "));
             if let Some(bytes) = guest.transfer_bytes {
                 let _ = write!(line, "  {}", human(bytes));

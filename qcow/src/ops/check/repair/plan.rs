@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::refcounts::NewBlocks;
 use crate::format::HeaderPatch;
-use crate::io::{InPlace, Storage};
+use crate::io::{Storage, WriteStorage};
 use crate::ops::check::Structure;
 use crate::{Error, ErrorKind, Result};
 
@@ -188,7 +188,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io); what was written so far is in order.
-    pub(super) fn apply(&self, target: &dyn InPlace) -> Result<()> {
+    pub(super) fn apply(&self, target: &dyn WriteStorage) -> Result<()> {
         let put = |bytes: &[u8], offset| {
             let written = target.write_at(bytes, offset);
             written.map_err(|error| {

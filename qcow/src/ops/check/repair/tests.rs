@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::chain::{Chain, OpenOptions};
-use crate::io::{Event, MemoryStorage, Recording};
+use crate::io::MemoryStorage;
+use crate::io::sim::{Crash, Event, Failure, SimStorage};
 use crate::ops::check::{Finding, Severity, check_storage};
 use crate::ops::checksum::{ChecksumOptions, checksum};
 use crate::ops::flatten::{FlattenOptions, flatten};
@@ -84,25 +85,21 @@ fn u32_at(image: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(image[at..at + 4].try_into().unwrap())
 }
 
-/// The events of a repair of everything.
-fn repaired(image: &[u8]) -> Vec<Event> {
-    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(image.to_vec()));
-    let options =
-        RepairOptions { scope: Scope::All, dry_run: false, check: CheckOptions::default() };
-    let (_, plan) = make_plan(&storage, &options, &Silent, &CancelToken::new()).unwrap();
-    let recording = Recording::default();
-    plan.apply(&recording).unwrap();
-    recording.events()
+/// A storage that holds `image`, after a repair of everything.
+fn repaired(image: &[u8]) -> SimStorage {
+    let storage = SimStorage::new(image.to_vec());
+    repair_in(&storage, None).unwrap();
+    storage
 }
 
-fn with(image: &[u8], events: &[Event]) -> Vec<u8> {
-    let mut image = image.to_vec();
-    for event in events {
-        if let Event::Write(bytes, offset) = event {
-            set(&mut image, usize::try_from(*offset).unwrap(), bytes);
-        }
-    }
-    image
+/// Repairs everything in `storage`, where a call may fail.
+fn repair_in(storage: &SimStorage, failure: Option<Failure>) -> Result<()> {
+    let base: Arc<dyn Storage> = Arc::new(MemoryStorage::new(storage.bytes()));
+    let options =
+        RepairOptions { scope: Scope::All, dry_run: false, check: CheckOptions::default() };
+    let (_, plan) = make_plan(&base, &options, &Silent, &CancelToken::new()).unwrap();
+    failure.into_iter().for_each(|failure| storage.fail(failure));
+    plan.apply(storage)
 }
 
 /// Clusters that are used and not, or not enough, counted.
@@ -112,48 +109,92 @@ fn dangling(outcome: &CheckOutcome) -> Vec<Option<u64>> {
     dangling.map(|finding| finding.index).collect()
 }
 
-/// Crashes at every moment: after each write, and in each phase with each of its writes alone or
-/// missing, because between two syncs a disk writes in any order.
-fn crashes(events: &[Event]) -> Vec<Vec<Event>> {
-    let mut crashes: Vec<Vec<Event>> = (0..=events.len()).map(|n| events[..n].to_vec()).collect();
-    let mut before = 0;
-    for phase in events.split(|event| *event == Event::Sync) {
-        for at in 0..phase.len() {
-            let durable = events[..before].iter();
-            let others = phase.iter().enumerate().filter(|(index, _)| *index != at);
-            crashes.push(durable.clone().chain([&phase[at]]).cloned().collect());
-            crashes.push(durable.chain(others.map(|(_, event)| event)).cloned().collect());
+/// Random states of a disk for each stretch between two syncs, besides those at each call.
+const DRAWN: usize = 8;
+/// Every so many crashes, qemu-img judges as well.
+const SAMPLE: usize = 40;
+
+/// Repairs a damaged image, with crashes at every moment and failures of every call: the content stays
+/// what it was, nothing dangles that did not before, and a second repair makes it clean.
+fn survives_crashes(image: &[u8]) {
+    let judge = Judge { before: checked(image), content: crc(image) };
+    let storage = repaired(image);
+    assert!(storage.events().len() > 1, "there is something to write");
+    for (number, crash) in storage.crashes(0x5eed, DRAWN).enumerate() {
+        judge.survived(&crash);
+        if number % SAMPLE == 0 {
+            judge.qemu_agrees(&crash);
         }
-        before += phase.len() + 1;
     }
-    crashes
+    for call in 0..storage.calls() {
+        for (errno, written, for_good) in [(5, 0, true), (28, 100, true), (5, 8, false)] {
+            let broken = SimStorage::new(image.to_vec());
+            let failure = Failure { call, errno, written, for_good };
+            let error = repair_in(&broken, Some(failure)).unwrap_err();
+            let number = error.io_source().and_then(std::io::Error::raw_os_error);
+            assert_eq!(number, Some(errno), "the system's own error is reported");
+            // What was written stays in the page cache; then the machine stops as well.
+            judge.survived(&Crash { bytes: broken.bytes(), moment: format!("{failure:?}") });
+            judge.survived(&broken.crash(call));
+        }
+    }
+    let whole = checked(&storage.bytes());
+    assert_eq!((whole.corruptions, whole.leaks, whole.check_errors), (0, 0, 0));
 }
 
-/// Repairs a damaged image and replays every crash: the content stays what it was, nothing dangles
-/// that did not before, and a second repair makes it clean.
-fn survives_crashes(image: &[u8]) {
-    let (before, content) = (checked(image), crc(image));
-    let events = repaired(image);
-    assert!(events.len() > 1, "there is something to write");
-    for crash in crashes(&events) {
-        let left = with(image, &crash);
-        let outcome = checked(&left);
-        let was = dangling(&before);
-        assert!(dangling(&outcome).iter().all(|index| was.contains(index)), "{outcome:#?}");
+/// What was so before a repair.
+struct Judge {
+    before: CheckOutcome,
+    content: Vec<String>,
+}
+
+impl Judge {
+    fn survived(&self, Crash { bytes: left, moment }: &Crash) {
+        let (outcome, was) = (checked(left), dangling(&self.before));
+        assert!(
+            dangling(&outcome).iter().all(|index| was.contains(index)),
+            "{moment}: {outcome:#?}"
+        );
         // A copied flag that is not set yet costs a copy at worst, though QEMU counts it.
-        if before.corruptions == 0 {
+        if self.before.corruptions == 0 {
             let harmless = |finding: &Finding| finding.message.contains("flag is not set");
             let corrupt = |finding: &&Finding| finding.severity == Severity::Corruption;
-            assert!(outcome.findings.iter().filter(corrupt).all(harmless), "{outcome:#?}");
+            assert!(
+                outcome.findings.iter().filter(corrupt).all(harmless),
+                "{moment}: {outcome:#?}"
+            );
         }
-        assert_eq!(crc(&left), content);
-        let again = repaired(&left);
-        let whole = checked(&with(&left, &again));
-        assert_eq!((whole.corruptions, whole.leaks, whole.check_errors), (0, 0, 0));
-        assert_eq!(crc(&with(&left, &again)), content);
+        assert_eq!(crc(left), self.content, "{moment}");
+        let again = repaired(left).bytes();
+        let whole = checked(&again);
+        assert_eq!((whole.corruptions, whole.leaks, whole.check_errors), (0, 0, 0), "{moment}");
+        assert_eq!(crc(&again), self.content, "{moment}");
     }
-    let whole = checked(&with(image, &events));
-    assert_eq!((whole.corruptions, whole.leaks, whole.check_errors), (0, 0, 0));
+
+    /// qemu-img counts what we count in what a crash left, and nothing once that is repaired.
+    fn qemu_agrees(&self, Crash { bytes: left, moment }: &Crash) {
+        for (image, clean) in [(left.clone(), false), (repaired(left).bytes(), true)] {
+            let Some((corruptions, leaks)) = checked_by_qemu(&image) else { return };
+            let ours = checked(&image);
+            assert_eq!((ours.corruptions, ours.leaks), (corruptions, leaks), "{moment}");
+            assert!(!clean || (corruptions, leaks) == (0, 0), "{moment}");
+        }
+    }
+}
+
+/// Corruptions and leaks as `qemu-img check` counts them, if it is there and can check the image at all.
+fn checked_by_qemu(image: &[u8]) -> Option<(u64, u64)> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    std::fs::write(&path, image).unwrap();
+    let mut check = std::process::Command::new("qemu-img");
+    let Ok(output) = check.args(["check", "--output", "json"]).arg(&path).output() else {
+        println!("SKIPPED: no qemu-img");
+        return None;
+    };
+    let counts: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let count = |key: &str| counts.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    (count("check-errors") == 0).then(|| (count("corruptions"), count("leaks")))
 }
 
 #[test]
@@ -235,7 +276,7 @@ fn a_snapshot_table_is_not_completed_where_an_entry_leads_past_the_end() {
     let end = image.len() as u64;
     set(&mut image, l2, &end.to_be_bytes());
     let content = crc(&image);
-    let whole = with(&image, &repaired(&image));
+    let whole = repaired(&image).bytes();
     assert_eq!(crc(&whole), content);
     assert_eq!(checked(&whole).corruptions, 0);
 }
@@ -276,7 +317,7 @@ fn a_crash_after_bitmaps_were_dropped_leaves_leaks_at_worst() {
     let table = offset(u64_at(&image, directory));
     let l2 = places(&image).0 as u64;
     set(&mut image, table, &l2.to_be_bytes());
-    let events = repaired(&image);
+    let events = repaired(&image).events();
     let bits = u64_at(&image, 88) & !1;
     assert_eq!(events[..2], [Event::Write(bits.to_be_bytes().to_vec(), 88), Event::Sync]);
     survives_crashes(&image);
@@ -288,7 +329,7 @@ fn the_dirty_and_corrupt_bits_go_last() {
     let (l2, ..) = places(&image);
     set(&mut image, l2, &[0; 8]);
     set(&mut image, 72, &3u64.to_be_bytes());
-    let events = repaired(&image);
+    let events = repaired(&image).events();
     let bits = Event::Write(0u64.to_be_bytes().to_vec(), 72);
     assert_eq!(events[events.len() - 2..], [bits, Event::Sync]);
     assert!(events[..events.len() - 2].ends_with(&[Event::Sync]));
@@ -297,5 +338,5 @@ fn the_dirty_and_corrupt_bits_go_last() {
 
 #[test]
 fn a_sound_image_is_not_written_to() {
-    assert_eq!(repaired(&sound()), []);
+    assert_eq!(repaired(&sound()).calls(), 0);
 }

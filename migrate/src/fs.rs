@@ -1,8 +1,12 @@
-//! Whether two files hold the same bytes.
+//! The few calls on files and directories that several modules need.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, Metadata};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
-use qcow::io::{FileStorage, Storage, read_padded};
+use qcow::io::{FileStorage, Storage, read_padded, sync_directory};
 use qcow::{CancelToken, Observer};
 
 use crate::{Error, Result};
@@ -10,11 +14,62 @@ use crate::{Error, Result};
 /// Bytes that are compared at once.
 const PIECE: u64 = 1 << 20;
 
-/// Compares two files; holes are not read.
+/// A name under which this process can open again what it has open, also if it has no other name.
+pub(crate) fn fd_path(object: &impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", object.as_fd().as_raw_fd()).into()
+}
+
+/// A time of a file in nanoseconds since 1970.
+pub(crate) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+}
+
+/// When the content of a file was last changed, in nanoseconds since 1970.
+pub(crate) fn mtime_ns(metadata: &Metadata) -> i64 {
+    nanoseconds(metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// When the inode of a file was last changed, in nanoseconds since 1970.
+pub(crate) fn ctime_ns(metadata: &Metadata) -> i64 {
+    nanoseconds(metadata.ctime(), metadata.ctime_nsec())
+}
+
+/// Puts the names in a directory on stable storage, if its file system can do that.
+pub(crate) fn sync_path(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|open| Ok(sync_directory(&open)?))
+        .map(drop)
+        .map_err(|error| failed("could not sync", directory, error))
+}
+
+/// Makes a directory, and those that it is in, on stable storage, each with this mode.
+pub(crate) fn make_directories(directory: &Path, mode: u32) -> Result<()> {
+    let missing: Vec<_> = directory
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect();
+    for path in missing.into_iter().rev() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(|error| failed("could not create", path, error))?;
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+        sync_path(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+/// The error of a call that was to do something with `path`.
+pub(crate) fn failed(what: &str, path: &Path, error: impl Into<io::Error>) -> Error {
+    Error::io(format!("{what} '{}'", path.display()), error)
+}
+
+/// Whether two files hold the same bytes; holes are not read.
 ///
 /// # Errors
 /// [`Environment`](crate::ErrorKind::Environment); [`Interrupted`](crate::ErrorKind::Interrupted).
-pub(super) fn same_bytes(
+pub(crate) fn same_bytes(
     one: &File,
     two: &File,
     observer: &dyn Observer,
@@ -52,7 +107,7 @@ fn open(file: &File) -> Result<FileStorage> {
 }
 
 fn system(error: std::io::Error) -> Error {
-    Error::environment(format!("the files could not be compared: {error}"))
+    Error::io("the files could not be compared", error)
 }
 
 #[cfg(test)]

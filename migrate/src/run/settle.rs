@@ -1,0 +1,133 @@
+//! What is done once libvirt has called back: where the guest is decides.
+
+use std::time::Instant;
+
+use super::outcome::{Whereabouts, whereabouts};
+use super::{Finished, Phase, Run, Verified};
+use crate::facts::DomainState;
+use crate::journal::{Ended, Outcome, Record};
+use crate::plan::Flag;
+use crate::{Error, ErrorKind, Result};
+
+impl Run<'_> {
+    /// Where the guest is, also on record.
+    pub(super) fn look(&mut self) -> Result<Whereabouts> {
+        let uuid = self.plan().uuid.clone();
+        let place = whereabouts(self.ends.source, self.ends.destination, &uuid);
+        let guest = match place {
+            Whereabouts::Source => Outcome::AtSource,
+            Whereabouts::Destination => Outcome::AtDestination,
+            Whereabouts::Nowhere => Outcome::Lost,
+            Whereabouts::SourceAndUnreachable | Whereabouts::Unknown => Outcome::InDoubt,
+        };
+        self.journal.write(Record::Outcome { guest })?;
+        Ok(place)
+    }
+
+    /// What is to be done once libvirt has `called` back.
+    pub(super) fn settle(mut self, start: Instant, called: Result<()>) -> Result<Finished> {
+        self.report.phase(Phase::Outcome);
+        match self.look()? {
+            Whereabouts::Destination => {
+                if let Err(error) = called {
+                    self.report
+                        .note(&format!("libvirt reported an error, but the guest moved: {error}"));
+                }
+                let verified = match self.verify() {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {
+                        self.report.note("the comparison was stopped; the guest runs on");
+                        Verified::Structure
+                    }
+                    Err(error) if error.kind() != ErrorKind::Unverified => {
+                        let id = self.id();
+                        return Err(error.hint(format!(
+                            "the guest is at the destination, and may be paused there: qcowtool \
+                             resume {id} compares again and lets it run on"
+                        )));
+                    }
+                    verified => verified?,
+                };
+                self.finish(start, verified)
+            }
+            Whereabouts::Source => {
+                let error = match called {
+                    Err(error) => error,
+                    Ok(()) => Error::environment("libvirt reported success, but the guest stayed"),
+                };
+                self.wake_source();
+                Err(self.put_back(error))
+            }
+            Whereabouts::SourceAndUnreachable => Err(self.unreachable(called.err())),
+            other => Err(self.in_doubt(other)),
+        }
+    }
+
+    /// A guest that ran before, and is the only one, runs again.
+    fn wake_source(&self) {
+        let uuid = &self.plan().uuid;
+        let ran = self.facts.domain.state == DomainState::Running;
+        if ran && matches!(self.ends.source.state(uuid), Ok(Some(DomainState::Paused))) {
+            let _ = self.ends.source.resume(uuid);
+        }
+    }
+
+    fn unreachable(&self, error: Option<Error>) -> Error {
+        let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
+        Error::environment(format!(
+            "the guest runs on at the source; the destination cannot be reached{why}"
+        ))
+        .hint(format!("once it can: qcowtool rollback {} removes what was made there", self.id()))
+    }
+
+    pub(super) fn in_doubt(&self, place: Whereabouts) -> Error {
+        let (what, hint) = match place {
+            Whereabouts::Nowhere => (
+                "the guest runs on neither host; its files are all there",
+                "if the destination's guest never ran, start it at the source; otherwise there",
+            ),
+            _ => (
+                "nobody can say on which host the guest runs",
+                "look at both with 'virsh domstate' and stop the one that is not to go on",
+            ),
+        };
+        Error::new(ErrorKind::InDoubt, what)
+            .hint(format!("{hint}; then: qcowtool resume {}, or rollback", self.id()))
+    }
+
+    /// The last steps of a guest that has moved.
+    pub(super) fn finish(self, start: Instant, verified: Verified) -> Result<Finished> {
+        let id = self.id().to_owned();
+        self.last_steps(start, verified).map_err(|error| {
+            error.hint(format!("the guest has moved; for what is left to do: qcowtool resume {id}"))
+        })
+    }
+
+    fn last_steps(mut self, start: Instant, verified: Verified) -> Result<Finished> {
+        if self.plan().flags.contains(&Flag::Paused)
+            && self.facts.domain.state == DomainState::Running
+        {
+            self.phase(Phase::Resume)?;
+            let uuid = self.plan().uuid.clone();
+            // A run that was cut off may have got so far already.
+            if self.ends.destination.state(&uuid)? == Some(DomainState::Paused) {
+                self.ends.destination.resume(&uuid)?;
+            }
+        }
+        let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let retained = self.retire()?;
+        self.journal.write(Record::Closed { result: Ended::Done })?;
+        let plan = self.plan();
+        Ok(Finished {
+            transaction: self.id().to_owned(),
+            domain: plan.domain.clone(),
+            uuid: plan.uuid.clone(),
+            to: plan.to.clone(),
+            mode: plan.mode,
+            copy: plan.copy,
+            elapsed_ms,
+            verified,
+            retained,
+            warnings: plan.warnings.clone(),
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! Makes a range of an open file or block device read as zeros.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, retry_on_intr};
+
+use super::Zeroes;
+
+/// Zeros are written in pieces of this many bytes.
+const PIECE: usize = 2 << 20;
+/// The system zeroes whole blocks of this many bytes; any device's sectors fit in.
+const BLOCK: u64 = 4096;
+
+/// Makes `len` bytes at `offset`, all of which exist, read as zeros: by telling the system, or by
+/// writing zeros where it cannot.
+///
+/// # Errors
+/// Whatever the operating system says.
+pub(super) fn zero(file: &File, offset: u64, len: u64, how: Zeroes) -> std::io::Result<()> {
+    let end = offset.saturating_add(len);
+    let first = offset.checked_next_multiple_of(BLOCK).unwrap_or(end).min(end);
+    let last = (end & !BLOCK.wrapping_sub(1)).max(first);
+    let ways: &[FallocateFlags] = match how {
+        Zeroes::Keep => &[FallocateFlags::ZERO_RANGE],
+        Zeroes::Unmap => &[FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE],
+    };
+    if first < last && !any_of(ways, file, first, last.saturating_sub(first))? {
+        return write_zeros(file, offset, end);
+    }
+    write_zeros(file, offset, first)?;
+    write_zeros(file, last, end)
+}
+
+/// Gives back the space of `len` bytes at `offset` where the system can; they then read as zeros.
+///
+/// # Errors
+/// Whatever the operating system says; that it cannot is no error.
+pub(super) fn discard(file: &File, offset: u64, len: u64) -> std::io::Result<()> {
+    let last = offset.saturating_add(len) & !BLOCK.wrapping_sub(1);
+    let first = offset.checked_next_multiple_of(BLOCK).unwrap_or(last);
+    if first < last {
+        any_of(&[FallocateFlags::PUNCH_HOLE], file, first, last.saturating_sub(first))?;
+    }
+    Ok(())
+}
+
+/// Does it the first way that exists here; `false` if none does.
+fn any_of(ways: &[FallocateFlags], file: &File, offset: u64, len: u64) -> std::io::Result<bool> {
+    for way in ways {
+        let flags = *way | FallocateFlags::KEEP_SIZE;
+        match retry_on_intr(|| rustix::fs::fallocate(file, flags, offset, len)) {
+            Ok(()) => return Ok(true),
+            // What a file system or a device says that does not know the way.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
+}
+
+fn write_zeros(file: &File, offset: u64, end: u64) -> std::io::Result<()> {
+    let longest = end.saturating_sub(offset).min(PIECE as u64);
+    let zeros = vec![0; usize::try_from(longest).unwrap_or(PIECE)];
+    let mut at = offset;
+    while at < end {
+        let len = usize::try_from(end.saturating_sub(at)).unwrap_or(PIECE);
+        let piece = zeros.get(..len).unwrap_or(&zeros);
+        file.write_all_at(piece, at)?;
+        at = at.saturating_add(piece.len() as u64);
+    }
+    Ok(())
+}
