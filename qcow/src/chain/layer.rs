@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Format;
 use super::name::ImageName;
 use super::policy::Policy;
+use super::{Format, lock_for_reading};
 use crate::format::{Autoclear, CryptMethod, HostOffset};
 use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
-use crate::io::{Access, FileStorage, Storage};
+use crate::io::{FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
 /// One image of a chain, open and read-only.
@@ -53,9 +53,7 @@ impl Layer {
                 let path = ImageName::data_file(name).beside(&self.path);
                 let file = policy.data_file.open(&path)?;
                 if !force_share {
-                    // Raw bytes: other processes may write to them, unless they have locked them.
-                    file.lock(Access::READ, Access::empty())
-                        .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
+                    lock_for_reading(&file, Format::Raw).map_err(|error| error.file(&path))?;
                 }
                 let storage: Arc<dyn Storage> = Arc::new(file);
                 Some((path, storage))

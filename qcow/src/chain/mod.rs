@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::image::{TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
@@ -32,6 +32,7 @@ pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
 pub use name::WorkingDirectory;
+pub(crate) use name::path_text;
 pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
 pub use stated::{BackingFormats, FormatSource};
 pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
@@ -373,14 +374,15 @@ pub(crate) fn full_name(name: &Path, holder: &Path) -> PathBuf {
     ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.beside(holder))
 }
 
-/// What other processes must not do while an image of this format is read. A reader of a QCOW2 image
-/// relies on its tables. Raw bytes may be written to meanwhile, as in QEMU; but a process that has
-/// locked them exclusively keeps readers away, too.
-fn forbidden_by_a_reader(format: Format) -> Access {
-    match format {
+/// Takes QEMU's locks of a reader. A reader of a QCOW2 image relies on its tables, so that nobody may write
+/// to it; other processes may write to raw bytes meanwhile, as in QEMU, unless they keep them to themselves
+/// by an exclusive lock.
+fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {
+    let forbids = match format {
         Format::Qcow2 => Access::WRITE | Access::RESIZE,
         Format::Raw => Access::empty(),
-    }
+    };
+    file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))
 }
 
 /// Opens the active layer, without data files and without what is below it.

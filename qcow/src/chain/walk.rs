@@ -14,11 +14,11 @@ use super::name::{Below, ImageName, Window};
 use super::stated::Statements;
 use super::view::{Range, View};
 use super::{
-    FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning, forbidden_by_a_reader,
+    FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning, lock_for_reading,
 };
 use crate::format::HeaderArea;
 use crate::image::read_header_area;
-use crate::io::{Access, FileStorage, Identity, Storage};
+use crate::io::{FileStorage, Identity, Storage};
 use crate::{Error, ErrorKind, LimitName, Remedy, Result};
 
 /// Opens the files of a chain: below a root, through descriptors, from a storage pool.
@@ -85,8 +85,7 @@ impl Open for Files<'_> {
 
     fn check(&self, file: &FileStorage, format: Format, depth: usize) -> Result<()> {
         if !self.options.force_share {
-            file.lock(Access::READ, forbidden_by_a_reader(format))
-                .map_err(|error| error.hint(Remedy::ShareRead))?;
+            lock_for_reading(file, format)?;
         }
         if depth == 0 { self.options.policy.check_format(file, format) } else { Ok(()) }
     }
