@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Chain, Format, Layer, Limits, MAX_DEPTH, TABLE_CACHE_BYTES};
-use crate::io::{Access, Storage};
+use super::{Chain, Format, Layer, Limits, MAX_DEPTH, TABLE_CACHE_BYTES, lock_for_reading};
+use crate::io::Storage;
 use crate::{Error, Result};
 
 /// Puts a chain together from storages, the active layer first: from descriptors that another process
@@ -127,7 +127,7 @@ impl ChainBuilder {
         self
     }
 
-    /// Opens the images. QCOW2 images in files are locked against writers, as [`Chain::open`] does.
+    /// Opens the images, and locks those in files as [`Chain::open`] does: QCOW2 images against writers.
     ///
     /// # Errors
     /// As [`Chain::open`]; [`Usage`](crate::ErrorKind::Usage) if there is no layer, if an image that has no
@@ -163,8 +163,11 @@ impl ChainBuilder {
 
 fn open_layer(source: Source, force_share: bool, limits: &Limits, active: bool) -> Result<Layer> {
     let Source { name, storage, format, data } = source;
-    if let (Format::Qcow2, false, Some(file)) = (format, force_share, storage.as_file()) {
-        file.lock(Access::READ, Access::WRITE | Access::RESIZE)?;
+    let data_storage = data.as_ref().map(|(_, storage)| (storage, Format::Raw));
+    for (storage, format) in std::iter::once((&storage, format)).chain(data_storage) {
+        if let (false, Some(file)) = (force_share, storage.as_file()) {
+            lock_for_reading(file, format)?;
+        }
     }
     let layer = Layer::new(name, storage, format)?;
     if active {

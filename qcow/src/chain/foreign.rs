@@ -164,7 +164,7 @@ impl Chain {
         let mut found = Vec::new();
         for (depth, layer) in self.layers().iter().enumerate() {
             if layer.format() == Format::Raw {
-                let looks = Foreign::find(&**layer.storage());
+                let looks = Foreign::find(layer.storage().as_ref());
                 let looks = looks.map_err(|error| error.file(layer.path()))?;
                 found.extend(looks.map(|looks| (depth, looks)));
             }

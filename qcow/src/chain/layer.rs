@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Format;
 use super::name::ImageName;
 use super::policy::Policy;
+use super::{Format, lock_for_reading};
 use crate::format::{Autoclear, CryptMethod, HostOffset};
-use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
-use crate::io::{Access, FileStorage, Storage};
+use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
+use crate::io::{FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
 /// One image of a chain, open and read-only.
@@ -53,9 +53,7 @@ impl Layer {
                 let path = ImageName::data_file(name).relative_to(&self.path);
                 let file = policy.data_file.open(&path)?;
                 if !force_share {
-                    // Raw bytes: other processes may write to them, unless they have locked them.
-                    file.lock(Access::READ, Access::empty())
-                        .map_err(|error| error.file(&path).hint(Remedy::ShareRead))?;
+                    lock_for_reading(&file, Format::Raw).map_err(|error| error.file(&path))?;
                 }
                 let storage: Arc<dyn Storage> = Arc::new(file);
                 Some((path, storage))
@@ -241,16 +239,32 @@ pub(crate) enum LayerWindow<'a> {
 }
 
 impl LayerWindow<'_> {
-    /// Appends the runs of `start..end`.
-    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    /// Appends the runs of `start..end`. What cannot be understood goes to `faults`, and is a run of
+    /// zeros.
+    pub(crate) fn runs(
+        &mut self,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        faults: Faults<'_>,
+    ) -> Result<()> {
         match self {
-            Self::Raw(storage) => raw_runs(*storage, start, end, runs).map_err(hole_error),
+            Self::Raw(storage) => match raw_runs(*storage, start, end, runs).map_err(hole_error) {
+                // Where holes cannot be found, reading tells what can be read.
+                Err(error) if faults.is_some() && is_damage(&error) => {
+                    let at = runs.last().map_or(start, |run| run.guest.saturating_add(run.len));
+                    let kind = RunKind::Data(HostOffset(at));
+                    push_run(runs, Run { guest: at, len: end.saturating_sub(at), kind });
+                    Ok(())
+                }
+                result => result,
+            },
             Self::RawBytes => {
                 let kind = RunKind::Data(HostOffset(start));
                 push_run(runs, Run { guest: start, len: end.saturating_sub(start), kind });
                 Ok(())
             }
-            Self::Qcow2(window) => window.runs(start, end, runs),
+            Self::Qcow2(window) => window.runs(start, end, runs, faults),
         }
     }
 }

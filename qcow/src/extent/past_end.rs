@@ -3,6 +3,8 @@
 //!
 //! It is noticed while ranges are resolved, at no cost, and only then counted.
 
+use std::sync::Arc;
+
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -66,8 +68,8 @@ impl Chain {
                     found.push(Truncation { filename, file_length, missing_bytes, unmapped_bytes });
                 }
             };
-            let (file, data) = (layer.storage(), layer.data_storage());
-            if std::sync::Arc::ptr_eq(file, data) {
+            let (data, file) = (layer.data_storage(), layer.storage());
+            if Arc::ptr_eq(data, file) {
                 add(layer.path(), file.len(), missing_bytes, unmapped_bytes);
             } else {
                 add(layer.path(), file.len(), 0, unmapped_bytes);

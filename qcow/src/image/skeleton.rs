@@ -76,7 +76,7 @@ fn check_data_file(area: &HeaderArea) -> Result<()> {
 }
 
 /// Parses the first cluster as if its refcount table were not empty.
-fn read_area(storage: &dyn Storage) -> Result<HeaderArea> {
+pub(crate) fn read_area(storage: &dyn Storage) -> Result<HeaderArea> {
     let mut cluster = read_first_cluster(storage)?;
     let start = to_usize(field::REFCOUNT_TABLE_CLUSTERS);
     let field = cluster.get_mut(start..).and_then(|rest| rest.get_mut(..4)).unwrap_or_default();

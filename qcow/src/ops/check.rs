@@ -143,19 +143,43 @@ pub fn check(
     if format != Format::Qcow2 {
         return Err(Error::unsupported(format!("{format} images have nothing to check")).file(path));
     }
-    let file = Arc::new(storage);
-    let done = in_pool(options.threads, || {
-        if !options.force_share {
+    let outcome = check_storage(Arc::new(storage), options, observer, cancel);
+    let outcome = outcome.map_err(|error| error.file(path))?;
+    Ok(CheckOutcome { filename: path.to_path_buf(), ..outcome })
+}
+
+/// As [`check`], for a QCOW2 image wherever its bytes live. If that is in a file, it is locked against
+/// writers meanwhile, unless [`force_share`](CheckOptions::force_share) is set.
+///
+/// ```
+/// use std::sync::Arc;
+/// use qcow::io::MemoryStorage;
+/// use qcow::ops::check::{CheckOptions, check_storage};
+/// use qcow::{CancelToken, ErrorKind, Silent};
+///
+/// let storage = Arc::new(MemoryStorage::new(vec![0; 65536]));
+/// let checked = check_storage(storage, &CheckOptions::default(), &Silent, &CancelToken::new());
+/// assert_eq!(checked.unwrap_err().kind(), ErrorKind::Corrupt);
+/// ```
+///
+/// # Errors
+/// As [`check`]; without the name of a file, since there may be none.
+pub fn check_storage(
+    storage: Arc<dyn Storage>,
+    options: &CheckOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<CheckOutcome> {
+    in_pool(options.threads, || {
+        if let (false, Some(file)) = (options.force_share, storage.as_file()) {
             file.lock(Access::READ, Access::WRITE | Access::RESIZE).map_err(how_to_share)?;
         }
-        let outcome = check_storage(Arc::clone(&file) as _, options, observer, cancel)?;
+        let outcome = check_image(Arc::clone(&storage), options, observer, cancel)?;
         if !options.force_share {
-            file.check_unchanged()?;
+            storage.check_unchanged()?;
         }
         Ok(outcome)
-    })?;
-    let outcome = done.map_err(|error: Error| error.file(path))?;
-    Ok(CheckOutcome { filename: path.to_path_buf(), ..outcome })
+    })?
 }
 
 fn how_to_share(error: Error) -> Error {
@@ -172,8 +196,8 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T
     Ok(pool.install(work))
 }
 
-/// Checks an image wherever its bytes live.
-pub(crate) fn check_storage(
+/// Checks an image with the threads of the caller's pool.
+fn check_image(
     storage: Arc<dyn Storage>,
     options: &CheckOptions,
     observer: &dyn Observer,

@@ -46,7 +46,8 @@ use refcounts::Target;
 /// How much is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Only clusters that are taken and not used are given back.
+    /// Clusters that are taken and not used are given back; if nothing else is wrong but copied flags,
+    /// those are corrected too.
     Leaks,
     /// Everything.
     All,
@@ -280,8 +281,10 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool
         Scope::All => Target::Exact,
         Scope::Leaks => Target::Lowered,
     };
-    if scope == Scope::All {
+    if scope == Scope::All || counts_suffice(report) {
         entries::copied_flags(look, target, false, plan)?;
+    }
+    if scope == Scope::All {
         refcounts::raise(look, plan)?;
     }
     refcounts::lower(look, plan)?;
@@ -300,6 +303,21 @@ fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
     entries::copied_flags(&look, Target::Exact, false, plan)?;
     refcounts::rebuild(&survey, plan)?;
     entries::copied_flags(&look, Target::Exact, true, plan)
+}
+
+/// Whether nothing is wrong but leaks and copied flags: then every refcount that will be there is the
+/// truth, and so is what the flags are made to say (QEMU does so too when it repairs leaks).
+fn counts_suffice(report: &Report) -> bool {
+    report.check_errors() == 0
+        && report.sorts().into_iter().all(|(_, kind)| {
+            matches!(
+                kind,
+                FindingKind::Leaked
+                    | FindingKind::CopiedFlag
+                    | FindingKind::Overlap
+                    | FindingKind::ZeroFlag
+            )
+        })
 }
 
 /// Anything but refcounts and copied flags may mean that references were misread.
@@ -349,7 +367,7 @@ fn refuse_overlaps(report: &Report) -> Result<()> {
 /// Checks the image that the plan makes, in memory; lets it have clean feature bits if it earned them.
 fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
     let options = CheckOptions { max_findings: 0, ..CheckOptions::default() };
-    let after = super::check_storage(plan.result(), &options, &Silent, cancel)?;
+    let after = super::check_image(plan.result(), &options, &Silent, cancel)?;
     let clean = after.corruptions == 0 && after.check_errors == 0;
     let better = after.corruptions <= before.corruptions
         && after.check_errors <= before.check_errors

@@ -12,7 +12,7 @@ use super::*;
 use crate::chain::{Chain, OpenOptions};
 use crate::io::MemoryStorage;
 use crate::io::sim::{Crash, Event, Failure, SimStorage};
-use crate::ops::check::{Finding, Severity, check_storage};
+use crate::ops::check::{Finding, Severity, check_image};
 use crate::ops::checksum::{ChecksumOptions, checksum};
 use crate::ops::flatten::{FlattenOptions, flatten};
 use crate::ops::{Qcow2Options, TargetOptions};
@@ -53,7 +53,7 @@ fn places(image: &[u8]) -> (usize, usize, usize) {
 
 fn checked(image: &[u8]) -> CheckOutcome {
     let storage = Arc::new(MemoryStorage::new(image.to_vec()));
-    check_storage(storage, &CheckOptions::default(), &Silent, &CancelToken::new()).unwrap()
+    check_image(storage, &CheckOptions::default(), &Silent, &CancelToken::new()).unwrap()
 }
 
 /// What the active image and all snapshots read as.
