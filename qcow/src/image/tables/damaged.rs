@@ -144,11 +144,13 @@ mod tests {
         let image = image(table + 2 * 4096 + 512..table + 2 * 4096 + 1024);
         let (start, end) = (100 * CLUSTER, 3000 * CLUSTER);
         let mut runs = Vec::new();
-        let strict =
-            TableWindow::load(&image, start, end).unwrap().runs(start, end, &mut runs, None);
+        let strict = TableWindow::load(&image, crate::image::Tables::Direct, start, end)
+            .unwrap()
+            .runs(start, end, &mut runs, None);
         assert_eq!(strict.unwrap_err().kind(), ErrorKind::Io);
         let (mut runs, mut faults) = (Vec::new(), Vec::new());
-        let mut window = TableWindow::load(&image, start, end).unwrap();
+        let mut window =
+            TableWindow::load(&image, crate::image::Tables::Direct, start, end).unwrap();
         window.runs(start, end, &mut runs, Some(&mut faults)).unwrap();
         let lost: Vec<_> = faults.iter().map(|fault| fault.guest.clone()).collect();
         assert_eq!(lost, [1024 * CLUSTER..1536 * CLUSTER]);
