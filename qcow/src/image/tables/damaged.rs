@@ -79,6 +79,11 @@ pub(super) fn unreadable(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::single_range_in_vec_init,
+    reason = "a test that overflows fails, as it should; and one range is what is meant"
+)]
 mod tests {
     use std::io;
     use std::ops::Range;
