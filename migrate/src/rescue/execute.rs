@@ -352,7 +352,7 @@ impl Run<'_> {
         };
         let files = Through {
             process,
-            held: &self.held,
+            held: self.held,
             last: Cell::new(None),
             opened: RefCell::new(Vec::new()),
             top: ((item.device, item.inode), here),

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_range_is_padded_with_zeros_where_the_file_or_the_range_below_ends() {
-        let bytes: Vec<u8> = (0..4197).map(|at| (at % 251 + 1) as u8).collect();
+        let bytes: Vec<u8> = (1..=251).cycle().take(4197).collect();
         let padded = |start: usize, end: usize, len: usize| {
             let mut expected = bytes[start..end].to_vec();
             expected.resize(len, 0);
