@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum};
 use qcow::chain::{Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
 use qcow::io::Replace;
 use qcow::{Error, Result};
@@ -240,6 +240,25 @@ impl SandboxArgs {
     pub(crate) fn enter(&self, plan: Plan) -> Result<Sandbox> {
         Sandbox::enter(self.sandbox, plan)
     }
+}
+
+/// `qemu-img`'s cache mode of what is read.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// Accepted as qemu-img has it, and without effect: nothing that is read depends on it
+    #[arg(short = 'T', long = "cache", value_enum, value_name = "CACHE")]
+    _cache: Option<CacheMode>,
+}
+
+/// The names of QEMU's cache modes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CacheMode {
+    Writeback,
+    Writethrough,
+    None,
+    Off,
+    Directsync,
+    Unsafe,
 }
 
 /// How many threads are started unasked.

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use qcow::Error;
 use serde::Serialize;
 
+use crate::absent;
 use crate::format::{OutputFormat, say, to_json};
 use crate::remedies;
 
@@ -123,9 +124,20 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
     }
-    let failure = Failure::Error(in_one_line(&error.render().to_string()));
+    let failure = Failure::Error(
+        absent_command(error).unwrap_or_else(|| in_one_line(&error.render().to_string())),
+    );
     failure.report(wanted_format(std::env::args_os()), "");
     failure.exit_code()
+}
+
+/// A command that `qemu-img` has and this program does not: a similar name would be the wrong advice.
+fn absent_command(error: &clap::Error) -> Option<Error> {
+    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let instead = absent::instead_of(name)?;
+    Some(Error::usage(format!("qcowtool has no command '{name}'")).hint(instead))
 }
 
 /// The parser's paragraphs as one error: what is wrong, and the tips as the way out.

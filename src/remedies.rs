@@ -60,6 +60,9 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::RaiseLimit(LimitName::Depth) => &["allow more with --max-depth"],
         Remedy::RaiseLimit(LimitName::VirtualSize) => &["allow more with --max-virtual-size"],
         Remedy::RaiseLimit(LimitName::Metadata) => &["allow more with --max-metadata"],
+        Remedy::RestoreBacking if command == "check" => {
+            &["bring the file back under this name, or give --alone to check the image without it"]
+        }
         Remedy::Flatten => &["copy the image with `qcowtool flatten`"],
         Remedy::FlattenLower => {
             &["copy the lower images of the chain to one with `qcowtool flatten` first"]

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use qcow::chain::{Format, Policy};
+use qcow::chain::{Format, OpenOptions, Policy, check_backing};
+use qcow::io::FileStorage;
 use qcow::ops::check::{
     CheckOptions, CheckOutcome, Finding, RepairOptions, RepairOutcome, Scope, Step, check, repair,
 };
 use qcow::{Error, ErrorKind, Printable};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SandboxArgs, Voice, WorkArgs, format_parser};
+use crate::args::{CacheArgs, OutputArgs, SandboxArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::Progress;
@@ -29,7 +30,8 @@ const NOT_SUPPORTED: u8 = 63;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Only the image itself is looked at: neither its backing file nor its data file is opened.
+    after_help = "Only the image itself is checked. Its backing files must be there, but only their headers are
+looked at (with --alone and --untrusted they are not opened at all); its data file is not opened.
 The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
 nothing.
 
@@ -69,6 +71,13 @@ pub(crate) struct Check {
     #[arg(short = 'U', long)]
     force_share: bool,
 
+    /// Check the image even if its backing file is not there
+    #[arg(long)]
+    alone: bool,
+
+    #[command(flatten)]
+    cache: CacheArgs,
+
     /// Check only what -f says that it is, and what has no symbolic link for a name
     #[arg(long)]
     untrusted: bool,
@@ -106,9 +115,8 @@ impl Check {
             ..CheckOptions::default()
         };
         let progress = Progress::new(self.work.progress(&self.voice));
-        let plan = Plan::new().image(&self.path);
         let changed = self.repair.is_some() && !self.dry_run;
-        self.sandbox.enter(if changed { plan.changing(&self.path) } else { plan })?;
+        let looked_at = self.enter_sandbox(changed, &options)?;
         let settle = |failure| match failure {
             Failure::Error(error) => refusal(error),
             other => other,
@@ -123,10 +131,57 @@ impl Check {
             return verdict(&outcome.check);
         }
         let result = check(&self.path, &options, &progress, watch.token());
+        // It was opened twice.
+        let result = result.and_then(|outcome| match looked_at {
+            Some(file) if !self.force_share => file.check_unchanged().map(|()| outcome),
+            _ => Ok(outcome),
+        });
         progress.finish(result.is_ok());
         let outcome = watch.settle(result).map_err(settle)?;
         self.print(&outcome, text)?;
         verdict(&outcome)
+    }
+
+    /// Makes sure that the backing chain is there, then gives up all but the image itself. Returns the
+    /// image's file if its header was looked at.
+    fn enter_sandbox(
+        &self,
+        changed: bool,
+        options: &CheckOptions,
+    ) -> Result<Option<FileStorage>, Failure> {
+        let plan = Plan::new().opened_again();
+        let plan = if changed { plan.changing(&self.path) } else { plan };
+        if self.alone || self.untrusted {
+            self.sandbox.enter(plan.image(&self.path))?;
+            return Ok(None);
+        }
+        let open = OpenOptions {
+            format: self.format,
+            force_share: self.force_share,
+            policy: options.policy.clone(),
+            // A format that is not recorded is not guessed; that the file is there is all that counts.
+            backing_format: Some(Format::Raw),
+            ..OpenOptions::default()
+        };
+        let sandbox = self.sandbox.enter(plan.chain(&self.path, &open))?;
+        let file = match check_backing(&self.path, &open) {
+            Ok(file) => Some(file),
+            // Not for us to open, but QEMU may be able to. Of the image itself the check tells.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Unsupported
+                        | ErrorKind::WrongFormat
+                        | ErrorKind::Denied
+                        | ErrorKind::InUse
+                ) =>
+            {
+                None
+            }
+            Err(error) => return Err(error.into()),
+        };
+        sandbox.all_is_open()?;
+        Ok(file)
     }
 
     fn print<T: Serialize>(&self, outcome: &T, text: fn(&T) -> String) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use qcow::ops::compare::{
     CompareError, CompareOptions, CompareOutcome, Difference, DifferenceKind, SECTOR, compare,
 };
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::args::{CacheArgs, OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, to_json};
@@ -57,6 +57,8 @@ pub(crate) struct Compare {
     sandbox: SandboxArgs,
     #[command(flatten)]
     work: WorkArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
 
     /// Sizes must be equal, and so must be what is allocated, zero and compressed
     #[arg(short, long)]

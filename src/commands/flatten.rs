@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Chain, Format};
+use qcow::extent::Damage;
+use qcow::ops::DamageReport;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
-use qcow::{Error, Observer};
+use qcow::{Error, ErrorKind, Observer, Printable, Remedy};
 
 use self::stream::is_stream;
 use crate::args::{
@@ -25,6 +27,9 @@ use crate::progress::Progress;
 use crate::sandbox::{Plan, Sandbox};
 use crate::signals::Watch;
 use crate::size::human;
+
+/// The new image is there, with zeros for what could not be read.
+const SALVAGED: u8 = 7;
 
 /// Arguments of `flatten`.
 #[derive(Debug, Args)]
@@ -48,13 +53,15 @@ Examples:
   qcowtool flatten -n -O raw vm.qcow2 mounted-volume.img
   qcowtool flatten -O raw vm.qcow2 - | ssh host 'dd of=/dev/vg/vm bs=2M'
   zcat vm.raw.gz | qcowtool flatten --size 20G - vm.qcow2
+  qcowtool flatten --salvage damaged.qcow2 what-is-left.qcow2
   qcowtool flatten -o help
   qcowtool flatten --live web-1 vda --dry-run
   qcowtool flatten --live web-1 vda --method copy --target /data/web-1.qcow2
 
 With --live, the exit codes are those of the commands that move guests (qcowtool migrate --help).
 
-", exit_codes!()))]
+", exit_codes!(), "
+  7    with --salvage: DST was written, with zeros for what could not be read"))]
 pub(crate) struct Flatten {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -98,6 +105,10 @@ pub(crate) struct Flatten {
     /// Copy what could be cloned (on XFS and Btrfs): DST then shares no space with the source
     #[arg(long)]
     no_reflink: bool,
+
+    /// Go on past damage: what cannot be read is zeros in DST, and is listed. Exit code 7 says so
+    #[arg(long, conflicts_with = "digest")]
+    salvage: bool,
 
     /// DST is a block device: overwrite it. It must be large enough and not in use
     #[arg(long, conflicts_with_all = ["force", "force_in_use"])]
@@ -160,11 +171,17 @@ impl Flatten {
             direct: self.direct,
             // What a stream may be, `receive` says.
             raw_stated: false,
+            salvage: self.salvage,
         };
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;
         if self.size.is_some() && !is_stream(&src) {
             return Err(Error::usage("--size is for a stream, and SRC is a file").into());
+        }
+        if self.salvage && (is_stream(&src) || is_stream(&dst)) {
+            return Err(Error::usage("--salvage and a stream do not go together")
+                .hint("name a file instead of '-'")
+                .into());
         }
         let outcome = if is_stream(&src) {
             self.receive(&dst, &options)?
@@ -178,7 +195,8 @@ impl Flatten {
             warn_truncated(&outcome.truncated);
             say_not_carried(&self.voice, &src, &outcome.not_carried_over);
         }
-        self.print(&src, &dst, &outcome)
+        self.print(&src, &dst, &outcome)?;
+        salvaged(&src, &outcome)
     }
 
     fn write(
@@ -197,6 +215,7 @@ impl Flatten {
         self.voice.opened(&chain);
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten(&chain, dst, options, &observer, watch.token());
+        let result = result.map_err(how_to_salvage);
         progress.finish(result.is_ok());
         watch.settle(result)
     }
@@ -225,6 +244,7 @@ impl Flatten {
         let mut text = String::new();
         if !self.voice.quiet {
             text = summary(src, dst, outcome);
+            text.extend(outcome.damage.iter().map(damage_text));
         }
         if let Some(crc32) = &outcome.crc32 {
             text.push_str(&format!("crc32: {crc32}\n"));
@@ -273,6 +293,45 @@ fn summary(src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
         human(outcome.data_bytes),
         human(outcome.zero_bytes),
     )
+}
+
+/// The ranges that could not be read, one a line.
+fn damage_text(report: &DamageReport) -> String {
+    let mut text = String::new();
+    for range in &report.ranges {
+        let Damage { guest_offset, length, filename, reason, .. } = range;
+        let structure = range.structure.map(|name| format!("{name}: ")).unwrap_or_default();
+        let (file, reason) = (shown(Path::new(filename)), Printable(reason));
+        text.push_str(&format!(
+            "unreadable: {length} bytes at guest offset {guest_offset:#x}: {file}: {structure}{reason}\n"
+        ));
+    }
+    if report.ranges_left_out > 0 {
+        text.push_str(&format!("unreadable: {} more ranges\n", report.ranges_left_out));
+    }
+    text
+}
+
+/// Damage at one place of the disk need not be the end of the rest.
+fn how_to_salvage(error: Error) -> Error {
+    const EIO: i32 = 5;
+    let unreadable = error.io_source().and_then(std::io::Error::raw_os_error) == Some(EIO);
+    let damage = error.kind() == ErrorKind::Corrupt || unreadable;
+    if damage && error.place().guest_offset.is_some() {
+        return error.hint(Remedy::Salvage);
+    }
+    error
+}
+
+/// How the program ends after a salvage: with success only if nothing was lost.
+fn salvaged(src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+    let lost = outcome.damage.as_ref().map_or(0, |report| report.bytes);
+    if lost == 0 {
+        return Ok(());
+    }
+    let error =
+        Error::corrupt(format!("{lost} bytes could not be read, and are zeros in the new image"));
+    Err(Failure::Coded { code: SALVAGED, error: error.file(src) })
 }
 
 /// How many bytes went which way.

@@ -24,6 +24,8 @@ pub struct Plan {
     makes: Vec<PathBuf>,
     /// Directories in which outputs are made at the end.
     makes_late: Vec<PathBuf>,
+    /// What is read and changed is opened again later.
+    opened_again: bool,
 }
 
 impl Plan {
@@ -84,6 +86,13 @@ impl Plan {
         self
     }
 
+    /// What is read and changed is opened again when all else is open.
+    #[must_use]
+    pub fn opened_again(mut self) -> Self {
+        self.opened_again = true;
+        self
+    }
+
     /// As [`changing`](Self::changing); images beside it are looked at, which may need it.
     #[must_use]
     pub fn overwriting(mut self, name: &Path) -> Self {
@@ -123,10 +132,12 @@ impl Plan {
 
     /// What may be opened when all is open.
     pub(super) fn after(&self) -> Rights<'_> {
+        let (read, change) =
+            if self.opened_again { (&*self.reads, &*self.changes) } else { (&[][..], &[][..]) };
         Rights {
             anything: false,
-            read: self.reads_late.iter().map(PathBuf::as_path).collect(),
-            change: &[],
+            read: read.iter().chain(&self.reads_late).map(PathBuf::as_path).collect(),
+            change,
             make: self.makes_late.iter().map(PathBuf::as_path).collect(),
             rename: self.makes.iter().map(PathBuf::as_path).collect(),
         }
@@ -180,6 +191,19 @@ mod tests {
         assert!(bound.before().read.contains(&name));
         let alone = Plan::new().chain(name, &options(FilePolicy::Deny));
         assert_eq!(alone.before().read, [name]);
+    }
+
+    #[test]
+    fn an_image_that_is_opened_again_is_all_that_stays() {
+        let name = Path::new("/images/top.qcow2");
+        let plan = Plan::new().chain(name, &options(FilePolicy::AnyLocal)).changing(name);
+        assert!(plan.after().read.is_empty() && plan.after().change.is_empty());
+        let plan = plan.opened_again();
+        assert!(plan.before().anything && !plan.after().anything);
+        assert_eq!(
+            (plan.after().read, plan.after().change),
+            (&[name.into()][..], &[name.into()][..])
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::check_common::{Places, built, copy, everything, judged_alike, leak, ours};
+use crate::check_common::{Places, built, copy, everything, judged_alike, leak, ours, theirs};
 use common::qcowtool;
 use fixtures::{Patch, Scratch, args, needs_qemu, qemu_img, qemu_io};
 
@@ -79,14 +79,53 @@ fn trap_142_a_table_that_every_entry_names_is_counted_for_each() {
 }
 
 #[test]
-fn a_missing_backing_file_does_not_hinder_the_check() {
+fn an_image_whose_backing_file_is_missing_cannot_be_checked_unless_it_is_to_be_checked_alone() {
     needs_qemu!();
     let scratch = Scratch::new();
-    let path = scratch.path("overlay.qcow2");
-    qemu_img(&args![
-        "create", "-q", "-u", "-f", "qcow2", "-b", "gone.raw", "-F", "raw", path, "1M"
-    ]);
-    assert_eq!(ours(&path).code, Some(0));
+    let overlay = |name: &str, base: &str, format: &str| {
+        let path = scratch.path(name);
+        qemu_img(&args!["create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", format, path, "1M"]);
+        path
+    };
+    let top = overlay("top", "middle", "qcow2");
+    let middle = overlay("middle", "gone.raw", "raw");
+    for image in [&top, &middle] {
+        assert_eq!((theirs(image).code, ours(image).code), (Some(1), Some(1)), "{image:?}");
+        let run = qcowtool(args!["check", image]);
+        run.refused_naming(&["gone.raw", "No such file", "--alone"]);
+        qcowtool(args!["check", "-r", "all", image]).refused_naming(&["gone.raw", "--alone"]);
+        // What the message says can be done.
+        for sandbox in ["on", "off"] {
+            let alone = args!["check", "--alone", "--sandbox", sandbox, image];
+            assert_eq!(qcowtool(alone).code(), Some(0));
+        }
+        assert_eq!(qcowtool(args!["check", "--alone", "-r", "all", image]).code(), Some(0));
+        // Nothing else is opened of an image that is not trusted.
+        assert_eq!(qcowtool(args!["check", "--untrusted", "-f", "qcow2", image]).code(), Some(0));
+    }
+    scratch.file("gone.raw", &[0; 512]);
+    for image in [&top, &middle] {
+        assert_eq!((theirs(image).code, ours(image).code), (Some(0), Some(0)), "{image:?}");
+        assert_eq!(qcowtool(args!["check", "-r", "all", image]).code(), Some(0));
+    }
+    // What we do not open, QEMU may: an image is not called unsound because of that.
+    let unread = overlay("unread", "nbd://192.0.2.1/disk", "raw");
+    assert_eq!(ours(&unread).code, Some(0));
+}
+
+#[test]
+fn the_names_of_qemus_cache_modes_are_accepted_and_no_others() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = copy(&scratch, everything()).path;
+    for mode in ["none", "off", "writeback", "writethrough", "directsync", "unsafe", "on", "x"] {
+        let theirs =
+            Command::new("qemu-img").args(["check", "-q", "-T", mode]).arg(&image).output();
+        let ours = qcowtool(args!["check", "-q", "-T", mode, image]);
+        assert_eq!(ours.code(), theirs.unwrap().status.code(), "{mode}");
+        let ours = qcowtool(args!["compare", "-q", "-T", mode, image, image]);
+        assert_eq!(ours.succeeded(), mode.len() > 2, "{mode}");
+    }
 }
 
 #[test]

@@ -426,6 +426,7 @@ fn what_is_not_understood_is_not_touched() {
         }),
         ("an unknown incompatible feature", |image| image.or_u64(field::INCOMPATIBLE, 1 << 40)),
     ];
+    let mut advised = 0;
     for (what, damage) in rows {
         let scratch = Scratch::new();
         let mut patch = copy(&scratch, everything());
@@ -438,8 +439,16 @@ fn what_is_not_understood_is_not_touched() {
             let run = repair(scope, &patch.path);
             assert_eq!(run.code(), Some(1), "{what}: {}", run.stdout());
             assert_eq!(std::fs::read(&patch.path).unwrap(), patch.bytes, "{what}");
+            if run.stderr().contains("`qcowtool flatten --salvage`") {
+                advised += 1;
+                let saved = scratch.path(format!("saved-{scope}"));
+                let run = qcowtool(args!["flatten", "--salvage", patch.path, saved]);
+                assert!([Some(0), Some(7)].contains(&run.code()), "{what}: {}", run.stderr());
+                qemu::assert_clean(&saved);
+            }
         }
     }
+    assert!(advised > 10, "{advised}");
 }
 
 #[test]
@@ -459,6 +468,72 @@ fn repairing_leaks_leaves_corruption_alone() {
     assert_eq!(after.count("leaks"), 0);
     assert_eq!(after.count("corruptions"), before.count("corruptions"));
     assert!(kept(&read, &image.path));
+}
+
+#[test]
+fn repairing_leaks_corrects_copied_flags_where_refcounts_are_right_as_qemu_does() {
+    needs_qemu!();
+    let rows: &[(&str, fn(&mut Patch) -> &mut Patch)] = &[
+        ("two entries share a cluster, and their flags lie", |image| share(image, 2)),
+        ("they share it, and the refcount is too low", |image| share(image, 1)),
+        ("they share it, and the refcount is too high", |image| share(image, 3)),
+        ("a flag is missing", |image| clear_copied(image, 0)),
+        ("a flag is missing, and a cluster leaks", |image| {
+            clear_copied(image, 0).set_l2_entry(4 << 10, 0)
+        }),
+        ("a refcount is too high", |image| {
+            let cluster = image.cluster_of(image.l2_entry(0));
+            image.set_u16(image.refcount_at(cluster), 2)
+        }),
+        ("a refcount is too high, and the flag is missing", |image| {
+            let cluster = image.cluster_of(image.l2_entry(0));
+            let refcount = image.refcount_at(cluster);
+            clear_copied(image, 0).set_u16(refcount, 2)
+        }),
+        ("the flag of an L2 table is missing", |image| {
+            let at = image.l1_entry_at(0);
+            image.set_u64(at, image.u64(at) & !COPIED)
+        }),
+        ("all at once", |image| clear_copied(share(image, 2), 8 << 10).set_l2_entry(12 << 10, 0)),
+    ];
+    let image = built("cluster_size=4k", |image| qemu_io("qcow2", image, &["write -P 1 0 32k"]));
+    for (what, damage) in rows {
+        let scratch = Scratch::new();
+        let mut patch = copy(&scratch, &image);
+        damage(&mut patch);
+        patch.save();
+        let before = content(&patch.path);
+        let by_qemu = scratch.path("by-qemu");
+        std::fs::copy(&patch.path, &by_qemu).unwrap();
+        let output = Command::new("qemu-img")
+            .args(["check", "-q", "-r", "leaks", "-f", "qcow2"])
+            .arg(&by_qemu)
+            .output()
+            .unwrap();
+        let run = repair("leaks", &patch.path);
+        assert_eq!(run.code(), output.status.code(), "{what}: {}{}", run.stdout(), run.stderr());
+        assert_eq!(theirs(&patch.path).code, theirs(&by_qemu).code, "{what}");
+        // Byte for byte, but that QEMU punches a hole where a leaked cluster was.
+        let (ours, theirs) =
+            [&patch.path, &by_qemu].map(|path| std::fs::read(path).unwrap()).into();
+        assert_eq!(ours.len(), theirs.len(), "{what}");
+        let mut clusters = ours.chunks(4096).zip(theirs.chunks(4096));
+        let alike = |(a, b): (&[u8], &[u8])| a == b || b.iter().all(|byte| *byte == 0);
+        assert!(clusters.all(alike), "{what}");
+        assert!(kept(&before, &patch.path), "{what}: content");
+    }
+}
+
+/// Has two entries lead to one cluster, with a refcount, and both with copied flags.
+fn share(image: &mut Patch, refcount: u16) -> &mut Patch {
+    let entry = image.l2_entry(0) | COPIED;
+    let at = image.refcount_at(image.cluster_of(entry));
+    image.set_l2_entry(64 << 10, entry).set_u16(at, refcount)
+}
+
+fn clear_copied(image: &mut Patch, guest: u64) -> &mut Patch {
+    let entry = image.l2_entry(guest) & !COPIED;
+    image.set_l2_entry(guest, entry)
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod advice;
 mod cves;
 mod errors;
 mod info;

@@ -100,11 +100,14 @@ pub(crate) const SHARERS: [Case; 4] = [
 ];
 
 /// Those whose source is changed while they read it; it is `image`.
-pub(crate) const WHILE_CHANGED: [Case; 8] = [
+pub(crate) const WHILE_CHANGED: [Case; 11] = [
     changing("flatten", "flatten --threads 1 image new").making_new(),
     changing("flatten to raw", "flatten --threads 1 -O raw image new").making_new(),
     changing("flatten to a stream", "flatten --threads 1 image -"),
     changing("checksum", "checksum --threads 1 image"),
+    changing("checksum, SHA-256", "checksum --threads 1 --algorithm sha256 image"),
+    changing("checksum, tree hash", "checksum --threads 1 --algorithm blake3-tree image"),
+    changing("flatten to a raw stream", "flatten --threads 1 -O raw image -"),
     changing("check", "check --threads 1 image"),
     changing("map", "map --output json image"),
     changing("measure", "measure -O qcow2 image"),

@@ -23,6 +23,7 @@ mod names;
 mod property;
 mod reading;
 mod replacing;
+mod salvage;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;

@@ -289,11 +289,8 @@ impl Judge<'_> {
         }
         let SearchOptions { observer, cancel, .. } = self.options;
         let open = OpenOptions { format: Some(format), ..Default::default() };
-        let hash = Chain::open(path, &open).and_then(|chain| {
-            let hash = tree_hash(&chain, 0, *observer, cancel)?;
-            chain.check_unchanged()?;
-            Ok(hash)
-        });
+        let hash =
+            Chain::open(path, &open).and_then(|chain| tree_hash(&chain, 0, *observer, cancel));
         Ok(match hash {
             Ok(hash) if hash.root == manifest.tree.root => candidate(Verdict::Equal, None),
             Ok(_) => candidate(Verdict::Different, None),

@@ -7,7 +7,7 @@ use super::name::ImageName;
 use super::policy::Policy;
 use super::{Format, lock_for_reading};
 use crate::format::{Autoclear, CryptMethod, HostOffset};
-use crate::image::{Image, Run, RunKind, TableWindow, Tables, push_run};
+use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
 use crate::io::{FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
@@ -239,16 +239,32 @@ pub(crate) enum LayerWindow<'a> {
 }
 
 impl LayerWindow<'_> {
-    /// Appends the runs of `start..end`.
-    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    /// Appends the runs of `start..end`. What cannot be understood goes to `faults`, and is a run of
+    /// zeros.
+    pub(crate) fn runs(
+        &mut self,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        faults: Faults<'_>,
+    ) -> Result<()> {
         match self {
-            Self::Raw(storage) => raw_runs(*storage, start, end, runs).map_err(hole_error),
+            Self::Raw(storage) => match raw_runs(*storage, start, end, runs).map_err(hole_error) {
+                // Where holes cannot be found, reading tells what can be read.
+                Err(error) if faults.is_some() && is_damage(&error) => {
+                    let at = runs.last().map_or(start, |run| run.guest.saturating_add(run.len));
+                    let kind = RunKind::Data(HostOffset(at));
+                    push_run(runs, Run { guest: at, len: end.saturating_sub(at), kind });
+                    Ok(())
+                }
+                result => result,
+            },
             Self::RawBytes => {
                 let kind = RunKind::Data(HostOffset(start));
                 push_run(runs, Run { guest: start, len: end.saturating_sub(start), kind });
                 Ok(())
             }
-            Self::Qcow2(window) => window.runs(start, end, runs),
+            Self::Qcow2(window) => window.runs(start, end, runs, faults),
         }
     }
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::format::HeaderArea;
 use crate::image::{TableCache, Tables};
 use crate::io::{Access, FileStorage, Identity, Storage};
 use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
@@ -228,6 +229,31 @@ pub(crate) fn open_file(
     Ok((file, format))
 }
 
+/// Opens what the image at `path` is backed by, down to the end of the chain, and forgets it again: an
+/// image whose backing file is lost is not sound, whatever its own tables say. Neither those tables
+/// nor any data is read. Gives back the image's own file, so that whoever opens it again can tell
+/// afterwards whether it is still the one that was looked at.
+///
+/// # Errors
+/// What keeps the backing chain from being opened: as [`Chain::open`]. A name, a format or a file that
+/// is not for this crate to open ([`Unsupported`](crate::ErrorKind::Unsupported),
+/// [`Denied`](crate::ErrorKind::Denied)) says nothing about whether it is there.
+pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> {
+    let (file, format) = open_file(path, options.format, &options.policy)?;
+    if format != Format::Qcow2 {
+        return Ok(file);
+    }
+    let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
+    let holder = local_path(path)?;
+    let mut walk = Walk {
+        options,
+        next: below(&area, &holder, options).map_err(|error| error.file(path)).transpose(),
+        seen: HashSet::from([file.identity()]),
+    };
+    while walk.next_layer()?.is_some() {}
+    Ok(file)
+}
+
 /// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.
 ///
 /// # Errors
@@ -356,7 +382,9 @@ impl<'a> Walk<'a> {
         }
         let layer = Layer::new(path, Arc::new(file), format)?;
         self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
-        self.next = self.below(&layer).map_err(|error| error.file(layer.path())).transpose();
+        let area = layer.image().map(crate::image::Image::area);
+        let next = area.map_or(Ok(None), |area| below(area, layer.path(), self.options));
+        self.next = next.map_err(|error| error.file(layer.path())).transpose();
         Ok(Some(layer))
     }
 
@@ -368,27 +396,26 @@ impl<'a> Walk<'a> {
         }
         limits.check(layer)
     }
+}
 
-    /// What `layer` stands on.
-    fn below(&self, layer: &Layer) -> Result<Option<Next>> {
-        let Some(area) = layer.image().map(crate::image::Image::area) else { return Ok(None) };
-        let Some(name) = area.backing_name.as_deref() else { return Ok(None) };
-        let name =
-            ImageName::from_header(name).map_err(|error| error.structure("backing file name"))?;
-        let recorded = area
-            .backing_format()
-            .map(|format| String::from_utf8_lossy(format).into_owned())
-            .or_else(|| name.driver.clone());
-        let format = match (recorded, self.options.backing_format) {
-            (Some(format), _) => {
-                format.parse().map_err(|error: Error| error.structure("backing format"))?
-            }
-            (None, Some(format)) => format,
-            (None, None) => return Err(unrecorded(&name)),
-        };
-        let path = name.relative_to(layer.path());
-        Ok(Some(Next { path, format: Wanted::Known(format) }))
-    }
+/// The backing file that the image at `holder` names in its header.
+fn below(area: &HeaderArea, holder: &Path, options: &OpenOptions) -> Result<Option<Next>> {
+    let Some(name) = area.backing_name.as_deref() else { return Ok(None) };
+    let name =
+        ImageName::from_header(name).map_err(|error| error.structure("backing file name"))?;
+    let recorded = area
+        .backing_format()
+        .map(|format| String::from_utf8_lossy(format).into_owned())
+        .or_else(|| name.driver.clone());
+    let format = match (recorded, options.backing_format) {
+        (Some(format), _) => {
+            format.parse().map_err(|error: Error| error.structure("backing format"))?
+        }
+        (None, Some(format)) => format,
+        (None, None) => return Err(unrecorded(&name)),
+    };
+    let path = name.relative_to(holder);
+    Ok(Some(Next { path, format: Wanted::Known(format) }))
 }
 
 /// Guessing would let a guest choose what the host opens (trap 101).

@@ -2,6 +2,7 @@
 //! allocated, and which layer holds it.
 
 mod cursor;
+mod damage;
 mod past_end;
 mod reader;
 mod resolve;
@@ -9,14 +10,16 @@ mod resolve;
 use std::collections::VecDeque;
 use std::iter::FusedIterator;
 
-use crate::chain::{Chain, ChainId};
+use crate::chain::{Chain, ChainId, Layer};
 use crate::format::{CompressedSpan, GuestOffset, HostOffset};
+use crate::image::is_damage;
 use crate::{Error, Result};
 
 pub use past_end::Truncation;
 use resolve::Purpose;
 
 pub use cursor::Cursor;
+pub use damage::Damage;
 pub use reader::Reader;
 
 /// A range of the guest's disk that comes from one place.
@@ -129,6 +132,8 @@ pub struct Extents {
     next_mapped: Vec<Option<u64>>,
     ready: VecDeque<Extent>,
     failed: bool,
+    /// What the tables should tell and cannot; `None` makes that an error.
+    damage: Option<Vec<Damage>>,
 }
 
 impl Chain {
@@ -162,6 +167,7 @@ impl Chain {
             next_mapped: vec![Some(0); self.layers().len()],
             ready: VecDeque::new(),
             failed: false,
+            damage: None,
         }
     }
 }
@@ -187,6 +193,16 @@ impl Iterator for Extents {
 impl FusedIterator for Extents {}
 
 impl Extents {
+    /// From now on goes on past damaged tables: what they should tell is zeros, and is listed.
+    pub(crate) fn tolerate(&mut self) {
+        self.damage.get_or_insert_default();
+    }
+
+    /// What was passed over since this was last asked, in ascending order.
+    pub(crate) fn take_damage(&mut self) -> Vec<Damage> {
+        self.damage.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// Resolves the next window, or skips to where something is mapped.
     fn fill(&mut self) -> Result<()> {
         let mapped = self.first_mapped()?.unwrap_or(self.end).min(self.end);
@@ -198,7 +214,11 @@ impl Extents {
             return Ok(());
         }
         let end = self.at.saturating_add(resolve::window_len(&self.chain)).min(self.end);
-        let extents = resolve::resolve(&self.chain, self.at, end, Purpose::Extents)?;
+        let purpose = match &mut self.damage {
+            Some(damage) => Purpose::Salvage(damage),
+            None => Purpose::Extents,
+        };
+        let extents = resolve::resolve(&self.chain, self.at, end, purpose)?;
         self.ready.extend(extents);
         if self.ready.is_empty() {
             return Err(Error::corrupt("a window of the disk has no extents"));
@@ -212,7 +232,12 @@ impl Extents {
         let mut first: Option<u64> = None;
         for (layer, next) in self.chain.layers().iter().zip(&mut self.next_mapped) {
             if next.is_some_and(|next| next < self.at) || self.at == 0 {
-                *next = layer.next_mapped(self.at)?;
+                *next = match layer.next_mapped(self.at) {
+                    // The window will tell what exactly cannot be read.
+                    Err(error) if self.damage.is_some() && is_damage(&error) => Some(self.at),
+                    Ok(None) if self.damage.is_some() => lost_from(layer).map(|at| at.max(self.at)),
+                    next => next?,
+                };
             }
             if let Some(next) = *next {
                 first = Some(first.map_or(next, |first| first.min(next)));
@@ -220,6 +245,11 @@ impl Extents {
         }
         Ok(first)
     }
+}
+
+/// From which guest offset on the layer's tables are cut off.
+fn lost_from(layer: &Layer) -> Option<u64> {
+    layer.image()?.l1_end_in_file().filter(|from| *from < layer.virtual_size())
 }
 
 #[cfg(test)]

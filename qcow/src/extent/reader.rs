@@ -2,14 +2,18 @@
 
 use std::ops::Range;
 
-use super::{Extent, ExtentKind, resolve};
+use super::{Damage, Extent, ExtentKind, resolve};
 use crate::chain::{Chain, Decoder, Layer};
 use crate::format::{CompressedSpan, GuestOffset};
+use crate::image::{is_damage, tolerate};
 use crate::io::read_padded;
 use crate::{Error, Result};
 
 /// Compressed clusters that lie near each other are read at once, up to this many bytes.
 const AT_ONCE: u64 = 1 << 20;
+/// Where data cannot be read at once, it is read in pieces of this many bytes: most drives have sectors
+/// of this size, and the page cache reads no less.
+const PAGE: u64 = 4096;
 /// Two clusters are near if no more than this lies between them: as much as is read in the time that
 /// another call takes.
 const NEAR: u64 = 32 << 10;
@@ -34,12 +38,14 @@ const NEAR: u64 = 32 << 10;
 pub struct Reader {
     chain: Chain,
     decoder: Decoder,
+    /// What could not be read; `None` makes that an error.
+    damage: Option<Vec<Damage>>,
 }
 
 impl Chain {
     /// A reader of the guest's disk. Make one per thread.
     pub fn reader(&self) -> Reader {
-        Reader { chain: self.clone(), decoder: Decoder::default() }
+        Reader { chain: self.clone(), decoder: Decoder::default(), damage: None }
     }
 
     /// Fills `buf` with the guest's bytes from `offset` on. Any number of threads may do so at once.
@@ -122,7 +128,7 @@ impl Reader {
         for extent in extents {
             match extent.kind {
                 ExtentKind::Compressed { span } => compressed.push((span, extent)),
-                _ => self.read_extent(extent, part(extent, guest, buf)?)?,
+                _ => self.read_or_blank(extent, part(extent, guest, buf)?)?,
             }
         }
         compressed.sort_unstable_by_key(|(span, extent)| (extent.depth, span.host, extent.guest));
@@ -138,9 +144,65 @@ impl Reader {
                 self.decoder.read_ahead(layer, first.depth, host);
             }
             for (_, extent) in now {
-                self.read_extent(extent, part(extent, guest, buf)?)?;
+                self.read_or_blank(extent, part(extent, guest, buf)?)?;
             }
             rest = later;
+        }
+        Ok(())
+    }
+
+    /// From now on [`read_extents`](Self::read_extents) goes on past damage: what cannot be read is
+    /// zeros, and is listed.
+    pub(crate) fn tolerate(&mut self) {
+        self.damage.get_or_insert_default();
+    }
+
+    /// What was passed over since this was last asked, in ascending order.
+    pub(crate) fn take_damage(&mut self) -> Vec<Damage> {
+        let mut damage = self.damage.as_mut().map(std::mem::take).unwrap_or_default();
+        damage.sort_by_key(|damage| damage.guest_offset);
+        damage
+    }
+
+    /// As [`read_extent`](Self::read_extent); damage is passed over if that is wanted.
+    fn read_or_blank(&mut self, extent: &Extent, buf: &mut [u8]) -> Result<()> {
+        match self.read_extent(extent, buf) {
+            Err(error) if self.damage.is_some() && is_damage(&error) => {
+                self.blank_damage(extent, buf, error)
+            }
+            result => result,
+        }
+    }
+
+    /// Reads what can be read of an extent, and leaves the rest zeros. A compressed cluster is whole or
+    /// nothing; of data, each page is tried.
+    fn blank_damage(&mut self, extent: &Extent, buf: &mut [u8], error: Error) -> Result<()> {
+        buf.fill(0);
+        let Some(layer) = self.chain.layers().get(extent.depth) else { return Err(error) };
+        let mut list = Vec::new();
+        let mut faults = Some(&mut list);
+        if let ExtentKind::Data { host } = extent.kind {
+            let mut rest = buf;
+            let mut at: u64 = 0;
+            while !rest.is_empty() {
+                let from = host.0.saturating_add(at);
+                let to_border = PAGE.saturating_sub(from & PAGE.wrapping_sub(1));
+                let len = to_border.min(rest.len() as u64);
+                let (piece, later) = rest.split_at_mut(usize::try_from(len).unwrap_or_default());
+                if let Err(error) = read_padded(&**layer.data_storage(), piece, from) {
+                    piece.fill(0);
+                    let guest = extent.guest.0.saturating_add(at);
+                    let error = error.structure("data cluster").file(layer.path());
+                    tolerate(&mut faults, guest..guest.saturating_add(len), error)?;
+                }
+                at = at.saturating_add(len);
+                rest = later;
+            }
+        } else {
+            tolerate(&mut faults, extent.guest.0..extent.end(), error)?;
+        }
+        if let Some(damage) = &mut self.damage {
+            damage.extend(list.into_iter().map(|fault| Damage::new(fault, extent.depth, layer)));
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! Resolves one window of the disk through all layers, top down: what a layer leaves open is
 //! asked of the next. No recursion; work is linear in the entries of the window.
 
-use super::{Extent, ExtentKind, past_end};
-use crate::Result;
-use crate::chain::Chain;
+use super::{Damage, Extent, ExtentKind, past_end};
+use crate::chain::{Chain, Layer};
 use crate::format::GuestOffset;
-use crate::image::{Run, RunKind};
+use crate::image::{Fault, Faults, Run, RunKind, is_damage, push_run, tolerate};
+use crate::{Error, Result};
 
 /// A window has at most this many pieces per layer, which bounds its memory to a few MiB.
 const PIECES: u64 = 64 << 10;
@@ -19,11 +19,14 @@ pub(super) fn window_len(chain: &Chain) -> u64 {
 }
 
 /// What a range is resolved for.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Purpose {
+#[derive(Debug)]
+pub(super) enum Purpose<'a> {
     /// To tell what there is, in order over long ranges: tables are read as they come, and holes of raw
     /// files are looked for.
     Extents,
+    /// As `Extents`; what a layer should tell and cannot is listed. It reads as zeros, and the layers
+    /// below are not asked.
+    Salvage(&'a mut Vec<Damage>),
     /// To read its bytes, which may be few: tables come from the chain's cache, and raw files are data.
     Bytes,
 }
@@ -33,11 +36,16 @@ pub(super) fn resolve(
     chain: &Chain,
     start: u64,
     end: u64,
-    purpose: Purpose,
+    purpose: Purpose<'_>,
 ) -> Result<Vec<Extent>> {
     let extent = |guest, len, depth, kind| {
         let (guest, chain) = (GuestOffset(guest), chain.id());
         Extent { guest, len, depth, kind, chain }
+    };
+    let (bytes, mut damage) = match purpose {
+        Purpose::Extents => (false, None),
+        Purpose::Salvage(damage) => (false, Some(damage)),
+        Purpose::Bytes => (true, None),
     };
     let mut extents = Vec::new();
     let mut open = vec![(start, end)];
@@ -48,18 +56,31 @@ pub(super) fn resolve(
         };
         last = depth;
         let size = layer.virtual_size();
+        let mut faults = Vec::new();
         let (from, to) = (hull_start.min(size), hull_end.min(size));
-        let mut window = match purpose {
-            Purpose::Extents => layer.window(from, to)?,
-            Purpose::Bytes => layer.window_of_bytes(from, to, chain.tables(depth))?,
+        let window = match bytes {
+            false => layer.window(from, to),
+            true => layer.window_of_bytes(from, to, chain.tables(depth)),
+        };
+        let mut window = match window {
+            Err(error) if damage.is_some() && is_damage(&error) => None,
+            window => Some(window?),
         };
         let (mut still_open, mut runs) = (Vec::new(), Vec::new());
         for (from, to) in open {
             // What lies past a shorter layer reads as zeros and hides what is below (trap 105).
             let inside = to.min(size).max(from);
             runs.clear();
-            window.runs(from, inside, &mut runs).map_err(|error| error.file(layer.path()))?;
+            let list = damage.is_some().then_some(&mut faults);
+            match &mut window {
+                Some(window) => window.runs(from, inside, &mut runs, list),
+                None => runs_alone(layer, from, inside, &mut runs, list),
+            }
+            .map_err(|error| error.file(layer.path()))?;
             past_end::notice(layer, &runs);
+            if damage.is_some() {
+                faults.extend(runs.iter().filter_map(|run| beyond_the_end(layer, run)));
+            }
             for run in &runs {
                 match extent_kind(run) {
                     Some(kind) => extents.push(extent(run.guest, run.len, depth, kind)),
@@ -71,13 +92,52 @@ pub(super) fn resolve(
                 extents.push(extent(inside, len, depth, ExtentKind::Unallocated));
             }
         }
+        if let Some(damage) = damage.as_deref_mut() {
+            damage.extend(faults.into_iter().map(|fault| Damage::new(fault, depth, layer)));
+        }
         open = still_open;
+    }
+    if let Some(damage) = damage {
+        damage.sort_by_key(|damage| damage.guest_offset);
     }
     for (from, to) in open {
         extents.push(extent(from, to.saturating_sub(from), last, ExtentKind::Unallocated));
     }
     extents.sort_unstable_by_key(|extent| extent.guest);
     Ok(extents)
+}
+
+/// The runs of a range for which no window could be had together with others.
+fn runs_alone(
+    layer: &Layer,
+    from: u64,
+    to: u64,
+    runs: &mut Vec<Run>,
+    mut faults: Faults<'_>,
+) -> Result<()> {
+    match layer.window(from, to) {
+        Ok(mut window) => window.runs(from, to, runs, faults),
+        Err(error) => {
+            tolerate(&mut faults, from..to, error)?;
+            push_run(
+                runs,
+                Run { guest: from, len: to.saturating_sub(from), kind: RunKind::Zero(None) },
+            );
+            Ok(())
+        }
+    }
+}
+
+/// The part of a run of data whose clusters lie behind the end of the file, and so read as zeros. In the
+/// last cluster that is there the end may be missing: QEMU does not write zeros to fill it up.
+fn beyond_the_end(layer: &Layer, run: &Run) -> Option<Fault> {
+    let (RunKind::Data(host), Some(image)) = (run.kind, layer.image()) else { return None };
+    let cluster_size = image.geometry().cluster_size();
+    let file_end = layer.data_storage().len().checked_next_multiple_of(cluster_size)?;
+    let there = file_end.saturating_sub(host.0).min(run.len);
+    let guest = run.guest.saturating_add(there)..run.guest.saturating_add(run.len);
+    let error = Error::corrupt("the data lies behind the end of the file").structure("L2 table");
+    (!guest.is_empty()).then_some(Fault { guest, error })
 }
 
 /// `None` for what the next layer has to answer.

@@ -3,6 +3,7 @@
 mod bitmaps;
 mod cache;
 mod dirty;
+mod fault;
 mod past_end;
 mod preallocation;
 mod skeleton;
@@ -23,7 +24,8 @@ use crate::{Error, ErrorKind, Remedy, Result};
 pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
-pub(crate) use skeleton::Skeleton;
+pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
+pub(crate) use skeleton::{Skeleton, read_area};
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
 /// Bytes that [`Header::peek`] needs.

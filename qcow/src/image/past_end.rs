@@ -54,7 +54,8 @@ impl Image {
                     continue;
                 }
                 // Of a table that is cut the entries that are there count.
-                let kept = file.saturating_sub(entry.offset().0) / geometry.l2_entry_size().max(1);
+                let kept = file.saturating_sub(entry.offset().0);
+                let kept = kept.checked_div(geometry.l2_entry_size()).unwrap_or(0);
                 let skipped = kept.saturating_mul(geometry.cluster_size());
                 bytes = bytes.saturating_add(covered(index, skipped));
             }

@@ -78,7 +78,7 @@ fn check_data_file(area: &HeaderArea) -> Result<()> {
 }
 
 /// Parses the first cluster as if its refcount table were not empty.
-fn read_area(storage: &dyn Storage) -> Result<HeaderArea> {
+pub(crate) fn read_area(storage: &dyn Storage) -> Result<HeaderArea> {
     let mut cluster = read_first_cluster(storage)?;
     let end = REFCOUNT_TABLE_CLUSTERS.saturating_add(4);
     let field = cluster.get_mut(REFCOUNT_TABLE_CLUSTERS..end).unwrap_or_default();

@@ -5,9 +5,12 @@
 //! one. Entries that nobody asks for are not
 //! looked at, so a damaged entry hurts only those who need it, as in QEMU.
 
+mod damaged;
+
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{Image, Tables};
+use self::damaged::unreadable;
+use super::{Faults, Image, Tables};
 use crate::format::{
     CompressedSpan, EntryRules, Geometry, GuestOffset, HostOffset, L1Entry, L2Entry,
 };
@@ -102,8 +105,15 @@ impl<'a> TableWindow<'a> {
         Ok(Self { image, tables, geometry, end, first_l1, l1, l2: L2Slice::default() })
     }
 
-    /// Appends the runs of `start..end`, which must lie in the window.
-    pub(crate) fn runs(&mut self, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    /// Appends the runs of `start..end`, which must lie in the window. What cannot be understood goes
+    /// to `faults`, and is a run of zeros.
+    pub(crate) fn runs(
+        &mut self,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        mut faults: Faults<'_>,
+    ) -> Result<()> {
         let mut at = start;
         while at < end {
             let position = self.geometry.position(GuestOffset(at));
@@ -113,17 +123,37 @@ impl<'a> TableWindow<'a> {
                 .saturating_mul(self.geometry.l2_coverage())
                 .min(end);
             let entry = self.l1_entry(position.l1_index);
+            let cut = faults.as_ref().and_then(|_| self.cut_off(position.l1_index, entry));
+            let known = cut.as_ref().map_or(table_end, |(from, _)| (*from).clamp(at, table_end));
             if entry.is_empty() {
                 let kind = RunKind::Unallocated(None);
-                push_run(runs, Run { guest: at, len: table_end.saturating_sub(at), kind });
-            } else {
-                self.load_l2(position.l1_index, position.l2_index, entry)
-                    .map_err(|error| error.guest_offset(at))?;
-                self.decode(position.l2_index, at, table_end, runs)?;
+                push_run(runs, Run { guest: at, len: known.saturating_sub(at), kind });
+            } else if at < known {
+                self.runs_of_table(entry, at, known, runs, faults.as_deref_mut())?;
+            }
+            if let Some((_, error)) = cut.filter(|_| known < table_end) {
+                unreadable(known, table_end, runs, faults.as_deref_mut(), error)?;
             }
             at = table_end;
         }
         Ok(())
+    }
+
+    /// The runs of `start..end`, all in the table of one L1 entry.
+    fn runs_of_table(
+        &mut self,
+        entry: L1Entry,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        faults: Faults<'_>,
+    ) -> Result<()> {
+        let position = self.geometry.position(GuestOffset(start));
+        let loaded = self.load_l2(position.l1_index, position.l2_index, entry, self.end);
+        match loaded.map_err(|error| error.guest_offset(start)) {
+            Ok(()) => self.decode(position.l2_index, start, end, runs, faults),
+            Err(error) => self.runs_of_damaged(entry, start, end, runs, faults, error),
+        }
     }
 
     /// Entries past the table, as a snapshot of a smaller disk has them, map nothing.
@@ -133,8 +163,9 @@ impl<'a> TableWindow<'a> {
         L1Entry(bytes.map_or(0, BigEndian::read_u64))
     }
 
-    /// Makes sure that the entries from `l2_index` to the end of table or window are in memory.
-    fn load_l2(&mut self, l1_index: u64, l2_index: u64, entry: L1Entry) -> Result<()> {
+    /// Makes sure that the entries from `l2_index` to the end of the table, or to that of guest offset
+    /// `end`, are in memory.
+    fn load_l2(&mut self, l1_index: u64, l2_index: u64, entry: L1Entry, end: u64) -> Result<()> {
         let slice = &mut self.l2;
         if slice.l1_index == Some(l1_index) && slice.first <= l2_index {
             return Ok(());
@@ -149,7 +180,7 @@ impl<'a> TableWindow<'a> {
             .index(l1_index));
         }
         let table_start = l1_index.saturating_mul(self.geometry.l2_coverage());
-        let window = self.end.saturating_sub(table_start).min(self.geometry.l2_coverage());
+        let window = end.saturating_sub(table_start).min(self.geometry.l2_coverage());
         let past = self.geometry.clusters_for(window);
         let width = self.geometry.l2_entry_size();
         slice.l1_index = None;
@@ -166,7 +197,14 @@ impl<'a> TableWindow<'a> {
     }
 
     /// Decodes the loaded entries for `start..end`, all in the loaded table.
-    fn decode(&self, l2_index: u64, start: u64, end: u64, runs: &mut Vec<Run>) -> Result<()> {
+    fn decode(
+        &self,
+        l2_index: u64,
+        start: u64,
+        end: u64,
+        runs: &mut Vec<Run>,
+        mut faults: Faults<'_>,
+    ) -> Result<()> {
         let rules = self.image.rules();
         let width = byte_len(1, self.geometry.l2_entry_size())?;
         let skip = byte_len(l2_index.saturating_sub(self.l2.first), self.geometry.l2_entry_size())?;
@@ -176,23 +214,28 @@ impl<'a> TableWindow<'a> {
             && let Some(bytes) = entries.next()
         {
             let (word, bitmap) = split_entry(bytes);
-            let entry = L2Entry::decode(word, bitmap, &rules).map_err(|error| {
+            let place = |error: Error| {
                 let width = self.geometry.l2_entry_size();
                 error
                     .structure("L2 table")
                     .index(index)
                     .host_offset(self.l2.table.0.saturating_add(index.saturating_mul(width)))
                     .guest_offset(at)
-            })?;
+            };
+            let entry = L2Entry::decode(word, bitmap, &rules).map_err(place);
             let wanted = end.saturating_sub(at);
-            let count = match step(&entry, self.geometry) {
+            let count = match entry.as_ref().ok().and_then(|entry| step(entry, self.geometry)) {
                 Some(step) => repeats(entries.clone(), (word, bitmap), step).saturating_add(1),
                 None => 1,
             };
             let in_cluster = self.geometry.offset_in_cluster(at);
             let len = count.saturating_mul(self.geometry.cluster_size());
             let len = len.saturating_sub(in_cluster).min(wanted);
-            push_entry(entry, &rules, at, len, runs)?;
+            let pushed = entry.and_then(|entry| push_entry(entry, &rules, at, len, runs));
+            if let Err(error) = pushed {
+                let faults = faults.as_deref_mut();
+                unreadable(at, at.saturating_add(len), runs, faults, error)?;
+            }
             at = at.saturating_add(len);
             index = index.saturating_add(count);
             if count > 1 {
@@ -235,6 +278,13 @@ impl Image {
         let table = self.l1();
         let there = self.storage().len().saturating_sub(table.offset.0).div_ceil(L1_ENTRY_LEN);
         table.entries.min(there)
+    }
+
+    /// From which guest offset on the L1 table lies behind the end of the file, if it does.
+    pub(crate) fn l1_end_in_file(&self) -> Option<u64> {
+        let wanted = self.l1().entries.min(self.geometry().l1_entries_for(self.virtual_size()));
+        let there = self.l1_entries_in_file();
+        (there < wanted).then(|| there.saturating_mul(self.geometry().l2_coverage()))
     }
 
     /// The first guest offset at or after `from` that an L1 entry maps, rounded down to what the

@@ -89,7 +89,8 @@ impl<'a> Used<'a> {
         while let Some(start) = image.next_mapped(at)?.filter(|start| *start < size) {
             let end = start.saturating_add(coverage).min(size);
             runs.clear();
-            TableWindow::load(image, Tables::Direct, start, end)?.runs(start, end, &mut runs)?;
+            TableWindow::load(image, Tables::Direct, start, end)?
+                .runs(start, end, &mut runs, None)?;
             for run in &runs {
                 self.run(*run)
                     .map_err(|error| error.structure("L2 table").guest_offset(run.guest))?;

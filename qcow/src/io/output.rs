@@ -57,8 +57,7 @@ impl OutputFile {
     /// is there cannot be looked at.
     pub fn create(target: &Path, replace: Replace) -> Result<Self> {
         let (directory, name) = split(target)?;
-        let replaced = replaced(target, replace).map_err(|error| error.file(target))?;
-        let mut replaced = replaced.map(Box::new);
+        let mut replaced = replaced(target, replace).map_err(|error| error.file(target))?;
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");
@@ -82,6 +81,7 @@ impl OutputFile {
         }
         let directory = File::open(directory)
             .map_err(|error| Error::io("could not open its directory", error).file(target))?;
+        let replaced = replaced.map(Box::new);
         Ok(Self::new(Place::Temporary { file: temporary, directory, replace, replaced }, target))
     }
 

@@ -40,7 +40,8 @@ const ZEROS: usize = 1 << 20;
 /// ```
 ///
 /// # Errors
-/// Whatever reading the chain raises; [`Interrupted`](crate::ErrorKind::Interrupted).
+/// Whatever reading the chain raises; [`Io`](crate::ErrorKind::Io) if a file of the chain was changed
+/// meanwhile; [`Interrupted`](crate::ErrorKind::Interrupted).
 pub fn tree_hash(
     chain: &Chain,
     threads: usize,
@@ -75,7 +76,7 @@ pub fn tree_hash(
 pub fn leaves(chain: &Chain, indexes: &[u64], cancel: &CancelToken) -> Result<Vec<Leaf>> {
     let mut reader = chain.reader();
     let mut bytes = vec![0; usize::try_from(LEAF).unwrap_or_default()];
-    indexes
+    let found = indexes
         .iter()
         .map(|&index| {
             cancel.check()?;
@@ -85,7 +86,9 @@ pub fn leaves(chain: &Chain, indexes: &[u64], cancel: &CancelToken) -> Result<Ve
             reader.read_at(part, GuestOffset(start))?;
             Ok(Leaf { index, hash: tree::hash_leaf(part) })
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    chain.check_unchanged()?;
+    Ok(found)
 }
 
 /// The SHA-256 of the guest-visible content of `chain`, as of the disk as a raw image: 64 hex

@@ -12,8 +12,9 @@ use serde::Serialize;
 
 use self::tally::Tally;
 use super::not_carried::{SourceFacts, not_carried};
+use super::salvage::Salvage;
 pub use super::shortcut::Traffic;
-use super::{NotCarried, TargetOptions, users};
+use super::{DamageReport, NotCarried, TargetOptions, users};
 use crate::chain::{Chain, Foreign, Format};
 use crate::extent::Truncation;
 use crate::io::{OutputFile, Replace};
@@ -50,6 +51,10 @@ pub struct FlattenOptions {
     pub direct: bool,
     /// The user stated that a stream is a raw disk, whatever its bytes look like.
     pub raw_stated: bool,
+    /// Go on past damage: a range that cannot be read is zeros in the new image, and is listed in
+    /// [`FlattenOutcome::damage`]. Nothing is cloned, since that does not read, and data is read past
+    /// the page cache where the file systems can. Goes neither with a stream nor with [`digest`](Self::digest), which would be of another content.
+    pub salvage: bool,
 }
 
 /// What was written.
@@ -76,6 +81,9 @@ pub struct FlattenOutcome {
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
+    /// What could not be read, with [`FlattenOptions::salvage`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub damage: Option<DamageReport>,
     /// Files of the chain that end before what their images refer to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub truncated: Vec<Truncation>,
@@ -129,7 +137,12 @@ pub fn flatten(
     if chain.contains_file(path) {
         return Err(Error::usage("the target is one of the images being read").file(path));
     }
-    if options.direct {
+    if options.salvage && options.digest {
+        return Err(Error::usage("a digest of an image with damage would be of another content")
+            .hint("take it of the new image"));
+    }
+    // Where a sector cannot be read, the page cache loses what it would read together with it.
+    if options.direct || options.salvage {
         chain.read_direct();
     }
     let (format, done) = match &options.target {
@@ -165,6 +178,7 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         zero_bytes: virtual_size.saturating_sub(done.tally.data_bytes),
         traffic: done.traffic,
         crc32: done.tally.digest(),
+        damage: done.damage,
         truncated: Vec::new(),
         not_carried_over: Vec::new(),
         looks_like: None,
@@ -195,6 +209,12 @@ struct Done {
     traffic: Traffic,
     tally: Tally,
     warnings: Vec<String>,
+    damage: Option<DamageReport>,
+}
+
+/// Where damage is listed, if it is to be passed over.
+fn salvage(options: &FlattenOptions) -> Option<Salvage> {
+    options.salvage.then(Salvage::default)
 }
 
 /// Starts what is written to: a file that gets its name later, or a device.

@@ -131,7 +131,11 @@ impl Iterator for Map<'_> {
                         return Some(Ok(entry));
                     }
                 }
-                Ok(None) => self.ended = true,
+                // The last word is whether the entries are of one state of the files.
+                Ok(None) => {
+                    self.ended = true;
+                    self.error = self.chain.check_unchanged().err();
+                }
                 Err(error) => (self.ended, self.error) = (true, Some(error)),
             }
         }
@@ -266,7 +270,7 @@ impl Map<'_> {
         let end = end.min(start.saturating_add(PIECE));
         let mut runs = Vec::new();
         let mut window = layer.window(start, end)?;
-        window.runs(start, end, &mut runs).map_err(|error| error.file(layer.path()))?;
+        window.runs(start, end, &mut runs, None).map_err(|error| error.file(layer.path()))?;
         for run in runs {
             let offset = match run.kind {
                 RunKind::Unallocated(host) => host.map(|host| host.0),

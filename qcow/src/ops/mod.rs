@@ -13,12 +13,14 @@ pub mod map;
 pub mod measure;
 mod not_carried;
 mod pipeline;
+mod salvage;
 mod shortcut;
 mod target;
 mod turns;
 mod users;
 
 pub use not_carried::{NotCarried, Property};
+pub use salvage::DamageReport;
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
 pub use users::begin;
 

@@ -10,6 +10,7 @@ use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::salvage::Salvage;
 use super::shortcut::{Moved, Place, Shortcuts, none_here};
 use super::turns::{self, Turns};
 use crate::chain::{Chain, END, Foreign};
@@ -56,6 +57,11 @@ pub(super) trait Job: Sync {
         None
     }
 
+    /// Where to list what cannot be read, if that is not to end the job: such ranges are zeros.
+    fn salvage(&self) -> Option<&Salvage> {
+        None
+    }
+
     /// In disk order: gives a stretch that is moved as it is its places.
     fn place_moved(
         &self,
@@ -81,6 +87,10 @@ impl<J: Job> Drop for Leaving<'_, J> {
 
 /// Runs `job` over the whole disk of `chain` with `threads` workers (0: one per core, at most 16)
 /// and gives back the ordered state.
+///
+/// # Errors
+/// Besides the job's own, [`Io`](crate::ErrorKind::Io) if a file of the chain was changed meanwhile:
+/// a result that mixes two states of the disk is never handed out.
 pub(super) fn run<J: Job>(
     chain: &Chain,
     job: &J,
@@ -89,13 +99,15 @@ pub(super) fn run<J: Job>(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<J::Ordered> {
-    let items = Mutex::new(Items::new(chain, job.shortcuts()));
-    turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
+    let items = Mutex::new(Items::new(chain, job.shortcuts(), job.salvage()));
+    let ordered = turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
         let leaving = Leaving(job);
         work_through(chain, job, &items, turns, cancel)?;
         std::mem::forget(leaving);
         Ok(())
-    })
+    })?;
+    chain.check_unchanged()?;
+    Ok(ordered)
 }
 
 /// A stream that brings a disk from its first byte to its last.
@@ -189,7 +201,11 @@ impl Incoming {
         if !self.ended {
             (filled, self.ended) = fill(&self.input.file, space, cancel)?;
         }
-        self.check_format(space.get(..filled).unwrap_or_default())?;
+        if let Err(error) = self.check_format(space.get(..filled).unwrap_or_default()) {
+            // For the other workers there is no more, and nothing else to complain of.
+            (self.ended, self.input.size) = (true, None);
+            return Err(error);
+        }
         let (number, guest) = (self.number, self.at);
         self.number = number.saturating_add(1);
         self.at = guest.saturating_add(filled as u64);
@@ -257,6 +273,9 @@ fn work_through<J: Job>(
 ) -> Result<()> {
     let mut worker = job.worker()?;
     let mut reader = chain.reader();
+    if job.salvage().is_some() {
+        reader.tolerate();
+    }
     let mut buffer = Buffer::new(usize::try_from(ITEM).unwrap_or_default())?;
     loop {
         cancel.check()?;
@@ -281,8 +300,14 @@ fn work_through<J: Job>(
             }
         };
         let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
+        let damage = reader.take_damage();
         let ready = job.prepare(&mut worker, guest, bytes)?;
-        let placed = turns.in_turn(number, len, |ordered| job.place(ordered, &ready))?;
+        let placed = turns.in_turn(number, len, |ordered| {
+            if let Some(salvage) = job.salvage() {
+                salvage.add_data(damage);
+            }
+            job.place(ordered, &ready)
+        })?;
         let Some(placed) = placed else { return Ok(()) };
         job.write(&mut worker, bytes, ready, placed)?;
     }
@@ -316,14 +341,23 @@ enum Item {
 struct Items<'a> {
     extents: Extents,
     shortcuts: Option<&'a Shortcuts<'a>>,
+    salvage: Option<&'a Salvage>,
     /// An extent of which a part is left.
     left: Option<Extent>,
     number: u64,
 }
 
 impl<'a> Items<'a> {
-    fn new(chain: &'a Chain, shortcuts: Option<&'a Shortcuts<'a>>) -> Self {
-        Self { extents: chain.extents(), shortcuts, left: None, number: 0 }
+    fn new(
+        chain: &'a Chain,
+        shortcuts: Option<&'a Shortcuts<'a>>,
+        salvage: Option<&'a Salvage>,
+    ) -> Self {
+        let mut extents = chain.extents();
+        if salvage.is_some() {
+            extents.tolerate();
+        }
+        Self { extents, shortcuts, salvage, left: None, number: 0 }
     }
 
     fn next_item(&mut self) -> Option<Result<(u64, Item)>> {
@@ -401,7 +435,13 @@ impl<'a> Items<'a> {
     fn take(&mut self) -> Result<Option<Extent>> {
         match self.left.take() {
             Some(extent) => Ok(Some(extent)),
-            None => self.extents.next().transpose(),
+            None => {
+                let extent = self.extents.next().transpose();
+                if let Some(salvage) = self.salvage {
+                    salvage.add_tables(self.extents.take_damage());
+                }
+                extent
+            }
         }
     }
 

@@ -49,7 +49,8 @@ const INCOMPATIBLE_BITS: u64 = 72;
 /// How much is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Only clusters that are taken and not used are given back.
+    /// Clusters that are taken and not used are given back; if nothing else is wrong but copied flags,
+    /// those are corrected too.
     Leaks,
     /// Everything.
     All,
@@ -283,8 +284,10 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool
         Scope::All => Target::Exact,
         Scope::Leaks => Target::Lowered,
     };
-    if scope == Scope::All {
+    if scope == Scope::All || counts_suffice(report) {
         entries::copied_flags(look, target, false, plan)?;
+    }
+    if scope == Scope::All {
         refcounts::raise(look, plan)?;
     }
     refcounts::lower(look, plan)?;
@@ -303,6 +306,21 @@ fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
     entries::copied_flags(&look, Target::Exact, false, plan)?;
     refcounts::rebuild(&survey, plan)?;
     entries::copied_flags(&look, Target::Exact, true, plan)
+}
+
+/// Whether nothing is wrong but leaks and copied flags: then every refcount that will be there is the
+/// truth, and so is what the flags are made to say (QEMU does so too when it repairs leaks).
+fn counts_suffice(report: &Report) -> bool {
+    report.check_errors() == 0
+        && report.sorts().into_iter().all(|(_, kind)| {
+            matches!(
+                kind,
+                FindingKind::Leaked
+                    | FindingKind::CopiedFlag
+                    | FindingKind::Overlap
+                    | FindingKind::ZeroFlag
+            )
+        })
 }
 
 /// Anything but refcounts and copied flags may mean that references were misread.

@@ -54,7 +54,8 @@ impl Manifest {
     /// Takes the tree hash of `chain`, which was opened at `snapshot` if at any.
     ///
     /// # Errors
-    /// As [`tree_hash`]; [`Io`](crate::ErrorKind::Io) if a file was changed meanwhile.
+    /// As [`tree_hash`]; a file that was changed meanwhile is an error even if the chain was opened
+    /// with `force_share`.
     pub fn take(
         chain: &Chain,
         snapshot: Option<&str>,
@@ -64,13 +65,10 @@ impl Manifest {
     ) -> Result<Self> {
         let layers = identities(chain)?;
         let tree = tree_hash(chain, threads, observer, cancel)?;
-        for (before, after) in layers.iter().zip(identities(chain)?) {
-            if *before != after {
-                let changed = std::io::Error::other("its size or its times are no longer the same");
-                return Err(Error::io("the file was changed while it was read", changed)
-                    .file(&before.path)
-                    .hint(Remedy::StopChanges));
-            }
+        // A chain that is read although others use it is not checked by the digest; a manifest of
+        // it would name a state of the files that never was.
+        for (file, path, _) in files(chain)? {
+            file.check_unchanged().map_err(|error| error.file(path))?;
         }
         Ok(Self { tree, layers, snapshot: snapshot.map(str::to_owned) })
     }

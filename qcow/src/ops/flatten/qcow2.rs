@@ -8,7 +8,7 @@ use crc32fast::Hasher;
 use super::raw::refuse_on_device;
 use super::sinks::{Collect, Metadata, Places};
 use super::tally::Tally;
-use super::{Done, FlattenOptions, Received, output, runs_of};
+use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
 use crate::format::{CompressionType, HostOffset};
@@ -17,6 +17,7 @@ use crate::layout::Placer;
 use crate::ops::checksum::hash;
 use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::pipeline::{self, Input, Job};
+use crate::ops::salvage::Salvage;
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
@@ -54,7 +55,8 @@ pub(super) fn flatten(
     }
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
-    if job.sparse && !options.compress && !options.no_reflink {
+    job.salvage = salvage(options);
+    if job.sparse && !options.compress && !options.no_reflink && !options.salvage {
         let shortcuts =
             Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest)?;
         let anywhere = target.preallocation == Preallocation::Off && data_file.is_none();
@@ -73,11 +75,12 @@ pub(super) fn flatten(
     output.barrier().map_err(partly)?;
     output.write_at(&header, 0).map_err(partly)?;
     cancel.check().map_err(partly)?;
-    chain.check_unchanged().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
     let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
+    let damage = job.salvage.as_ref().map(Salvage::report);
     let warnings = target::publish(output, data_file)?;
-    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally, warnings })
+    let (file_length, tally) = (finished.file_length, state.tally);
+    Ok(Done { file_length, traffic, tally, warnings, damage })
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
@@ -135,7 +138,8 @@ pub(super) fn receive(
     cancel.check()?;
     let traffic = Traffic::of(None, &[&output]);
     let warnings = output.publish()?;
-    Ok((size, Done { file_length: finished.file_length, traffic, tally: state.tally, warnings }))
+    let (file_length, tally) = (finished.file_length, state.tally);
+    Ok((size, Done { file_length, traffic, tally, warnings, damage: None }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -153,8 +157,8 @@ pub(super) fn measure(
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
     let traffic = Traffic::default();
-    let warnings = Vec::new();
-    Ok(Done { file_length: finished.file_length, traffic, tally: state.tally, warnings })
+    let (file_length, tally, warnings) = (finished.file_length, state.tally, Vec::new());
+    Ok(Done { file_length, traffic, tally, warnings, damage: None })
 }
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
@@ -212,6 +216,7 @@ pub(super) struct Qcow2Job<'a> {
     /// `None` to find out how long the file would be.
     files: Option<Files<'a>>,
     shortcuts: Option<Shortcuts<'a>>,
+    salvage: Option<Salvage>,
     data_file: bool,
     cluster_size: usize,
     subclusters: bool,
@@ -339,6 +344,10 @@ impl Job for Qcow2Job<'_> {
         self.shortcuts.as_ref()
     }
 
+    fn salvage(&self) -> Option<&Salvage> {
+        self.salvage.as_ref()
+    }
+
     fn place_moved(
         &self,
         state: &mut State,
@@ -395,6 +404,7 @@ impl<'a> Qcow2Job<'a> {
         Self {
             files,
             shortcuts: None,
+            salvage: None,
             data_file: target.data_file.is_some(),
             cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
             subclusters: target.extended_l2,

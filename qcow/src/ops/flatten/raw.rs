@@ -5,15 +5,16 @@ use std::path::Path;
 use crc32fast::Hasher;
 
 use super::tally::Tally;
-use super::{Done, FlattenOptions, Received, output, runs_of};
+use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::io::OutputFile;
 use crate::ops::checksum::hash;
 use crate::ops::create::preallocate_raw;
 use crate::ops::pipeline::{self, Input, Job};
+use crate::ops::salvage::Salvage;
 use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
-use crate::ops::{Preallocation, RawOptions};
+use crate::ops::{DamageReport, Preallocation, RawOptions};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Zeros are left out in pieces of this many bytes, the usual block of a file system.
@@ -37,11 +38,10 @@ pub(super) fn flatten(
     if output.fixed_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
-    let (traffic, tally) = write(chain, &output, target, options, observer, cancel)
-        .and_then(|done| chain.check_unchanged().map(|()| done))
+    let (traffic, tally, damage) = write(chain, &output, target, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), traffic, tally, warnings })
+    Ok(Done { file_length: chain.virtual_size(), traffic, tally, warnings, damage })
 }
 
 fn write(
@@ -51,10 +51,11 @@ fn write(
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<(Traffic, Tally)> {
+) -> Result<(Traffic, Tally, Option<DamageReport>)> {
     // What exists is overwritten, not shared: trying that out would change its length.
     let may_share = target.preallocation == Preallocation::Off
         && !options.no_reflink
+        && !options.salvage
         && output.fixed_len().is_none();
     let shortcuts =
         if may_share { Shortcuts::find(chain, output, None, options.digest)? } else { None };
@@ -66,12 +67,14 @@ fn write(
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
         keep_zeros: target.preallocation == Preallocation::Full,
+        salvage: salvage(options),
         cancel,
     };
     let tally = Tally::new(options.digest);
     let tally = pipeline::run(chain, &job, tally, options.threads, observer, cancel)?;
     cancel.check()?;
-    Ok((Traffic::of(job.shortcuts.as_ref(), &[output]), tally))
+    let damage = job.salvage.as_ref().map(Salvage::report);
+    Ok((Traffic::of(job.shortcuts.as_ref(), &[output]), tally, damage))
 }
 
 /// Writes the disk that `input` brings to a new raw image at `path`.
@@ -88,7 +91,7 @@ pub(super) fn receive(
     let (size, traffic, tally) = write_stream(input, &output, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;
-    Ok((size, Done { file_length: size, traffic, tally, warnings }))
+    Ok((size, Done { file_length: size, traffic, tally, warnings, damage: None }))
 }
 
 fn write_stream(
@@ -101,7 +104,14 @@ fn write_stream(
     if let (Some(size), Some(_)) = (input.size, output.fixed_len()) {
         output.set_len(size)?;
     }
-    let job = RawJob { output, shortcuts: None, digest: options.digest, keep_zeros: false, cancel };
+    let job = RawJob {
+        output,
+        shortcuts: None,
+        digest: options.digest,
+        keep_zeros: false,
+        salvage: None,
+        cancel,
+    };
     let tally = Tally::new(options.digest);
     let (len, mut tally) =
         pipeline::receive(input, &job, tally, options.threads, observer, cancel)?;
@@ -148,6 +158,7 @@ struct RawJob<'a> {
     shortcuts: Option<Shortcuts<'a>>,
     digest: bool,
     keep_zeros: bool,
+    salvage: Option<Salvage>,
     cancel: &'a CancelToken,
 }
 
@@ -195,6 +206,10 @@ impl Job for RawJob<'_> {
 
     fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
         self.shortcuts.as_ref()
+    }
+
+    fn salvage(&self) -> Option<&Salvage> {
+        self.salvage.as_ref()
     }
 
     fn place_moved(

@@ -45,6 +45,7 @@ pub fn flatten_to_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
+    refuse(options.salvage, "salvaging")?;
     observer.opened()?;
     let mut stream = Stream::new(output);
     let (format, done) = match &options.target {
@@ -81,6 +82,7 @@ pub fn flatten_from_stream(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
+    refuse(options.salvage, "salvaging")?;
     let (looks_like, raw_stated) = (Arc::new(OnceLock::new()), options.raw_stated);
     let input = Input { file: input, size, raw_stated, looks_like: Arc::clone(&looks_like) };
     let (format, (size, done)) = match &options.target {
@@ -128,10 +130,10 @@ fn send_raw(
     let job = RawStream { stream, digest: options.digest };
     let state = RawState { tickets: 0, tally: Tally::new(options.digest) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
-    chain.check_unchanged()?;
     let written = stream.finish(chain.virtual_size())?;
     let (file_length, traffic) = (chain.virtual_size(), sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally, warnings: Vec::new() })
+    let (tally, warnings) = (state.tally, Vec::new());
+    Ok(Done { file_length, traffic, tally, warnings, damage: None })
 }
 
 fn send_qcow2(
@@ -176,11 +178,11 @@ fn send_qcow2(
         )
         .hint(Remedy::StopChanges));
     }
-    chain.check_unchanged()?;
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
     let (file_length, traffic) = (finished.file_length, sent(written));
-    Ok(Done { file_length, traffic, tally: state.tally, warnings: Vec::new() })
+    let (tally, warnings) = (state.tally, Vec::new());
+    Ok(Done { file_length, traffic, tally, warnings, damage: None })
 }
 
 fn sent(written_bytes: u64) -> Traffic {
