@@ -28,6 +28,7 @@ pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
+pub(crate) use name::path_text;
 pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
 
 /// How to open an image and what it stands on.

@@ -207,6 +207,14 @@ fn network(protocol: &str) -> Error {
     .hint(Remedy::CopyToLocalFile)
 }
 
+/// File names need not be UTF-8; JSON must be.
+pub(crate) fn path_text<S: serde::Serializer>(
+    path: &Path,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -221,7 +221,7 @@ impl Extents {
         let extents = resolve::resolve(&self.chain, self.at, end, purpose)?;
         self.ready.extend(extents);
         if self.ready.is_empty() {
-            return Err(Error::corrupt("a window of the disk has no extents"));
+            return Err(Error::internal("a window of the disk has no extents"));
         }
         self.at = end;
         Ok(())

@@ -20,7 +20,7 @@ use crate::image::{Run, RunKind};
 #[non_exhaustive]
 pub struct Truncation {
     /// The file.
-    #[serde(serialize_with = "crate::ops::path_text")]
+    #[serde(serialize_with = "crate::chain::path_text")]
     pub filename: PathBuf,
     /// Where it ends.
     pub file_length: u64,

@@ -5,7 +5,8 @@
 
 use std::fmt;
 
-use crate::{Error, Result};
+use super::MAX_L1_BYTES;
+use crate::{Error, Remedy, Result};
 
 /// Smallest cluster: 512 bytes.
 pub const MIN_CLUSTER_BITS: u32 = 9;
@@ -184,5 +185,22 @@ impl Geometry {
     /// L1 entries needed to map a disk of `virtual_size` bytes.
     pub fn l1_entries_for(self, virtual_size: u64) -> u64 {
         virtual_size.div_ceil(self.l2_coverage())
+    }
+
+    /// As [`l1_entries_for`](Self::l1_entries_for), for an image that is to be made.
+    ///
+    /// # Errors
+    /// [`Limit`](crate::ErrorKind::Limit) if the L1 table would be longer than QEMU reads.
+    pub(crate) fn new_l1_entries(self, virtual_size: u64) -> Result<u64> {
+        let entries = self.l1_entries_for(virtual_size);
+        if entries <= MAX_L1_BYTES >> 3 {
+            return Ok(entries);
+        }
+        let most = self.l2_coverage().saturating_mul(MAX_L1_BYTES >> 3);
+        Err(Error::limit(format!(
+            "{virtual_size} bytes are too many for clusters of {} bytes, which allow {most}",
+            self.cluster_size()
+        ))
+        .hint(Remedy::LargerClusters))
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::not_carried::{SourceFacts, not_carried};
 use super::{NotCarried, Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, target};
 use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
+use crate::exact::{Exact, to_usize};
 use crate::format::{Compatible, HostOffset};
 use crate::io::{OutputFile, Replace};
 use crate::layout::{Placer, Sink};
@@ -291,7 +292,7 @@ impl Sink for ReserveSink<'_> {
 
     fn data(&mut self, _first: u64, clusters: u64, host: HostOffset) -> Result<()> {
         if self.full {
-            let len = clusters.saturating_mul(self.cluster_size);
+            let len = clusters.times(self.cluster_size)?;
             write_zeros(self.output, host.0, len, self.cancel)?;
         }
         Ok(())
@@ -300,12 +301,12 @@ impl Sink for ReserveSink<'_> {
 
 fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken) -> Result<()> {
     let zeros = vec![0; ZEROS];
-    let (mut at, end) = (offset, offset.saturating_add(len));
+    let (mut at, end) = (offset, offset.plus(len)?);
     while at < end {
         cancel.check()?;
-        let piece = usize::try_from(end.saturating_sub(at)).unwrap_or(ZEROS).min(ZEROS);
+        let piece = to_usize(end.minus(at)?).min(ZEROS);
         output.write_at(zeros.get(..piece).unwrap_or(&zeros), at)?;
-        at = at.saturating_add(piece as u64);
+        at = at.plus(piece as u64)?;
     }
     Ok(())
 }

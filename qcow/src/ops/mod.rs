@@ -1,7 +1,5 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
-use std::path::Path;
-
 pub mod check;
 pub mod checksum;
 pub mod compare;
@@ -24,10 +22,4 @@ pub use salvage::DamageReport;
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
 pub use users::begin;
 
-/// File names need not be UTF-8; JSON must be.
-pub(crate) fn path_text<S: serde::Serializer>(
-    path: &Path,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
+pub(crate) use crate::chain::path_text;
