@@ -3,7 +3,6 @@
 
 use std::fmt;
 
-use crate::format::HostOffset;
 use crate::{Error, Result};
 
 // What is in memory has a length that fits 64 bits, and the other way round.
@@ -53,17 +52,6 @@ fn does_not_fit(one: impl fmt::LowerHex, sign: char, other: impl fmt::LowerHex) 
     Error::internal(format!("{one:#x} {sign} {other:#x} is no offset or length"))
 }
 
-impl HostOffset {
-    /// The place `bytes` further on in a file that is written.
-    ///
-    /// # Errors
-    /// [`Internal`](crate::ErrorKind::Internal) if there is no such offset.
-    #[inline]
-    pub(crate) fn plus(self, bytes: u64) -> Result<Self> {
-        self.0.plus(bytes).map(Self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,7 +63,6 @@ mod tests {
         for wrong in [u64::MAX.plus(1), 1u64.minus(2), (1u64 << 63).times(2)] {
             assert_eq!(wrong.unwrap_err().kind(), ErrorKind::Internal);
         }
-        assert_eq!(HostOffset(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
         assert_eq!(to_usize(u64::MAX), usize::MAX);
     }
 }

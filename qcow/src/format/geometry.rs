@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::MAX_L1_BYTES;
+use crate::exact::Exact;
 use crate::{Error, Remedy, Result};
 
 /// Smallest cluster: 512 bytes.
@@ -53,6 +54,17 @@ offset! {
 offset! {
     /// A byte offset in an image file.
     HostOffset
+}
+
+impl HostOffset {
+    /// The place `bytes` further on in a file that is written.
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if there is no such offset.
+    #[inline]
+    pub(crate) fn plus(self, bytes: u64) -> Result<Self> {
+        self.0.plus(bytes).map(Self)
+    }
 }
 
 /// Where a guest offset is looked up: which L1 entry, which L2 entry, which byte of the cluster.
@@ -202,5 +214,17 @@ impl Geometry {
             self.cluster_size()
         ))
         .hint(Remedy::LargerClusters))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn no_place_to_write_lies_past_64_bits() {
+        assert_eq!(HostOffset(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(HostOffset(u64::MAX).plus(0).unwrap(), HostOffset(u64::MAX));
     }
 }

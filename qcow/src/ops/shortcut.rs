@@ -185,8 +185,8 @@ impl<'a> Shortcuts<'a> {
     }
 
     /// How far an item that starts at `guest` may reach.
-    pub(super) fn reach(&self, guest: u64) -> u64 {
-        if self.strewn { u64::MAX } else { guest.checked_add(self.longest).unwrap_or(u64::MAX) }
+    pub(super) fn reach(&self, guest: u64) -> Result<u64> {
+        if self.strewn { Ok(u64::MAX) } else { guest.plus(self.longest) }
     }
 
     /// The digest of what is moved, if one is wanted.
