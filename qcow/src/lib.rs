@@ -84,6 +84,7 @@ pub mod io;
 pub mod ops;
 
 mod error;
+mod exact;
 mod layout;
 mod progress;
 mod remedy;
