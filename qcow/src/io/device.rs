@@ -57,7 +57,7 @@ impl Existing {
             .open(path)
             .map_err(|error| match error.kind() {
                 std::io::ErrorKind::ResourceBusy => {
-                    Error::io("the device is mounted, or another process has it open", error)
+                    Error::io("the device is in use: it is mounted, or another process has it open", error)
                         .hint("unmount it, or stop the process that uses it, then try again")
                 }
                 _ => Error::io("could not open for writing", error),
