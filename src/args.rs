@@ -32,9 +32,34 @@ pub(crate) struct OutputArgs {
     pub(crate) output: OutputFormat,
 }
 
+impl OutputArgs {
+    /// How the outcome is printed.
+    pub(crate) fn format(&self) -> OutputFormat {
+        self.output
+    }
+}
+
+/// The options of every command that reads images.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+}
+
+impl Common {
+    /// How the outcome is printed.
+    pub(crate) fn format(&self) -> OutputFormat {
+        self.output.format()
+    }
+}
+
 /// How much is said on the way.
 #[derive(Debug, Args)]
-pub(crate) struct Voice {
+pub(crate) struct Verbosity {
     /// Print only what was asked for, errors and warnings: no summary, no progress
     #[arg(short, long, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
@@ -44,7 +69,7 @@ pub(crate) struct Voice {
     pub(crate) verbose: bool,
 }
 
-impl Voice {
+impl Verbosity {
     /// Says which image is about to be opened, and how its format is found.
     pub(crate) fn opening(&self, path: &Path, format: Option<Format>) {
         if self.verbose {
@@ -346,8 +371,8 @@ impl WorkArgs {
     }
 
     /// When to show progress; `quiet` overrules.
-    pub(crate) fn progress(&self, voice: &Voice) -> When {
-        match (voice.quiet, self.always_progress) {
+    pub(crate) fn progress(&self, verbosity: &Verbosity) -> When {
+        match (verbosity.quiet, self.always_progress) {
             (true, _) => When::Never,
             (false, true) => When::Always,
             (false, false) => self.progress,
@@ -412,8 +437,8 @@ mod tests {
     #[test]
     fn quiet_wins_over_asked_for_progress() {
         let work = WorkArgs { threads: 0, progress: When::Always, always_progress: true };
-        assert_eq!(work.progress(&Voice { quiet: true, verbose: false }), When::Never);
-        assert_eq!(work.progress(&Voice { quiet: false, verbose: false }), When::Always);
+        assert_eq!(work.progress(&Verbosity { quiet: true, verbose: false }), When::Never);
+        assert_eq!(work.progress(&Verbosity { quiet: false, verbose: false }), When::Always);
     }
 
     #[test]

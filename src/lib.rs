@@ -18,6 +18,7 @@ mod picture;
 mod progress;
 mod remedies;
 pub mod sandbox;
+mod session;
 mod signals;
 mod size;
 

@@ -98,11 +98,12 @@ pub(crate) enum AuditFormat {
     Prometheus,
 }
 
-impl From<AuditFormat> for OutputFormat {
-    fn from(format: AuditFormat) -> Self {
-        match format {
-            AuditFormat::Json => Self::Json,
-            AuditFormat::Human | AuditFormat::Prometheus => Self::Human,
+impl AuditOutput {
+    /// How errors are printed.
+    pub(crate) fn format(&self) -> OutputFormat {
+        match self.output {
+            AuditFormat::Json => OutputFormat::Json,
+            AuditFormat::Human | AuditFormat::Prometheus => OutputFormat::Human,
         }
     }
 }

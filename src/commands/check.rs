@@ -11,12 +11,11 @@ use qcow::ops::check::{
 use qcow::{Error, ErrorKind, Printable};
 use serde::Serialize;
 
-use crate::args::{CacheArgs, OutputArgs, SandboxArgs, Voice, WorkArgs, format_parser};
+use crate::args::{CacheArgs, Common, WorkArgs, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
-use crate::progress::Progress;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 
 /// The check could not be done, or not all of it.
 const NOT_CHECKED: u8 = 1;
@@ -55,11 +54,7 @@ Exit codes:
 )]
 pub(crate) struct Check {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -105,8 +100,8 @@ enum What {
 impl Check {
     /// Checks, prints what was found, and ends with QEMU's exit code.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let watch = Watch::start()?;
-        self.voice.opening(&self.path, self.format);
+        let operation = Operation::start(&self.common, &self.work)?;
+        self.common.verbosity.opening(&self.path, self.format);
         let options = CheckOptions {
             format: self.format,
             force_share: self.force_share,
@@ -114,7 +109,6 @@ impl Check {
             policy: Policy { strict: self.untrusted, ..Policy::default() },
             ..CheckOptions::default()
         };
-        let progress = Progress::new(self.work.progress(&self.voice));
         let changed = self.repair.is_some() && !self.dry_run;
         let looked_at = self.enter_sandbox(changed, &options)?;
         let settle = |failure| match failure {
@@ -124,20 +118,21 @@ impl Check {
         if let Some(what) = self.repair {
             let scope = if what == What::All { Scope::All } else { Scope::Leaks };
             let options = RepairOptions { scope, dry_run: self.dry_run, check: options };
-            let result = repair(&self.path, &options, &progress, watch.token());
-            progress.finish(result.is_ok());
-            let outcome = watch.settle(result).map_err(settle)?;
+            let outcome = operation
+                .run(|observer, cancel| repair(&self.path, &options, observer, cancel))
+                .map_err(settle)?;
             self.print(&outcome, repaired_text)?;
             return verdict(&outcome.check);
         }
-        let result = check(&self.path, &options, &progress, watch.token());
-        // It was opened twice.
-        let result = result.and_then(|outcome| match looked_at {
-            Some(file) if !self.force_share => file.check_unchanged().map(|()| outcome),
-            _ => Ok(outcome),
+        let checked = operation.run(|observer, cancel| {
+            let outcome = check(&self.path, &options, observer, cancel)?;
+            // It was opened twice.
+            match looked_at {
+                Some(file) if !self.force_share => file.check_unchanged().map(|()| outcome),
+                _ => Ok(outcome),
+            }
         });
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result).map_err(settle)?;
+        let outcome = checked.map_err(settle)?;
         self.print(&outcome, text)?;
         verdict(&outcome)
     }
@@ -152,7 +147,7 @@ impl Check {
         let plan = Plan::new().opened_again();
         let plan = if changed { plan.changing(&self.path) } else { plan };
         if self.alone || self.untrusted {
-            self.sandbox.enter(plan.image(&self.path))?;
+            Session::start(&self.common, plan.image(&self.path))?;
             return Ok(None);
         }
         let open = OpenOptions {
@@ -163,7 +158,7 @@ impl Check {
             backing_formats: BackingFormats::new().only(Format::Raw),
             ..OpenOptions::default()
         };
-        let sandbox = self.sandbox.enter(plan.chain(&self.path, &open))?;
+        let session = Session::start(&self.common, plan.chain(&self.path, &open))?;
         let file = match check_backing(&self.path, &open) {
             Ok(file) => Some(file),
             // Not for us to open, but QEMU may be able to. Of the image itself the check tells.
@@ -180,14 +175,14 @@ impl Check {
             }
             Err(error) => return Err(error.into()),
         };
-        sandbox.all_is_open()?;
+        session.all_is_open()?;
         Ok(file)
     }
 
     fn print<T: Serialize>(&self, outcome: &T, text: fn(&T) -> String) -> Result<(), Failure> {
-        match self.output.output {
+        match self.common.format() {
             OutputFormat::Json => print_json(outcome),
-            OutputFormat::Human if self.voice.quiet => Ok(()),
+            OutputFormat::Human if self.common.verbosity.quiet => Ok(()),
             OutputFormat::Human => print(text(outcome)),
         }
     }

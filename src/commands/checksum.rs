@@ -7,20 +7,17 @@ use qcow::chain::{Chain, OpenOptions};
 use qcow::extent::{LeftOut, Truncation};
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
-use qcow::{CancelToken, Error, ErrorKind};
+use qcow::{CancelToken, Error, ErrorKind, Observer};
 use serde::Serialize;
 
-use crate::args::{
-    OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace,
-};
+use crate::args::{Common, PartArgs, SourceArgs, WorkArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};
-use crate::progress::Progress;
 use crate::remedies;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 
 /// The disk is not what the manifest says.
 const DIFFERENT: u8 = 1;
@@ -48,11 +45,7 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct Checksum {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -141,30 +134,25 @@ impl Checksum {
     /// Reads the disk and prints its digest, or the verdict on it.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let algorithm = self.algorithm()?;
-        let watch = Watch::start()?;
+        let operation = Operation::start(&self.common, &self.work)?;
         let threads = self.work.threads();
-        let progress = Progress::new(self.work.progress(&self.voice));
         let mut open = self.source.open_options(self.snapshot.as_deref());
         if algorithm == Algorithm::Sha256 && self.source.trust.is_unbounded() {
             open.limits.max_virtual_size = MOST_HASHED;
         }
-        let sandbox = self.sandbox.enter(self.plan(&open))?;
+        let session = Session::start(&self.common, self.plan(&open))?;
         let known = self.verify.as_deref().map(Manifest::read).transpose()?;
-        self.voice.opening(&self.path, open.format);
-        let chain = self.part.open(&self.path, &open)?;
-        self.voice.opened(&chain);
+        let chain = session.open_chain(&self.path, &open, &self.part)?;
         let cached = self.cached(&chain)?;
-        sandbox.all_is_open()?;
+        session.all_is_open()?;
         let digest = match cached {
             Some(tree) => Digest::Tree(tree),
-            None => {
-                let result = self.compute(algorithm, &chain, threads, &progress, watch.token());
-                progress.finish(result.is_ok());
-                watch.settle(result)?
-            }
+            None => operation.run(|observer, cancel| {
+                self.compute(algorithm, &chain, threads, observer, cancel)
+            })?,
         };
         let lacks = Lacks {
-            left_out: warn_left_out(&chain, self.output.output)?,
+            left_out: warn_left_out(&chain, self.common.format())?,
             truncated: chain.truncations()?,
         };
         warn_truncated(&lacks.truncated);
@@ -205,7 +193,7 @@ impl Checksum {
         match Manifest::read_trusted(path, chain, self.snapshot.as_deref()) {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
-                if !self.voice.quiet {
+                if !self.common.verbosity.quiet {
                     say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
                 }
                 Ok(None)
@@ -219,27 +207,27 @@ impl Checksum {
         algorithm: Algorithm,
         chain: &Chain,
         threads: usize,
-        progress: &Progress,
+        observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> qcow::Result<Digest> {
         if let Some(path) = &self.manifest {
             let snapshot = self.snapshot.as_deref();
-            let manifest = Manifest::take(chain, snapshot, threads, progress, cancel)?;
+            let manifest = Manifest::take(chain, snapshot, threads, observer, cancel)?;
             warn(&manifest.write(path, replace(self.force, self.force_in_use))?);
             return Ok(Digest::Tree(manifest.tree));
         }
         Ok(match algorithm {
             Algorithm::Crc32 => {
                 let options = ChecksumOptions { threads };
-                Digest::Crc32(checksum(chain, &options, progress, cancel)?.crc32)
+                Digest::Crc32(checksum(chain, &options, observer, cancel)?.crc32)
             }
-            Algorithm::Sha256 => Digest::Sha256(sha256(chain, threads, progress, cancel)?),
-            Algorithm::Blake3Tree => Digest::Tree(tree_hash(chain, threads, progress, cancel)?),
+            Algorithm::Sha256 => Digest::Sha256(sha256(chain, threads, observer, cancel)?),
+            Algorithm::Blake3Tree => Digest::Tree(tree_hash(chain, threads, observer, cancel)?),
         })
     }
 
     fn print_digest(&self, chain: &Chain, digest: Digest, lacks: Lacks) -> Result<(), Failure> {
-        if self.output.output == OutputFormat::Human {
+        if self.common.format() == OutputFormat::Human {
             let text = match &digest {
                 Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
                 Digest::Tree(tree) => tree.root.to_string(),
@@ -265,7 +253,7 @@ impl Checksum {
     ) -> Result<(), Failure> {
         let identical = known.root == tree.root;
         let differences = known.differences(tree).into_iter();
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
             let mut outcome = Outcome::new(&filename, tree.virtual_size, lacks);
             outcome.blake3_tree = Some(tree.root.to_string());
@@ -273,7 +261,7 @@ impl Checksum {
             outcome.differences =
                 Some(differences.map(|(start, length)| Range { start, length }).collect());
             print_json(&outcome)?;
-        } else if !self.voice.quiet {
+        } else if !self.common.verbosity.quiet {
             let mut text = String::new();
             for (start, length) in differences {
                 text.push_str(&format!("Content mismatch at offset {start}, {length} bytes!\n"));

@@ -9,16 +9,14 @@ use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_un
 use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
-use crate::args::{
-    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, exit_codes, format_parser,
-    required,
-};
+use crate::args::{ChainArgs, Common, ReplaceArgs, TrustArgs, exit_codes, format_parser, required};
 use crate::failure::Failure;
 use crate::losses::say_not_carried;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json, warn};
+use crate::progress::When;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 use crate::size;
 
 /// Arguments of `create`.
@@ -42,11 +40,7 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct Create {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
 
     /// Format of the new image [default: qcow2]; with --like that of IMAGE too, which else its first bytes tell
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
@@ -111,11 +105,11 @@ impl Create {
         }
         let (options, given) = self.options(&items)?;
         let outcome = if takes_long(&options.target) {
-            let watch = Watch::start()?;
-            self.sandbox.enter(plan(&path, &options))?;
-            watch.settle(create_until(&path, &options, watch.token()))?
+            let operation = Operation::showing(When::Never)?;
+            Session::start(&self.common, plan(&path, &options))?;
+            operation.run(|_, cancel| create_until(&path, &options, cancel))?
         } else {
-            self.sandbox.enter(plan(&path, &options))?;
+            Session::start(&self.common, plan(&path, &options))?;
             create(&path, &options)?
         };
         self.print(&path, &options, given, &outcome)
@@ -123,13 +117,13 @@ impl Create {
 
     /// Makes an empty target for `source` and proves it.
     fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
-        self.sandbox.enter(Plan::new().image(source).making(path))?;
-        self.voice.opening(source, self.format);
+        Session::start(&self.common, Plan::new().image(source).making(path))?;
+        self.common.verbosity.opening(source, self.format);
         let open = OpenOptions { format: self.format, ..self.open_options() };
         let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.replace.replace();
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
-        say_not_carried(&self.voice, source, &outcome.not_carried_over);
+        say_not_carried(&self.common.verbosity, source, &outcome.not_carried_over);
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
 
@@ -215,9 +209,9 @@ impl Create {
         outcome: &CreateOutcome,
     ) -> Result<(), Failure> {
         warn(&outcome.warnings);
-        match self.output.output {
+        match self.common.format() {
             OutputFormat::Json => print_json(outcome),
-            OutputFormat::Human if self.voice.quiet => Ok(()),
+            OutputFormat::Human if self.common.verbosity.quiet => Ok(()),
             OutputFormat::Human => {
                 let mut all = ImageOptions::of(&options.target);
                 all.set(Key::Size, Value::Number(outcome.virtual_size));

@@ -10,13 +10,12 @@ use clap::Args;
 use qcow::chain::Format;
 use qcow::extent::{Damage, LeftOut};
 use qcow::ops::DamageReport;
-use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
-use qcow::{Error, ErrorKind, Observer, Printable, Remedy};
+use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome, Traffic};
+use qcow::{Error, ErrorKind, Printable, Remedy};
 
 use self::stream::is_stream;
 use crate::args::{
-    OutputArgs, PartArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes,
-    format_parser, required,
+    Common, PartArgs, ReplaceArgs, SourceArgs, WorkArgs, exit_codes, format_parser, required,
 };
 use crate::commands::create::outputs;
 use crate::failure::Failure;
@@ -24,9 +23,8 @@ use crate::left_out::{Lacking, warn_left_out};
 use crate::losses::{say_not_carried, warn_truncated};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
 use crate::output::{OutputFormat, complain_json, print, print_json, say, shown, warn};
-use crate::progress::Progress;
-use crate::sandbox::{Plan, Sandbox};
-use crate::signals::Watch;
+use crate::sandbox::Plan;
+use crate::session::{Operation, Session};
 use crate::size::human;
 
 /// The new image is there, with zeros for what could not be read.
@@ -66,11 +64,7 @@ With --live, the exit codes are those of the commands that move guests (qcowtool
   7    with --salvage: DST was written, with zeros for what could not be read"))]
 pub(crate) struct Flatten {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -154,8 +148,14 @@ impl Flatten {
         if self.live.wanted() {
             let [domain, disk] =
                 [required(self.src.take(), "DOMAIN")?, required(self.dst.take(), "DISK")?];
-            let progress = self.work.progress(&self.voice);
-            return self.live.run(&domain, &disk, self.output.output, &self.voice, progress);
+            let progress = self.work.progress(&self.common.verbosity);
+            return self.live.run(
+                &domain,
+                &disk,
+                self.common.format(),
+                &self.common.verbosity,
+                progress,
+            );
         }
         let items = match request(&self.options)? {
             Request::Help => return print(help(self.target_format, Purpose::Flatten)),
@@ -195,9 +195,9 @@ impl Flatten {
             self.write(&src, &dst, &options)?
         };
         // Standard error has the outcome where standard output is the image.
-        if !(is_stream(&dst) && self.output.output == OutputFormat::Json) {
+        if !(is_stream(&dst) && self.common.format() == OutputFormat::Json) {
             warn_truncated(&outcome.truncated);
-            say_not_carried(&self.voice, &src, &outcome.not_carried_over);
+            say_not_carried(&self.common.verbosity, &src, &outcome.not_carried_over);
         }
         self.print(&src, &dst, &Lacking { outcome: &outcome, left_out: left_out.as_ref() })?;
         salvaged(&src, &outcome)
@@ -209,19 +209,17 @@ impl Flatten {
         dst: &Path,
         options: &FlattenOptions,
     ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.work.progress(&self.voice));
+        let operation = Operation::start(&self.common, &self.work)?;
         let open = self.source.open_options(self.snapshot.as_deref());
         let plan = self.outputs(dst, options).chain(src, &open);
-        let sandbox = self.sandbox.enter(plan)?;
-        self.voice.opening(src, open.format);
-        let chain = self.part.open(src, &open)?;
-        self.voice.opened(&chain);
-        let observer = Closing { progress: &progress, sandbox: &sandbox };
-        let result = flatten(&chain, dst, options, &observer, watch.token());
-        let result = result.map_err(how_to_salvage);
-        progress.finish(result.is_ok());
-        Ok((watch.settle(result)?, warn_left_out(&chain, self.output.output)?))
+        let session = Session::start(&self.common, plan)?;
+        let chain = session.open_chain(src, &open, &self.part)?;
+        let outcome = operation.run(|observer, cancel| {
+            let job = FlattenJob::begin(&chain, dst, options)?;
+            session.all_is_open()?;
+            job.run(observer, cancel).map_err(how_to_salvage)
+        })?;
+        Ok((outcome, warn_left_out(&chain, self.common.format())?))
     }
 
     /// What is written.
@@ -241,18 +239,18 @@ impl Flatten {
     ) -> Result<(), Failure> {
         let outcome = lacking.outcome;
         warn(&outcome.warnings);
-        if self.voice.verbose {
+        if self.common.verbosity.verbose {
             say(ways(&outcome.traffic));
         }
         if is_stream(dst) {
             // Standard output is the image.
             return self.print_aside(src, lacking);
         }
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             return print_json(lacking);
         }
         let mut text = String::new();
-        if !self.voice.quiet {
+        if !self.common.verbosity.quiet {
             text = summary(src, dst, outcome);
             text.extend(outcome.damage.iter().map(damage_text));
         }
@@ -268,33 +266,17 @@ impl Flatten {
         src: &Path,
         lacking: &Lacking<'_, FlattenOutcome>,
     ) -> Result<(), Failure> {
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             return complain_json(lacking);
         }
         let outcome = lacking.outcome;
-        if !self.voice.quiet {
+        if !self.common.verbosity.quiet {
             say(summary(src, Path::new("-"), outcome).trim_end());
         }
         if let Some(crc32) = &outcome.crc32 {
             say(format_args!("crc32: {crc32}"));
         }
         Ok(())
-    }
-}
-
-/// Shows progress, and gives up opening files when all is open.
-struct Closing<'a> {
-    progress: &'a Progress,
-    sandbox: &'a Sandbox,
-}
-
-impl Observer for Closing<'_> {
-    fn progress(&self, done: u64, total: u64) {
-        self.progress.progress(done, total);
-    }
-
-    fn opened(&self) -> qcow::Result<()> {
-        self.sandbox.all_is_open()
     }
 }
 

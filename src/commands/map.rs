@@ -7,13 +7,14 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
+use crate::args::{Common, PartArgs, SourceArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};
 use crate::picture::{self, Bands, Caption, Tally};
 use crate::sandbox::Plan;
+use crate::session::Session;
 use crate::size;
 
 /// Arguments of `map`.
@@ -31,11 +32,7 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct MapCommand {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
 
     /// Where on the disk to start
     #[arg(short, long, value_name = "OFFSET", default_value = "0", value_parser = parse_size)]
@@ -80,21 +77,20 @@ impl MapCommand {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let open = self.source.open_options(self.snapshot.as_deref());
         let plan = Plan::new().chain(&self.path, &open);
-        let sandbox = self.sandbox.enter(match &self.picture {
+        let plan = match &self.picture {
             Some(picture) => plan.making_late(picture),
             None => plan,
-        })?;
-        self.voice.opening(&self.path, open.format);
-        let chain = self.part.open(&self.path, &open)?;
-        self.voice.opened(&chain);
-        sandbox.all_is_open()?;
-        warn_left_out(&chain, self.output.output)?;
+        };
+        let session = Session::start(&self.common, plan)?;
+        let chain = session.open_chain(&self.path, &open, &self.part)?;
+        session.all_is_open()?;
+        warn_left_out(&chain, self.common.format())?;
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
         if let Some(picture) = &self.picture {
             return Ok(self.draw(&chain, &options, picture)?);
         }
         let entries = map(&chain, &options);
-        match self.output.output {
+        match self.common.format() {
             OutputFormat::Json => print_json(entries, &chain, self.start_offset),
             OutputFormat::Human => print_human(entries, &chain),
         }

@@ -9,7 +9,7 @@ use migrate::driver::Hypervisor;
 use migrate::journal::DomainLock;
 use migrate::live::{self, Flattened, LivePlan, Looked, Mark, Means, Method, Options};
 
-use crate::args::Voice;
+use crate::args::Verbosity;
 use crate::commands::migration::{State, refuse};
 use crate::failure::Failure;
 use crate::libvirt::connect;
@@ -81,7 +81,7 @@ impl LiveArgs {
         domain: &Path,
         disk: &Path,
         format: OutputFormat,
-        voice: &Voice,
+        verbosity: &Verbosity,
         progress: When,
     ) -> Result<(), Failure> {
         let (domain, disk) = (domain.to_string_lossy(), disk.to_string_lossy());
@@ -105,12 +105,12 @@ impl LiveArgs {
         let shown = Progress::new(progress);
         let means =
             Means { hypervisor: &*hypervisor, state, observer: &shown, cancel: watch.token() };
-        let done = self.carry_out(&means, looked, &options, (format, voice), &watch);
+        let done = self.carry_out(&means, looked, &options, (format, verbosity), &watch);
         shown.finish(done.is_ok());
         let done = done?;
         match format {
             OutputFormat::Json => print_json(&done),
-            OutputFormat::Human if voice.quiet => Ok(()),
+            OutputFormat::Human if verbosity.quiet => Ok(()),
             OutputFormat::Human => print(outcome(&done)),
         }
     }
@@ -120,12 +120,12 @@ impl LiveArgs {
         means: &Means<'_>,
         mut looked: Looked,
         options: &Options,
-        (format, voice): (OutputFormat, &Voice),
+        (format, verbosity): (OutputFormat, &Verbosity),
         watch: &Watch,
     ) -> Result<Flattened, Failure> {
         let (uuid, name) = (looked.facts.domain.uuid.clone(), looked.facts.disk.target.clone());
         if let Some(mark) = Mark::read(means.state, &uuid, &name)? {
-            if !voice.quiet {
+            if !verbosity.quiet {
                 say("going on with an earlier run that was cut off");
             }
             if let Some(done) = watch.settle_migration(live::go_on(mark, means))? {
@@ -134,7 +134,7 @@ impl LiveArgs {
             looked = again(means.hypervisor, &uuid, &name, options)?;
         }
         let plan = plan(&looked, options, format)?;
-        if voice.verbose {
+        if verbosity.verbose {
             complain(&in_words(&plan))?;
         }
         // What was deleted stays open until all is done.

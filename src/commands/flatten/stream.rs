@@ -8,16 +8,15 @@ use std::path::Path;
 use qcow::chain::{Chain, Format};
 use qcow::extent::LeftOut;
 use qcow::io::FileStorage;
-use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten_from_stream, flatten_to_stream};
+use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
 use qcow::{Error, Result};
 
-use super::{Closing, Flatten};
+use super::Flatten;
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::output::{OutputFormat, warn_line};
-use crate::progress::Progress;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 use crate::size;
 
 /// Whether the name means standard input or output.
@@ -44,22 +43,22 @@ impl Flatten {
                 .into());
         }
         let output = own(stdout)?;
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.work.progress(&self.voice));
+        let operation = Operation::start(&self.common, &self.work)?;
         let open = self.source.open_options(self.snapshot.as_deref());
-        let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
-        self.voice.opening(src, open.format);
-        let chain = self.part.open(src, &open)?;
-        if self.output.output == OutputFormat::Human {
-            self.voice.opened(&chain);
-        }
+        let session = Session::start(&self.common, Plan::new().chain(src, &open))?;
+        let chain = match self.common.format() {
+            OutputFormat::Human => session.open_chain(src, &open, &self.part)?,
+            // Standard error is for the outcome.
+            OutputFormat::Json => session.open_without_warnings(src, &open, &self.part)?,
+        };
         refuse_source(&chain, &output)?;
-        let observer = Closing { progress: &progress, sandbox: &sandbox };
-        let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result)?;
+        let outcome = operation.run(|observer, cancel| {
+            let job = FlattenJob::begin_to_stream(&chain, output, options)?;
+            session.all_is_open()?;
+            job.run(observer, cancel)
+        })?;
         // Standard error has the outcome, as JSON with all of this.
-        let left_out = match self.output.output {
+        let left_out = match self.common.format() {
             OutputFormat::Human => warn_left_out(&chain, OutputFormat::Human)?,
             OutputFormat::Json => chain.left_out()?,
         };
@@ -92,14 +91,14 @@ impl Flatten {
             return Err(Error::usage("an image does not come from a terminal").into());
         }
         let size = self.size.as_deref().map(size::parse_disk).transpose()?;
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.work.progress(&self.voice));
+        let operation = Operation::start(&self.common, &self.work)?;
         let input = own(stdin)?;
-        let sandbox = self.sandbox.enter(self.outputs(dst, options))?;
-        let observer = Closing { progress: &progress, sandbox: &sandbox };
-        let result = flatten_from_stream(input, size, dst, options, &observer, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result)?;
+        let session = Session::start(&self.common, self.outputs(dst, options))?;
+        let outcome = operation.run(|observer, cancel| {
+            let job = FlattenJob::begin_from_stream(input, size, dst, options)?;
+            session.all_is_open()?;
+            job.run(observer, cancel)
+        })?;
         if let Some(looks) = outcome.looks_like {
             warn_line(format_args!(
                 "standard input is read as raw, as stated, although it looks like {looks}"

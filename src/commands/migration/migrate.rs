@@ -13,7 +13,7 @@ use super::args::{PolicyArgs, RouteArgs, reach};
 use super::plan::refuse;
 use super::voice::Teller;
 use super::{State, look, migration_codes};
-use crate::args::{OutputArgs, Voice};
+use crate::args::{OutputArgs, Verbosity};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, complain, print, print_json, shown};
 use crate::progress::When;
@@ -29,7 +29,7 @@ struct Work {
     #[command(flatten)]
     state: State,
     #[command(flatten)]
-    voice: Voice,
+    verbosity: Verbosity,
 
     /// Carry out this plan of 'qcowtool plan --output json', if both hosts are still as they were
     #[arg(long, value_name = "FILE")]
@@ -107,7 +107,7 @@ impl Migrate {
     /// Moves the guest.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let format = self.output.output;
-        let (dry_run, quiet) = (self.dry_run, self.work.voice.quiet);
+        let (dry_run, quiet) = (self.dry_run, self.work.verbosity.quiet);
         self.work.run(format, |plan, means, watch| {
             if dry_run {
                 return match format {
@@ -174,10 +174,10 @@ impl Work {
             None => plan(&probed.facts, &policy)
                 .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))?,
         };
-        if self.voice.verbose {
+        if self.verbosity.verbose {
             complain(&plan.to_string())?;
         }
-        let teller = Teller::new(self.progress, self.voice.quiet);
+        let teller = Teller::new(self.progress, self.verbosity.quiet);
         let Probed { facts, held } = &probed;
         let ends = reached.ends();
         let state = self.state.directory();
