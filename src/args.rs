@@ -8,18 +8,28 @@ use qcow::chain::{BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions
 use qcow::io::Replace;
 use qcow::{Error, Result};
 
-use crate::output::{OutputFormat, say, shown, warn_line};
+use crate::output::{OutputFormat, eprint_line, shown, warn_line};
 use crate::progress::When;
 use crate::sandbox::{Mode, Plan, Sandbox};
 
-/// The exit codes, as every command's help shows them.
+/// The exit codes, as the help of commands shows them: those that write a file and have no others, or `codes` of its
+/// own, a line each, with those of signals.
 macro_rules! exit_codes {
     () => {
         "Exit codes:
   0    done
   1    refused or failed; one line on standard error says why
-  130  stopped by SIGINT (Ctrl-C); nothing half-made is left
-  143  stopped by SIGTERM (129 by SIGHUP); nothing half-made is left"
+  130  stopped by SIGINT (Ctrl-C); no partial output is left
+  143  stopped by SIGTERM (129 by SIGHUP); no partial output is left"
+    };
+    ($codes:literal) => {
+        concat!(
+            "Exit codes:\n",
+            $codes,
+            "
+  130  stopped by SIGINT (Ctrl-C)
+  143  stopped by SIGTERM (129 by SIGHUP)"
+        )
     };
 }
 pub(crate) use exit_codes;
@@ -74,7 +84,7 @@ impl Verbosity {
     pub(crate) fn opening(&self, path: &Path, format: Option<Format>) {
         if self.verbose {
             let how = format.map_or("by its first bytes", Format::as_str);
-            say(format_args!("opening '{}', format: {how}", shown(path)));
+            eprint_line(format_args!("opening '{}', format: {how}", shown(path)));
         }
     }
 
@@ -94,7 +104,7 @@ impl Verbosity {
         if self.verbose {
             for (depth, layer) in chain.layers().iter().enumerate() {
                 let path = shown(layer.path());
-                say(format_args!("layer {depth}: '{path}', {}", layer.format()));
+                eprint_line(format_args!("layer {depth}: '{path}', {}", layer.format()));
             }
         }
     }

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use migrate::audit::{Options, Scan, Severity, Survey, Unseen, prove, report};
 use qcow::{CancelToken, Error};
 
-use crate::args::replace;
+use crate::args::{exit_codes, replace};
 use crate::failure::Failure;
 use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
@@ -23,7 +23,8 @@ const FOUND_ERRORS: u8 = 2;
 /// Arguments of `audit`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads headers, and takes no lock: running guests do not notice. Files are told apart by device and
+    after_help = concat!(
+    "Reads headers, and takes no lock: running guests do not notice. Files are told apart by device and
 inode, whatever they are called. With --connect, the pools and the domains of a libvirt are looked at
 as well; of another host only what its libvirt tells is known.
 
@@ -36,13 +37,10 @@ Examples:
   qcowtool audit --connect qemu:///system --output prometheus
   qcowtool audit --manifests /srv/manifests --max-depth 4 --output json /data /mnt/nfs
 
-Exit codes:
-  0    nothing of severity error was found
+", exit_codes!(
+"  0    nothing of severity error was found
   1    nothing could be looked at, or wrong usage; one line on standard error says why
-  2    something of severity error was found
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  2    something of severity error was found")))]
 pub(crate) struct Audit {
     #[command(flatten)]
     pub(crate) output: AuditOutput,

@@ -11,7 +11,7 @@ use qcow::ops::check::{
 use qcow::{Error, ErrorKind, Printable};
 use serde::Serialize;
 
-use crate::args::{CacheArgs, Common, WorkArgs, format_parser};
+use crate::args::{CacheArgs, Common, WorkArgs, exit_codes, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
@@ -29,7 +29,8 @@ const NOT_SUPPORTED: u8 = 63;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Only the image itself is checked. Its backing files must be there, but only their headers are
+    after_help = concat!(
+    "Only the image itself is checked. Its backing files must be there, but only their headers are
 looked at (with --alone and --untrusted they are not opened at all); its data file is not opened.
 The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
 nothing.
@@ -43,15 +44,12 @@ Examples:
   qcowtool check -r all --dry-run vm.qcow2
   qcowtool check -r all vm.qcow2
 
-Exit codes:
-  0    clean (after the repair, if one was asked for)
+", exit_codes!(
+"  0    clean (after the repair, if one was asked for)
   1    could not be checked, or not completely; standard error says why
   2    corrupt
   3    leaks, and nothing worse
-  63   the format has nothing to check
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  63   the format has nothing to check")))]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) common: Common,

@@ -14,7 +14,7 @@ use crate::args::{Common, PartArgs, SourceArgs, WorkArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
-use crate::output::{OutputFormat, print, print_json, say, shown, warn};
+use crate::output::{OutputFormat, eprint_line, print, print_json, shown, warn};
 use crate::remedies;
 use crate::sandbox::Plan;
 use crate::session::{Operation, Session};
@@ -194,7 +194,10 @@ impl Checksum {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
                 if !self.common.verbosity.quiet {
-                    say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
+                    eprint_line(format_args!(
+                        "reading the disk: {}",
+                        remedies::line(&error, "checksum")
+                    ));
                 }
                 Ok(None)
             }

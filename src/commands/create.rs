@@ -11,7 +11,7 @@ use qcow::{Error, Result};
 
 use crate::args::{ChainArgs, Common, ReplaceArgs, TrustArgs, exit_codes, format_parser, required};
 use crate::failure::Failure;
-use crate::losses::say_not_carried;
+use crate::losses::report_not_carried;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json, warn};
 use crate::progress::When;
@@ -123,7 +123,7 @@ impl Create {
         let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.replace.replace();
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
-        say_not_carried(&self.common.verbosity, source, &outcome.not_carried_over);
+        report_not_carried(&self.common.verbosity, source, &outcome.not_carried_over);
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
 

@@ -20,9 +20,9 @@ use crate::args::{
 use crate::commands::create::outputs;
 use crate::failure::Failure;
 use crate::left_out::{Lacking, warn_left_out};
-use crate::losses::{say_not_carried, warn_truncated};
+use crate::losses::{report_not_carried, warn_truncated};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
-use crate::output::{OutputFormat, complain_json, print, print_json, say, shown, warn};
+use crate::output::{OutputFormat, eprint_json, eprint_line, print, print_json, shown, warn};
 use crate::sandbox::Plan;
 use crate::session::{Operation, Session};
 use crate::size::human;
@@ -197,7 +197,7 @@ impl Flatten {
         // Standard error has the outcome where standard output is the image.
         if !(is_stream(&dst) && self.common.format() == OutputFormat::Json) {
             warn_truncated(&outcome.truncated);
-            say_not_carried(&self.common.verbosity, &src, &outcome.not_carried_over);
+            report_not_carried(&self.common.verbosity, &src, &outcome.not_carried_over);
         }
         self.print(&src, &dst, &Lacking { outcome: &outcome, left_out: left_out.as_ref() })?;
         salvaged(&src, &outcome)
@@ -240,7 +240,7 @@ impl Flatten {
         let outcome = lacking.outcome;
         warn(&outcome.warnings);
         if self.common.verbosity.verbose {
-            say(ways(&outcome.traffic));
+            eprint_line(ways(&outcome.traffic));
         }
         if is_stream(dst) {
             // Standard output is the image.
@@ -267,14 +267,14 @@ impl Flatten {
         lacking: &Lacking<'_, FlattenOutcome>,
     ) -> Result<(), Failure> {
         if self.common.format() == OutputFormat::Json {
-            return complain_json(lacking);
+            return eprint_json(lacking);
         }
         let outcome = lacking.outcome;
         if !self.common.verbosity.quiet {
-            say(summary(src, Path::new("-"), outcome).trim_end());
+            eprint_line(summary(src, Path::new("-"), outcome).trim_end());
         }
         if let Some(crc32) = &outcome.crc32 {
-            say(format_args!("crc32: {crc32}"));
+            eprint_line(format_args!("crc32: {crc32}"));
         }
         Ok(())
     }

@@ -19,10 +19,10 @@ use migrate::audit::Options;
 use qcow::Error;
 use serde::Serialize;
 
-use crate::args::OutputArgs;
+use crate::args::{OutputArgs, exit_codes};
 use crate::commands::audit::hosts;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say};
+use crate::output::{OutputFormat, eprint_line, print, print_json};
 use crate::signals::Watch;
 
 use self::board::Board;
@@ -36,7 +36,8 @@ const PARTING: Duration = Duration::from_secs(5);
 /// Arguments of `monitor`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Audits as 'qcowtool audit' does, when something happens in a directory that it looks at, and at every interval;
+    after_help = concat!(
+    "Audits as 'qcowtool audit' does, when something happens in a directory that it looks at, and at every interval;
 what running guests write is no such event. It only looks. Directories outside of PATH, and of the pools
 and domains of --connect, are not named.
 
@@ -50,11 +51,9 @@ Examples:
   qcowtool monitor --textfile /var/lib/node_exporter/qcowtool.prom --connect qemu:///system
   qcowtool monitor --once --textfile /var/lib/node_exporter/qcowtool.prom /srv/images
 
-Exit codes:
-  0    stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; with --once: written
-  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written
-  130  with --once: stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP)"
-)]
+", exit_codes!(
+"  0    stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; with --once: written
+  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written")))]
 pub(crate) struct Monitor {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -177,7 +176,7 @@ fn listen(address: SocketAddr, site: Site, format: OutputFormat) -> Result<Serve
     let listener = TcpListener::bind(address).map_err(cannot)?;
     let bound = listener.local_addr().map_err(cannot)?;
     if !bound.ip().is_loopback() {
-        say(format_args!(
+        eprint_line(format_args!(
             "qcowtool: warning: whoever reaches {bound} can read the names of images and domains; there is \
              no password and no encryption"
         ));

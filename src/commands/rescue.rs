@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use migrate::ErrorKind;
 use migrate::rescue::{
-    Looked, LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan,
-    search,
+    LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan, search,
 };
 use qcow::chain::Format;
 
@@ -18,8 +17,8 @@ use crate::args::{OutputArgs, format_parser};
 use crate::failure::{Failure, REFUSED};
 use crate::libvirt::connect;
 use crate::output::{OutputFormat, print, print_json};
-use crate::progress::{Progress, When};
-use crate::signals::Watch;
+use crate::progress::When;
+use crate::session::Operation;
 
 /// A file or a process changed meanwhile.
 const CHANGED: u8 = 3;
@@ -128,7 +127,7 @@ impl Rescue {
             Some(_) => Some(connect(&self.connect)?),
             None => None,
         };
-        let watch = Watch::start()?;
+        let operation = Operation::showing(self.progress)?;
         let whose = match (&host, &self.what, self.pid) {
             (Some(host), Some(name), _) => Whose::Domain {
                 hypervisor: host.hypervisor.as_ref(),
@@ -137,7 +136,8 @@ impl Rescue {
             (_, _, Some(pid)) => Whose::Process(pid),
             _ => Whose::All,
         };
-        let looked = watch.settle_migration(look(&whose, self.to.as_deref(), watch.token()))?;
+        let looked =
+            operation.settle_migration(|cancel| look(&whose, self.to.as_deref(), cancel))?;
         let plan = plan(&looked.facts, &Wishes { restore: self.restore });
         let json = self.output.output == OutputFormat::Json;
         if !json {
@@ -149,7 +149,9 @@ impl Rescue {
             }
             return verdict(code_of_plan(&plan));
         }
-        let outcome = self.save(&plan, &looked, &watch)?;
+        let outcome = operation.run_migration(|observer, cancel| {
+            carry_out(&plan, &looked.facts, &looked.held, observer, cancel)
+        })?;
         match json {
             true => print_json(&outcome)?,
             false => print(text::outcome(&outcome))?,
@@ -159,32 +161,23 @@ impl Rescue {
 
     /// Looks for the base that an image lacks.
     fn search(&self, image: &Path) -> Result<(), Failure> {
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.progress);
-        let found = search(&SearchOptions {
-            image,
-            format: self.format,
-            directories: &self.candidates,
-            manifest: self.manifest.as_deref(),
-            restore: self.restore,
-            observer: &progress,
-            cancel: watch.token(),
-        });
-        progress.finish(found.is_ok());
-        let found = watch.settle_migration(found)?;
+        let found = Operation::showing(self.progress)?.run_migration(|observer, cancel| {
+            search(&SearchOptions {
+                image,
+                format: self.format,
+                directories: &self.candidates,
+                manifest: self.manifest.as_deref(),
+                restore: self.restore,
+                observer,
+                cancel,
+            })
+        })?;
         match self.output.output {
             OutputFormat::Json => print_json(&found)?,
             OutputFormat::Human => print(text::search(&found))?,
         }
         let good = |base: &LostBase| base.is_found() && base.unrestored.is_none();
         verdict(if found.base.as_ref().is_none_or(good) { 0 } else { REFUSED })
-    }
-
-    fn save(&self, plan: &Plan, looked: &Looked, watch: &Watch) -> Result<Outcome, Failure> {
-        let progress = Progress::new(self.progress);
-        let outcome = carry_out(plan, &looked.facts, &looked.held, &progress, watch.token());
-        progress.finish(outcome.is_ok());
-        watch.settle_migration(outcome)
     }
 }
 

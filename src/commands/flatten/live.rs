@@ -13,7 +13,7 @@ use crate::args::Verbosity;
 use crate::commands::migration::{State, refuse};
 use crate::failure::Failure;
 use crate::libvirt::connect;
-use crate::output::{OutputFormat, complain, print, print_json, say, shown};
+use crate::output::{OutputFormat, eprint_line, eprint_lines, print, print_json, shown};
 use crate::progress::{Progress, When};
 use crate::signals::Watch;
 use crate::size::{self, human};
@@ -93,7 +93,9 @@ impl LiveArgs {
         let state = self.state.directory();
         if self.dry_run {
             if Mark::read(state, uuid, name)?.is_some() {
-                say("note: an earlier run was cut off; without --dry-run this goes on with it");
+                eprint_line(
+                    "note: an earlier run was cut off; without --dry-run this goes on with it",
+                );
             }
             let plan = plan(&looked, &options, format)?;
             return match format {
@@ -126,7 +128,7 @@ impl LiveArgs {
         let (uuid, name) = (looked.facts.domain.uuid.clone(), looked.facts.disk.target.clone());
         if let Some(mark) = Mark::read(means.state, &uuid, &name)? {
             if !verbosity.quiet {
-                say("going on with an earlier run that was cut off");
+                eprint_line("going on with an earlier run that was cut off");
             }
             if let Some(done) = watch.settle_migration(live::go_on(mark, means))? {
                 return Ok(done);
@@ -135,7 +137,7 @@ impl LiveArgs {
         }
         let plan = plan(&looked, options, format)?;
         if verbosity.verbose {
-            complain(&in_words(&plan))?;
+            eprint_lines(&in_words(&plan))?;
         }
         // What was deleted stays open until all is done.
         let Looked { cover, held, .. } = looked;
@@ -172,7 +174,7 @@ fn again(
 /// The plan; if there is none, what is in the way has been printed.
 fn plan(looked: &Looked, options: &Options, format: OutputFormat) -> Result<LivePlan, Failure> {
     live::plan(&looked.facts, options)
-        .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))
+        .map_err(|refusals| refuse(refusals, format, |text| eprint_lines(&text)))
 }
 
 fn in_words(plan: &LivePlan) -> String {

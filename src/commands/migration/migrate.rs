@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::args::{PolicyArgs, RouteArgs, reach};
 use super::plan::refuse;
-use super::voice::Teller;
+use super::progress::ProgressReporter;
 use super::{State, look, migration_codes};
 use crate::args::{OutputArgs, Verbosity};
 use crate::failure::Failure;
-use crate::output::{OutputFormat, complain, print, print_json, shown};
+use crate::output::{OutputFormat, eprint_lines, print, print_json, shown};
 use crate::progress::When;
 use crate::signals::Watch;
 
@@ -172,12 +172,12 @@ impl Work {
         let plan = match kept {
             Some(plan) => plan,
             None => plan(&probed.facts, &policy)
-                .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))?,
+                .map_err(|refusals| refuse(refusals, format, |text| eprint_lines(&text)))?,
         };
         if self.verbosity.verbose {
-            complain(&plan.to_string())?;
+            eprint_lines(&plan.to_string())?;
         }
-        let teller = Teller::new(self.progress, self.verbosity.quiet);
+        let reporter = ProgressReporter::new(self.progress, self.verbosity.quiet);
         let Probed { facts, held } = &probed;
         let ends = reached.ends();
         let state = self.state.directory();
@@ -187,11 +187,11 @@ impl Work {
             held,
             route: reached.route(),
             state,
-            report: &teller,
+            report: &reporter,
             cancel: watch.token(),
         };
         let done = act(&plan, &means, &watch);
-        teller.finish();
+        reporter.finish();
         done
     }
 }

@@ -5,8 +5,8 @@ mod args;
 mod migrate;
 mod plan;
 mod preflight;
+mod progress;
 mod transactions;
-mod voice;
 
 pub(crate) use self::migrate::{Migrate, Prepare};
 pub(crate) use agent::Agent;

@@ -12,7 +12,7 @@ use qcow::Silent;
 
 use super::State;
 use super::args::{DestinationArgs, PolicyArgs, is_directory, reach, way};
-use crate::args::OutputArgs;
+use crate::args::{OutputArgs, exit_codes};
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
 use crate::signals::Watch;
@@ -23,7 +23,8 @@ const FAILED: u8 = 6;
 /// Arguments of `preflight`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Looks at both hosts and at every guest as 'plan' does, and at what only shows when all of them go. Changes
+    after_help = concat!(
+    "Looks at both hosts and at every guest as 'plan' does, and at what only shows when all of them go. Changes
 nothing, but for an empty file that is made in the directory of each disk and removed again. With -e, clocks,
 certificates and ports are looked at too: each end listens for a moment at two of the ports that guests
 arrive at. A guest that cannot be looked at is a line of the table; the others are looked at all the same.
@@ -37,13 +38,11 @@ Examples:
   qcowtool preflight --all --to qemu+tls://host-b/system --output json | jq '.guests[].name'
   qcowtool preflight --all --connect dir:/mnt/a --to dir:/mnt/b
 
-Exit codes:
-  0    nothing is in the way
+", exit_codes!(
+"  0    nothing is in the way
   1    the command line was not understood
   2    something is in the way: it is red
-  6    a host could not be asked, or nothing is red but a guest could not be looked at
-  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP)"
-)]
+  6    a host could not be asked, or nothing is red but a guest could not be looked at")))]
 pub(crate) struct Preflight {
     #[command(flatten)]
     pub(crate) output: OutputArgs,

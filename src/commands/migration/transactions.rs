@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use super::args::reach;
 use super::migrate::in_words;
-use super::voice::Teller;
+use super::progress::ProgressReporter;
 use super::{State, migration_codes};
 use crate::args::OutputArgs;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say, shown};
+use crate::output::{OutputFormat, eprint_line, print, print_json, shown};
 use crate::progress::When;
 use crate::signals::Watch;
 
@@ -119,10 +119,10 @@ impl Transactions {
         if self.expire {
             for expired in expire(self.state.directory(), jiff::Timestamp::now())? {
                 match expired.removed {
-                    Ok(()) => say(format_args!("removed: '{}'", shown(&expired.path))),
+                    Ok(()) => eprint_line(format_args!("removed: '{}'", shown(&expired.path))),
                     // The first decides how this ends: a timer must notice.
                     Err(error) if left.is_none() => left = Some(error),
-                    Err(error) => say(format_args!("kept: {error}")),
+                    Err(error) => eprint_line(format_args!("kept: {error}")),
                 }
             }
         }
@@ -210,10 +210,10 @@ impl Ending {
     ) -> Result<T, Failure> {
         let hosts = reach(cut_off.route()?)?;
         let watch = Watch::start()?;
-        let teller = Teller::new(When::Auto, false);
-        let run = cut_off.take_up(&hosts, &teller, watch.token())?;
+        let reporter = ProgressReporter::new(When::Auto, false);
+        let run = cut_off.take_up(&hosts, &reporter, watch.token())?;
         let done = act(run, &watch);
-        teller.finish();
+        reporter.finish();
         done
     }
 }
@@ -267,7 +267,7 @@ impl Rollback {
                     print(format_args!("removed: '{path}'\n"))?;
                 }
                 for left in &put_back.left {
-                    say(format_args!("left: {left}"));
+                    eprint_line(format_args!("left: {left}"));
                 }
             }
         }
