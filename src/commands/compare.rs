@@ -34,7 +34,7 @@ const NOT_READ: u8 = 4;
     after_help = concat!(
     "A longer image may be identical to a shorter one: the rest must read as zeros. The text names
 the first sector that differs, as `qemu-img compare` does; the JSON names the first byte. Ranges
-that both images take from one place are not read.
+that both images share (the same offset of the same file) are not read.
 
 Examples:
   qcowtool compare vm.qcow2 copy.qcow2
@@ -45,7 +45,7 @@ Examples:
 "  0    identical
   1    different; or wrong usage
   2    an image could not be opened
-  3    where the data lies could not be found out
+  3    the allocation status could not be read
   4    the data could not be read")))]
 pub(crate) struct Compare {
     #[command(flatten)]
@@ -55,15 +55,15 @@ pub(crate) struct Compare {
     #[command(flatten)]
     cache: CacheArgs,
 
-    /// Sizes must be equal, and so must be what is allocated, zero and compressed
+    /// Also require equal sizes and the same allocation, zero and compression status
     #[arg(short, long)]
     strict: bool,
 
-    /// List every range that differs, in whole sectors, not only the first
+    /// List every differing range, in whole sectors, not only the first
     #[arg(long)]
     all: bool,
 
-    /// Format of the second image; left out, its first bytes tell
+    /// Format of the second image [default: detect from the header]
     #[arg(short = 'F', long, value_name = "FMT", value_parser = format_parser())]
     second_format: Option<Format>,
 

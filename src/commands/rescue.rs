@@ -1,5 +1,5 @@
-//! `qcowtool rescue`: saves a base that was deleted while a process holds it open, or looks for another copy
-//! of one that nobody holds.
+//! `qcowtool rescue`: saves a backing file that was deleted while a process has it open, or searches for
+//! another copy of one that no process has open.
 
 mod text;
 
@@ -28,19 +28,18 @@ const UNVERIFIED: u8 = 4;
 const ENVIRONMENT: u8 = 6;
 
 /// The help's heading of what is said about guests that do not run.
-const STOPPED: &str = "Of a guest that does not run";
+const STOPPED: &str = "Guests that are shut off";
 
 /// Arguments of `rescue`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A guest that runs keeps its base alive after somebody has deleted it. The copy is called
-NAME.rescued-ID, and lies where the file was or in --to; with --restore it gets the file's own
-name, if that is free. What a guest writes to is never copied. As it must look into other
-processes, it needs root, or their user.
+    after_help = "A deleted backing file stays readable while QEMU has it open. Its copy is named NAME.rescued-ID, in the
+directory of the deleted file or in --to; with --restore it gets the original name, if that is free. Images that
+a guest writes to are never copied. The command needs root, or the user of the QEMU process.
 
-Of a guest that does not run, --candidates looks for the base among other files: one is taken for
-it only if its content has the digest of a manifest (qcowtool checksum --manifest). Without one,
-it lists which ranges of the disk are lost.
+For a guest that is shut off, --candidates searches other files for the backing file: a file is accepted only
+if its content has the digest of a manifest (qcowtool checksum --manifest). Without a manifest, the lost
+ranges of the disk are listed.
 
 Examples:
   qcowtool rescue web-1 --dry-run
@@ -50,62 +49,62 @@ Examples:
   qcowtool rescue --candidates /mnt/backup --manifest tpl.manifest web-1.qcow2
 
 Exit codes:
-  0    everything that is gone was saved (and put back, with --restore), or nothing is gone
+  0    every deleted file was saved (and restored, with --restore), or none is deleted
   1    wrong usage; one line on standard error says why
-  2    something was not saved or not put back, because that would not be safe; the rest was
-  3    a file or a process changed meanwhile; there is no copy of that file
-  4    a copy was not equal to the file, and is gone again
-  6    something could not be read, written or looked into
-  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); nothing half-made is left"
+  2    a file was not saved or not restored, because that would not be safe; the others were
+  3    a file or a process changed during the run; that file was not copied
+  4    a copy differed from its file, and was removed
+  6    a file or process could not be read, written or examined
+  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); no partial copy is left"
 )]
 pub(crate) struct Rescue {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 
-    /// The libvirt that the domain is of; it must be this machine's
+    /// libvirt URI of the domain; it must be on this machine
     #[arg(long, value_name = "URI", default_value = "qemu:///system")]
     connect: String,
 
-    /// Look into this process, whatever its program
+    /// Examine this process, whatever its program
     #[arg(long, value_name = "PID", conflicts_with_all = ["qemu_from_proc", "what"])]
     pid: Option<u32>,
 
-    /// Look into all processes of this machine that have images open
+    /// Examine all processes of this machine that have images open
     #[arg(long, conflicts_with = "what")]
     qemu_from_proc: bool,
 
-    /// Make the copies in this directory [default: where the files were]
+    /// Directory for the copies [default: that of the deleted file]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 
-    /// Put what is saved back under its own name, if that is free
+    /// Restore saved files under their original names, if these are free
     #[arg(long)]
     restore: bool,
 
-    /// Say what would be done, and do nothing
+    /// Print the plan without carrying it out
     #[arg(long)]
     dry_run: bool,
 
-    /// Show progress on standard error: as a bar on a terminal, else as lines if 'always'
+    /// Show progress on standard error: as a bar on a terminal; otherwise as lines, only with 'always'
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     progress: When,
 
-    /// Look for the lost base of IMAGE in this directory and below (may be repeated)
+    /// Search this directory recursively for the missing backing file of IMAGE (may be repeated)
     #[arg(long, value_name = "DIR", help_heading = STOPPED,
           conflicts_with_all = ["pid", "qemu_from_proc", "to", "dry_run"])]
     candidates: Vec<PathBuf>,
 
-    /// The base's manifest, or a directory with manifests (checksum --manifest)
+    /// Manifest of the backing file, or a directory of manifests (checksum --manifest)
     #[arg(long, value_name = "FILE", help_heading = STOPPED,
           conflicts_with_all = ["pid", "qemu_from_proc", "to", "dry_run"])]
     manifest: Option<PathBuf>,
 
-    /// Format of IMAGE; left out, its first bytes tell
+    /// Format of IMAGE [default: detect from the header]
     #[arg(short, long, value_name = "FMT", value_parser = format_parser(), help_heading = STOPPED,
           conflicts_with_all = ["pid", "qemu_from_proc"])]
     format: Option<Format>,
 
-    /// The domain, by name or UUID; with --candidates or --manifest, the disk of a guest that does not run
+    /// Name or UUID of the domain; with --candidates or --manifest, the disk of a guest that is shut off
     #[arg(value_name = "DOMAIN|IMAGE", required_unless_present_any = ["pid", "qemu_from_proc"])]
     what: Option<OsString>,
 }
@@ -119,7 +118,9 @@ impl Rescue {
             return self.search(Path::new(image));
         }
         if self.format.is_some() {
-            let error = qcow::Error::usage("--format is of IMAGE, and none is searched for");
+            let error = qcow::Error::usage(
+                "--format applies to IMAGE, which needs --candidates or --manifest",
+            );
             return Err(error.hint("give --candidates or --manifest").into());
         }
         // Where this program has no libvirt, the one that has takes its place here.

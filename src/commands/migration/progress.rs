@@ -71,12 +71,12 @@ impl Report for ProgressReporter {
             eprint_line(match phase {
                 Phase::Prepare => "preparing the destination",
                 Phase::Migrate => "migrating",
-                Phase::Define => "defining the guest there",
-                Phase::Outcome => "asking both hosts where the guest is",
+                Phase::Define => "defining the guest at the destination",
+                Phase::Outcome => "asking both hosts where the guest runs",
                 Phase::Verify => "comparing",
-                Phase::Resume => "letting the guest run on",
-                Phase::Retire => "putting the source's files away",
-                Phase::RollBack => "putting everything back",
+                Phase::Resume => "resuming the guest",
+                Phase::Retire => "archiving the source files",
+                Phase::RollBack => "rolling back",
             });
         }
     }
