@@ -31,7 +31,7 @@ pub(crate) fn warn_truncated(truncated: &[Truncation]) {
 
 /// Says what the new image does not get of `source`: losses unless all is to be quiet, other
 /// differences if much is to be said.
-pub(crate) fn say_not_carried(verbosity: &Verbosity, source: &Path, found: &[NotCarried]) {
+pub(crate) fn report_not_carried(verbosity: &Verbosity, source: &Path, found: &[NotCarried]) {
     if verbosity.quiet {
         return;
     }

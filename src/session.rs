@@ -116,4 +116,15 @@ impl Operation {
         self.progress.finish(result.is_ok());
         self.watch.settle_migration(result)
     }
+
+    /// As [`run_migration`](Self::run_migration), for a step that shows no progress.
+    ///
+    /// # Errors
+    /// What `work` returns.
+    pub(crate) fn settle_migration<T>(
+        &self,
+        work: impl FnOnce(&CancelToken) -> migrate::Result<T>,
+    ) -> Result<T, Failure> {
+        self.watch.settle_migration(work(self.watch.token()))
+    }
 }

@@ -1,4 +1,4 @@
-//! `qcowtool audit`: who stands on whom, and what is wrong with it.
+//! `qcowtool audit`: backing-file dependencies and problems with them.
 
 pub(super) mod prometheus;
 mod text;
@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use migrate::audit::{Options, Scan, Severity, Survey, Unseen, prove, report};
 use qcow::{CancelToken, Error};
 
-use crate::args::replace;
+use crate::args::{exit_codes, replace};
 use crate::failure::Failure;
 use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
@@ -23,9 +23,10 @@ const FOUND_ERRORS: u8 = 2;
 /// Arguments of `audit`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads headers, and takes no lock: running guests do not notice. Files are told apart by device and
-inode, whatever they are called. With --connect, the pools and the domains of a libvirt are looked at
-as well; of another host only what its libvirt tells is known.
+    after_help = concat!(
+    "Reads only headers, and takes no locks: running guests are not affected. Files are identified by device and
+inode, not by name. With --connect, the pools and domains of a libvirt URI are examined as well; of a remote
+host only what its libvirt reports is known.
 
 The codes of findings, the JSON and the metrics are in docs/audit.md.
 
@@ -36,22 +37,19 @@ Examples:
   qcowtool audit --connect qemu:///system --output prometheus
   qcowtool audit --manifests /srv/manifests --max-depth 4 --output json /data /mnt/nfs
 
-Exit codes:
-  0    nothing of severity error was found
-  1    nothing could be looked at, or wrong usage; one line on standard error says why
-  2    something of severity error was found
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+", exit_codes!(
+"  0    no finding is an error
+  1    nothing could be examined, or wrong usage; one line on standard error says why
+  2    at least one finding is an error")))]
 pub(crate) struct Audit {
     #[command(flatten)]
     pub(crate) output: AuditOutput,
 
-    /// Show who stands on whom as a tree, before the findings
+    /// Show the backing-file dependencies as a tree, before the findings
     #[arg(long)]
     tree: bool,
 
-    /// Draw who stands on whom, as FILE.svg or FILE.png, besides
+    /// Also draw the backing-file dependencies, as FILE.svg or FILE.png
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 
@@ -59,25 +57,25 @@ pub(crate) struct Audit {
     #[arg(long, requires = "picture")]
     force: bool,
 
-    /// As --force, also if the file is in use or an image needs it
+    /// As --force, also if the file is in use or an image depends on it
     #[arg(long, requires = "picture")]
     force_in_use: bool,
 
-    /// Report chains of more images than this
+    /// Report chains with more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u64).range(1..=200))]
     max_depth: u64,
 
-    /// Compare bases with the manifests in this directory (checksum --manifest); a base whose manifest
-    /// cannot be trusted by itself is read whole
+    /// Compare backing files with the manifests in this directory (checksum --manifest); a file that may have
+    /// changed since its manifest was written is read in full
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
-    /// Look at the pools and domains of this libvirt too (may be repeated)
+    /// Also examine the pools and domains of this libvirt URI (may be repeated)
     #[arg(long, value_name = "URI")]
     connect: Vec<String>,
 
-    /// Directories, with everything below them, and images
+    /// Directories, searched recursively, and images
     #[arg(value_name = "PATH", required_unless_present = "connect")]
     paths: Vec<PathBuf>,
 }
@@ -85,7 +83,7 @@ pub(crate) struct Audit {
 /// How the outcome is printed.
 #[derive(Debug, Args)]
 pub(crate) struct AuditOutput {
-    /// Print the outcome as text, as JSON, or as metrics for Prometheus
+    /// Output format of the result
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "human")]
     pub(crate) output: AuditFormat,
 }

@@ -1,4 +1,4 @@
-//! `qcowtool check`: holds an image's metadata against itself, and repairs it if asked.
+//! `qcowtool check`: checks an image's metadata, and repairs it if asked.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use qcow::ops::check::{
 use qcow::{Error, ErrorKind, Printable};
 use serde::Serialize;
 
-use crate::args::{CacheArgs, Common, WorkArgs, format_parser};
+use crate::args::{CacheArgs, Common, WorkArgs, exit_codes, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
@@ -29,13 +29,14 @@ const NOT_SUPPORTED: u8 = 63;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Only the image itself is checked. Its backing files must be there, but only their headers are
+    after_help = concat!(
+    "Only the image itself is checked. Its backing files must be there, but only their headers are
 looked at (with --alone and --untrusted they are not opened at all); its data file is not opened.
-The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
-nothing.
+The counts are those of `qemu-img check`. Findings marked 'note' are qcowtool's own and are not
+counted.
 
-A repair is planned and proven in memory first, and is refused if anything in the image is not
-understood: then nothing is written. It needs the image for itself.
+A repair is planned and verified in memory first, and is refused, with nothing written, if anything in the
+image is not understood. It needs exclusive access to the image.
 
 Examples:
   qcowtool check vm.qcow2
@@ -43,45 +44,42 @@ Examples:
   qcowtool check -r all --dry-run vm.qcow2
   qcowtool check -r all vm.qcow2
 
-Exit codes:
-  0    clean (after the repair, if one was asked for)
+", exit_codes!(
+"  0    clean (after the repair, if one was asked for)
   1    could not be checked, or not completely; standard error says why
   2    corrupt
   3    leaks, and nothing worse
-  63   the format has nothing to check
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  63   the format does not support checks")))]
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
-    /// Format of the image; left out, its first bytes tell
+    /// Image format [default: detect from the header]
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     format: Option<Format>,
 
-    /// Check an image that another process may be changing, such as a running guest's
+    /// Check an image that another process may be writing to, such as QEMU of a running guest
     #[arg(short = 'U', long)]
     force_share: bool,
 
-    /// Check the image even if its backing file is not there
+    /// Check the image even if its backing file is missing
     #[arg(long)]
     alone: bool,
 
     #[command(flatten)]
     cache: CacheArgs,
 
-    /// Check only what -f says that it is, and what has no symbolic link for a name
+    /// Treat the image as hostile: require -f, and do not follow a symbolic link
     #[arg(long)]
     untrusted: bool,
 
-    /// Repair in place: only leaks, or all that is wrong
+    /// Repair in place: only leaks, or all errors
     #[arg(short, long, value_enum, value_name = "WHAT", conflicts_with = "force_share")]
     repair: Option<What>,
 
-    /// Print what a repair would do, and write nothing
+    /// Print what a repair would do, without writing
     #[arg(long, requires = "repair")]
     dry_run: bool,
 

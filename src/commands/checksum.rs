@@ -14,7 +14,7 @@ use crate::args::{Common, PartArgs, SourceArgs, WorkArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
-use crate::output::{OutputFormat, print, print_json, say, shown, warn};
+use crate::output::{OutputFormat, eprint_line, print, print_json, shown, warn};
 use crate::remedies;
 use crate::sandbox::Plan;
 use crate::session::{Operation, Session};
@@ -27,12 +27,12 @@ const MOST_HASHED: u64 = 4 << 30;
 /// Arguments of `checksum`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The digest is of the raw disk, whatever the format, the chain or the holes. crc32 is zlib's,
-and the same as of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too,
-and so takes images that are not trusted only to 4 GiB unless --max-virtual-size says more;
-blake3-tree is fast, strong, and knows where two disks differ (docs/tree-hash.md).
+    "The digest is of the guest-visible content, independent of format, backing chain and holes. crc32 is zlib's,
+and that of the output of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too,
+so with --untrusted the disk is limited to 4 GiB unless --max-virtual-size allows more;
+blake3-tree is fast, cryptographically strong, and shows where two disks differ (docs/tree-hash.md).
 
-A manifest keeps the tree hash of each 4 MiB, and which files were read. --verify ends with 1 if
+A manifest records the tree hash of each 4 MiB and the files that were read. --verify exits with 1 if
 the disk differs from it.
 
 Examples:
@@ -49,19 +49,19 @@ pub(crate) struct Checksum {
     #[command(flatten)]
     work: WorkArgs,
 
-    /// Which digest [default: crc32; blake3-tree where a manifest is given]
+    /// Digest algorithm [default: crc32; with a manifest: blake3-tree]
     #[arg(long, value_enum, value_name = "ALGORITHM")]
     algorithm: Option<Algorithm>,
 
-    /// Also write the digest of each 4 MiB, and which files were read, to FILE
+    /// Also write the digest of each 4 MiB and the list of files read to FILE
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 
-    /// Tell where the disk differs from what the manifest in FILE says
+    /// Compare the disk with the manifest FILE and list the differing ranges
     #[arg(long, value_name = "FILE", conflicts_with_all = ["manifest", "cached"])]
     verify: Option<PathBuf>,
 
-    /// Believe the manifest in FILE if nothing was changed since, instead of reading the disk
+    /// Use the digest in the manifest FILE, instead of reading the disk, if no file has changed since
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     cached: Option<PathBuf>,
 
@@ -69,11 +69,11 @@ pub(crate) struct Checksum {
     #[arg(long, requires = "manifest")]
     force: bool,
 
-    /// As --force, also if the file is in use or an image needs it
+    /// As --force, also if the file is in use or an image depends on it
     #[arg(long, requires = "manifest")]
     force_in_use: bool,
 
-    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Read this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -194,7 +194,10 @@ impl Checksum {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
                 if !self.common.verbosity.quiet {
-                    say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
+                    eprint_line(format_args!(
+                        "reading the disk: {}",
+                        remedies::line(&error, "checksum")
+                    ));
                 }
                 Ok(None)
             }
@@ -267,7 +270,7 @@ impl Checksum {
                 text.push_str(&format!("Content mismatch at offset {start}, {length} bytes!\n"));
             }
             if identical {
-                text.push_str("The disk is identical to what the manifest says.\n");
+                text.push_str("The disk matches the manifest.\n");
             }
             print(text)?;
         }

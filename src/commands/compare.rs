@@ -11,7 +11,7 @@ use qcow::ops::compare::{
 
 use crate::args::{
     CHAIN, CacheArgs, Common, PartArgs, SourceArgs, StatedFormat, WorkArgs, backing_formats,
-    format_parser,
+    exit_codes, format_parser,
 };
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
@@ -31,24 +31,22 @@ const NOT_READ: u8 = 4;
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A longer image may be identical to a shorter one: the rest must read as zeros. The text names
+    after_help = concat!(
+    "A longer image may be identical to a shorter one: the rest must read as zeros. The text names
 the first sector that differs, as `qemu-img compare` does; the JSON names the first byte. Ranges
-that both images take from one place are not read.
+that both images share (the same offset of the same file) are not read.
 
 Examples:
   qcowtool compare vm.qcow2 copy.qcow2
   qcowtool compare -f qcow2 -F raw --all vm.qcow2 vm.raw
   qcowtool compare -s --output json one.qcow2 other.qcow2
 
-Exit codes:
-  0    identical
+", exit_codes!(
+"  0    identical
   1    different; or wrong usage
   2    an image could not be opened
-  3    where the data lies could not be found out
-  4    the data could not be read
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  3    the allocation status could not be read
+  4    the data could not be read")))]
 pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -57,15 +55,15 @@ pub(crate) struct Compare {
     #[command(flatten)]
     cache: CacheArgs,
 
-    /// Sizes must be equal, and so must be what is allocated, zero and compressed
+    /// Also require equal sizes and the same allocation, zero and compression status
     #[arg(short, long)]
     strict: bool,
 
-    /// List every range that differs, in whole sectors, not only the first
+    /// List every differing range, in whole sectors, not only the first
     #[arg(long)]
     all: bool,
 
-    /// Format of the second image; left out, its first bytes tell
+    /// Format of the second image [default: detect from the header]
     #[arg(short = 'F', long, value_name = "FMT", value_parser = format_parser())]
     second_format: Option<Format>,
 

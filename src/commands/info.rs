@@ -33,7 +33,7 @@ pub(crate) struct Info {
     #[arg(short = 'b', long)]
     backing_chain: bool,
 
-    /// Insist on this internal snapshot and show only it: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Show only this internal snapshot, which must exist: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 

@@ -20,8 +20,8 @@ use crate::size;
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The text lists what holds data, and in which file; the JSON lists everything, with the keys and
-values of `qemu-img map --output json`. Compressed data has no place of its own.
+    "The text lists the ranges with data and the file that holds each; the JSON lists all ranges, with the keys and
+values of `qemu-img map --output json`. Compressed data has no host offset in the text.
 
 Examples:
   qcowtool map vm.qcow2
@@ -34,19 +34,19 @@ pub(crate) struct MapCommand {
     #[command(flatten)]
     pub(crate) common: Common,
 
-    /// Where on the disk to start
+    /// Guest offset at which to start
     #[arg(short, long, value_name = "OFFSET", default_value = "0", value_parser = parse_size)]
     start_offset: u64,
 
-    /// How much of the disk to look at [default: all]
+    /// Length of the range to map [default: to the end of the disk]
     #[arg(short = 'l', long, value_name = "LENGTH", value_parser = parse_size)]
     max_length: Option<u64>,
 
-    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Read this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
-    /// Draw the map instead, as FILE.svg or FILE.png: the disk, and what each layer holds of it
+    /// Draw the map as FILE.svg or FILE.png instead: the disk, and the ranges that each layer provides
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 
@@ -54,7 +54,7 @@ pub(crate) struct MapCommand {
     #[arg(long, requires = "picture")]
     force: bool,
 
-    /// As --force, also if the file is in use or an image needs it
+    /// As --force, also if the file is in use or an image depends on it
     #[arg(long, requires = "picture")]
     force_in_use: bool,
 

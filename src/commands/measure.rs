@@ -27,10 +27,10 @@ use crate::size;
                       qcowtool measure [OPTIONS] --size <SIZE>",
     after_help = concat!(
     "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone. Without -O they
-are of a qcow2 image (qemu-img: of a raw one).
---exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
-same options, to the byte; with an external data file, of both files, and of that file by itself. A
-file system that clones keeps zeros that a source stores as data: --no-reflink leaves them out there.
+are for a qcow2 image (qemu-img: raw).
+--exact reads the data and prints the length of the file that `qcowtool flatten` would write with the
+same options, to the byte; with an external data file, the total of both files, and that of the data file. On a
+file system with reflinks, flatten keeps zeros that a source stores as data, unless --no-reflink is given.
 
 Examples:
   qcowtool measure vm.qcow2
@@ -49,27 +49,27 @@ pub(crate) struct Measure {
           value_parser = format_parser())]
     target_format: Format,
 
-    /// Options of the new image, key=value,...; 'help' lists them
+    /// Creation options, key=value,...; 'help' lists them
     #[arg(short, long = "target-options", value_name = "OPTIONS")]
     options: Vec<OsString>,
 
-    /// Measure an empty disk of this size
+    /// Measure an empty disk of this virtual size
     #[arg(long, value_name = "SIZE", conflicts_with = "path")]
     size: Option<String>,
 
-    /// Read the data, and tell exactly what flatten would write
+    /// Read the data, and print the exact size that flatten would write
     #[arg(long, conflicts_with = "size")]
     exact: bool,
 
-    /// The data is to be compressed (qcow2 only); try how much that gives
+    /// Compress the data (qcow2 only) to find the compressed size
     #[arg(short, long, requires = "exact")]
     compress: bool,
 
-    /// How hard to compress, as for flatten
+    /// Compression level, as for flatten
     #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
     compression_level: Option<i32>,
 
-    /// Measure this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Measure this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -78,7 +78,7 @@ pub(crate) struct Measure {
     #[command(flatten)]
     part: PartArgs,
 
-    /// The image whose content the new one is to have
+    /// The image whose content the new image will have
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
 }

@@ -33,13 +33,13 @@ impl Flatten {
     ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
         if self.device || self.no_create || self.direct {
             return Err(
-                Error::usage("--device, -n and --direct are for a target with a name").into()
+                Error::usage("--device, -n and --direct need a destination with a name").into()
             );
         }
         let stdout = io::stdout();
         if stdout.is_terminal() {
-            return Err(Error::usage("an image is not for a terminal")
-                .hint("give the name of a file, or send standard output to a file or a program")
+            return Err(Error::usage("refusing to write an image to a terminal")
+                .hint("name a file, or redirect standard output to a file or a program")
                 .into());
         }
         let output = own(stdout)?;
@@ -72,11 +72,11 @@ impl Flatten {
         options: &FlattenOptions,
     ) -> Result<FlattenOutcome, Failure> {
         if is_stream(dst) {
-            return Err(Error::usage("nothing to do between two streams").into());
+            return Err(Error::usage("source and destination cannot both be streams").into());
         }
         if self.source.format.is_some_and(|format| format != Format::Raw) {
             return Err(Error::usage("only a raw image can be read from a stream")
-                .hint("a qcow2 image says where its data is in places that may come last: name a file")
+                .hint("a qcow2 image cannot be read sequentially: its tables may come after its data. Name a file")
                 .into());
         }
         if self.snapshot.is_some() {
@@ -88,7 +88,7 @@ impl Flatten {
         let options = &FlattenOptions { raw_stated, ..options.clone() };
         let stdin = io::stdin();
         if stdin.is_terminal() {
-            return Err(Error::usage("an image does not come from a terminal").into());
+            return Err(Error::usage("refusing to read an image from a terminal").into());
         }
         let size = self.size.as_deref().map(size::parse_disk).transpose()?;
         let operation = Operation::start(&self.common, &self.work)?;

@@ -68,7 +68,7 @@ pub(super) fn send(
 /// What a stream is written to.
 pub(super) enum Receiver {
     Raw(OutputFile),
-    Qcow2(qcow2::Begun),
+    Qcow2(Box<qcow2::Begun>),
 }
 
 /// Refuses what needs the size of the disk before its end, and starts the image at `path`.
@@ -81,7 +81,7 @@ pub(super) fn begin_receiving(path: &Path, options: &FlattenOptions) -> Result<R
         }
         TargetOptions::Qcow2(target) => {
             refuse_for_streams(target)?;
-            Ok(Receiver::Qcow2(qcow2::begin_growing(path, target, options)?))
+            Ok(Receiver::Qcow2(Box::new(qcow2::begin_growing(path, target, options)?)))
         }
     }
 }
@@ -101,7 +101,7 @@ pub(super) fn receive(
             (Format::Raw, raw::receive(input, output, options, observer, cancel)?)
         }
         Receiver::Qcow2(begun) => {
-            (Format::Qcow2, qcow2::receive(input, begun, options, observer, cancel)?)
+            (Format::Qcow2, qcow2::receive(input, *begun, options, observer, cancel)?)
         }
     };
     let looks_like = looks_like.get().copied();
