@@ -154,8 +154,7 @@ impl Options {
             Some(long) => argument.get_long() == Some(long),
             None => argument.get_short().is_some_and(|short| option == format!("-{short}")),
         };
-        let found = command.get_arguments().any(named);
-        found
+        command.get_arguments().any(named)
     }
 }
 

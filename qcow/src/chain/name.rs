@@ -9,8 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::Value;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::{Error, Printable, Remedy, Result};
 
@@ -86,10 +85,7 @@ fn from_json(json: &[u8]) -> Result<ImageName> {
         ))
     })?;
     let text = |wanted: &str| {
-        options.iter().find_map(|(key, value)| match value {
-            Value::String(text) if key == wanted => Some(text.as_str()),
-            _ => None,
-        })
+        options.iter().find_map(|(key, value)| value.as_deref().filter(|_| key == wanted))
     };
     let driver = text("driver");
     // The driver of the file decides first: what else is there depends on it.
@@ -99,7 +95,7 @@ fn from_json(json: &[u8]) -> Result<ImageName> {
     }
     for (key, value) in &options {
         let known = matches!(key.as_str(), "driver" | "file.driver" | "filename" | "file.filename");
-        if !(harmless(key) || known && value.is_string()) {
+        if !(harmless(key) || known && value.is_some()) {
             return Err(Error::unsupported(format!(
                 "the json: name has the option '{}', which is not supported",
                 Printable(key)
@@ -150,8 +146,9 @@ fn harmless(key: &str) -> bool {
 }
 
 /// The members of a JSON object, nested ones with dotted keys. A key that comes twice is an error,
-/// as in QEMU: two readers could take it in two ways. serde_json bounds the nesting.
-struct Options(Vec<(String, Value)>);
+/// as in QEMU: two readers could take it in two ways. A value that is not a string is `None`: no option
+/// that matters has one. serde_json bounds the nesting.
+struct Options(Vec<(String, Option<String>)>);
 
 impl<'de> Deserialize<'de> for Options {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -172,7 +169,7 @@ impl<'de> Visitor<'de> for OptionsVisitor {
         self,
         mut members: A,
     ) -> std::result::Result<Options, A::Error> {
-        let mut options: Vec<(String, Value)> = Vec::new();
+        let mut options: Vec<(String, Option<String>)> = Vec::new();
         while let Some(key) = members.next_key::<String>()? {
             let found = match members.next_value::<Member>()? {
                 Member::Nested(Options(nested)) => nested
@@ -192,11 +189,60 @@ impl<'de> Visitor<'de> for OptionsVisitor {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
+/// The value of a member. Read by hand: what is derived needs a procedural macro, which a program that only
+/// reads images should not have to build.
 enum Member {
     Nested(Options),
-    Plain(Value),
+    Plain(Option<String>),
+}
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(MemberVisitor)
+    }
+}
+
+struct MemberVisitor;
+
+impl<'de> Visitor<'de> for MemberVisitor {
+    type Value = Member;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<Member, A::Error> {
+        OptionsVisitor.visit_map(members).map(Member::Nested)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> std::result::Result<Member, A::Error> {
+        while values.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Member::Plain(None))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(Some(text.to_owned())))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(None))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(None))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(None))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(None))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(None))
+    }
 }
 
 fn network(protocol: &str) -> Error {
@@ -208,6 +254,7 @@ fn network(protocol: &str) -> Error {
 }
 
 /// File names need not be UTF-8; JSON must be.
+#[cfg(feature = "serde")]
 pub(crate) fn path_text<S: serde::Serializer>(
     path: &Path,
     serializer: S,
@@ -251,6 +298,8 @@ mod tests {
         for name in [
             r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/a b"}}"#,
             r#"json:{"driver":"qcow2","file.driver":"file","file.filename":"/a b"}"#,
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/a b","cache":{"direct":true},
+                "cache.lists":[1,{"a":[null]}],"aio":null,"discard":-1,"locking":2,"read-only":0.5}}"#,
         ] {
             let name = ImageName::from_header(name.as_bytes()).unwrap();
             assert_eq!(name.path, Path::new("/a b"));
@@ -264,6 +313,9 @@ mod tests {
             r#"json:{"driver":"nbd","host":"h"}"#,
             r#"json:{"driver":"qcow2","file":{"driver":"https","url":"u"}}"#,
             r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/x"},"backing":{"driver":"raw"}}"#,
+            r#"json:{"driver":"qcow2","file":{"filename":"/x","filename":"/y"}}"#,
+            r#"json:{"driver":"qcow2","file":{"filename":"/x"},"file.filename":"/y"}"#,
+            r#"json:{"driver":"qcow2","file":{"filename":7}}"#,
             "json:[]",
             "json:{",
         ] {
