@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use qcow::chain::{Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
+use qcow::chain::{BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
 use qcow::io::Replace;
 use qcow::{Error, Result};
 
@@ -53,9 +53,10 @@ impl Voice {
         }
     }
 
-    /// Says which images a chain consists of, and warns of those that are read as raw and look like
-    /// something else.
+    /// Says which images a chain consists of, and warns if it may not be what it seems: of those that are
+    /// read as raw and look like something else, of names that depend on the working directory.
     pub(crate) fn opened(&self, chain: &Chain) {
+        chain.warnings().iter().for_each(warn_line);
         // What cannot be read, the operation will say.
         for (depth, looks) in chain.raw_lookalikes().unwrap_or_default() {
             if let Some(layer) = chain.layers().get(depth) {
@@ -85,9 +86,14 @@ pub(crate) struct SourceArgs {
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
-    /// Format to assume for a backing file whose format is not recorded
-    #[arg(long, value_name = "FMT", value_parser = format_parser(), help_heading = CHAIN)]
-    pub(crate) backing_format: Option<Format>,
+    /// Format of the backing file NAME (as its overlay names it, its file name, or its path) where the
+    /// overlay records none; may be repeated. FMT alone is for the only one that needs it
+    #[arg(long, value_name = "[NAME=]FMT", value_parser = StatedFormat::parse, help_heading = CHAIN)]
+    pub(crate) backing_format: Vec<StatedFormat>,
+
+    /// Believe --backing-format NAME=raw even where NAME begins with the magic of an image format
+    #[arg(long, help_heading = CHAIN)]
+    pub(crate) raw_despite_magic: bool,
 
     /// The files below it.
     #[command(flatten)]
@@ -104,7 +110,7 @@ impl SourceArgs {
         let open = self.trust.binding(self.chain.open_options());
         OpenOptions {
             format: self.format,
-            backing_format: self.backing_format,
+            backing_formats: backing_formats(&self.backing_format, self.raw_despite_magic),
             force_share: self.force_share,
             snapshot: snapshot.map(str::to_owned),
             ..open
@@ -112,8 +118,57 @@ impl SourceArgs {
     }
 }
 
+/// How much of a chain is read.
+#[derive(Debug, Args)]
+pub(crate) struct PartArgs {
+    /// Read only the image itself, or the top LAYERS images of its chain: what comes from the backing
+    /// file below is listed, and zeros in the result
+    #[arg(long, value_name = "LAYERS", num_args = 0..=1, require_equals = true,
+          default_missing_value = "1", help_heading = CHAIN,
+          value_parser = clap::value_parser!(u64).range(1..=200))]
+    alone: Option<u64>,
+}
+
+impl PartArgs {
+    /// Opens the chain of the image at `path`, or the part of it that is wanted.
+    pub(crate) fn open(&self, path: &Path, options: &OpenOptions) -> Result<Chain> {
+        match self.alone.map(usize::try_from) {
+            None => Chain::open(path, options),
+            Some(layers) => Chain::open_upper(path, options, layers.unwrap_or(usize::MAX)),
+        }
+    }
+}
+
+/// A format that is stated for a backing file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StatedFormat {
+    /// `None`: the only one that needs it.
+    name: Option<PathBuf>,
+    format: Format,
+}
+
+impl StatedFormat {
+    /// Reads `NAME=FMT` or `FMT`.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let (name, format) = match text.rsplit_once('=') {
+            Some((name, format)) => (Some(PathBuf::from(name)), format),
+            None => (None, text),
+        };
+        Ok(Self { name, format: format.parse()? })
+    }
+}
+
+/// What the engine takes for formats that are stated.
+pub(crate) fn backing_formats(stated: &[StatedFormat], raw_despite_magic: bool) -> BackingFormats {
+    let start = BackingFormats::new().raw_despite_magic(raw_despite_magic);
+    stated.iter().fold(start, |formats, StatedFormat { name, format }| match name {
+        Some(name) => formats.named(name, *format),
+        None => formats.only(*format),
+    })
+}
+
 /// The help's heading of what is said about backing files.
-const CHAIN: &str = "Backing chain";
+pub(crate) const CHAIN: &str = "Backing chain";
 
 /// Which files an image may pull in.
 #[derive(Debug, Args)]
@@ -359,5 +414,16 @@ mod tests {
         let work = WorkArgs { threads: 0, progress: When::Always, always_progress: true };
         assert_eq!(work.progress(&Voice { quiet: true, verbose: false }), When::Never);
         assert_eq!(work.progress(&Voice { quiet: false, verbose: false }), When::Always);
+    }
+
+    #[test]
+    fn a_stated_format_is_split_at_the_last_equals_sign() {
+        let parse = |text| StatedFormat::parse(text).unwrap();
+        let named = |name: &str| Some(PathBuf::from(name));
+        assert_eq!(parse("raw"), StatedFormat { name: None, format: Format::Raw });
+        let expected = StatedFormat { name: named("a=b.img"), format: Format::Qcow2 };
+        assert_eq!(parse("a=b.img=qcow2"), expected);
+        StatedFormat::parse("base.raw=vmdk").unwrap_err();
+        StatedFormat::parse("base.raw").unwrap_err();
     }
 }

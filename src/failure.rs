@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use qcow::Error;
 use serde::Serialize;
@@ -124,11 +125,43 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return if error.use_stderr() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS };
     }
-    let failure = Failure::Error(
-        absent_command(error).unwrap_or_else(|| in_one_line(&error.render().to_string())),
-    );
+    let text = error.render().to_string();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let error = match dash_in_front(error, &arguments) {
+        // The parser's own advice does not work for the value of an option.
+        Some(advice) => {
+            let message = text.split("\n\n").next().unwrap_or_default();
+            Error::usage(in_one_line(message).message()).hint(advice)
+        }
+        None => absent_command(error).unwrap_or_else(|| in_one_line(&text)),
+    };
+    let failure = Failure::Error(error);
     failure.report(wanted_format(std::env::args_os()), "");
     failure.exit_code()
+}
+
+/// How to give an option a value that begins with a dash, if that is what was meant.
+fn dash_in_front(error: &clap::Error, arguments: &[OsString]) -> Option<String> {
+    let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+    let at = words.iter().position(|word| word.starts_with(unknown.as_str()))?;
+    let (option, value) = (words.get(at.checked_sub(1)?)?, words.get(at)?);
+    let mut cli = crate::cli::Cli::command();
+    cli.build();
+    let command = cli.find_subcommand(words.get(1)?.as_ref())?;
+    let is_it = |argument: &clap::Arg| {
+        let long = argument.get_long().is_some_and(|long| format!("--{long}") == *option);
+        long || argument.get_short().is_some_and(|short| format!("-{short}") == *option)
+    };
+    let argument = command.get_arguments().find(|argument| is_it(argument))?;
+    argument.get_action().takes_values().then(|| {
+        format!("'{value}' is taken for an option; as the value of {option}: {option}={value}")
+    })
 }
 
 /// A command that `qemu-img` has and this program does not: a similar name would be the wrong advice.

@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod failure;
 mod format;
+mod left_out;
 mod libvirt;
 mod losses;
 mod options;

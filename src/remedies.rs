@@ -20,6 +20,12 @@ pub(crate) fn line(error: &Error, command: &str) -> String {
 pub(crate) fn words_for(error: &Error, command: &str) -> Option<String> {
     let remedy = error.what_next()?;
     let mut options = Options(Cli::command());
+    if let Some(words) = with_names(remedy)
+        // Of `create`, that option is for the new image's own backing file.
+        .filter(|words| command != "create" && options.have_all(words, command))
+    {
+        return Some(words);
+    }
     let chosen = table(remedy, command).iter().find(|words| options.have_all(words, command));
     let parameter = parameter(remedy);
     Some(chosen.map_or_else(|| remedy.to_string(), |words| words.replace("PROGRAM", parameter)))
@@ -32,6 +38,28 @@ fn parameter(remedy: &Remedy) -> &'static str {
             name
         }
         _ => "",
+    }
+}
+
+/// Words for what names files of the chain.
+fn with_names(remedy: &Remedy) -> Option<String> {
+    match remedy {
+        Remedy::StateBackingFormat(names) => match names.as_slice() {
+            [] => None,
+            [name] => Some(format!(
+                "state it with --backing-format '{name}=qcow2' or --backing-format '{name}=raw'"
+            )),
+            names => {
+                let option = |name: &String| format!("--backing-format '{name}=FMT'");
+                let options: Vec<_> = names.iter().map(option).collect();
+                Some(format!("state it for each: {}", options.join(" ")))
+            }
+        },
+        Remedy::InsistOnRaw(name) => Some(format!(
+            "state its real format, such as --backing-format '{name}=qcow2'; if the disk itself begins \
+             with these bytes: --backing-format '{name}=raw' --raw-despite-magic"
+        )),
+        _ => None,
     }
 }
 
@@ -51,18 +79,17 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::WriteInto => &["`qcowtool flatten -n -O raw` writes into it"],
         Remedy::NewFile => &["leave out -n to make a new file"],
         Remedy::StateFormat => &["state the format of the image: -f qcow2 or -f raw"],
-        // There it is the format of the new image's own backing file.
-        Remedy::StateBackingFormat if command == "create" => &[],
-        Remedy::StateBackingFormat => {
-            &["state it with --backing-format qcow2 or --backing-format raw"]
+        Remedy::RestoreBacking if command == "check" => {
+            &["bring the file back under this name, or give --alone to check the image without it"]
         }
+        Remedy::RestoreBacking => &[
+            "bring the file back under this name, or give --alone to read what is above it",
+            "bring the file back under this name",
+        ],
         Remedy::AllowDirectory => &["allow the directory in which the file is with --allow-dir"],
         Remedy::RaiseLimit(LimitName::Depth) => &["allow more with --max-depth"],
         Remedy::RaiseLimit(LimitName::VirtualSize) => &["allow more with --max-virtual-size"],
         Remedy::RaiseLimit(LimitName::Metadata) => &["allow more with --max-metadata"],
-        Remedy::RestoreBacking if command == "check" => {
-            &["bring the file back under this name, or give --alone to check the image without it"]
-        }
         Remedy::Flatten => &["copy the image with `qcowtool flatten`"],
         Remedy::FlattenLower => {
             &["copy the lower images of the chain to one with `qcowtool flatten` first"]
@@ -110,9 +137,10 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
              disk's own bytes",
         ],
         Remedy::Decrypt => &["decrypt it with `qemu-img convert --object secret,...`"],
-        Remedy::CopyToLocalFile => {
-            &["copy it to a local file first, for example with `qemu-img convert`"]
-        }
+        Remedy::CopyToLocalFile => &[
+            "copy it to a local file first, for example with `qemu-img convert`; a local file of such a \
+               name is written with its directory: ./NAME",
+        ],
         Remedy::DestinationFormat("qcow2") => &["use -O qcow2", "use -f qcow2"],
         Remedy::DestinationFormat("raw") => &["use -O raw", "use -f raw"],
         Remedy::LargerClusters => &["use a larger cluster_size: -o cluster_size=2M"],
@@ -180,7 +208,8 @@ mod tests {
         Remedy::StopUser,
         Remedy::StopChanges,
         Remedy::StateFormat,
-        Remedy::StateBackingFormat,
+        Remedy::StateBackingFormat(Vec::new()),
+        Remedy::InsistOnRaw(String::new()),
         Remedy::AllowDirectory,
         Remedy::RaiseLimit(LimitName::Depth),
         Remedy::RaiseLimit(LimitName::VirtualSize),
@@ -236,9 +265,11 @@ mod tests {
             }
         }
         assert!(words(&Remedy::ShareRead, "info").contains("-U"));
+        let stated = Remedy::StateBackingFormat(vec!["base.raw".into()]);
+        assert!(words(&stated, "info").contains("--backing-format 'base.raw=raw'"));
         assert!(!words(&Remedy::ShareRead, "audit").contains("-U"));
         assert!(words(&Remedy::Replace, "flatten").contains("--force"));
-        assert!(!words(&Remedy::StateBackingFormat, "create").contains("--backing-format"));
+        assert!(!words(&stated, "create").contains("--backing-format"));
         assert!(words(&Remedy::DestinationFormat("qcow2"), "create").contains("-f qcow2"));
         assert!(words(&Remedy::DestinationFormat("qcow2"), "flatten").contains("-O qcow2"));
     }

@@ -5,6 +5,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use qcow::chain::WorkingDirectory;
+
 /// Where processes are.
 pub(crate) const PROC: &str = "/proc";
 
@@ -59,6 +61,12 @@ impl Process {
     /// Whether the number is still that of a process with the same command line.
     pub(crate) fn is_there(&self) -> bool {
         fs::read(self.place.join("cmdline")).is_ok_and(|line| line == self.line)
+    }
+
+    /// Where relative names start that it opens now; unknown if it is gone or this user may not look.
+    pub(crate) fn working_directory(&self) -> WorkingDirectory {
+        fs::read_link(self.place.join("cwd"))
+            .map_or(WorkingDirectory::Unknown, WorkingDirectory::At)
     }
 
     /// Names under which the files that it has open can be opened again. `None` if it is gone.

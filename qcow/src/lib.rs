@@ -88,8 +88,8 @@
 //! 64 MiB for the L1 table of an image being written (8 bytes for each 512 MiB of disk at the
 //! default cluster size: 128 KiB for 8 TiB).
 
-// What only operations call: not worth an attribute on each function.
-#![cfg_attr(not(feature = "ops"), allow(dead_code))]
+// What only operations use: not worth an attribute on each function and import.
+#![cfg_attr(not(feature = "ops"), allow(dead_code, unused_imports))]
 
 pub mod chain;
 pub mod codec;
@@ -101,6 +101,7 @@ pub mod io;
 pub mod ops;
 
 mod error;
+mod exact;
 #[cfg(feature = "ops")]
 mod layout;
 mod progress;

@@ -47,8 +47,12 @@ pub enum Remedy {
     StopChanges,
     /// State the format of the image.
     StateFormat,
-    /// State the format of the backing file.
-    StateBackingFormat,
+    /// State the format of each of these backing files
+    /// ([`BackingFormats`](crate::chain::BackingFormats)).
+    StateBackingFormat(Vec<String>),
+    /// State the backing file's real format, or insist that it is raw although it begins like an image
+    /// ([`BackingFormats::raw_despite_magic`](crate::chain::BackingFormats::raw_despite_magic)).
+    InsistOnRaw(String),
     /// Allow the directory of the backing file or data file.
     AllowDirectory,
     /// Allow more.
@@ -141,7 +145,17 @@ impl fmt::Display for Remedy {
                 "make sure that no other process changes the image, then try again"
             }
             Self::StateFormat => "state the format of the image: qcow2 or raw",
-            Self::StateBackingFormat => "state the format of the backing file: qcow2 or raw",
+            Self::StateBackingFormat(names) => {
+                let names = names.join("', '");
+                return write!(f, "state the format of '{names}': qcow2 or raw");
+            }
+            Self::InsistOnRaw(name) => {
+                return write!(
+                    f,
+                    "state the real format of '{name}', or insist that it is raw if the disk itself \
+                     begins with these bytes"
+                );
+            }
             Self::AllowDirectory => "allow the directory in which the file is",
             Self::RaiseLimit(LimitName::Depth) => "allow a deeper chain",
             Self::RaiseLimit(LimitName::VirtualSize) => "allow a larger virtual size",

@@ -5,7 +5,6 @@ use std::sync::PoisonError;
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(all(test, loom)))]
-#[cfg_attr(not(feature = "ops"), expect(unused_imports, reason = "only operations wait"))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use qcow::chain::{Format, OpenOptions, Policy, check_backing};
+use qcow::chain::{BackingFormats, Format, OpenOptions, Policy, check_backing};
 use qcow::io::FileStorage;
 use qcow::ops::check::{
     CheckOptions, CheckOutcome, Finding, RepairOptions, RepairOutcome, Scope, Step, check, repair,
@@ -160,7 +160,7 @@ impl Check {
             force_share: self.force_share,
             policy: options.policy.clone(),
             // A format that is not recorded is not guessed; that the file is there is all that counts.
-            backing_format: Some(Format::Raw),
+            backing_formats: BackingFormats::new().only(Format::Raw),
             ..OpenOptions::default()
         };
         let sandbox = self.sandbox.enter(plan.chain(&self.path, &open))?;

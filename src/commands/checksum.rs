@@ -4,14 +4,17 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use qcow::chain::{Chain, OpenOptions};
-use qcow::extent::Truncation;
+use qcow::extent::{LeftOut, Truncation};
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
 use qcow::{CancelToken, Error, ErrorKind};
 use serde::Serialize;
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace};
+use crate::args::{
+    OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace,
+};
 use crate::failure::Failure;
+use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, print, print_json, say, shown, warn};
 use crate::progress::Progress;
@@ -83,6 +86,8 @@ pub(crate) struct Checksum {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    part: PartArgs,
 
     /// The image
     #[arg(value_name = "PATH")]
@@ -112,6 +117,16 @@ struct Outcome<'a> {
     identical: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     differences: Option<Vec<Range>>,
+    #[serde(flatten)]
+    lacks: Lacks,
+}
+
+/// What was not read.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Lacks {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<LeftOut>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     truncated: Vec<Truncation>,
 }
@@ -136,7 +151,7 @@ impl Checksum {
         let sandbox = self.sandbox.enter(self.plan(&open))?;
         let known = self.verify.as_deref().map(Manifest::read).transpose()?;
         self.voice.opening(&self.path, open.format);
-        let chain = Chain::open(&self.path, &open)?;
+        let chain = self.part.open(&self.path, &open)?;
         self.voice.opened(&chain);
         let cached = self.cached(&chain)?;
         sandbox.all_is_open()?;
@@ -148,11 +163,14 @@ impl Checksum {
                 watch.settle(result)?
             }
         };
-        let truncated = chain.truncations()?;
-        warn_truncated(&truncated);
+        let lacks = Lacks {
+            left_out: warn_left_out(&chain, self.output.output)?,
+            truncated: chain.truncations()?,
+        };
+        warn_truncated(&lacks.truncated);
         match (known, digest) {
-            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, truncated),
-            (_, digest) => self.print_digest(&chain, digest, truncated),
+            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, lacks),
+            (_, digest) => self.print_digest(&chain, digest, lacks),
         }
     }
 
@@ -220,12 +238,7 @@ impl Checksum {
         })
     }
 
-    fn print_digest(
-        &self,
-        chain: &Chain,
-        digest: Digest,
-        truncated: Vec<Truncation>,
-    ) -> Result<(), Failure> {
+    fn print_digest(&self, chain: &Chain, digest: Digest, lacks: Lacks) -> Result<(), Failure> {
         if self.output.output == OutputFormat::Human {
             let text = match &digest {
                 Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
@@ -234,7 +247,7 @@ impl Checksum {
             return print(format_args!("{text}  {}\n", shown(&self.path)));
         }
         let filename = self.path.to_string_lossy();
-        let mut outcome = Outcome::new(&filename, chain.virtual_size(), truncated);
+        let mut outcome = Outcome::new(&filename, chain.virtual_size(), lacks);
         match digest {
             Digest::Crc32(text) => outcome.crc32 = Some(text),
             Digest::Sha256(text) => outcome.sha256 = Some(text),
@@ -248,13 +261,13 @@ impl Checksum {
         &self,
         known: &TreeHash,
         tree: &TreeHash,
-        truncated: Vec<Truncation>,
+        lacks: Lacks,
     ) -> Result<(), Failure> {
         let identical = known.root == tree.root;
         let differences = known.differences(tree).into_iter();
         if self.output.output == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
-            let mut outcome = Outcome::new(&filename, tree.virtual_size, truncated);
+            let mut outcome = Outcome::new(&filename, tree.virtual_size, lacks);
             outcome.blake3_tree = Some(tree.root.to_string());
             outcome.identical = Some(identical);
             outcome.differences =
@@ -282,7 +295,7 @@ enum Digest {
 }
 
 impl<'a> Outcome<'a> {
-    fn new(filename: &'a str, virtual_size: u64, truncated: Vec<Truncation>) -> Self {
-        Self { filename, virtual_size, truncated, ..Self::default() }
+    fn new(filename: &'a str, virtual_size: u64, lacks: Lacks) -> Self {
+        Self { filename, virtual_size, lacks, ..Self::default() }
     }
 }

@@ -10,7 +10,10 @@ use qcow::ops::compare::{
     CompareError, CompareOptions, CompareOutcome, Difference, DifferenceKind, SECTOR, compare,
 };
 
-use crate::args::{CacheArgs, OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::args::{
+    CHAIN, CacheArgs, OutputArgs, PartArgs, SandboxArgs, SourceArgs, StatedFormat, Voice, WorkArgs,
+    backing_formats, format_parser,
+};
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, to_json};
@@ -72,8 +75,14 @@ pub(crate) struct Compare {
     #[arg(short = 'F', long, value_name = "FMT", value_parser = format_parser())]
     second_format: Option<Format>,
 
+    /// As --backing-format, for the backing files of the second image
+    #[arg(long, value_name = "[NAME=]FMT", value_parser = StatedFormat::parse, help_heading = CHAIN)]
+    second_backing_format: Vec<StatedFormat>,
+
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    part: PartArgs,
 
     /// One image
     #[arg(value_name = "FIRST")]
@@ -90,7 +99,12 @@ impl Compare {
         // 1 would say that they differ.
         let watch = Watch::start().map_err(|error| Failure::Coded { code: NOT_OPENED, error })?;
         let open = self.source.open_options(None);
-        let second = OpenOptions { format: self.second_format, ..open.clone() };
+        let stated = &self.second_backing_format;
+        let second = OpenOptions {
+            format: self.second_format,
+            backing_formats: backing_formats(stated, self.source.raw_despite_magic),
+            ..open.clone()
+        };
         let options =
             CompareOptions { strict: self.strict, all: self.all, threads: self.work.threads() };
         let progress = Progress::new(self.work.progress(&self.voice));
@@ -117,7 +131,9 @@ impl Compare {
 
     fn open(&self, path: &Path, options: &OpenOptions) -> Result<Chain, Failure> {
         self.voice.opening(path, options.format);
-        let chain = Chain::open(path, options)
+        let chain = self
+            .part
+            .open(path, options)
             .map_err(|error| Failure::Coded { code: NOT_OPENED, error })?;
         self.voice.opened(&chain);
         Ok(chain)

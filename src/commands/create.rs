@@ -235,7 +235,7 @@ fn plan(path: &Path, options: &CreateOptions) -> Plan {
         && !backing.unchecked
     {
         // A name that cannot be understood is refused when it is needed.
-        if let Ok(name) = resolve_name(&backing.name, path) {
+        if let Ok(name) = resolve_name(&backing.name, path, &backing.open.working_directory) {
             plan = plan.chain(&name, &backing.open);
         }
     }

@@ -7,19 +7,20 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use qcow::chain::{Chain, Format};
-use qcow::extent::Damage;
+use qcow::chain::Format;
+use qcow::extent::{Damage, LeftOut};
 use qcow::ops::DamageReport;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, Traffic, flatten};
 use qcow::{Error, ErrorKind, Observer, Printable, Remedy};
 
 use self::stream::is_stream;
 use crate::args::{
-    OutputArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, format_parser,
-    required,
+    OutputArgs, PartArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes,
+    format_parser, required,
 };
 use crate::commands::create::outputs;
 use crate::failure::Failure;
+use crate::left_out::{Lacking, warn_left_out};
 use crate::losses::{say_not_carried, warn_truncated};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
 use crate::output::{OutputFormat, complain_json, print, print_json, say, shown, warn};
@@ -47,7 +48,8 @@ Examples:
   qcowtool flatten -c -o compression_type=zstd --digest vm.qcow2 small.qcow2
   qcowtool flatten -c --compression-level 9 vm.qcow2 smaller.qcow2
   qcowtool flatten -O raw --snapshot before-upgrade vm.qcow2 old-state.raw
-  qcowtool flatten --backing-format qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
+  qcowtool flatten --backing-format template.qcow2=qcow2 --allow-dir /var/lib/templates vm.qcow2 out.qcow2
+  qcowtool flatten --alone overlay.qcow2 what-is-left.qcow2
   qcowtool flatten -v --no-reflink vm.qcow2 no-shared-space.qcow2
   qcowtool flatten -O raw --device --direct --threads 8 vm.qcow2 /dev/vg/vm
   qcowtool flatten -n -O raw vm.qcow2 mounted-volume.img
@@ -129,6 +131,8 @@ pub(crate) struct Flatten {
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
+    part: PartArgs,
+    #[command(flatten)]
     live: live::LiveArgs,
 
     /// Length of the disk that standard input brings; another one is an error
@@ -183,8 +187,8 @@ impl Flatten {
                 .hint("name a file instead of '-'")
                 .into());
         }
-        let outcome = if is_stream(&src) {
-            self.receive(&dst, &options)?
+        let (outcome, left_out) = if is_stream(&src) {
+            (self.receive(&dst, &options)?, None)
         } else if is_stream(&dst) {
             self.send(&src, &options)?
         } else {
@@ -195,7 +199,7 @@ impl Flatten {
             warn_truncated(&outcome.truncated);
             say_not_carried(&self.voice, &src, &outcome.not_carried_over);
         }
-        self.print(&src, &dst, &outcome)?;
+        self.print(&src, &dst, &Lacking { outcome: &outcome, left_out: left_out.as_ref() })?;
         salvaged(&src, &outcome)
     }
 
@@ -204,20 +208,20 @@ impl Flatten {
         src: &Path,
         dst: &Path,
         options: &FlattenOptions,
-    ) -> Result<FlattenOutcome, Failure> {
+    ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
         let watch = Watch::start()?;
         let progress = Progress::new(self.work.progress(&self.voice));
         let open = self.source.open_options(self.snapshot.as_deref());
         let plan = self.outputs(dst, options).chain(src, &open);
         let sandbox = self.sandbox.enter(plan)?;
         self.voice.opening(src, open.format);
-        let chain = Chain::open(src, &open)?;
+        let chain = self.part.open(src, &open)?;
         self.voice.opened(&chain);
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten(&chain, dst, options, &observer, watch.token());
         let result = result.map_err(how_to_salvage);
         progress.finish(result.is_ok());
-        watch.settle(result)
+        Ok((watch.settle(result)?, warn_left_out(&chain, self.output.output)?))
     }
 
     /// What is written.
@@ -229,17 +233,23 @@ impl Flatten {
         }
     }
 
-    fn print(&self, src: &Path, dst: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+    fn print(
+        &self,
+        src: &Path,
+        dst: &Path,
+        lacking: &Lacking<'_, FlattenOutcome>,
+    ) -> Result<(), Failure> {
+        let outcome = lacking.outcome;
         warn(&outcome.warnings);
         if self.voice.verbose {
             say(ways(&outcome.traffic));
         }
         if is_stream(dst) {
             // Standard output is the image.
-            return self.print_aside(src, outcome);
+            return self.print_aside(src, lacking);
         }
         if self.output.output == OutputFormat::Json {
-            return print_json(outcome);
+            return print_json(lacking);
         }
         let mut text = String::new();
         if !self.voice.quiet {
@@ -253,10 +263,15 @@ impl Flatten {
     }
 
     /// Prints on standard error.
-    fn print_aside(&self, src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+    fn print_aside(
+        &self,
+        src: &Path,
+        lacking: &Lacking<'_, FlattenOutcome>,
+    ) -> Result<(), Failure> {
         if self.output.output == OutputFormat::Json {
-            return complain_json(outcome);
+            return complain_json(lacking);
         }
+        let outcome = lacking.outcome;
         if !self.voice.quiet {
             say(summary(src, Path::new("-"), outcome).trim_end());
         }

@@ -5,12 +5,12 @@ mod text;
 use std::path::PathBuf;
 
 use clap::Args;
-use qcow::ops::info::{ImageInfo, InfoOptions, info};
+use qcow::ops::info::{ImageInfo, InfoOptions, info_chain};
 
 use crate::args::exit_codes;
 use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json};
+use crate::output::{OutputFormat, print, print_json, warn_line};
 use crate::sandbox::Plan;
 
 /// Arguments of `info`.
@@ -66,12 +66,17 @@ impl Info {
         }
         self.sandbox.enter(plan)?;
         self.voice.opening(&self.path, options.open.format);
-        let images = info(&self.path, &options)?;
-        match (self.output.output, images.as_slice()) {
-            (OutputFormat::Json, [image]) if !self.backing_chain => print_json(image),
-            (OutputFormat::Json, images) => print_json(&images),
-            (OutputFormat::Human, images) => print(human(images)),
+        let told = info_chain(&self.path, &options)?;
+        for warning in &told.warnings {
+            warn_line(warning);
         }
+        match (self.output.output, told.images.as_slice()) {
+            (OutputFormat::Json, [image]) if !self.backing_chain => print_json(image)?,
+            (OutputFormat::Json, images) => print_json(&images)?,
+            (OutputFormat::Human, images) => print(human(images))?,
+        }
+        // What could be read was shown; the layer below it is the failure.
+        told.broken.map_or(Ok(()), |error| Err(error.into()))
     }
 }
 

@@ -7,8 +7,9 @@ use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
+use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
 use crate::failure::Failure;
+use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};
 use crate::picture::PictureFile;
@@ -62,6 +63,8 @@ pub(crate) struct MapCommand {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    part: PartArgs,
 
     /// The image
     #[arg(value_name = "PATH")]
@@ -85,9 +88,10 @@ impl MapCommand {
             None => plan,
         })?;
         self.voice.opening(&self.path, open.format);
-        let chain = Chain::open(&self.path, &open)?;
+        let chain = self.part.open(&self.path, &open)?;
         self.voice.opened(&chain);
         sandbox.all_is_open()?;
+        warn_left_out(&chain, self.output.output)?;
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
         if let Some(picture) = picture {
             return Ok(picture.map(&self.path, &chain, &options)?);

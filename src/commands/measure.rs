@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qcow::Error;
 use qcow::chain::{Chain, Format};
+use qcow::extent::LeftOut;
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
 
 use crate::args::exit_codes;
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
 use crate::failure::Failure;
+use crate::left_out::{Lacking, warn_left_out};
 use crate::losses::warn_truncated;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
 use crate::output::{OutputFormat, print, print_json};
@@ -79,6 +81,8 @@ pub(crate) struct Measure {
 
     #[command(flatten)]
     source: SourceArgs,
+    #[command(flatten)]
+    part: PartArgs,
 
     /// The image whose content the new one is to have
     #[arg(value_name = "PATH")]
@@ -95,11 +99,14 @@ impl Measure {
         match (&self.size, &self.path) {
             (Some(size), _) => {
                 let size = size::parse_disk(size)?;
-                self.print(&measure_size(size, &self.measure_options(&items)?)?)
+                self.print(&measure_size(size, &self.measure_options(&items)?)?, None)
             }
             (None, Some(path)) if self.exact => self.run_exact(path, &items),
             (None, Some(path)) => {
-                self.print(&measure(&self.open(path)?, &self.measure_options(&items)?)?)
+                let chain = self.open(path)?;
+                let outcome = measure(&chain, &self.measure_options(&items)?)?;
+                let left_out = warn_left_out(&chain, self.output.output)?;
+                self.print(&outcome, left_out.as_ref())
             }
             (None, None) => {
                 let error = Error::usage("either PATH or --size is needed");
@@ -129,9 +136,10 @@ impl Measure {
         let result = exact(&chain, &options, &progress, watch.token());
         progress.finish(result.is_ok());
         let outcome = watch.settle(result)?;
+        let left_out = warn_left_out(&chain, self.output.output)?;
         warn_truncated(&outcome.truncated);
         if self.output.output == OutputFormat::Json {
-            return print_json(&outcome);
+            return print_json(&Lacking { outcome: &outcome, left_out: left_out.as_ref() });
         }
         let mut text = format!("required size: {}\n", outcome.required);
         if let Some(data_file) = outcome.data_file {
@@ -144,16 +152,16 @@ impl Measure {
         let open = self.source.open_options(self.snapshot.as_deref());
         let sandbox = self.sandbox.enter(Plan::new().chain(path, &open))?;
         self.voice.opening(path, open.format);
-        let chain = Chain::open(path, &open)?;
+        let chain = self.part.open(path, &open)?;
         self.voice.opened(&chain);
         sandbox.all_is_open()?;
         Ok(chain)
     }
 
-    fn print(&self, outcome: &MeasureOutcome) -> Result<(), Failure> {
+    fn print(&self, outcome: &MeasureOutcome, left_out: Option<&LeftOut>) -> Result<(), Failure> {
         warn_truncated(&outcome.truncated);
         if self.output.output == OutputFormat::Json {
-            return print_json(outcome);
+            return print_json(&Lacking { outcome, left_out });
         }
         let mut text = format!("required size: {}\n", outcome.required);
         text.push_str(&format!("fully allocated size: {}\n", outcome.fully_allocated));

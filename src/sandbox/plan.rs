@@ -202,7 +202,7 @@ mod tests {
         assert!(plan.before().anything && !plan.after().anything);
         assert_eq!(
             (plan.after().read, plan.after().change),
-            (&[name.into()][..], &[name.into()][..])
+            (vec![name], &[name.to_path_buf()][..])
         );
     }
 

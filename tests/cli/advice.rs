@@ -192,7 +192,7 @@ fn advice_about_images_is_right() {
                 "`qcowtool check -r all`",
                 &["check -r all uncounted", "checksum uncounted"],
             ),
-            ("checksum vmdk", "`-f raw`", &["checksum -f raw vmdk"]),
+            ("checksum vmdk", "give -f raw", &["checksum -f raw vmdk"]),
             (
                 "checksum bitmaps",
                 "`qcowtool check -r all`",

@@ -2,6 +2,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod chains;
 mod compare;
 mod compressed_runs;
 mod create;

@@ -388,3 +388,29 @@ fn nothing_to_do_and_wrong_usage() {
         qcowtool(arguments).refused();
     }
 }
+
+#[test]
+fn a_relative_name_behind_a_protocol_is_of_the_working_directory_of_the_guests_process() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let content = pattern::mixed(3, 1 << 20);
+    let base = scratch.file("base.raw", &content);
+    let images = scratch.subdir("images");
+    let top = images.join("top.qcow2");
+    // Beside the image is another file of that name, which the guest never saw.
+    fs::write(images.join("base.raw"), vec![0xee; 1 << 20]).unwrap();
+    let create =
+        args!["create", "-q", "-u", "-f", "qcow2", "-b", "file:base.raw", "-F", "raw", top];
+    fixtures::qemu_img(&[create, args!["1M"]].concat());
+    let mut qemu_io = std::process::Command::new("qemu-io");
+    qemu_io.args(["-f", "qcow2", "images/top.qcow2"]).current_dir(scratch.dir());
+    let holder = Holder::by(&mut qemu_io);
+    fs::remove_file(&base).unwrap();
+    let pid = holder.pid().to_string();
+    let arguments = args!["rescue", "--output", "json", "--pid", pid, "--restore"];
+    let found = Found::of(qcowtool(arguments)).ends(0);
+    let item = found.item(&base);
+    assert_eq!(item["needed-by"], serde_json::json!([top]), "{item:#}");
+    assert_eq!(item["restored"], base.to_str().unwrap(), "{item:#}");
+    assert!(fs::read(&base).unwrap() == content, "the file is another one");
+}

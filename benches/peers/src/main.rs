@@ -1,5 +1,5 @@
 //! The other Rust libraries that read QCOW2, beside ours: the whole disk from its first byte to its last,
-//! through the CRC-32 of all, which must be the same for everybody.
+//! and blocks of 4 KiB at random, through the CRC-32 of all, which must be the same for every reader.
 
 mod readers;
 
@@ -32,6 +32,9 @@ struct Cli {
     /// Timed runs of each reader
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Blocks of 4 KiB in a pass of random reads
+    #[arg(long, default_value_t = 100_000)]
+    reads: u64,
     /// Write the report into this file
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -42,6 +45,9 @@ enum Part {
     /// Read one disk and print its CRC-32
     #[command(hide = true)]
     Read { reader: Reader, path: PathBuf },
+    /// Read blocks of one disk at random, and print their CRC-32 and the nanoseconds that it took
+    #[command(hide = true)]
+    Random { reader: Reader, path: PathBuf, reads: u64 },
     /// Make the fragmented chain: the memory that this takes would count in the figures of all readers
     #[command(hide = true)]
     Chain { dir: PathBuf, bytes: u64 },
@@ -61,6 +67,9 @@ fn main() -> ExitCode {
         Some(Part::Read { reader, path }) => {
             reader.read(path).map(|digest| println!("{digest:08x}"))
         }
+        Some(Part::Random { reader, path, reads }) => reader
+            .read_at_random(path, *reads)
+            .map(|pass| println!("{:08x} {}", pass.digest, pass.time.as_nanos())),
         Some(Part::Chain { dir, bytes }) => {
             fixtures::big::big_chain(dir, 4, *bytes);
             Ok(())
@@ -79,12 +88,13 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("qcowtool-peers.").tempdir_in(&cli.dir)?;
     eprintln!("making the disks in {} ...", dir.path().display());
-    let mut rows = Vec::new();
+    let (mut rows, mut random) = (Vec::new(), Vec::new());
     for (disk, path) in disks(dir.path(), cli.data << 20)? {
         eprintln!("{disk} ...");
         rows.extend(measured(&disk, &path, cli.runs)?);
+        random.extend(measured_at_random(&disk, &path, cli)?);
     }
-    let text = report(&rows, cli)?;
+    let text = report(&rows, &random, cli)?;
     print!("{text}");
     if let Some(path) = &cli.report {
         std::fs::write(path, text)?;
@@ -144,17 +154,66 @@ fn measured(disk: &str, path: &Path, runs: usize) -> Result<Vec<Row>> {
     Ok(rows.collect())
 }
 
-fn command(reader: Reader, path: &Path) -> Result<Command> {
+/// Readers that can read anywhere, taking turns; the time of one pass over all blocks.
+fn measured_at_random(disk: &str, path: &Path, cli: &Cli) -> Result<Vec<Row>> {
+    let mut times = Reader::RANDOM.map(|_| Vec::new());
+    let mut peaks = Reader::RANDOM.map(|_| 0);
+    let mut failures = Reader::RANDOM.map(|_| None);
+    let mut digests = HashSet::new();
+    for _ in 0..cli.runs.max(1) {
+        for (index, reader) in Reader::RANDOM.into_iter().enumerate() {
+            if failures[index].is_some() {
+                continue;
+            }
+            match random_pass(reader, path, cli.reads) {
+                Ok((digest, time, peak)) => {
+                    digests.insert(digest);
+                    times[index].push(time);
+                    peaks[index] = peak.max(peaks[index]);
+                }
+                Err(error) => failures[index] = Some(error.to_string()),
+            }
+        }
+    }
+    if digests.len() > 1 {
+        return Err(format!("{disk}: the readers do not agree at random").into());
+    }
+    let rows = Reader::RANDOM.into_iter().zip(failures).enumerate();
+    let rows = rows.map(|(index, (reader, failure))| {
+        times[index].sort();
+        let median = times[index].get(times[index].len() / 2).copied().unwrap_or_default();
+        let figures = failure.map_or(Ok((median, peaks[index])), Err);
+        Row { disk: disk.to_owned(), reader, figures }
+    });
+    Ok(rows.collect())
+}
+
+/// What a process of its own prints, and the most memory that it took.
+fn random_pass(reader: Reader, path: &Path, reads: u64) -> Result<(String, Duration, u64)> {
+    use std::io::Read;
+    let mut command = command("random", reader, path)?;
+    let mut child = command.arg(reads.to_string()).stdout(Stdio::piped()).spawn()?;
+    let mut text = String::new();
+    child.stdout.take().ok_or("no output")?.read_to_string(&mut text)?;
+    let used = child.wait4()?;
+    let (digest, time) = text.trim().split_once(' ').ok_or("it gave up")?;
+    if !used.status.success() {
+        return Err(format!("{}: {}", reader.word(), used.status).into());
+    }
+    Ok((digest.to_owned(), Duration::from_nanos(time.parse()?), used.rusage.maxrss))
+}
+
+fn command(part: &str, reader: Reader, path: &Path) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     // qcow2-rs looks for backing files where the process is.
     command.current_dir(path.parent().ok_or("a disk in no directory")?);
-    command.args(["read", reader.word()]).arg(path).stdin(Stdio::null());
+    command.args([part, reader.word()]).arg(path).stdin(Stdio::null());
     Ok(command)
 }
 
 /// What a reader makes of a disk, or its complaint.
 fn digest(reader: Reader, path: &Path) -> std::result::Result<String, String> {
-    let output = command(reader, path).and_then(|mut command| Ok(command.output()?));
+    let output = command("read", reader, path).and_then(|mut command| Ok(command.output()?));
     let output = output.map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
@@ -164,7 +223,7 @@ fn digest(reader: Reader, path: &Path) -> std::result::Result<String, String> {
 }
 
 fn timed(reader: Reader, path: &Path) -> Result<(Duration, u64)> {
-    let mut command = command(reader, path)?;
+    let mut command = command("read", reader, path)?;
     command.stdout(Stdio::null());
     let start = Instant::now();
     let used = command.spawn()?.wait4()?;
@@ -175,7 +234,7 @@ fn timed(reader: Reader, path: &Path) -> Result<(Duration, u64)> {
     Ok((time, used.rusage.maxrss))
 }
 
-fn report(rows: &[Row], cli: &Cli) -> Result<String> {
+fn report(rows: &[Row], random: &[Row], cli: &Cli) -> Result<String> {
     let cores = std::thread::available_parallelism()?;
     let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output()?.stdout;
     let mut text = format!(
@@ -198,6 +257,27 @@ fn report(rows: &[Row], cli: &Cli) -> Result<String> {
                 let speed = (cli.data << 20) as f64 / 1e9 / seconds;
                 let peak = peak >> 20;
                 writeln!(text, "| {disk} | {name} | {seconds:.2} s | {speed:.2} GB | {peak} MiB |")
+            }
+            Err(why) => {
+                writeln!(text, "| {disk} | {name} | cannot: {} | | |", why.replace('|', "/"))
+            }
+        };
+    }
+    let _ = write!(
+        text,
+        "\n## Blocks of 4 KiB at random\n\n\
+         {} blocks anywhere on the disk, one after the other, by one thread; the second of two passes over the same blocks, \
+         so that what a reader keeps of the tables is warm.\n\n\
+         | disk | reader | time for a block | blocks per second | peak memory |\n|---|---|--:|--:|--:|\n",
+        cli.reads,
+    );
+    for Row { disk, reader, figures } in random {
+        let name = reader.name();
+        let _ = match figures {
+            Ok((time, peak)) => {
+                let each = time.as_secs_f64() / cli.reads.max(1) as f64;
+                let (micros, rate, peak) = (each * 1e6, 1.0 / each, peak >> 20);
+                writeln!(text, "| {disk} | {name} | {micros:.1} µs | {rate:.0} | {peak} MiB |")
             }
             Err(why) => {
                 writeln!(text, "| {disk} | {name} | cannot: {} | | |", why.replace('|', "/"))

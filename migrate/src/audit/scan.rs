@@ -399,7 +399,9 @@ impl<'a> Scan<'a> {
 }
 
 fn resolve(name: &Path, holder: &Path) -> std::result::Result<PathBuf, String> {
-    qcow::chain::resolve_name(name, holder).map_err(|error| error.message().to_owned())
+    // Any process may open the image: what a name means only to one of them is not followed.
+    let directory = qcow::chain::WorkingDirectory::Unknown;
+    qcow::chain::resolve_name(name, holder, &directory).map_err(|error| error.message().to_owned())
 }
 
 /// `name` as an absolute path with its directory free of symbolic links, so that two names of one place

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qcow::chain::WorkingDirectory;
+
 use crate::process::{PROC, Process, deleted_name};
 
 /// A descriptor of a process.
@@ -17,18 +19,29 @@ struct Descriptor {
 }
 
 /// What a QEMU process holds open. Empty if it was not found, or if we may not look.
-#[derive(Debug, Default)]
-pub(super) struct OpenFiles(Vec<Descriptor>);
+#[derive(Debug)]
+pub(super) struct OpenFiles {
+    descriptors: Vec<Descriptor>,
+    /// Where it opens relative names.
+    pub(super) directory: WorkingDirectory,
+}
+
+impl Default for OpenFiles {
+    fn default() -> Self {
+        Self { descriptors: Vec::new(), directory: WorkingDirectory::Unknown }
+    }
+}
 
 impl OpenFiles {
     /// Of the process that runs the domain with this UUID on this machine.
     pub(super) fn of_domain(uuid: &str) -> Self {
         let process = Process::of_domain(Path::new(PROC), uuid).into_iter().next();
-        let descriptors = process.and_then(|process| process.descriptors().ok().flatten());
-        Self::among(descriptors.unwrap_or_default())
+        let Some(process) = process else { return Self::default() };
+        let descriptors = process.descriptors().ok().flatten().unwrap_or_default();
+        Self::among(descriptors, process.working_directory())
     }
 
-    fn among(descriptors: Vec<PathBuf>) -> Self {
+    fn among(descriptors: Vec<PathBuf>, directory: WorkingDirectory) -> Self {
         let mut found: Vec<_> = descriptors
             .into_iter()
             .filter_map(|through| {
@@ -41,7 +54,7 @@ impl OpenFiles {
             })
             .collect();
         found.sort_by(|a, b| a.through.cmp(&b.through));
-        Self(found)
+        Self { descriptors: found, directory }
     }
 
     /// Where the file that once was at `name` can still be read: `Some` only if the process has it open
@@ -50,7 +63,7 @@ impl OpenFiles {
     /// Something else may be at `name` by now: what the guest reads is not that.
     pub(super) fn deleted(&self, name: &Path) -> Option<&Path> {
         let name = canonical(name);
-        let mut same = self.0.iter().filter(|descriptor| descriptor.name == name);
+        let mut same = self.descriptors.iter().filter(|descriptor| descriptor.name == name);
         if same.clone().any(|descriptor| !descriptor.deleted) {
             return None;
         }
@@ -88,6 +101,7 @@ mod tests {
         fs::write(name("replaced"), "another").unwrap();
         let files = OpenFiles::among(
             fs::read_dir("/proc/self/fd").unwrap().flatten().map(|entry| entry.path()).collect(),
+            WorkingDirectory::Unknown,
         );
         let read = |file: &str| {
             files.deleted(&name(file)).map(|through| fs::read_to_string(through).unwrap())

@@ -4,8 +4,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use qcow::chain::{Chain, Format, OpenOptions, resolve_name};
+use qcow::chain::{
+    BackingFormats, Chain, Format, FormatSource, LayerFound, Open, OpenOptions, WorkingDirectory,
+    depends_on_process, resolve_name, walk,
+};
 use qcow::extent::ExtentKind;
+use qcow::io::FileStorage;
 use qcow::ops::info::{EncryptionInfo, FormatSpecific, ImageInfo, InfoOptions, Qcow2Info, info};
 
 use super::process::OpenFiles;
@@ -57,77 +61,58 @@ impl SourceFiles {
         xml: &XmlChain,
     ) -> (Vec<LayerFacts>, Option<Missing>) {
         let mut layers: Vec<LayerFacts> = Vec::new();
-        let mut next = Some((top.to_path_buf(), format.map(str::to_owned), FormatFrom::Xml));
-        while let Some((path, format, from)) = next.take() {
-            let missing = |why: String| Some(Missing { path: path.clone(), why });
-            if layers.len() >= qcow::chain::MAX_DEPTH {
-                return (layers, missing("the chain is too deep".into()));
+        let missing = |path: &Path, why: String| Some(Missing { path: path.into(), why });
+        let format = match format.map(str::parse::<Format>) {
+            Some(Ok(format)) => format,
+            Some(Err(error)) => return (layers, missing(top, error.message().to_owned())),
+            None => {
+                let why = "its format is recorded nowhere, and formats are never guessed";
+                return (layers, missing(top, why.to_owned()));
             }
-            let layer = match self.layer(&path, format.as_deref(), from) {
-                Ok(layer) => layer,
-                Err(why) => return (layers, missing(why)),
-            };
-            let id = |layer: &LayerFacts| (layer.identity.device, layer.identity.inode);
-            if layers.iter().any(|above| id(above) == id(&layer)) {
-                return (layers, missing("the chain comes back to this file".into()));
-            }
-            if let Some(name) = &layer.backing {
-                match resolve_name(Path::new(name), &layer.path) {
-                    Ok(below) => {
-                        let said = |named: &crate::facts::NamedLayer| {
-                            (named.path == below).then(|| named.format.clone()).flatten()
-                        };
-                        next =
-                            Some(match (&layer.backing_format, xml.layers.iter().find_map(said)) {
-                                (Some(format), _) => {
-                                    (below, Some(format.clone()), FormatFrom::Header)
-                                }
-                                (None, Some(format)) => (below, Some(format), FormatFrom::Xml),
-                                (None, None) => (below, None, FormatFrom::Nowhere),
-                            });
-                    }
-                    Err(error) => {
-                        let missing = Missing { path: name.into(), why: error.message().into() };
-                        layers.push(layer);
-                        return (layers, Some(missing));
-                    }
+        };
+        let open = OpenOptions {
+            format: Some(format),
+            force_share: true,
+            backing_formats: stated(xml),
+            working_directory: self.open.directory.clone(),
+            ..Default::default()
+        };
+        for found in walk(self, top, &open) {
+            let (path, told) = match found {
+                Ok(found) => (found.path.clone(), self.layer(&found)),
+                Err(broken) if broken.is_gone() => {
+                    (broken.path, Err("there is no such file".to_owned()))
                 }
+                Err(broken) => (broken.path, Err(broken.error.message().to_owned())),
+            };
+            match told {
+                Ok(layer) => layers.push(layer),
+                Err(why) => return (layers, missing(&path, why)),
             }
-            layers.push(layer);
         }
         (layers, None)
     }
 
-    /// One layer, by its header; otherwise why not.
-    fn layer(
-        &self,
-        path: &Path,
-        format: Option<&str>,
-        format_from: FormatFrom,
-    ) -> Result<LayerFacts, String> {
-        let Some(format) = format else {
-            return Err("its format is recorded nowhere, and formats are never guessed".into());
-        };
-        let format: Format =
-            format.parse().map_err(|error: qcow::Error| error.message().to_owned())?;
-        let (read_from, deleted) = self.place(path);
-        let in_words = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
-            _ => error.to_string(),
-        };
-        let metadata = fs::metadata(&read_from).map_err(in_words)?;
-        let open = OpenOptions { format: Some(format), force_share: true, ..Default::default() };
+    /// The facts of one layer; otherwise why there are none.
+    fn layer(&self, found: &LayerFound<FileStorage>) -> Result<LayerFacts, String> {
+        let (read_from, deleted) = self.place(&found.path);
+        let metadata = fs::metadata(&read_from).map_err(|error| error.to_string())?;
+        let open =
+            OpenOptions { format: Some(found.format), force_share: true, ..Default::default() };
         let options = InfoOptions { open, backing_chain: false };
         let images = info(&read_from, &options).map_err(|error| error.message().to_owned())?;
         let image = images.first().ok_or("it could not be read")?;
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         Ok(LayerFacts {
-            path: path.to_path_buf(),
+            path: found.path.clone(),
             deleted,
             block_device: metadata.file_type().is_block_device(),
             identity: identity(&metadata, image),
-            format,
-            format_from,
+            format: found.format,
+            format_from: match found.format_source {
+                FormatSource::Recorded => FormatFrom::Header,
+                _ => FormatFrom::Xml,
+            },
             virtual_size: image.virtual_size,
             qcow2: qcow2(image),
             backing: image.backing_filename.as_ref().map(text),
@@ -135,6 +120,43 @@ impl SourceFiles {
             read_from,
         })
     }
+}
+
+impl Open for &SourceFiles {
+    type File = FileStorage;
+
+    fn open(&self, path: &Path, _depth: usize) -> qcow::Result<FileStorage> {
+        FileStorage::open(&self.place(path).0)
+    }
+
+    fn identity(&self, file: &FileStorage) -> Option<qcow::io::Identity> {
+        Some(file.identity())
+    }
+}
+
+/// The formats that the XML states of layers below the active one.
+fn stated(xml: &XmlChain) -> BackingFormats {
+    xml.layers.iter().fold(BackingFormats::new(), |formats, layer| {
+        let format = layer.format.as_ref().and_then(|name| name.parse::<Format>().ok());
+        match format {
+            Some(format) => formats.named(&layer.path, format),
+            None => formats,
+        }
+    })
+}
+
+/// Where the process worked that found these layers, if a name among them tells.
+fn working_directory(layers: &[LayerFacts]) -> WorkingDirectory {
+    let pairs = layers.iter().zip(layers.iter().skip(1));
+    let mut told = pairs.filter_map(|(above, below)| {
+        let name = Path::new(above.backing.as_ref()?);
+        if !depends_on_process(name) {
+            return None;
+        }
+        let relative = resolve_name(name, &above.path, &WorkingDirectory::Own).ok()?;
+        below.path.ancestors().nth(relative.components().count()).map(Path::to_path_buf)
+    });
+    told.next().map_or(WorkingDirectory::Unknown, WorkingDirectory::At)
 }
 
 /// Keeps files open that have no name any more, so that they can be read after the guest's process is
@@ -181,11 +203,14 @@ impl Held {
     /// As [`Chain::open`].
     pub fn open(&self, layers: &[LayerFacts]) -> qcow::Result<Chain> {
         let top = layers.first().ok_or_else(|| qcow::Error::usage("the chain has no layer"))?;
-        // A backing format that only the XML knows.
-        let unrecorded = layers.iter().skip(1).find(|layer| layer.format_from == FormatFrom::Xml);
+        // Backing formats that only the XML knows.
+        let unrecorded = layers.iter().skip(1).filter(|layer| layer.format_from == FormatFrom::Xml);
         let options = OpenOptions {
             format: Some(top.format),
-            backing_format: unrecorded.map(|layer| layer.format),
+            backing_formats: unrecorded.fold(BackingFormats::new(), |formats, layer| {
+                formats.named(&layer.path, layer.format)
+            }),
+            working_directory: working_directory(layers),
             force_share: self.runs,
             instead: layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
             ..Default::default()

@@ -1,12 +1,12 @@
 //! Carries a plan out: copies, proves the copies, and gives them names that were free.
 
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use qcow::chain::{Chain, FilePolicy, Format, MAX_DEPTH, OpenOptions, Policy, resolve_name};
+use qcow::chain::{Chain, FilePolicy, Format, Open, OpenOptions, Policy, WorkingDirectory, walk};
 use qcow::io::FileStorage;
 use qcow::ops::digest::tree_hash;
-use qcow::ops::info::{InfoOptions, info};
 use qcow::{CancelToken, Observer};
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
 use serde::Serialize;
@@ -21,6 +21,44 @@ use crate::facts::Identity;
 use crate::fs::{fd_path, same_bytes};
 use crate::store::{LocalStore, Mode as Rights, Store, identity_of};
 use crate::{Error, ErrorKind, Result};
+
+/// Opens the layers below a copy through what the process has open, whatever their names mean here.
+struct Through<'a> {
+    process: &'a ProcessFacts,
+    held: &'a Held,
+    /// The object that is copied, and where the copy can be read.
+    top: ((u64, u64), PathBuf),
+    /// The layer above.
+    last: Cell<Option<(u64, u64)>>,
+    /// Names, and where the files can be read.
+    opened: RefCell<Vec<(PathBuf, PathBuf)>>,
+}
+
+impl Open for &Through<'_> {
+    type File = FileStorage;
+
+    fn open(&self, path: &Path, _depth: usize) -> qcow::Result<FileStorage> {
+        let (is, place) = match self.last.get() {
+            None => self.top.clone(),
+            Some(above) => {
+                let is = below(self.process, above);
+                is.and_then(|is| Some((is, self.held.path(is)?))).ok_or_else(|| {
+                    let path = path.display();
+                    qcow::Error::denied(format!(
+                        "the backing file '{path}' is not open in the process"
+                    ))
+                })?
+            }
+        };
+        self.last.set(Some(is));
+        self.opened.borrow_mut().push((path.to_path_buf(), place.clone()));
+        FileStorage::open(&place)
+    }
+
+    fn identity(&self, file: &FileStorage) -> Option<qcow::io::Identity> {
+        Some(file.identity())
+    }
+}
 
 /// What became of a plan.
 #[derive(Debug, Serialize)]
@@ -304,26 +342,25 @@ impl Run<'_> {
             Some(format) => format,
             None => Format::probe(&FileStorage::open(&here)?)?,
         };
-        let mut instead = vec![(item.name.clone(), here.clone())];
-        let mut above = (item.name.clone(), (item.device, item.inode), here, Some(format));
-        while instead.len() < MAX_DEPTH {
-            let (path, is, place, format) = &above;
-            let open = OpenOptions { format: *format, force_share: true, ..Default::default() };
-            let told = info(place, &InfoOptions { open, backing_chain: false })?;
-            let told = told.first();
-            let Some(backing) = told.and_then(|told| told.backing_filename.as_ref()) else { break };
-            let format = told.and_then(|told| told.backing_filename_format.as_ref());
-            let path = resolve_name(backing, path)?;
-            let below = below(process, *is).and_then(|is| Some((is, self.held.path(is)?)));
-            let (is, place) = below.ok_or_else(|| {
-                Error::environment(format!(
-                    "what it stands on, '{}', is not open in the process",
-                    path.display()
-                ))
-            })?;
-            instead.push((path.clone(), place.clone()));
-            above = (path, is, place, format.and_then(|format| format.parse().ok()));
+        // The names are only compared with each other: where they start does not matter.
+        let working_directory = WorkingDirectory::At("/".into());
+        let options = OpenOptions {
+            format: Some(format),
+            force_share: true,
+            working_directory: working_directory.clone(),
+            ..Default::default()
+        };
+        let files = Through {
+            process,
+            held: self.held,
+            last: Cell::new(None),
+            opened: RefCell::new(Vec::new()),
+            top: ((item.device, item.inode), here),
+        };
+        for found in walk(&files, &item.name, &options) {
+            found.map_err(|broken| Error::environment(broken.error.message()))?;
         }
+        let instead = files.opened.into_inner();
         // Nothing is opened by its name.
         let policy =
             Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny, strict: false };
@@ -331,6 +368,7 @@ impl Run<'_> {
             format: Some(format),
             force_share: true,
             instead,
+            working_directory,
             policy,
             ..Default::default()
         };

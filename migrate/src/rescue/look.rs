@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use qcow::chain::{Format, resolve_name};
+use qcow::chain::{Format, WorkingDirectory, resolve_name};
 use qcow::io::FileStorage;
 use qcow::ops::info::{FormatSpecific, ImageInfo};
 use qcow::{CancelToken, Silent};
@@ -221,6 +221,7 @@ impl Look {
         if passing && open.iter().all(|pinned| pinned.gone == Gone::No) {
             return Ok(());
         }
+        let directory = working_directory(process, &view);
         let mut images = Vec::new();
         let mut named: Vec<Named> = Vec::new();
         for pinned in &open {
@@ -232,7 +233,7 @@ impl Look {
             };
             let (content, told) = content(&storage, pinned);
             if let Some(told) = &told {
-                named.extend(told_by_header(pinned, told, &view));
+                named.extend(told_by_header(pinned, told, &view, &directory));
             }
             images.push((image(pinned, &file, content, &view, cancel)?, file));
         }
@@ -319,8 +320,21 @@ pub(super) fn object(image: &OpenImage) -> Option<(u64, u64)> {
     image.identity.device.zip(image.identity.inode)
 }
 
+/// Where a process opens relative names, as it would write it.
+fn working_directory(process: &Process, view: &View) -> WorkingDirectory {
+    match process.working_directory() {
+        WorkingDirectory::At(shown) => WorkingDirectory::At(view.inside(&shown)),
+        other => other,
+    }
+}
+
 /// What a header says of other files.
-fn told_by_header(pinned: &Pinned, told: &ImageInfo, view: &View) -> Vec<Named> {
+fn told_by_header(
+    pinned: &Pinned,
+    told: &ImageInfo,
+    view: &View,
+    directory: &WorkingDirectory,
+) -> Vec<Named> {
     let holder = view.inside(&pinned.name);
     let mut named = Vec::new();
     let mut add = |need, name: PathBuf, relative, format| {
@@ -328,9 +342,10 @@ fn told_by_header(pinned: &Pinned, told: &ImageInfo, view: &View) -> Vec<Named> 
         named.push(Named { by, by_object, need, name, relative, format });
     };
     if let Some(backing) = &told.backing_filename
-        && let Ok(name) = resolve_name(backing, &holder)
+        && let Ok(name) = resolve_name(backing, &holder, directory)
     {
-        let seen_from_nowhere = resolve_name(backing, Path::new("image"));
+        let own = WorkingDirectory::Own;
+        let seen_from_nowhere = resolve_name(backing, Path::new("image"), &own);
         let relative = seen_from_nowhere.is_ok_and(|name| name.is_relative());
         let format = told.backing_filename_format.as_ref().and_then(|name| name.parse().ok());
         add(Need::Backing, name, relative, format);

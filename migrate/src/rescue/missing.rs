@@ -4,10 +4,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use qcow::CancelToken;
-use qcow::chain::{Chain, Format, MAX_DEPTH, OpenOptions, resolve_name};
+use qcow::chain::{Chain, Files, Format, OpenOptions, walk};
 use qcow::extent::ExtentKind;
 use qcow::ops::digest::{LEAF, TreeHash};
-use qcow::ops::info::{InfoOptions, info};
 use serde::Serialize;
 
 use crate::{Error, Result};
@@ -40,38 +39,29 @@ pub(super) struct Cut {
 
 /// Goes down the chain of `image` to where a file is gone; `None` if none is.
 pub(super) fn find(image: &Path, format: Option<Format>) -> Result<Option<Cut>> {
-    let (mut path, mut format) = (image.to_path_buf(), format);
-    for layers in 1..=MAX_DEPTH {
-        let open = OpenOptions { format, ..Default::default() };
-        let told = info(&path, &InfoOptions { open, backing_chain: false }).map_err(in_use)?;
-        let told = told.first();
-        let Some(backing) = told.and_then(|told| told.backing_filename.as_ref()) else {
-            return Ok(None);
+    let options = OpenOptions { format, ..Default::default() };
+    for found in walk(Files::new(&options), image, &options) {
+        let Err(broken) = found else { continue };
+        // A file of unrecorded format is not opened; whether it is there is another matter.
+        let gone = broken.is_gone() || broken.format.is_none() && is_gone(&broken.path);
+        return match broken.by {
+            Some(by) if gone => Ok(Some(Cut {
+                layers: broken.depth,
+                by,
+                name: crate::audit::canonical(&broken.path),
+                format: broken.format,
+            })),
+            _ => Err(in_use(broken.error)),
         };
-        let name = resolve_name(backing, &path).map_err(|error| error.file(&path))?;
-        let recorded = told.and_then(|told| told.backing_filename_format.as_ref());
-        let recorded = recorded.map(|name| name.parse::<Format>()).transpose()?;
-        match std::fs::metadata(&name) {
-            Ok(_) if recorded.is_none() => {
-                return Err(Error::refused(format!(
-                    "{}: the format of '{}' is not recorded, and it is never guessed",
-                    path.display(),
-                    name.display()
-                )));
-            }
-            Ok(_) => (path, format) = (name, recorded),
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                let name = crate::audit::canonical(&name);
-                return Ok(Some(Cut { layers, by: path, name, format: recorded }));
-            }
-            Err(error) => {
-                return Err(Error::environment(format!("{}: {error}", name.display())));
-            }
-        }
     }
-    Err(Error::refused(format!("the chain is deeper than {MAX_DEPTH} images, or a circle")))
+    Ok(None)
+}
+
+fn is_gone(path: &Path) -> bool {
+    let gone = |error: &std::io::Error| {
+        matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+    };
+    std::fs::metadata(path).is_err_and(|error| gone(&error))
 }
 
 /// An image that a process uses belongs to a guest that runs.

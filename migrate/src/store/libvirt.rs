@@ -26,7 +26,7 @@ use qcow::{CancelToken, Observer};
 use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 
-use self::chain::Head;
+use self::chain::{Head, Volume};
 use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
 use crate::driver::libvirt::raw::Failure;
@@ -343,8 +343,9 @@ impl Store for LibvirtStore {
         let uses = self.connection.uses()?;
         chain::walk(path, format, |layer| {
             let found = self.steadily(|| self.existing(layer))?;
-            let head = self.head(&found)?;
-            Ok((found.facts.identity, head, writer(&uses, layer)))
+            let read = |length| transfer::head(&self.connection, &found.volume, length);
+            let start = chain::start(read)?;
+            Ok(Volume { identity: found.facts.identity, start, in_use: writer(&uses, layer) })
         })
         .map_err(|error| error.on(&self.connection.hostname()))
     }

@@ -64,7 +64,7 @@ impl Decoder {
         buf: &mut [u8],
     ) -> Result<()> {
         let Some(image) = layer.image() else {
-            return Err(Error::usage("raw layers have no compressed clusters"));
+            return Err(Error::internal("raw layers have no compressed clusters"));
         };
         let geometry = image.geometry();
         if self.decoded_from != Some(place) {
@@ -85,7 +85,7 @@ impl Decoder {
         let part = self
             .decoded
             .get(from..from.saturating_add(buf.len()))
-            .ok_or_else(|| Error::usage("an extent reaches past its compressed cluster"))?;
+            .ok_or_else(|| Error::internal("an extent reaches past its compressed cluster"))?;
         buf.copy_from_slice(part);
         Ok(())
     }

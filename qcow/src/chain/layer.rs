@@ -50,7 +50,7 @@ impl Layer {
         let data = match name {
             // Never a protocol, whatever it looks like (trap 113).
             Some(name) => {
-                let path = ImageName::data_file(name).relative_to(&self.path);
+                let path = ImageName::data_file(name).beside(&self.path);
                 let file = policy.data_file.open(&path)?;
                 if !force_share {
                     lock_for_reading(&file, Format::Raw).map_err(|error| error.file(&path))?;

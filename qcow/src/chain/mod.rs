@@ -7,19 +7,22 @@ mod builder;
 mod decoder;
 mod foreign;
 mod format;
+mod json;
 mod layer;
 mod name;
 mod policy;
+mod stated;
+mod view;
+mod walk;
+mod warning;
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::format::HeaderArea;
 use crate::image::{TableCache, Tables};
-use crate::io::{Access, FileStorage, Identity, Storage};
-use crate::{Error, ErrorKind, LimitName, Printable, Remedy, Result};
+use crate::io::{Access, FileStorage, Storage};
+use crate::{Error, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
@@ -29,17 +32,21 @@ pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
+pub use name::WorkingDirectory;
 #[cfg(feature = "serde")]
 pub(crate) use name::path_text;
 pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
+pub use stated::{BackingFormats, FormatSource};
+pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
+pub use warning::Warning;
 
 /// How to open an image and what it stands on.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
     /// Format of the active layer; `None` looks at its first bytes ([`Format::probe`]).
     pub format: Option<Format>,
-    /// Format to assume for a backing file whose format is not recorded; `None` refuses it.
-    pub backing_format: Option<Format>,
+    /// Formats of backing files that no header records; without one such a file is refused.
+    pub backing_formats: BackingFormats,
     /// Internal snapshot (id, then name) whose view to read instead of the current state.
     pub snapshot: Option<String>,
     /// Read images that another process may be changing (`qemu-img -U`): what is read may be
@@ -49,6 +56,8 @@ pub struct OpenOptions {
     /// opened, whatever `policy` says. For a base that was deleted while a process holds it open: its
     /// name, and `/proc/PID/fd/N`.
     pub instead: Vec<(PathBuf, PathBuf)>,
+    /// Where relative names behind `json:` and `file:` start.
+    pub working_directory: WorkingDirectory,
     /// What may be opened.
     pub policy: Policy,
     /// How much may be demanded.
@@ -84,9 +93,18 @@ struct Inner {
     layers: Vec<Layer>,
     virtual_size: u64,
     force_share: bool,
+    walked: Walked,
     /// `None` where another process may be changing the tables.
     tables: Option<TableCache>,
     decoders: decoder::Pool,
+}
+
+/// What was found on the way down.
+#[derive(Debug, Default)]
+struct Walked {
+    warnings: Vec<Warning>,
+    /// The backing file of the lowest layer is recorded, and was not opened.
+    left_out: bool,
 }
 
 /// Tells the chains of this process apart; clones have one number.
@@ -136,25 +154,51 @@ impl Chain {
 
     fn open_layers(path: &Path, options: &OpenOptions, most: usize) -> Result<Self> {
         let mut layers = Vec::new();
-        let mut walk = Walk::start(path, options)?;
+        let mut walked = Walked::default();
+        let mut walk = walk(Files::new(options), path, options);
         while layers.len() < most
-            && let Some(layer) = walk.next_layer()?
+            && let Some(found) = walk.next()
         {
+            let found = found.map_err(|broken| broken.error)?;
+            walked.add(&found);
+            let layer = layer_of(found, options)?;
             options.limits.check_use(&layer).map_err(|error| error.file(layer.path()))?;
             layers.push(layer.ready_for_data(&options.policy, options.force_share)?);
         }
+        if layers.len() < most {
+            walk.check_used().map_err(|error| error.file(path))?;
+        }
+        walked.end(&layers, most);
         if let (Some(snapshot), false) = (&options.snapshot, layers.is_empty()) {
             let top = layers.remove(0).at_snapshot(snapshot)?;
             layers.insert(0, top);
         }
-        Ok(Self::new(layers, options.force_share, TABLE_CACHE_BYTES))
+        Ok(Self::walked(layers, options.force_share, TABLE_CACHE_BYTES, walked))
     }
 
     fn new(layers: Vec<Layer>, force_share: bool, table_cache: usize) -> Self {
+        let mut walked = Walked::default();
+        walked.end(&layers, layers.len());
+        Self::walked(layers, force_share, table_cache, walked)
+    }
+
+    fn walked(layers: Vec<Layer>, force_share: bool, table_cache: usize, walked: Walked) -> Self {
         let virtual_size = layers.first().map_or(0, Layer::virtual_size);
         let (id, decoders) = (ChainId::next(), decoder::Pool::default());
         let tables = (!force_share).then(|| TableCache::new(table_cache));
-        Self(Arc::new(Inner { id, layers, virtual_size, force_share, tables, decoders }))
+        Self(Arc::new(Inner { id, layers, virtual_size, force_share, walked, tables, decoders }))
+    }
+
+    /// What the caller should know about the chain: it was read, but may not be what it seems.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.0.walked.warnings
+    }
+
+    /// Whether the lowest layer has a backing file that was not opened, because the caller or a `json:`
+    /// name said so. What the layers leave to it is
+    /// [`Unallocated`](crate::extent::ExtentKind::Unallocated), reads as zeros, and need not be zeros.
+    pub fn backing_left_out(&self) -> bool {
+        self.0.walked.left_out
     }
 
     pub(crate) fn id(&self) -> ChainId {
@@ -247,14 +291,14 @@ pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> 
         return Ok(file);
     }
     let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
-    let holder = local_path(path)?;
-    let mut walk = Walk {
-        options,
-        next: below(&area, &holder, options).map_err(|error| error.file(path)).transpose(),
-        seen: HashSet::from([file.identity()]),
-    };
-    while walk.next_layer()?.is_some() {}
-    Ok(file)
+    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
+    let mut active = LayerFound::active(name.path, file, area);
+    let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
+    for lower in walk.by_ref() {
+        lower.map_err(|broken| broken.error)?;
+    }
+    walk.check_used().map_err(|error| error.file(path))?;
+    Ok(active.file)
 }
 
 /// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.
@@ -265,28 +309,41 @@ pub fn local_path(path: &Path) -> Result<PathBuf> {
     Ok(ImageName::from_user(path).map_err(|error| error.file(path))?.path)
 }
 
-/// The format of `file`, which was opened by the name `path`.
+/// The format of `file`, which was opened whole by the name `path`.
+///
+/// # Errors
+/// As those of [`Format::probe`]; [`Unsupported`](crate::ErrorKind::Unsupported) if the name means a range
+/// of the file: what is said of the whole file would be wrong.
 pub(crate) fn probe_format(
     file: &dyn Storage,
     path: &Path,
     format: Option<Format>,
 ) -> Result<Format> {
-    let driver = ImageName::from_user(path)?.driver;
-    match (format, driver) {
+    let name = ImageName::from_user(path)?;
+    if !name.windows.is_empty() {
+        return Err(Error::unsupported("the json: name means a range of a file, not a whole one")
+            .file(path)
+            .hint("copy that range into a file of its own"));
+    }
+    match (format, name.driver) {
         (Some(format), _) => Ok(format),
         (None, Some(driver)) => driver.parse(),
+        (None, None) if name.plain_file => Ok(Format::Raw),
         (None, None) => Format::probe_named(file, path),
     }
     .map_err(|error: Error| error.file(path))
 }
 
 /// The file that `name`, as it stands in the header of the image at `holder`, means: a path, `file:` or
-/// `json:`, relative ones seen from the holder's directory. Looks at no file.
+/// `json:`. Plain relative names start in the holder's directory; relative ones behind `file:` and `json:`
+/// in `working_directory`, that of the process that opens the image. Looks at no file.
 ///
 /// ```
 /// use std::path::Path;
-/// let base = qcow::chain::resolve_name(Path::new("base.qcow2"), Path::new("/images/top.qcow2"))?;
-/// assert_eq!(base, Path::new("/images/base.qcow2"));
+/// use qcow::chain::{WorkingDirectory, resolve_name};
+/// let (holder, cwd) = (Path::new("/images/top.qcow2"), WorkingDirectory::At("/work".into()));
+/// assert_eq!(resolve_name(Path::new("base.raw"), holder, &cwd)?, Path::new("/images/base.raw"));
+/// assert_eq!(resolve_name(Path::new("file:base.raw"), holder, &cwd)?, Path::new("/work/base.raw"));
 /// # Ok::<(), qcow::Error>(())
 /// ```
 ///
@@ -294,145 +351,34 @@ pub(crate) fn probe_format(
 /// [`Unsupported`](crate::ErrorKind::Unsupported) or [`Denied`](crate::ErrorKind::Denied) if it is the
 /// name of something that is not a local file; [`Corrupt`](crate::ErrorKind::Corrupt) if it is not
 /// understood.
-pub fn resolve_name(name: &Path, holder: &Path) -> Result<PathBuf> {
+pub fn resolve_name(
+    name: &Path,
+    holder: &Path,
+    working_directory: &WorkingDirectory,
+) -> Result<PathBuf> {
+    header_name(name)?.resolve(holder, working_directory)
+}
+
+/// Whether `name`, as it stands in a header, means another file in every working directory of the process
+/// that opens the image: a relative name behind `file:` or `json:`.
+pub fn depends_on_process(name: &Path) -> bool {
+    header_name(name).is_ok_and(|name| name.depends_on_process())
+}
+
+fn header_name(name: &Path) -> Result<ImageName> {
     use std::os::unix::ffi::OsStrExt;
-    let name = ImageName::from_header(name.as_os_str().as_bytes())?;
-    Ok(name.relative_to(holder))
+    ImageName::from_header(name.as_os_str().as_bytes())
 }
 
 /// How QEMU shows a backing file's name in full: names with a protocol as they are, relative ones
 /// with the directory of the image at `holder`.
 pub(crate) fn full_name(name: &Path, holder: &Path) -> PathBuf {
-    ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.relative_to(holder))
+    ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.beside(holder))
 }
 
-/// Goes down a chain layer by layer, opening images but no data files.
-pub(crate) struct Walk<'a> {
-    options: &'a OpenOptions,
-    /// An error here waits until somebody really asks for that layer.
-    next: Option<Result<Next>>,
-    seen: HashSet<Identity>,
-}
-
-struct Next {
-    path: PathBuf,
-    format: Wanted,
-}
-
-/// How the format of the next layer is known.
-enum Wanted {
-    Known(Format),
-    Probe,
-}
-
-impl<'a> Walk<'a> {
-    pub(crate) fn start(path: &Path, options: &'a OpenOptions) -> Result<Self> {
-        let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
-        let format = match (options.format, &name.driver) {
-            (Some(format), _) => Wanted::Known(format),
-            (None, Some(driver)) => {
-                Wanted::Known(driver.parse().map_err(|error: Error| error.file(path))?)
-            }
-            (None, None) => Wanted::Probe,
-        };
-        let stated = matches!(format, Wanted::Known(_));
-        options.policy.check_stated(stated).map_err(|error| error.file(path))?;
-        let next = Some(Ok(Next { path: name.path, format }));
-        Ok(Self { options, next, seen: HashSet::new() })
-    }
-
-    /// Opens the next layer; `None` below the last.
-    pub(crate) fn next_layer(&mut self) -> Result<Option<Layer>> {
-        let Some(next) = self.next.take() else { return Ok(None) };
-        let Next { path, format } = next?;
-        let depth = self.seen.len();
-        let most = self.options.limits.max_depth.clamp(1, MAX_DEPTH);
-        if depth >= most {
-            let remedy = match most {
-                MAX_DEPTH => Remedy::FlattenLower,
-                _ => Remedy::RaiseLimit(LimitName::Depth),
-            };
-            return Err(Error::limit(format!("the backing chain is deeper than {most} images"))
-                .file(path)
-                .hint(remedy));
-        }
-        let instead = self.options.instead.iter().find(|(name, _)| *name == path);
-        let policy = &self.options.policy;
-        let backing = &policy.backing;
-        let rooted = matches!(backing, FilePolicy::InRoot(_));
-        let file = match instead {
-            Some((_, file)) if !rooted => FileStorage::open(file),
-            Some((_, file)) => backing.open(file),
-            None if depth == 0 => policy.open_active(&path),
-            None => backing.open(&path),
-        };
-        let file = file.map_err(|error| missing_base(error, depth))?;
-        if !self.seen.insert(file.identity()) {
-            return Err(Error::corrupt("the backing chain comes back to this file").file(path));
-        }
-        let format = match format {
-            Wanted::Known(format) => format,
-            Wanted::Probe => {
-                Format::probe_named(&file, &path).map_err(|error| error.file(&path))?
-            }
-        };
-        if !self.options.force_share {
-            lock_for_reading(&file, format).map_err(|error| error.file(&path))?;
-        }
-        let active = depth == 0;
-        if active {
-            policy.check_format(&file, format).map_err(|error| error.file(&path))?;
-        }
-        let layer = Layer::new(path, Arc::new(file), format)?;
-        self.check(&layer, active).map_err(|error| error.file(layer.path()))?;
-        let area = layer.image().map(crate::image::Image::area);
-        let next = area.map_or(Ok(None), |area| below(area, layer.path(), self.options));
-        self.next = next.map_err(|error| error.file(layer.path())).transpose();
-        Ok(Some(layer))
-    }
-
-    fn check(&self, layer: &Layer, active: bool) -> Result<()> {
-        let OpenOptions { policy, limits, .. } = self.options;
-        if active {
-            limits.check_size(layer.virtual_size())?;
-            layer.image().map_or(Ok(()), |image| policy.check_names(image))?;
-        }
-        limits.check(layer)
-    }
-}
-
-/// The backing file that the image at `holder` names in its header.
-fn below(area: &HeaderArea, holder: &Path, options: &OpenOptions) -> Result<Option<Next>> {
-    let Some(name) = area.backing_name.as_deref() else { return Ok(None) };
-    let name =
-        ImageName::from_header(name).map_err(|error| error.structure("backing file name"))?;
-    let recorded = area
-        .backing_format()
-        .map(|format| String::from_utf8_lossy(format).into_owned())
-        .or_else(|| name.driver.clone());
-    let format = match (recorded, options.backing_format) {
-        (Some(format), _) => {
-            format.parse().map_err(|error: Error| error.structure("backing format"))?
-        }
-        (None, Some(format)) => format,
-        (None, None) => return Err(unrecorded(&name)),
-    };
-    let path = name.relative_to(holder);
-    Ok(Some(Next { path, format: Wanted::Known(format) }))
-}
-
-/// Guessing would let a guest choose what the host opens (trap 101).
-fn unrecorded(name: &ImageName) -> Error {
-    Error::denied(format!(
-        "the format of the backing file '{}' is not recorded, and it is never guessed",
-        Printable(&name.path.to_string_lossy())
-    ))
-    .structure("backing format")
-    .hint(Remedy::StateBackingFormat)
-}
-
-/// A reader of a QCOW2 image relies on its tables. Other processes may write to raw bytes meanwhile, as in
-/// QEMU, unless they keep them to themselves by an exclusive lock.
+/// Takes QEMU's locks of a reader. A reader of a QCOW2 image relies on its tables, so that nobody may write
+/// to it; other processes may write to raw bytes meanwhile, as in QEMU, unless they keep them to themselves
+/// by an exclusive lock.
 fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {
     let forbids = match format {
         Format::Qcow2 => Access::WRITE | Access::RESIZE,
@@ -441,10 +387,43 @@ fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {
     file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))
 }
 
-fn missing_base(error: Error, depth: usize) -> Error {
-    if error.kind() == ErrorKind::NotFound && depth > 0 {
-        error.structure("backing file").hint(Remedy::RestoreBacking)
-    } else {
-        error
+/// Opens the active layer, without data files and without what is below it.
+pub(crate) fn open_active_layer(path: &Path, options: &OpenOptions) -> Result<Layer> {
+    let found = walk(Files::new(options), path, options).next();
+    let found = found.ok_or_else(|| Error::usage("no image given"))?;
+    layer_of(found.map_err(|broken| broken.error)?, options)
+}
+
+/// The layer that was found, within the limits of `options`.
+pub(crate) fn layer_of(found: LayerFound<FileStorage>, options: &OpenOptions) -> Result<Layer> {
+    let OpenOptions { policy, limits, .. } = options;
+    let active = found.depth == 0;
+    let layer = found.into_layer()?;
+    let check = || {
+        if active {
+            limits.check_size(layer.virtual_size())?;
+            layer.image().map_or(Ok(()), |image| policy.check_names(image))?;
+        }
+        limits.check(&layer)
+    };
+    check().map_err(|error| error.file(layer.path()))?;
+    Ok(layer)
+}
+
+impl Walked {
+    fn add(&mut self, found: &LayerFound<FileStorage>) {
+        self.warnings.extend(found.warning());
+        self.left_out = found.backing_left_out;
+    }
+
+    /// After the last of at most `most` layers.
+    fn end(&mut self, layers: &[Layer], most: usize) {
+        let Some(lowest) = layers.last() else { return };
+        let name = lowest.image().and_then(|image| image.area().backing_name.as_deref());
+        self.left_out |= layers.len() >= most && name.is_some();
+        if let (true, Some(name)) = (self.left_out, name) {
+            let backing = String::from_utf8_lossy(name).into_owned();
+            self.warnings.push(Warning::BackingLeftOut { layer: lowest.path().into(), backing });
+        }
     }
 }

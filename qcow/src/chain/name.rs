@@ -4,13 +4,11 @@
 //! Manual: QEMU's "Device URL Syntax" and the `json:` pseudo-protocol.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-
+use super::Format;
+use super::json::{self, Members};
 use crate::{Error, Printable, Remedy, Result};
 
 /// A name, understood.
@@ -18,54 +16,140 @@ use crate::{Error, Printable, Remedy, Result};
 pub(crate) struct ImageName {
     /// The file; relative if the name was.
     pub(crate) path: PathBuf,
+    /// Where a relative path starts.
+    pub(crate) start: Start,
     /// The format driver that a `json:` name asks for.
     pub(crate) driver: Option<String>,
+    /// A `json:` name of a file without a format driver: its bytes are the disk, unprobed.
+    pub(crate) plain_file: bool,
+    /// The format driver has options that only this one knows.
+    pub(crate) only: Option<Format>,
+    /// The ranges that raw drivers restrict the file to; the innermost last.
+    pub(crate) windows: Vec<Window>,
+    /// What a `json:` name says of the backing file.
+    pub(crate) below: Below,
+}
+
+/// Where a relative path starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// In the directory of the image that has the name.
+    Holder,
+    /// In the working directory of the process that opens the image.
+    Process,
+}
+
+/// Where relative names behind `json:` and `file:` start: QEMU takes them for names in the working
+/// directory of the process that opens the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum WorkingDirectory {
+    /// In that of this process.
+    #[default]
+    Own,
+    /// In this one, which is another process's.
+    At(PathBuf),
+    /// The process is not known: such a name is refused.
+    Unknown,
+}
+
+/// A range of a file, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) offset: u64,
+    /// `None`: to the end of the file.
+    pub(crate) size: Option<u64>,
+}
+
+/// What a name says of the image's backing file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// Nothing: it is what the image records.
+    Recorded,
+    /// There is to be none.
+    Nothing,
+    /// It is opened by these options.
+    Options(Members),
 }
 
 impl ImageName {
     /// Understands a name from an image's header (trap 103). It need not be UTF-8.
     pub(crate) fn from_header(name: &[u8]) -> Result<Self> {
         if let Some(json) = name.strip_prefix(b"json:") {
-            return from_json(json);
+            return json::parse(json);
         }
         match protocol(name) {
-            None => Ok(Self::plain(name)),
-            Some((b"file" | b"host_device", path)) => Ok(Self::plain(path)),
+            None => Ok(Self::plain(name, Start::Holder)),
+            Some((b"file" | b"host_device", path)) => Ok(Self::plain(path, Start::Process)),
             Some((protocol, _)) => Err(network(&String::from_utf8_lossy(protocol))),
         }
     }
 
-    /// Understands a name that a person gave: `json:` and `file:` as above, all else is a path,
-    /// colons included.
+    /// Understands a name that a person gave: `json:` and `file:` as above; what looks like one of
+    /// QEMU's network names is refused; all else is a path, colons included.
     pub(crate) fn from_user(path: &Path) -> Result<Self> {
         let name = path.as_os_str().as_bytes();
-        match name.strip_prefix(b"json:") {
-            Some(json) => from_json(json),
-            None => Ok(Self::plain(name.strip_prefix(b"file:").unwrap_or(name))),
+        if let Some(json) = name.strip_prefix(b"json:") {
+            return json::parse(json);
+        }
+        match protocol(name) {
+            Some((b"file" | b"host_device", path)) => Ok(Self::plain(path, Start::Process)),
+            Some((protocol, rest)) if is_url(protocol, rest) => {
+                Err(network(&String::from_utf8_lossy(protocol)))
+            }
+            _ => Ok(Self::plain(name, Start::Process)),
         }
     }
 
     /// A name that QEMU shows joined to its holder's directory; `None` for one with a protocol.
     pub(crate) fn shown(name: &Path) -> Option<Self> {
         let name = name.as_os_str().as_bytes();
-        protocol(name).is_none().then(|| Self::plain(name))
+        protocol(name).is_none().then(|| Self::plain(name, Start::Holder))
     }
 
     /// The name of a data file: a path and nothing else (trap 113).
     pub(crate) fn data_file(name: &[u8]) -> Self {
-        Self::plain(name)
+        Self::plain(name, Start::Holder)
     }
 
-    /// The path, seen from the directory of the image that holds the name (trap 102).
-    pub(crate) fn relative_to(&self, holder: &Path) -> PathBuf {
-        match holder.parent() {
-            Some(directory) if self.path.is_relative() => directory.join(&self.path),
-            _ => self.path.clone(),
+    /// The path, where the image at `holder` has the name (trap 102).
+    pub(crate) fn resolve(&self, holder: &Path, directory: &WorkingDirectory) -> Result<PathBuf> {
+        let from = match (self.start, directory) {
+            _ if self.path.is_absolute() => None,
+            (Start::Holder, _) => holder.parent(),
+            (Start::Process, WorkingDirectory::Own) => None,
+            (Start::Process, WorkingDirectory::At(directory)) => Some(directory.as_path()),
+            (Start::Process, WorkingDirectory::Unknown) => {
+                return Err(Error::unsupported(format!(
+                    "the name '{}' is relative behind json: or file:, and the working directory of the \
+                     process that opens the image is not known",
+                    Printable(&self.path.to_string_lossy())
+                ))
+                .hint("record an absolute name in the image, or a plain relative one"));
+            }
+        };
+        Ok(from.map_or_else(|| self.path.clone(), |directory| directory.join(&self.path)))
+    }
+
+    /// As [`resolve`](Self::resolve), for a plain name: relative to the directory of `holder`.
+    pub(crate) fn beside(&self, holder: &Path) -> PathBuf {
+        holder.parent().map_or_else(|| self.path.clone(), |directory| directory.join(&self.path))
+    }
+
+    /// Whether the name means another file in every working directory.
+    pub(crate) fn depends_on_process(&self) -> bool {
+        self.start == Start::Process && self.path.is_relative()
+    }
+
+    fn plain(path: &[u8], start: Start) -> Self {
+        Self {
+            path: PathBuf::from(OsStr::from_bytes(path)),
+            start,
+            driver: None,
+            plain_file: false,
+            only: None,
+            windows: Vec::new(),
+            below: Below::Recorded,
         }
-    }
-
-    fn plain(path: &[u8]) -> Self {
-        Self { path: PathBuf::from(OsStr::from_bytes(path)), driver: None }
     }
 }
 
@@ -76,176 +160,32 @@ fn protocol(name: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((protocol, rest.strip_prefix(b":")?))
 }
 
-/// `{"driver": "qcow2", "file": {"driver": "file", "filename": "..."}}`, or the same with dots.
-fn from_json(json: &[u8]) -> Result<ImageName> {
-    let Options(options) = serde_json::from_slice(json).map_err(|error| {
-        Error::corrupt(format!(
-            "the json: name cannot be understood: {}",
-            Printable(&error.to_string())
-        ))
-    })?;
-    let text = |wanted: &str| {
-        options.iter().find_map(|(key, value)| value.as_deref().filter(|_| key == wanted))
-    };
-    let driver = text("driver");
-    // The driver of the file decides first: what else is there depends on it.
-    let protocol = text("file.driver").or_else(|| driver.filter(|name| is_protocol(name)));
-    if let Some(other) = protocol.filter(|name| !matches!(*name, "file" | "host_device")) {
-        return Err(network(other));
-    }
-    for (key, value) in &options {
-        let known = matches!(key.as_str(), "driver" | "file.driver" | "filename" | "file.filename");
-        if !(harmless(key) || known && value.is_some()) {
-            return Err(Error::unsupported(format!(
-                "the json: name has the option '{}', which is not supported",
-                Printable(key)
-            ))
-            .hint("only names of local files are: driver, file.driver, file.filename"));
-        }
-    }
-    let path = text("file.filename")
-        .or_else(|| text("filename"))
-        .ok_or_else(|| Error::corrupt("the json: name does not name a file"))?;
-    // Within json: the file driver takes a plain path, except for its own optional prefix.
-    let path = path.strip_prefix("file:").unwrap_or(path);
-    let driver = driver.filter(|name| !is_protocol(name)).map(str::to_owned);
-    Ok(ImageName { path: PathBuf::from(path), driver })
+/// Whether a name that a person gave is one of another protocol, and not of a file with a colon.
+fn is_url(protocol: &[u8], rest: &[u8]) -> bool {
+    let text = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    let scheme = !protocol.is_empty() && protocol.iter().all(text);
+    scheme && rest.starts_with(b"//") || std::str::from_utf8(protocol).is_ok_and(is_network)
 }
 
-fn is_protocol(driver: &str) -> bool {
+/// Whether QEMU has a driver of this name for what is not a local file.
+pub(super) fn is_network(driver: &str) -> bool {
     matches!(
         driver,
-        "file"
-            | "host_device"
-            | "nbd"
+        "nbd"
             | "http"
             | "https"
+            | "ftp"
+            | "ftps"
             | "ssh"
             | "rbd"
             | "iscsi"
+            | "iser"
             | "nfs"
             | "gluster"
     )
 }
 
-/// Options that say how QEMU is to reach the file, not which bytes it holds.
-fn harmless(key: &str) -> bool {
-    let key = key.strip_prefix("file.").unwrap_or(key);
-    key.starts_with("cache.")
-        || matches!(
-            key,
-            "read-only"
-                | "auto-read-only"
-                | "node-name"
-                | "locking"
-                | "aio"
-                | "discard"
-                | "detect-zeroes"
-                | "force-share"
-        )
-}
-
-/// The members of a JSON object, nested ones with dotted keys. A key that comes twice is an error,
-/// as in QEMU: two readers could take it in two ways. A value that is not a string is `None`: no option
-/// that matters has one. serde_json bounds the nesting.
-struct Options(Vec<(String, Option<String>)>);
-
-impl<'de> Deserialize<'de> for Options {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(OptionsVisitor)
-    }
-}
-
-struct OptionsVisitor;
-
-impl<'de> Visitor<'de> for OptionsVisitor {
-    type Value = Options;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(
-        self,
-        mut members: A,
-    ) -> std::result::Result<Options, A::Error> {
-        let mut options: Vec<(String, Option<String>)> = Vec::new();
-        while let Some(key) = members.next_key::<String>()? {
-            let found = match members.next_value::<Member>()? {
-                Member::Nested(Options(nested)) => nested
-                    .into_iter()
-                    .map(|(inner, value)| (format!("{key}.{inner}"), value))
-                    .collect(),
-                Member::Plain(value) => vec![(key, value)],
-            };
-            for (key, value) in found {
-                if options.iter().any(|(known, _)| *known == key) {
-                    return Err(A::Error::custom(format!("the key '{key}' comes twice")));
-                }
-                options.push((key, value));
-            }
-        }
-        Ok(Options(options))
-    }
-}
-
-/// The value of a member. Read by hand: what is derived needs a procedural macro, which a program that only
-/// reads images should not have to build.
-enum Member {
-    Nested(Options),
-    Plain(Option<String>),
-}
-
-impl<'de> Deserialize<'de> for Member {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(MemberVisitor)
-    }
-}
-
-struct MemberVisitor;
-
-impl<'de> Visitor<'de> for MemberVisitor {
-    type Value = Member;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<Member, A::Error> {
-        OptionsVisitor.visit_map(members).map(Member::Nested)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> std::result::Result<Member, A::Error> {
-        while values.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Member::Plain(None))
-    }
-
-    fn visit_str<E>(self, text: &str) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(Some(text.to_owned())))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(None))
-    }
-
-    fn visit_i64<E>(self, _: i64) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(None))
-    }
-
-    fn visit_u64<E>(self, _: u64) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(None))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(None))
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(None))
-    }
-}
-
-fn network(protocol: &str) -> Error {
+pub(super) fn network(protocol: &str) -> Error {
     Error::unsupported(format!(
         "the image is reached through the protocol '{}'; only local files and block devices are",
         Printable(protocol)
@@ -289,8 +229,8 @@ mod tests {
     #[test]
     fn trap_102_relative_names_start_at_the_holder() {
         let name = ImageName::from_header(b"base.qcow2").unwrap();
-        assert_eq!(name.relative_to(Path::new("/pool/top.qcow2")), Path::new("/pool/base.qcow2"));
-        assert_eq!(name.relative_to(Path::new("top.qcow2")), Path::new("base.qcow2"));
+        assert_eq!(name.beside(Path::new("/pool/top.qcow2")), Path::new("/pool/base.qcow2"));
+        assert_eq!(name.beside(Path::new("top.qcow2")), Path::new("base.qcow2"));
     }
 
     #[test]
@@ -298,8 +238,6 @@ mod tests {
         for name in [
             r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/a b"}}"#,
             r#"json:{"driver":"qcow2","file.driver":"file","file.filename":"/a b"}"#,
-            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/a b","cache":{"direct":true},
-                "cache.lists":[1,{"a":[null]}],"aio":null,"discard":-1,"locking":2,"read-only":0.5}}"#,
         ] {
             let name = ImageName::from_header(name.as_bytes()).unwrap();
             assert_eq!(name.path, Path::new("/a b"));
@@ -312,14 +250,57 @@ mod tests {
         for name in [
             r#"json:{"driver":"nbd","host":"h"}"#,
             r#"json:{"driver":"qcow2","file":{"driver":"https","url":"u"}}"#,
-            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/x"},"backing":{"driver":"raw"}}"#,
-            r#"json:{"driver":"qcow2","file":{"filename":"/x","filename":"/y"}}"#,
-            r#"json:{"driver":"qcow2","file":{"filename":"/x"},"file.filename":"/y"}"#,
-            r#"json:{"driver":"qcow2","file":{"filename":7}}"#,
+            r#"json:{"driver":"raw","file":{"driver":"file","filename":"/x"},"offset":-1}"#,
+            r#"json:{"driver":"raw","file":{"driver":"file","filename":"/x"},"size":"1x"}"#,
+            r#"json:{"driver":"raw","file":{"driver":"raw","offset":512}}"#,
+            r#"json:{"filename":"/x"}"#,
+            r#"json:{"driver":"qcow2","filename":"/x"}"#,
             "json:[]",
             "json:{",
         ] {
             assert!(ImageName::from_header(name.as_bytes()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_behind_json_and_file_start_where_the_process_works() {
+        let holder = Path::new("/pool/top.qcow2");
+        let json = r#"json:{"driver":"raw","file":{"driver":"file","filename":"b"}}"#;
+        for (name, expected) in [("b", "/pool/b"), ("file:b", "/work/b"), (json, "/work/b")] {
+            let name = ImageName::from_header(name.as_bytes()).unwrap();
+            let work = WorkingDirectory::At("/work".into());
+            assert_eq!(name.resolve(holder, &work).unwrap(), Path::new(expected));
+            let refused = name.resolve(holder, &WorkingDirectory::Unknown).is_err();
+            assert_eq!(refused, expected.starts_with("/work"));
+            assert_eq!(name.depends_on_process(), expected.starts_with("/work"));
+        }
+    }
+
+    #[test]
+    fn json_names_tell_ranges_and_what_is_below() {
+        let name = |text: &str| ImageName::from_header(text.as_bytes()).unwrap();
+        let raw = name(
+            r#"json:{"driver":"raw","size":"0x400","file":{"driver":"raw","offset":"1k",
+               "file":{"driver":"file","filename":"/x"}}}"#,
+        );
+        let expected =
+            [Window { offset: 0, size: Some(1024) }, Window { offset: 1024, size: None }];
+        assert_eq!(raw.windows, expected);
+        let alone = name(
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/x"},"backing":null}"#,
+        );
+        assert_eq!(alone.below, Below::Nothing);
+    }
+
+    #[test]
+    fn names_of_other_protocols_are_refused_and_files_with_a_colon_are_not() {
+        for name in
+            ["https://h/x", "nbd://h/x", "nbd:unix:/s", "rbd:pool/img", "ssh://h/x", "abc://x"]
+        {
+            assert!(ImageName::from_user(Path::new(name)).is_err(), "{name}");
+        }
+        for name in ["a:b", "./rbd:pool", "/x/nbd://y", "vm:disk.qcow2"] {
+            assert_eq!(ImageName::from_user(Path::new(name)).unwrap().path, Path::new(name));
         }
     }
 }

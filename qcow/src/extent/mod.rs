@@ -3,6 +3,7 @@
 
 mod cursor;
 mod damage;
+mod left_out;
 mod past_end;
 mod reader;
 mod resolve;
@@ -20,6 +21,7 @@ use resolve::Purpose;
 
 pub use cursor::Cursor;
 pub use damage::Damage;
+pub use left_out::{LeftOut, LeftOutRange};
 pub use reader::Reader;
 
 /// A range of the guest's disk that comes from one place.
@@ -221,7 +223,7 @@ impl Extents {
         let extents = resolve::resolve(&self.chain, self.at, end, purpose)?;
         self.ready.extend(extents);
         if self.ready.is_empty() {
-            return Err(Error::corrupt("a window of the disk has no extents"));
+            return Err(Error::internal("a window of the disk has no extents"));
         }
         self.at = end;
         Ok(())

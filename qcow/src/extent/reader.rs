@@ -228,7 +228,7 @@ fn read(
             let len = usize::try_from(extent.len).unwrap_or(usize::MAX);
             let (now, later) = rest
                 .split_at_mut_checked(len)
-                .ok_or_else(|| Error::usage("extents reach past their range"))?;
+                .ok_or_else(|| Error::internal("extents reach past their range"))?;
             read_extent(chain, decoder.as_deref_mut(), &extent, now)?;
             rest = later;
         }
@@ -305,5 +305,5 @@ fn joined<'a>(
 fn part<'b>(extent: &Extent, guest: u64, buf: &'b mut [u8]) -> Result<&'b mut [u8]> {
     let from = usize::try_from(extent.guest.0.saturating_sub(guest)).unwrap_or(usize::MAX);
     let to = from.saturating_add(usize::try_from(extent.len).unwrap_or(usize::MAX));
-    buf.get_mut(from..to).ok_or_else(|| Error::usage("an extent reaches out of its work item"))
+    buf.get_mut(from..to).ok_or_else(|| Error::internal("an extent reaches out of its work item"))
 }

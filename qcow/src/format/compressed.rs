@@ -1,9 +1,8 @@
 //! The descriptor of a compressed cluster, whose fields' widths depend on the cluster size.
 
-use super::{HOST_OFFSET_LIMIT, HostOffset};
+use super::{HOST_OFFSET_LIMIT, HostOffset, RawL2Entry};
 use crate::{Error, Result};
 
-const COMPRESSED: u64 = 1 << 62;
 /// The length counts in sectors of this many bytes, whatever the cluster size.
 const SECTOR_BITS: u32 = 9;
 const SECTOR: u64 = 1 << SECTOR_BITS;
@@ -66,7 +65,7 @@ impl CompressedSpan {
                 "{len} bytes take {sectors} more sectors, expected at most {most}"
             )));
         }
-        Ok(COMPRESSED | sectors << offset_bits | host.0)
+        Ok(RawL2Entry::compressed(sectors << offset_bits | host.0))
     }
 }
 

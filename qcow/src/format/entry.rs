@@ -1,15 +1,10 @@
 //! L1 and L2 entries: what the mapping tables say about a range of the guest's disk.
 
-use super::{CompressedSpan, Geometry, HOST_OFFSET_LIMIT, HostOffset, Version};
+use super::raw_entry::{COPIED, OFFSET};
+use super::{CompressedSpan, Geometry, HOST_OFFSET_LIMIT, HostOffset, RawL2Entry, Version};
 use crate::{Error, Result};
 
-/// Bits 9 to 55 (trap 28).
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
-const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
-const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
 const STRUCTURE: &str = "L2 table";
 
 /// An entry of an L1 table: where one L2 table lies.
@@ -19,13 +14,13 @@ pub struct L1Entry(pub u64);
 impl L1Entry {
     /// An entry for the L2 table at `offset`, of which bits 9 to 55 count. `copied` says that its refcount is exactly one.
     pub fn new(offset: HostOffset, copied: bool) -> Self {
-        Self((offset.0 & OFFSET_MASK) | if copied { COPIED } else { 0 })
+        Self((offset.0 & OFFSET) | if copied { COPIED } else { 0 })
     }
 
     /// Where the L2 table lies; 0 if there is none. Hostile images have unaligned ones: see
     /// [`l2_table`](Self::l2_table).
     pub fn offset(self) -> HostOffset {
-        HostOffset(self.0 & OFFSET_MASK)
+        HostOffset(self.0 & OFFSET)
     }
 
     /// Where the L2 table lies, if there is one. Without one, the backing file decides (trap 35).
@@ -40,6 +35,12 @@ impl L1Entry {
         Ok((!self.is_empty()).then_some(offset))
     }
 
+    /// The entry with the copied flag set or cleared.
+    #[must_use]
+    pub fn with_copied(self, copied: bool) -> Self {
+        Self(if copied { self.0 | COPIED } else { self.0 & !COPIED })
+    }
+
     /// Whether the entry says that the L2 table's refcount is exactly one (traps 41, 42).
     pub fn copied(self) -> bool {
         self.0 & COPIED != 0
@@ -52,7 +53,7 @@ impl L1Entry {
 
     /// Whether there is no L2 table.
     pub fn is_empty(self) -> bool {
-        self.0 & OFFSET_MASK == 0
+        self.0 & OFFSET == 0
     }
 }
 
@@ -118,7 +119,7 @@ pub enum L2Entry {
 impl L2Entry {
     /// Reads an entry. `bitmap` is the second half of an extended entry, else ignored.
     ///
-    /// Reserved bits are ignored (trap 34; see [`reserved_bits`](Self::reserved_bits)). Extended
+    /// Reserved bits are ignored (trap 34; see [`RawL2Entry::reserved`]). Extended
     /// entries that need no subclusters decode to the plain variants. In an image with an external
     /// data file the caller compares host and guest offset (trap 111).
     ///
@@ -129,22 +130,22 @@ impl L2Entry {
     /// (traps 62, 63).
     #[inline]
     pub fn decode(entry: u64, bitmap: u64, rules: &EntryRules) -> Result<Self> {
+        let raw = RawL2Entry { word: entry, bitmap };
         // Compressed comes first: its bit 0 belongs to the offset (trap 29).
-        if entry & COMPRESSED != 0 {
+        if raw.is_compressed() {
             if rules.data_file {
                 return Err(no_compression());
             }
             let bits = rules.geometry.cluster_bits();
             return Ok(Self::Compressed(CompressedSpan::decode(entry, bits)));
         }
-        let host = HostOffset(entry & OFFSET_MASK);
-        let copied = entry & COPIED != 0;
+        let (host, copied) = (raw.offset(), raw.is_copied());
         // Offset 0 is a place only in an external data file (trap 32).
         let allocated = host.0 != 0 || (rules.data_file && copied);
         if rules.geometry.extended_l2() {
             return Self::decode_extended(allocated.then_some(host), copied, bitmap, rules);
         }
-        if entry & ZERO != 0 {
+        if raw.has_zero_flag() {
             if rules.version == Version::V2 {
                 return Err(zero_in_v2());
             }
@@ -180,7 +181,7 @@ impl L2Entry {
     /// The entry and its bitmap, which is 0 in images without extended L2 entries.
     ///
     /// An allocated [`Zero`](Self::Zero) cluster is written without the copied flag, because the
-    /// variant does not carry it; use [`with_copied`](Self::with_copied) where its refcount is one.
+    /// variant does not carry it; use [`RawL2Entry::with_copied`] where its refcount is one.
     ///
     /// # Errors
     /// As [`decode`](Self::decode) for what the image cannot express,
@@ -193,7 +194,11 @@ impl L2Entry {
             Self::Zero { .. } if rules.version == Version::V2 => Err(zero_in_v2()),
             Self::Zero { host } => {
                 let entry = host.map_or(Ok(0), |host| standard(host, false, rules))?;
-                Ok(if extended { (entry, u64::from(u32::MAX) << 32) } else { (entry | ZERO, 0) })
+                Ok(if extended {
+                    (entry, u64::from(u32::MAX) << 32)
+                } else {
+                    (entry | RawL2Entry::ZEROS.word, 0)
+                })
             }
             Self::Data { host, copied } => {
                 let bitmap = if extended { u32::MAX.into() } else { 0 };
@@ -213,28 +218,6 @@ impl L2Entry {
                 let entry = host.map_or(Ok(0), |host| standard(host, copied, rules))?;
                 Ok((entry, u64::from(zero) << 32 | u64::from(allocated)))
             }
-        }
-    }
-
-    /// Whether a raw entry carries the copied flag.
-    pub fn is_copied(entry: u64) -> bool {
-        entry & COPIED != 0
-    }
-
-    /// A raw entry with the copied flag set or cleared.
-    pub fn with_copied(entry: u64, copied: bool) -> u64 {
-        if copied { entry | COPIED } else { entry & !COPIED }
-    }
-
-    /// Bits that should be zero and are not: reserved bits of the entry, or the whole bitmap of a
-    /// compressed extended entry (trap 66). Reads ignore them; `check` reports them (trap 34).
-    pub fn reserved_bits(entry: u64, bitmap: u64, rules: &EntryRules) -> u64 {
-        if entry & COMPRESSED == 0 {
-            entry & L2_RESERVED
-        } else if rules.geometry.extended_l2() {
-            bitmap
-        } else {
-            0
         }
     }
 }

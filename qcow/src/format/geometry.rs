@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use crate::{Error, Result};
+use super::MAX_L1_BYTES;
+use crate::exact::Exact;
+use crate::{Error, Remedy, Result};
 
 /// Smallest cluster: 512 bytes.
 pub const MIN_CLUSTER_BITS: u32 = 9;
@@ -52,6 +54,17 @@ offset! {
 offset! {
     /// A byte offset in an image file.
     HostOffset
+}
+
+impl HostOffset {
+    /// The place `bytes` further on in a file that is written.
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if there is no such offset.
+    #[inline]
+    pub(crate) fn plus(self, bytes: u64) -> Result<Self> {
+        self.0.plus(bytes).map(Self)
+    }
 }
 
 /// Where a guest offset is looked up: which L1 entry, which L2 entry, which byte of the cluster.
@@ -184,5 +197,34 @@ impl Geometry {
     /// L1 entries needed to map a disk of `virtual_size` bytes.
     pub fn l1_entries_for(self, virtual_size: u64) -> u64 {
         virtual_size.div_ceil(self.l2_coverage())
+    }
+
+    /// As [`l1_entries_for`](Self::l1_entries_for), for an image that is to be made.
+    ///
+    /// # Errors
+    /// [`Limit`](crate::ErrorKind::Limit) if the L1 table would be longer than QEMU reads.
+    pub(crate) fn new_l1_entries(self, virtual_size: u64) -> Result<u64> {
+        let entries = self.l1_entries_for(virtual_size);
+        if entries <= MAX_L1_BYTES >> 3 {
+            return Ok(entries);
+        }
+        let most = self.l2_coverage().saturating_mul(MAX_L1_BYTES >> 3);
+        Err(Error::limit(format!(
+            "{virtual_size} bytes are too many for clusters of {} bytes, which allow {most}",
+            self.cluster_size()
+        ))
+        .hint(Remedy::LargerClusters))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn no_place_to_write_lies_past_64_bits() {
+        assert_eq!(HostOffset(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(HostOffset(u64::MAX).plus(0).unwrap(), HostOffset(u64::MAX));
     }
 }

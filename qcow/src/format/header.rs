@@ -11,6 +11,10 @@ use super::{
 };
 use crate::{Error, Remedy, Result};
 
+pub(crate) mod field;
+
+pub(crate) use field::HeaderPatch;
+
 /// Length of the header of a new version 3 image.
 const V3_LENGTH: u32 = 112;
 /// Smallest snapshot table entry: its fixed fields.

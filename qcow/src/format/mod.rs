@@ -7,7 +7,7 @@
 //! | structure | types |
 //! |---|---|
 //! | first cluster | [`HeaderArea`], [`Header`], [`Extensions`] |
-//! | cluster mapping | [`L1Entry`], [`L2Entry`], [`CompressedSpan`], [`EntryRules`] |
+//! | cluster mapping | [`L1Entry`], [`L2Entry`], [`RawL2Entry`], [`CompressedSpan`], [`EntryRules`] |
 //! | refcounts | [`RefcountTableEntry`], [`RefcountWidth`] |
 //! | snapshot table | [`Snapshot`] |
 //! | bitmap directory | [`BitmapEntry`], [`BitmapTableEntry`] |
@@ -26,6 +26,7 @@ mod kinds;
 mod limits;
 mod luks;
 mod preamble;
+mod raw_entry;
 mod refcount;
 mod snapshot;
 mod table;
@@ -37,10 +38,12 @@ pub use entry::*;
 pub use extension::*;
 pub use features::*;
 pub use geometry::*;
-pub use header::*;
+pub use header::Header;
+pub(crate) use header::{HeaderPatch, field};
 pub use kinds::*;
 pub use limits::*;
 pub use luks::*;
+pub use raw_entry::RawL2Entry;
 pub use refcount::*;
 pub use snapshot::*;
 pub use table::*;

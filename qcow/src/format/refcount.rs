@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::bytes::{read_uint, write_uint};
 use super::{Geometry, HostOffset};
+use crate::exact::Exact;
 use crate::{Error, Result};
 
 /// An entry of the refcount table: where one refcount block lies.
@@ -84,6 +85,22 @@ impl RefcountWidth {
     /// Refcounts in one block, which is one cluster long.
     pub fn entries_per_block(self, geometry: Geometry) -> u64 {
         (geometry.cluster_size() << 3) >> self.order
+    }
+
+    /// How many clusters of refcount blocks and of the refcount table an image needs whose other
+    /// clusters are `others`, all of them counted. Blocks and table count themselves (trap 70).
+    pub(crate) fn clusters_to_count(self, others: u64, geometry: Geometry) -> Result<(u64, u64)> {
+        let per_block = self.entries_per_block(geometry).max(1);
+        let (mut blocks, mut table) = (0, 0);
+        // Each round can only grow, by less than the last one.
+        loop {
+            let needed = others.plus(blocks)?.plus(table)?.div_ceil(per_block);
+            let entries = geometry.clusters_for(needed.times(8)?);
+            if (needed, entries) == (blocks, table) {
+                return Ok((blocks, table));
+            }
+            (blocks, table) = (needed, entries);
+        }
     }
 
     /// The refcount at `index` of `block`.

@@ -2,7 +2,8 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::Geometry;
+use super::{Geometry, RawL2Entry};
+use crate::exact::to_usize;
 use crate::{Error, Result};
 
 /// The entries of a table, in order. Bytes after the last whole entry are ignored.
@@ -26,15 +27,12 @@ pub fn encode_table(entries: &[u64]) -> Vec<u8> {
 }
 
 /// The L2 entry at `index` of an L2 table's bytes, with its subcluster bitmap (0 if the image has
-/// none). An entry beyond the end of `bytes` is `(0, 0)`, because images may be cut short inside
+/// none). An entry beyond the end of `bytes` is empty, because images may be cut short inside
 /// an L2 table and read as zeros from there (trap 36).
-pub fn raw_l2_entry(bytes: &[u8], index: u64, geometry: Geometry) -> (u64, u64) {
-    let at = byte_of(index, geometry);
-    let word = |at: usize| {
-        bytes.get(at..at.saturating_add(8)).map(BigEndian::read_u64).unwrap_or_default()
-    };
-    let bitmap = if geometry.extended_l2() { word(at.saturating_add(8)) } else { 0 };
-    (word(at), bitmap)
+pub fn raw_l2_entry(bytes: &[u8], index: u64, geometry: Geometry) -> RawL2Entry {
+    let start = byte_of(index, geometry);
+    let end = start.saturating_add(to_usize(geometry.l2_entry_size())).min(bytes.len());
+    RawL2Entry::read(bytes.get(start..end).unwrap_or_default())
 }
 
 /// Writes the L2 entry at `index` of an L2 table's bytes, with its subcluster bitmap if the image
@@ -45,20 +43,18 @@ pub fn raw_l2_entry(bytes: &[u8], index: u64, geometry: Geometry) -> (u64, u64) 
 pub fn set_raw_l2_entry(
     bytes: &mut [u8],
     index: u64,
-    (entry, bitmap): (u64, u64),
+    entry: RawL2Entry,
     geometry: Geometry,
 ) -> Result<()> {
     let start = byte_of(index, geometry);
-    let len = if geometry.extended_l2() { 16 } else { 8 };
+    let len = to_usize(geometry.l2_entry_size());
     let table_len = bytes.len();
     let fields = bytes.get_mut(start..start.saturating_add(len)).ok_or_else(|| {
         Error::usage(format!("index is beyond a table of {table_len} bytes"))
             .structure("L2 table")
             .index(index)
     })?;
-    for (field, word) in fields.chunks_exact_mut(8).zip([entry, bitmap]) {
-        BigEndian::write_u64(field, word);
-    }
+    entry.write(fields);
     Ok(())
 }
 

@@ -74,8 +74,12 @@ impl Image {
     /// assert_eq!(error.kind(), qcow::ErrorKind::WrongFormat);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
-        let cluster = read_first_cluster(&*storage)?;
-        let area = HeaderArea::parse(&cluster)?;
+        let area = read_header_area(&*storage)?;
+        Self::with_area(storage, area)
+    }
+
+    /// As [`open`](Self::open), where the header was read already.
+    pub(crate) fn with_area(storage: Arc<dyn Storage>, area: HeaderArea) -> Result<Self> {
         let header = &area.header;
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
         if l1.offset.0.saturating_add(l1.entries.saturating_mul(8)) > FARTHEST {
@@ -197,6 +201,11 @@ impl Image {
             data_file: self.has_data_file(),
         }
     }
+}
+
+/// The header, and what follows it in the first cluster.
+pub(crate) fn read_header_area(storage: &dyn Storage) -> Result<HeaderArea> {
+    HeaderArea::parse(&read_first_cluster(storage)?)
 }
 
 /// The first cluster, padded with zeros if the file is shorter.

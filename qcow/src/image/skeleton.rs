@@ -6,12 +6,10 @@
 use std::sync::Arc;
 
 use super::{FARTHEST, L1Table, bitmaps, read_first_cluster, snapshots};
-use crate::format::{Autoclear, EntryRules, Geometry, HeaderArea, Incompatible, Snapshot};
+use crate::exact::to_usize;
+use crate::format::{Autoclear, EntryRules, Geometry, HeaderArea, Incompatible, Snapshot, field};
 use crate::io::Storage;
 use crate::{Error, Result};
-
-/// Where the header keeps the refcount table's length in clusters.
-const REFCOUNT_TABLE_CLUSTERS: usize = 56;
 
 /// Header and snapshot table of an image that may be damaged.
 #[derive(Debug)]
@@ -80,8 +78,8 @@ fn check_data_file(area: &HeaderArea) -> Result<()> {
 /// Parses the first cluster as if its refcount table were not empty.
 pub(crate) fn read_area(storage: &dyn Storage) -> Result<HeaderArea> {
     let mut cluster = read_first_cluster(storage)?;
-    let end = REFCOUNT_TABLE_CLUSTERS.saturating_add(4);
-    let field = cluster.get_mut(REFCOUNT_TABLE_CLUSTERS..end).unwrap_or_default();
+    let start = to_usize(field::REFCOUNT_TABLE_CLUSTERS);
+    let field = cluster.get_mut(start..).and_then(|rest| rest.get_mut(..4)).unwrap_or_default();
     let clusters = field.first_chunk().copied().map_or(0, u32::from_be_bytes);
     if clusters == 0 && field.len() == 4 {
         field.copy_from_slice(&1u32.to_be_bytes());

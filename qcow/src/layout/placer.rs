@@ -1,12 +1,11 @@
 //! Places guest clusters in ascending order and builds the L1 and L2 tables on the way.
 
-use byteorder::{BigEndian, ByteOrder};
-
 use super::refcounts::Refcounts;
+use crate::exact::{Exact, to_usize};
 use crate::format::{
-    CompressedSpan, EntryRules, HostOffset, L1Entry, L2Entry, MAX_L1_BYTES, RefcountWidth,
+    CompressedSpan, EntryRules, HostOffset, L1Entry, L2Entry, RawL2Entry, RefcountWidth,
 };
-use crate::{Error, Remedy, Result};
+use crate::{Error, Result};
 
 /// The L1 table is written in pieces of this many entries.
 const L1_PIECE: usize = 8192;
@@ -56,21 +55,13 @@ impl Placer {
     pub(crate) fn new(rules: EntryRules, width: RefcountWidth, virtual_size: u64) -> Result<Self> {
         let geometry = rules.geometry;
         // Even a disk without a byte gets an entry, so that the table has a place of its own.
-        let l1_entries = geometry.l1_entries_for(virtual_size).max(1);
-        let l1_bytes = l1_entries.checked_mul(8).filter(|&bytes| bytes <= MAX_L1_BYTES);
-        let Some(l1_bytes) = l1_bytes else {
-            let most = geometry.l2_coverage().saturating_mul(MAX_L1_BYTES >> 3);
-            return Err(Error::limit(format!(
-                "{virtual_size} bytes are too many for clusters of {} bytes, which allow {most}",
-                geometry.cluster_size()
-            ))
-            .hint(Remedy::LargerClusters));
-        };
+        let l1_entries = geometry.new_l1_entries(virtual_size)?.max(1);
+        let l1_bytes = l1_entries.times(8)?;
         let mut refcounts = Refcounts::new(geometry, width);
         refcounts.allocate(1)?;
         let first = refcounts.allocate(geometry.clusters_for(l1_bytes))?;
         let l1_offset = refcounts.offset_of(first)?;
-        let l1 = vec![0; usize::try_from(l1_entries).unwrap_or_default()];
+        let l1 = vec![0; to_usize(l1_entries)];
         Ok(Self { rules, refcounts, l1_offset: Some(l1_offset), l1, l2: None, packing: None })
     }
 
@@ -86,20 +77,12 @@ impl Placer {
         if self.l1_offset.is_some() {
             return Ok(());
         }
-        self.grow(clusters.saturating_mul(self.rules.geometry.cluster_size()))
+        self.grow(clusters.times(self.rules.geometry.cluster_size())?)
     }
 
     /// Makes sure that a disk of `virtual_size` bytes has all its L1 entries.
     pub(crate) fn grow(&mut self, virtual_size: u64) -> Result<()> {
-        let entries = self.rules.geometry.l1_entries_for(virtual_size);
-        if entries.saturating_mul(8) > MAX_L1_BYTES {
-            return Err(Error::limit(format!(
-                "{virtual_size} bytes are too many for clusters of {} bytes",
-                self.rules.geometry.cluster_size()
-            ))
-            .hint(Remedy::LargerClusters));
-        }
-        let entries = usize::try_from(entries).unwrap_or_default();
+        let entries = to_usize(self.rules.geometry.new_l1_entries(virtual_size)?);
         self.l1.resize(entries.max(self.l1.len()), 0);
         Ok(())
     }
@@ -125,12 +108,12 @@ impl Placer {
         let most = self.rules.geometry.l2_entries();
         let mut pieces = Vec::new();
         for (first, count) in runs {
-            let (mut at, past) = (first, first.saturating_add(count));
+            let (mut at, past) = (first, first.plus(count)?);
             while at < past {
-                let here = most.min(past.saturating_sub(at));
+                let here = most.min(past.minus(at)?);
                 pieces.push((at, here, self.allocate_data(at, here)?));
                 self.settle(sink)?;
-                at = at.saturating_add(here);
+                at = at.plus(here)?;
             }
         }
         pieces.sort_unstable_by_key(|&(first, ..)| first);
@@ -149,16 +132,16 @@ impl Placer {
         sink: &mut impl Sink,
     ) -> Result<()> {
         let geometry = self.rules.geometry;
-        let (mut at, past) = (first, first.saturating_add(count));
+        let (mut at, past) = (first, first.plus(count)?);
         let mut host = host;
         while at < past {
             let in_table = geometry.l2_index_of_cluster(at);
-            let here = geometry.l2_entries().saturating_sub(in_table).min(past.saturating_sub(at));
+            let here = geometry.l2_entries().minus(in_table)?.min(past.minus(at)?);
             self.open_l2(at, sink)?;
             self.map_run(in_table, here, host, u32::MAX)?;
             sink.data(at, here, host)?;
-            host = host.checked_add(here.saturating_mul(geometry.cluster_size()))?;
-            at = at.saturating_add(here);
+            host = host.plus(here.times(geometry.cluster_size())?)?;
+            at = at.plus(here)?;
         }
         Ok(())
     }
@@ -182,16 +165,16 @@ impl Placer {
         sink: &mut impl Sink,
     ) -> Result<()> {
         let geometry = self.rules.geometry;
-        let (mut at, past) = (first, first.saturating_add(count));
+        let (mut at, past) = (first, first.plus(count)?);
         while at < past {
             let in_table = geometry.l2_index_of_cluster(at);
-            let here = geometry.l2_entries().saturating_sub(in_table).min(past.saturating_sub(at));
+            let here = geometry.l2_entries().minus(in_table)?.min(past.minus(at)?);
             self.open_l2(at, sink)?;
             let host = self.allocate_data(at, here)?;
             self.map_run(in_table, here, host, allocated)?;
             sink.data(at, here, host)?;
             self.settle(sink)?;
-            at = at.saturating_add(here);
+            at = at.plus(here)?;
         }
         Ok(())
     }
@@ -233,7 +216,7 @@ impl Placer {
         let l1_offset = match self.l1_offset {
             Some(offset) => offset,
             None => {
-                let bytes = (self.l1.len() as u64).saturating_mul(8);
+                let bytes = (self.l1.len() as u64).times(8)?;
                 let place = self.refcounts.allocate(self.rules.geometry.clusters_for(bytes))?;
                 self.refcounts.offset_of(place)?
             }
@@ -242,7 +225,7 @@ impl Placer {
         for piece in self.l1.chunks(L1_PIECE) {
             let bytes: Vec<u8> = piece.iter().flat_map(|entry| entry.to_be_bytes()).collect();
             sink.metadata(offset, &bytes)?;
-            offset = offset.checked_add(bytes.len() as u64)?;
+            offset = offset.plus(bytes.len() as u64)?;
         }
         let too_long = |_| Error::limit("a table of the new image has too many entries");
         let l1_entries = u32::try_from(self.l1.len()).map_err(too_long)?;
@@ -254,23 +237,25 @@ impl Placer {
             l1_entries,
             refcount_table_offset: table,
             refcount_table_clusters: u32::try_from(table_clusters).map_err(too_long)?,
-            file_length: clusters.saturating_mul(cluster_size),
+            file_length: clusters.times(cluster_size)?,
         })
     }
 
     /// Data clusters go to the end of the file, or to their own offset in a data file.
     fn allocate_data(&mut self, first: u64, count: u64) -> Result<HostOffset> {
         if self.rules.data_file {
-            return Ok(HostOffset(first.saturating_mul(self.rules.geometry.cluster_size())));
+            return Ok(HostOffset(first.times(self.rules.geometry.cluster_size())?));
         }
         let index = self.refcounts.allocate(count)?;
         // A half-filled cluster far behind would keep refcount blocks and streams open: give it up.
         let bits = self.rules.geometry.cluster_bits();
-        let reach = self.refcounts.clusters_per_block().saturating_mul(2);
+        let reach = self.refcounts.clusters_per_block().times(2)?;
         let reach = reach.min(PACKING_REACH >> bits);
-        self.packing = self
-            .packing
-            .filter(|at| (at >> bits).saturating_add(reach) > self.refcounts.clusters());
+        if let Some(at) = self.packing
+            && (at >> bits).plus(reach)? <= self.refcounts.clusters()
+        {
+            self.packing = None;
+        }
         self.refcounts.offset_of(index)
     }
 
@@ -280,11 +265,11 @@ impl Placer {
         let mut start = None;
         if let Some(at) = self.packing {
             let cluster = at >> geometry.cluster_bits();
-            let room = geometry.cluster_size().saturating_sub(geometry.offset_in_cluster(at));
-            let last = cluster.saturating_add(1) == self.refcounts.clusters();
+            let room = geometry.cluster_size().minus(geometry.offset_in_cluster(at))?;
+            let last = cluster.plus(1)? == self.refcounts.clusters();
             if (len <= room || last) && self.refcounts.add_reference(cluster)? {
                 if len > room {
-                    self.refcounts.allocate(geometry.clusters_for(len.saturating_sub(room)))?;
+                    self.refcounts.allocate(geometry.clusters_for(len.minus(room)?))?;
                 }
                 start = Some(at);
             }
@@ -296,7 +281,7 @@ impl Placer {
                 self.refcounts.offset_of(index)?.0
             }
         };
-        let end = start.saturating_add(len);
+        let end = start.plus(len)?;
         // A cursor at the very end of a cluster is in no cluster at all (trap 60).
         self.packing = (!geometry.is_aligned(end)).then_some(end);
         Ok(HostOffset(start))
@@ -308,7 +293,7 @@ impl Placer {
             return Ok(());
         }
         self.flush_l2(sink)?;
-        let size = usize::try_from(self.rules.geometry.cluster_size()).unwrap_or_default();
+        let size = to_usize(self.rules.geometry.cluster_size());
         self.l2 = Some((index, vec![0; size]));
         Ok(())
     }
@@ -318,7 +303,7 @@ impl Placer {
         let place = self.refcounts.allocate(1)?;
         let offset = self.refcounts.offset_of(place)?;
         sink.metadata(offset, &bytes)?;
-        let slot = usize::try_from(index).ok().and_then(|index| self.l1.get_mut(index));
+        let slot = self.l1.get_mut(to_usize(index));
         *slot.ok_or_else(past_the_disk)? = L1Entry::new(offset, true).0;
         self.settle(sink)
     }
@@ -332,23 +317,24 @@ impl Placer {
         allocated: u32,
     ) -> Result<()> {
         let step = self.rules.geometry.cluster_size();
-        let entry = |host| {
+        let mapped = |host| {
             if self.rules.geometry.extended_l2() {
                 L2Entry::Subclusters { host: Some(host), allocated, zero: 0, copied: true }
             } else {
                 L2Entry::Data { host, copied: true }
             }
         };
-        let last = host.checked_add(count.saturating_sub(1).saturating_mul(step))?;
+        let last = host.plus(count.minus(1)?.times(step)?)?;
         // What lies between two places that can be written can be written too, and differs in the
         // place alone.
-        let (mut word, bitmap) = entry(host).encode(&self.rules)?;
-        entry(last).encode(&self.rules)?;
-        let width = usize::try_from(self.rules.geometry.l2_entry_size()).unwrap_or(8);
+        let (word, bitmap) = mapped(host).encode(&self.rules)?;
+        let mut entry = RawL2Entry { word, bitmap };
+        mapped(last).encode(&self.rules)?;
+        let width = to_usize(self.rules.geometry.l2_entry_size());
         let table = self.entries_mut(in_table, count)?;
         for bytes in table.chunks_exact_mut(width) {
-            write_entry(bytes, word, bitmap);
-            word = word.wrapping_add(step);
+            entry.write(bytes);
+            entry = entry.moved_by(step);
         }
         Ok(())
     }
@@ -359,15 +345,15 @@ impl Placer {
 
     fn put(&mut self, index: u64, entry: &L2Entry) -> Result<()> {
         let (word, bitmap) = entry.encode(&self.rules)?;
-        write_entry(self.entries_mut(index, 1)?, word, bitmap);
+        RawL2Entry { word, bitmap }.write(self.entries_mut(index, 1)?);
         Ok(())
     }
 
     /// The bytes of `count` entries of the open table.
     fn entries_mut(&mut self, index: u64, count: u64) -> Result<&mut [u8]> {
         let width = self.rules.geometry.l2_entry_size();
-        let byte = |index: u64| usize::try_from(index.saturating_mul(width)).unwrap_or(usize::MAX);
-        let (from, to) = (byte(index), byte(index.saturating_add(count)));
+        let from = to_usize(index.times(width)?);
+        let to = to_usize(index.plus(count)?.times(width)?);
         let (_, table) = self.l2.as_mut().ok_or_else(past_the_disk)?;
         table.get_mut(from..to).ok_or_else(past_the_disk)
     }
@@ -380,17 +366,8 @@ impl Placer {
     }
 }
 
-fn write_entry(bytes: &mut [u8], word: u64, bitmap: u64) {
-    if let Some((first, second)) = bytes.split_at_mut_checked(8) {
-        BigEndian::write_u64(first, word);
-        if second.len() == 8 {
-            BigEndian::write_u64(second, bitmap);
-        }
-    }
-}
-
 fn past_the_disk() -> Error {
-    Error::usage("a cluster past the end of the disk cannot be placed")
+    Error::internal("a cluster past the end of the disk cannot be placed")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::exact::{Exact, to_usize};
 use crate::format::{Geometry, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth};
 use crate::{Error, Result};
 
@@ -50,8 +51,7 @@ impl Refcounts {
         let past = first
             .checked_add(count)
             .ok_or_else(|| Error::limit("the new image would have too many clusters"))?;
-        let table_bytes = past.div_ceil(self.per_block).saturating_mul(8);
-        if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
+        if past.div_ceil(self.per_block) > MAX_REFCOUNT_TABLE_BYTES >> 3 {
             return Err(Error::limit(format!(
                 "the new image needs a refcount table of more than {MAX_REFCOUNT_TABLE_BYTES} bytes"
             ))
@@ -61,11 +61,11 @@ impl Refcounts {
         let mut at = first;
         while at < past {
             let in_block = at & self.per_block.wrapping_sub(1);
-            let here = self.per_block.saturating_sub(in_block).min(past.saturating_sub(at));
+            let here = self.per_block.minus(in_block)?.min(past.minus(at)?);
             let width = self.width;
             let block = self.block_of(at)?;
             width.set_ones(block, in_block, here)?;
-            at = at.saturating_add(here);
+            at = at.plus(here)?;
         }
         Ok(first)
     }
@@ -79,7 +79,7 @@ impl Refcounts {
         if count >= width.max() {
             return Ok(false);
         }
-        width.set(block, in_block, count.saturating_add(1))?;
+        width.set(block, in_block, count.plus(1)?)?;
         Ok(true)
     }
 
@@ -90,16 +90,14 @@ impl Refcounts {
         mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
     ) -> Result<()> {
         loop {
-            let done = (self.table.len() as u64).saturating_add(1).saturating_mul(self.per_block);
+            let done = (self.table.len() as u64).plus(1)?.times(self.per_block)?;
             if done > settled {
                 return Ok(());
             }
             // The block's own cluster lies in a later stretch, never in the one it counts.
             let place = self.allocate(1)?;
             let offset = self.offset_of(place)?;
-            let Some(block) = self.open.pop_front() else {
-                return Err(Error::corrupt("a refcount block was lost"));
-            };
+            let block = self.open.pop_front().ok_or_else(lost)?;
             write(offset, &block)?;
             self.table.push(offset);
         }
@@ -112,19 +110,9 @@ impl Refcounts {
         mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
     ) -> Result<(HostOffset, u64, u64)> {
         let finished = self.table.len() as u64;
-        let (mut blocks, mut table) = (0, 1);
-        // Blocks and table count themselves; each round can only grow, and soon stops.
-        loop {
-            let total = self.next.saturating_add(blocks).saturating_add(table);
-            let needed = total.div_ceil(self.per_block.max(1));
-            let table_needed = self.geometry.clusters_for(needed.saturating_mul(8));
-            let blocks_needed = needed.saturating_sub(finished);
-            if (blocks_needed, table_needed) == (blocks, table) {
-                break;
-            }
-            (blocks, table) = (blocks_needed.max(blocks), table_needed.max(table));
-        }
-        let first_block = self.allocate(blocks)?;
+        let others = self.next.minus(finished)?;
+        let (blocks, table) = self.width.clusters_to_count(others, self.geometry)?;
+        let first_block = self.allocate(blocks.minus(finished)?)?;
         let table_at = self.allocate(table)?;
         let table_offset = self.offset_of(table_at)?;
         for (index, block) in (first_block..).zip(std::mem::take(&mut self.open)) {
@@ -135,8 +123,7 @@ impl Refcounts {
         let mut bytes: Vec<u8> =
             self.table.iter().flat_map(|offset| offset.0.to_be_bytes()).collect();
         // Whole clusters: every entry counts, and a device may hold anything.
-        let whole = table.saturating_mul(self.geometry.cluster_size());
-        bytes.resize(usize::try_from(whole).unwrap_or_default(), 0);
+        bytes.resize(to_usize(table.times(self.geometry.cluster_size())?), 0);
         write(table_offset, &bytes)?;
         Ok((table_offset, table, self.next))
     }
@@ -146,12 +133,16 @@ impl Refcounts {
         let number = index.checked_div(self.per_block).unwrap_or_default();
         let slot = number
             .checked_sub(self.table.len() as u64)
-            .and_then(|slot| usize::try_from(slot).ok())
-            .ok_or_else(|| Error::corrupt("a finished refcount block would change"))?;
-        let size = usize::try_from(self.geometry.cluster_size()).unwrap_or_default();
+            .map(to_usize)
+            .ok_or_else(|| Error::internal("a finished refcount block would change"))?;
+        let size = to_usize(self.geometry.cluster_size());
         while self.open.len() <= slot {
             self.open.push_back(vec![0; size]);
         }
-        self.open.get_mut(slot).ok_or_else(|| Error::corrupt("a refcount block was lost"))
+        self.open.get_mut(slot).ok_or_else(lost)
     }
+}
+
+fn lost() -> Error {
+    Error::internal("a refcount block was lost")
 }

@@ -159,7 +159,7 @@ pub fn check(
 ///
 /// let storage = Arc::new(MemoryStorage::new(vec![0; 65536]));
 /// let checked = check_storage(storage, &CheckOptions::default(), &Silent, &CancelToken::new());
-/// assert_eq!(checked.unwrap_err().kind(), ErrorKind::Corrupt);
+/// assert_eq!(checked.unwrap_err().kind(), ErrorKind::WrongFormat);
 /// ```
 ///
 /// # Errors

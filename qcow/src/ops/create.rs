@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::not_carried::{SourceFacts, not_carried};
 use super::{NotCarried, Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, target};
-use crate::chain::{Chain, Format, Layer, OpenOptions, Walk, resolve_name};
+use crate::chain::{Chain, Format, Layer, OpenOptions, open_active_layer, resolve_name};
+use crate::exact::{Exact, to_usize};
 use crate::format::{Compatible, HostOffset};
 use crate::io::{OutputFile, Replace};
 use crate::layout::{Placer, Sink};
@@ -122,8 +123,7 @@ pub struct Like {
 /// As [`Chain::open`], but backing and data files are not opened.
 pub fn like(path: &Path, open: &OpenOptions) -> Result<Like> {
     let open = OpenOptions { force_share: true, ..open.clone() };
-    let layer =
-        Walk::start(path, &open)?.next_layer()?.ok_or_else(|| Error::usage("no image given"))?;
+    let layer = open_active_layer(path, &open)?;
     let (size, target) = (Some(layer.virtual_size()), target_like(&layer));
     let not_carried_over = not_carried(&SourceFacts::of(layer.image()), &target);
     let create = CreateOptions { size, target, ..Default::default() };
@@ -162,7 +162,7 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
 /// Opens the whole chain that the new image will stand on, so that it is known to be usable. Its data is
 /// not read, so no lock is asked for: as with `qemu-img create`, a guest may be running on it.
 fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
-    let name = resolve_name(&backing.name, path)?;
+    let name = resolve_name(&backing.name, path, &backing.open.working_directory)?;
     let format = Some(backing.format);
     let open = OpenOptions { format, force_share: true, ..backing.open.clone() };
     let chain = Chain::open(&name, &open)?;
@@ -291,7 +291,7 @@ impl Sink for ReserveSink<'_> {
 
     fn data(&mut self, _first: u64, clusters: u64, host: HostOffset) -> Result<()> {
         if self.full {
-            let len = clusters.saturating_mul(self.cluster_size);
+            let len = clusters.times(self.cluster_size)?;
             write_zeros(self.output, host.0, len, self.cancel)?;
         }
         Ok(())
@@ -300,12 +300,12 @@ impl Sink for ReserveSink<'_> {
 
 fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken) -> Result<()> {
     let zeros = vec![0; ZEROS];
-    let (mut at, end) = (offset, offset.saturating_add(len));
+    let (mut at, end) = (offset, offset.plus(len)?);
     while at < end {
         cancel.check()?;
-        let piece = usize::try_from(end.saturating_sub(at)).unwrap_or(ZEROS).min(ZEROS);
+        let piece = to_usize(end.minus(at)?).min(ZEROS);
         output.write_at(zeros.get(..piece).unwrap_or(&zeros), at)?;
-        at = at.saturating_add(piece as u64);
+        at = at.plus(piece as u64)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
-use crate::chain::{Layer, OpenOptions, Walk, full_name};
+use crate::chain::{Files, Layer, OpenOptions, Warning, full_name, layer_of, walk};
 use crate::format::{
     Autoclear, Compatible, CryptMethod, Incompatible, LuksHeader, Snapshot as TableEntry, Version,
 };
@@ -236,16 +236,47 @@ pub struct LuksSlotInfo {
 /// # Errors
 /// As [`Chain::open`](crate::chain::Chain::open); but encrypted images are reported, not refused.
 pub fn info(path: &Path, options: &InfoOptions) -> Result<Vec<ImageInfo>> {
-    let mut images = Vec::new();
-    let mut walk = Walk::start(path, &options.open)?;
-    while let Some(layer) = walk.next_layer()? {
-        let snapshot = options.open.snapshot.as_deref().filter(|_| images.is_empty());
-        images.push(image_info(&layer, snapshot).map_err(|error| error.file(layer.path()))?);
+    let ChainInfo { images, broken, .. } = info_chain(path, options)?;
+    broken.map_or(Ok(images), Err)
+}
+
+/// What is known of a chain, as far down as it can be read.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ChainInfo {
+    /// The images, active layer first; at least that one.
+    pub images: Vec<ImageInfo>,
+    /// Names of backing files that mean something else in every working directory, and the like.
+    pub warnings: Vec<Warning>,
+    /// Why the layer below could not be read, if the chain goes on there.
+    pub broken: Option<Error>,
+}
+
+/// As [`info`], but a lower layer that cannot be read does not hide the layers above it.
+///
+/// # Errors
+/// As [`info`], for the active layer.
+pub fn info_chain(path: &Path, options: &InfoOptions) -> Result<ChainInfo> {
+    let mut told = ChainInfo { images: Vec::new(), warnings: Vec::new(), broken: None };
+    match tell(path, options, &mut told) {
+        Err(error) if told.images.is_empty() => Err(error),
+        result => Ok(ChainInfo { broken: result.err(), ..told }),
+    }
+}
+
+fn tell(path: &Path, options: &InfoOptions, told: &mut ChainInfo) -> Result<()> {
+    let mut walk = walk(Files::new(&options.open), path, &options.open);
+    for found in walk.by_ref() {
+        let found = found.map_err(|broken| broken.error)?;
+        told.warnings.extend(found.warning());
+        let layer = layer_of(found, &options.open)?;
+        let snapshot = options.open.snapshot.as_deref().filter(|_| told.images.is_empty());
+        told.images.push(image_info(&layer, snapshot).map_err(|error| error.file(layer.path()))?);
         if !options.backing_chain {
-            break;
+            return Ok(());
         }
     }
-    Ok(images)
+    walk.check_used().map_err(|error| error.file(path))
 }
 
 fn image_info(layer: &Layer, snapshot: Option<&str>) -> Result<ImageInfo> {

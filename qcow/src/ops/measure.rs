@@ -6,10 +6,11 @@ use super::flatten::{self, FlattenOptions};
 use super::map::{MapOptions, map};
 use super::{Preallocation, Qcow2Options, TargetOptions};
 use crate::chain::Chain;
+use crate::exact::Exact;
 use crate::extent::Truncation;
-use crate::format::{Geometry, MAX_L1_BYTES, RefcountWidth, Version};
+use crate::format::{Geometry, RefcountWidth, Version};
 use crate::image::BitmapInfo;
-use crate::{CancelToken, Error, Observer, Remedy, Result};
+use crate::{CancelToken, Error, Observer, Result};
 
 /// Bytes of a bitmap directory's entry without its name, and what entries are aligned to.
 const BITMAP_ENTRY: u64 = 24;
@@ -131,18 +132,9 @@ fn raw(size: u64) -> MeasureOutcome {
 /// An image of `size` bytes, `data` of which are in allocated clusters.
 fn qcow2(target: &Qcow2Options, size: u64, data: u64) -> Result<MeasureOutcome> {
     let geometry = target.geometry()?;
-    let too_large = || {
-        Error::limit(format!(
-            "{size} bytes are too many for clusters of {} bytes",
-            geometry.cluster_size()
-        ))
-        .hint(Remedy::LargerClusters)
-    };
-    let size = size.checked_next_multiple_of(geometry.cluster_size()).ok_or_else(too_large)?;
-    if geometry.l1_entries_for(size).saturating_mul(8) > MAX_L1_BYTES {
-        return Err(too_large());
-    }
-    let metadata = metadata(size, geometry, target.refcount_width()?);
+    geometry.new_l1_entries(size)?;
+    let size = geometry.clusters_for(size).times(geometry.cluster_size())?;
+    let metadata = metadata(size, geometry, target.refcount_width()?)?;
     let data = match target.preallocation {
         Preallocation::Falloc | Preallocation::Full => size,
         Preallocation::Off | Preallocation::Metadata => data,
@@ -157,30 +149,14 @@ fn qcow2(target: &Qcow2Options, size: u64, data: u64) -> Result<MeasureOutcome> 
 
 /// Bytes of header, L1 table, L2 tables and refcounts of an image whose clusters are all
 /// allocated. Tables count as whole clusters.
-fn metadata(size: u64, geometry: Geometry, width: RefcountWidth) -> u64 {
+fn metadata(size: u64, geometry: Geometry, width: RefcountWidth) -> Result<u64> {
     let l2_tables = geometry.l1_entries_for(size);
     let l1 = geometry.clusters_for(l2_tables.saturating_mul(8));
     let counted = [1, l1, l2_tables, geometry.clusters_for(size)];
     let counted = counted.into_iter().fold(0, u64::saturating_add);
-    let refcounts = refcount_clusters(counted, geometry, width);
-    let clusters = [1, l1, l2_tables, refcounts].into_iter().fold(0, u64::saturating_add);
-    clusters.saturating_mul(geometry.cluster_size())
-}
-
-/// Clusters of refcount blocks and table for `counted` other clusters. They count themselves:
-/// each round can only grow, and soon stops.
-fn refcount_clusters(counted: u64, geometry: Geometry, width: RefcountWidth) -> u64 {
-    let per_block = width.entries_per_block(geometry).max(1);
-    let mut clusters: u64 = 0;
-    loop {
-        let blocks = counted.saturating_add(clusters).div_ceil(per_block);
-        let table = geometry.clusters_for(blocks.saturating_mul(8));
-        let needed = blocks.saturating_add(table);
-        if needed == clusters {
-            return clusters;
-        }
-        clusters = needed.max(clusters);
-    }
+    let (blocks, table) = width.clusters_to_count(counted, geometry)?;
+    let clusters = [1, l1, l2_tables, blocks, table].into_iter().fold(0, u64::saturating_add);
+    clusters.times(geometry.cluster_size())
 }
 
 /// Bytes in all clusters of the new image that get data from the old one.

@@ -406,7 +406,7 @@ impl<'a> Items<'a> {
         let guest = first.guest.0;
         let (mut extents, mut at) = (Vec::new(), guest);
         let Some(shortcuts) = self.shortcuts else { return Ok(Moved { guest, len: 0, extents }) };
-        let (limit, most) = (shortcuts.reach(guest), shortcuts.most_extents());
+        let (limit, most) = (shortcuts.reach(guest)?, shortcuts.most_extents());
         let mut next = Some(first);
         while let Some(extent) = next.take() {
             let end = match shortcuts.movable(&extent) {

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::checksum::hash;
 use super::pipeline::{ITEM, read_item};
 use crate::chain::{Chain, Layer};
+use crate::exact::{Exact, to_usize};
 use crate::extent::{Extent, ExtentKind, Reader};
 use crate::io::{
     Buffer, FileStorage, FileSystem, OpenedAs, OutputFile, Storage, clone_range, copy_range,
@@ -70,8 +71,8 @@ pub(super) struct Moved {
 
 impl Moved {
     /// How much of it is not zeros.
-    pub(super) fn data_bytes(&self) -> u64 {
-        self.extents.iter().fold(0, |sum: u64, extent| sum.saturating_add(extent.len))
+    pub(super) fn data_bytes(&self) -> Result<u64> {
+        self.extents.iter().try_fold(0, |sum: u64, extent| sum.plus(extent.len))
     }
 
     /// What lies side by side in a source comes one after the other.
@@ -177,15 +178,15 @@ impl<'a> Shortcuts<'a> {
         }
         // What the file does not have reads as zeros, and an unfinished block cannot be shared.
         let file_end = self.chain.layers().get(extent.depth)?.data_storage().len() & !in_block;
-        let there = file_end.saturating_sub(host.0).min(extent.len);
+        let there = file_end.checked_sub(host.0)?.min(extent.len);
         let start = extent.guest.0.checked_next_multiple_of(self.granule)?;
-        let end = extent.guest.0.saturating_add(there) & !self.granule.wrapping_sub(1);
+        let end = extent.guest.0.checked_add(there)? & !self.granule.wrapping_sub(1);
         (start < end).then_some((start, end))
     }
 
     /// How far an item that starts at `guest` may reach.
-    pub(super) fn reach(&self, guest: u64) -> u64 {
-        if self.strewn { u64::MAX } else { guest.saturating_add(self.longest) }
+    pub(super) fn reach(&self, guest: u64) -> Result<u64> {
+        if self.strewn { Ok(u64::MAX) } else { guest.plus(self.longest) }
     }
 
     /// The digest of what is moved, if one is wanted.
@@ -211,7 +212,7 @@ impl<'a> Shortcuts<'a> {
         places: &[Place],
         cancel: &CancelToken,
     ) -> Result<()> {
-        let mut runs = runs_of(moved, places);
+        let mut runs = runs_of(moved, places)?;
         if self.strewn {
             runs.sort_unstable_by_key(|(run, _)| source_order(run));
         }
@@ -248,8 +249,8 @@ impl<'a> Shortcuts<'a> {
         if done == run.len {
             return Ok(());
         }
-        let rest = run.slice(run.guest.0.saturating_add(done), run.end());
-        self.rewrite(reader, buffer, &rest, to.saturating_add(done))
+        let rest = run.slice(run.guest.0.plus(done)?, run.end());
+        self.rewrite(reader, buffer, &rest, to.plus(done)?)
     }
 
     /// Clones runs that lie side by side in both files; `false` if that cannot be done with all of them.
@@ -258,15 +259,15 @@ impl<'a> Shortcuts<'a> {
         if self.ways.get(first.depth) != Some(&Way::Clone) {
             return Ok(false);
         }
-        let len = row.iter().fold(0, |len: u64, (run, _)| len.saturating_add(run.len));
+        let len = row.iter().try_fold(0, |len: u64, (run, _)| len.plus(run.len))?;
         let mut done: u64 = 0;
         while done < len {
             cancel.check()?;
-            let here = LONGEST.min(len.saturating_sub(done));
+            let here = LONGEST.min(len.minus(done)?);
             if !self.clone_part(first, done, here, *to)? {
                 return Ok(false);
             }
-            done = done.saturating_add(here);
+            done = done.plus(here)?;
         }
         self.cloned.fetch_add(len, Ordering::Relaxed);
         Ok(true)
@@ -283,8 +284,8 @@ impl<'a> Shortcuts<'a> {
     /// Clones `len` bytes that lie `skip` bytes behind the start of `run`, whose place is `to`.
     fn clone_part(&self, run: &Extent, skip: u64, len: u64, to: u64) -> Result<bool> {
         let Some((source, host)) = self.source(run) else { return Ok(false) };
-        let from = (source.file(), host.saturating_add(skip));
-        match clone_range(from, (self.target.file(), to.saturating_add(skip)), len) {
+        let from = (source.file(), host.plus(skip)?);
+        match clone_range(from, (self.target.file(), to.plus(skip)?), len) {
             Ok(()) => Ok(true),
             Err(error) if is_final(error) => {
                 Err(self.target.failed("could not clone", error.into()))
@@ -298,10 +299,10 @@ impl<'a> Shortcuts<'a> {
         let Some((source, host)) = self.source(run) else { return Ok(0) };
         let mut done: u64 = 0;
         while done < run.len {
-            let from = (source.file(), host.saturating_add(done));
-            let to = (self.target.file(), to.saturating_add(done));
-            match copy_range(from, to, run.len.saturating_sub(done)) {
-                Ok(copied) if copied > 0 => done = done.saturating_add(copied),
+            let from = (source.file(), host.plus(done)?);
+            let to = (self.target.file(), to.plus(done)?);
+            match copy_range(from, to, run.len.minus(done)?) {
+                Ok(copied) if copied > 0 => done = done.plus(copied)?,
                 Err(Errno::INTR) => {}
                 Err(error) if is_final(error) => {
                     return Err(self.target.failed("could not copy", error.into()));
@@ -328,10 +329,10 @@ impl<'a> Shortcuts<'a> {
     ) -> Result<()> {
         let mut at = run.guest.0;
         while at < run.end() {
-            let end = at.saturating_add(ITEM).min(run.end());
-            let bytes = buffer.first(usize::try_from(end.saturating_sub(at)).unwrap_or(0))?;
+            let end = at.plus(ITEM)?.min(run.end());
+            let bytes = buffer.first(to_usize(end.minus(at)?))?;
             reader.read_extent(&run.slice(at, end), bytes)?;
-            self.target.write_at(bytes, to.saturating_add(at.saturating_sub(run.guest.0)))?;
+            self.target.write_at(bytes, to.plus(at.minus(run.guest.0)?)?)?;
             at = end;
         }
         Ok(())
@@ -339,16 +340,16 @@ impl<'a> Shortcuts<'a> {
 }
 
 /// The parts of the extents with their places in the new file, in the order of the disk.
-fn runs_of(moved: &Moved, places: &[Place]) -> Vec<(Extent, u64)> {
+fn runs_of(moved: &Moved, places: &[Place]) -> Result<Vec<(Extent, u64)>> {
     let mut runs = Vec::with_capacity(moved.extents.len());
     let mut extents = moved.extents.iter().peekable();
     for place in places {
-        let place_end = place.guest.saturating_add(place.len);
+        let place_end = place.guest.plus(place.len)?;
         while let Some(extent) = extents.peek() {
             let start = extent.guest.0.max(place.guest);
             let end = extent.end().min(place_end);
             if start < end {
-                let to = place.to.saturating_add(start.saturating_sub(place.guest));
+                let to = place.to.plus(start.minus(place.guest)?)?;
                 runs.push((extent.slice(start, end), to));
             }
             if extent.end() > place_end {
@@ -357,7 +358,7 @@ fn runs_of(moved: &Moved, places: &[Place]) -> Vec<(Extent, u64)> {
             extents.next();
         }
     }
-    runs
+    Ok(runs)
 }
 
 /// What lies side by side in a source comes one after the other.
@@ -369,8 +370,10 @@ fn source_order(run: &Extent) -> (usize, u64) {
 /// Whether the run at `to` ends, in both files, where the next one starts.
 fn joins(run: &Extent, to: u64, (next, next_to): &(Extent, u64)) -> bool {
     let (depth, host) = source_order(run);
-    (depth, host.saturating_add(run.len)) == source_order(next)
-        && to.saturating_add(run.len) == *next_to
+    let (next_depth, next_host) = source_order(next);
+    depth == next_depth
+        && host.checked_add(run.len) == Some(next_host)
+        && to.checked_add(run.len) == Some(*next_to)
 }
 
 /// Tries it out: one block is cloned into the new file and cut off again.
@@ -399,5 +402,5 @@ fn is_final(error: Errno) -> bool {
 
 /// The error that a job without shortcuts gives when it is asked for one.
 pub(super) fn none_here() -> Error {
-    Error::usage("nothing can be moved to this target")
+    Error::internal("nothing can be moved to this target")
 }

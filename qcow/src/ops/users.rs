@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::{Format, resolve_name};
+use crate::chain::{Format, WorkingDirectory, resolve_name};
 use crate::image::Image;
 use crate::io::{FileStorage, Identity, OutputFile, Replace};
 use crate::{Error, Printable, Remedy, Result};
@@ -132,7 +132,8 @@ fn need_of(path: &Path, identity: Identity) -> Option<&'static str> {
     let image = Image::open(Arc::new(storage)).ok()?;
     let area = image.area();
     let is_it = |name: &[u8]| {
-        let found = resolve_name(Path::new(OsStr::from_bytes(name)), path);
+        let name = Path::new(OsStr::from_bytes(name));
+        let found = resolve_name(name, path, &WorkingDirectory::Own);
         found.is_ok_and(|found| FileStorage::identity_of(&found) == Some(identity))
     };
     match () {

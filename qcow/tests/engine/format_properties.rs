@@ -299,7 +299,7 @@ proptest! {
             && let Ok((entry, bitmap)) = decoded.encode(&rules)
         {
             prop_assert_eq!(L2Entry::decode(entry, bitmap, &rules).unwrap(), decoded);
-            prop_assert_eq!(L2Entry::reserved_bits(entry, bitmap, &rules), 0);
+            prop_assert_eq!(RawL2Entry { word: entry, bitmap }.reserved(&rules), 0);
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct LiveArgs {
     /// Flatten the disk DISK of the running guest DOMAIN, through libvirt; it goes on meanwhile
     #[arg(long, help_heading = LIVE, conflicts_with_all = [
         "target_format", "compress", "options", "digest", "force", "snapshot", "threads", "format",
-        "force_share", "backing_format", "allow_dirs", "max_depth", "no_reflink", "salvage", "size", "untrusted",
+        "force_share", "backing_format", "raw_despite_magic", "alone", "allow_dirs", "max_depth", "no_reflink", "salvage", "size", "untrusted",
         "max_virtual_size", "max_metadata", "sandbox",
     ])]
     live: bool,

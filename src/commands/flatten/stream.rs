@@ -6,12 +6,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use qcow::chain::{Chain, Format};
+use qcow::extent::LeftOut;
 use qcow::io::FileStorage;
 use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten_from_stream, flatten_to_stream};
 use qcow::{Error, Result};
 
 use super::{Closing, Flatten};
 use crate::failure::Failure;
+use crate::left_out::warn_left_out;
 use crate::output::{OutputFormat, warn_line};
 use crate::progress::Progress;
 use crate::sandbox::Plan;
@@ -29,7 +31,7 @@ impl Flatten {
         &self,
         src: &Path,
         options: &FlattenOptions,
-    ) -> Result<FlattenOutcome, Failure> {
+    ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
         if self.device || self.no_create || self.direct {
             return Err(
                 Error::usage("--device, -n and --direct are for a target with a name").into()
@@ -47,7 +49,7 @@ impl Flatten {
         let open = self.source.open_options(self.snapshot.as_deref());
         let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
         self.voice.opening(src, open.format);
-        let chain = Chain::open(src, &open)?;
+        let chain = self.part.open(src, &open)?;
         if self.output.output == OutputFormat::Human {
             self.voice.opened(&chain);
         }
@@ -55,7 +57,13 @@ impl Flatten {
         let observer = Closing { progress: &progress, sandbox: &sandbox };
         let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
         progress.finish(result.is_ok());
-        watch.settle(result)
+        let outcome = watch.settle(result)?;
+        // Standard error has the outcome, as JSON with all of this.
+        let left_out = match self.output.output {
+            OutputFormat::Human => warn_left_out(&chain, OutputFormat::Human)?,
+            OutputFormat::Json => chain.left_out()?,
+        };
+        Ok((outcome, left_out))
     }
 
     /// Reads a raw image from standard input and writes it to `dst`.

@@ -317,7 +317,9 @@ pub fn names(data: &[u8]) {
     let mut prefixed = b"json:".to_vec();
     prefixed.extend(data);
     for name in [data, &prefixed] {
-        let Ok(path) = qcow::chain::resolve_name(Path::new(OsStr::from_bytes(name)), holder) else {
+        let name_of = Path::new(OsStr::from_bytes(name));
+        let directory = qcow::chain::WorkingDirectory::At("/images".into());
+        let Ok(path) = qcow::chain::resolve_name(name_of, holder, &directory) else {
             continue;
         };
         let plain = match name.strip_prefix(b"json:") {
@@ -345,8 +347,12 @@ fn json_file(json: &[u8]) -> Option<Vec<u8>> {
     for driver in [at(&["driver"]), at(&["file", "driver"])].into_iter().flatten() {
         assert!(!matches!(driver, "nbd" | "http" | "https" | "ssh" | "rbd" | "iscsi" | "nfs"));
     }
-    let name = at(&["file", "filename"]).or_else(|| at(&["filename"]))?;
-    Some(name.strip_prefix("file:").unwrap_or(name).as_bytes().to_vec())
+    // Raw drivers may lie between; only the innermost node names a file.
+    let name = (0..=128).find_map(|depth| {
+        let path = [vec!["file"; depth], vec!["filename"]].concat();
+        at(&path)
+    });
+    Some(name?.as_bytes().to_vec())
 }
 
 /// A member of an object, nested or with a dotted key.

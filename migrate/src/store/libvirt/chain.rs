@@ -1,11 +1,11 @@
 //! Chains of images that can only be read as files: by their headers, layer by layer.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
+use std::path::Path;
 
-use qcow::chain::{Format, MAX_DEPTH};
+use qcow::chain::{Format, Open, OpenOptions, WorkingDirectory};
 use qcow::format::{Header, HeaderArea};
+use qcow::io::Storage;
 
 use crate::facts::{Identity, NamedLayer};
 use crate::store::StoreLayer;
@@ -13,6 +13,9 @@ use crate::{Error, Result};
 
 /// The magic with which QCOW2 images begin.
 const MAGIC: &[u8] = b"QFI\xfb";
+
+/// Where other formats have their magic numbers.
+const SECTOR: usize = 512;
 
 /// What the header of a QCOW2 image says, and what filling the image does not change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,85 +33,120 @@ pub(super) struct Head {
 impl Head {
     /// From a file whose first bytes `read` gives; `None` if it is no QCOW2 image.
     pub(super) fn read(read: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Option<Self>> {
-        let start = read(Header::PEEK_BYTES)?;
-        if !start.starts_with(MAGIC) {
+        let first = start(read)?;
+        if !first.starts_with(MAGIC) {
             return Ok(None);
         }
-        let mut padded = start;
-        padded.resize(Header::PEEK_BYTES, 0);
-        let (_, cluster_bits) = Header::peek(&padded)?;
-        let cluster = 1_usize.checked_shl(cluster_bits).unwrap_or(usize::MAX);
-        let mut first = read(cluster)?;
-        first.resize(cluster, 0);
         let area = HeaderArea::parse(&first)?;
         Ok(Some(Self {
             virtual_size: area.header.virtual_size(),
             backing_format: area.backing_format().map(<[u8]>::to_vec),
             data_file: area.extensions.data_file_name().is_some(),
-            cluster_bits,
+            cluster_bits: area.header.cluster_bits,
             l1_table: area.header.l1_table_offset.0,
             backing: area.backing_name,
         }))
     }
 }
 
-/// A chain from `path` down; `ask` tells a layer's object, its header if it is QCOW2, and who writes to it.
+/// The first cluster of a QCOW2 image, filled up with zeros; of another file, what tells that it is one.
+pub(super) fn start(read: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    let start = read(SECTOR)?;
+    if !start.starts_with(MAGIC) {
+        return Ok(start);
+    }
+    let mut padded = start;
+    padded.resize(SECTOR, 0);
+    let peek = padded.get(..Header::PEEK_BYTES).unwrap_or_default();
+    let (_, cluster_bits) = Header::peek(peek)?;
+    let cluster = 1_usize.checked_shl(cluster_bits).unwrap_or(usize::MAX);
+    let mut first = read(cluster)?;
+    first.resize(cluster, 0);
+    Ok(first)
+}
+
+/// A file of a storage pool, of which only the beginning can be read at a fair price.
+#[derive(Debug, Clone)]
+pub(super) struct Volume {
+    pub(super) identity: Identity,
+    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], where there are so many.
+    pub(super) start: Vec<u8>,
+    /// The guest that writes to it, in words.
+    pub(super) in_use: Option<String>,
+}
+
+impl Storage for Volume {
+    fn len(&self) -> u64 {
+        self.identity.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.start.get(offset..));
+        let rest = rest.unwrap_or_default();
+        let wanted = buf.len().min(rest.len());
+        let (Some(to), Some(from)) = (buf.get_mut(..wanted), rest.get(..wanted)) else {
+            return Ok(0);
+        };
+        to.copy_from_slice(from);
+        // What was not fetched is taken for zeros: only magic numbers are looked for there.
+        let beyond = self.len().saturating_sub(offset).min(buf.len() as u64);
+        let beyond = usize::try_from(beyond).unwrap_or(usize::MAX);
+        buf.get_mut(wanted..beyond).unwrap_or_default().fill(0);
+        Ok(beyond.max(wanted))
+    }
+}
+
+/// Finds the files of a pool by their paths.
+struct Volumes<F>(F);
+
+impl<F: Fn(&Path) -> Result<Volume>> Open for Volumes<F> {
+    type File = Volume;
+
+    fn open(&self, path: &Path, _depth: usize) -> qcow::Result<Volume> {
+        (self.0)(path).map_err(|error| {
+            let error = qcow::Error::io(
+                error.message().to_owned(),
+                std::io::Error::other(error.message().to_owned()),
+            );
+            error.file(path)
+        })
+    }
+}
+
+/// A chain from `path` down; `ask` finds the file of a layer.
 pub(super) fn walk(
     path: &Path,
     format: Option<Format>,
-    ask: impl Fn(&Path) -> Result<(Identity, Option<Head>, Option<String>)>,
+    ask: impl Fn(&Path) -> Result<Volume>,
 ) -> Result<Vec<StoreLayer>> {
-    let mut layers: Vec<StoreLayer> = Vec::new();
-    let mut next = Some((path.to_path_buf(), format));
-    while let Some((path, format)) = next.take() {
-        if layers.iter().any(|layer| layer.layer.path == path) {
-            return Err(Error::refused(format!("{}: the chain is a loop", path.display())));
-        }
-        if layers.len() >= MAX_DEPTH {
-            return Err(Error::refused(format!("the chain has more than {MAX_DEPTH} layers")));
-        }
-        let (identity, head, in_use) = ask(&path)?;
-        let format = format.unwrap_or(if head.is_some() { Format::Qcow2 } else { Format::Raw });
-        let virtual_size = match (format, head) {
-            (Format::Raw, _) => identity.size.checked_next_multiple_of(512).unwrap_or(u64::MAX),
-            (Format::Qcow2, Some(head)) => {
-                if head.data_file {
-                    let path = path.display();
-                    return Err(Error::refused(format!("{path}: it has an external data file")));
-                }
-                next = below(&path, &head)?;
-                head.virtual_size
-            }
-            (Format::Qcow2, None) => {
-                return Err(Error::environment(format!("{} is not QCOW2", path.display())));
-            }
+    let working_directory = WorkingDirectory::Unknown;
+    let options = OpenOptions { format, working_directory, ..Default::default() };
+    // What the pool says is said as it is.
+    let failed = RefCell::new(None);
+    let ask = |path: &Path| {
+        ask(path).inspect_err(|error| {
+            failed.replace(Some(Error::new(error.kind(), error.message())));
+        })
+    };
+    let mut layers = Vec::new();
+    for found in qcow::chain::walk(Volumes(ask), path, &options) {
+        let found = match (found, failed.take()) {
+            (Ok(found), _) => found,
+            (Err(_), Some(error)) => return Err(error),
+            (Err(broken), None) => return Err(Error::refused(broken.error.to_string())),
         };
-        let layer = NamedLayer { path, format: Some(format.as_str().to_owned()) };
+        let virtual_size = found.virtual_size()?;
+        if found.header.as_ref().is_some_and(|header| header.extensions.data_file_name().is_some())
+        {
+            let path = found.path.display();
+            return Err(Error::refused(format!("{path}: it has an external data file")));
+        }
+        let format = Some(found.format.as_str().to_owned());
+        let layer = NamedLayer { path: found.path, format };
+        let Volume { identity, in_use, .. } = found.file;
         layers.push(StoreLayer { layer, identity, virtual_size, in_use });
     }
     Ok(layers)
-}
-
-/// The layer below, as the header of the one at `path` names it.
-fn below(path: &Path, head: &Head) -> Result<Option<(PathBuf, Option<Format>)>> {
-    let Some(name) = &head.backing else { return Ok(None) };
-    let shown = qcow::Printable(&String::from_utf8_lossy(name)).to_string();
-    let refuse =
-        |why: &str| Err(Error::refused(format!("{}: its base '{shown}' {why}", path.display())));
-    let format = match head.backing_format.as_deref() {
-        Some(b"qcow2") => Format::Qcow2,
-        Some(b"raw") => Format::Raw,
-        Some(_) => return refuse("is of a format that is not understood"),
-        None => return refuse("has no recorded format, and none is guessed"),
-    };
-    let name = name.strip_prefix(b"file:").unwrap_or(name);
-    let before_slash = name.split(|byte| *byte == b'/').next().unwrap_or_default();
-    if before_slash.contains(&b':') {
-        return refuse("is not a file's plain name");
-    }
-    // A relative name starts at the directory of the image that has it.
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    Ok(Some((parent.join(OsStr::from_bytes(name)), Some(format))))
 }
 
 #[cfg(test)]
@@ -127,8 +165,10 @@ mod tests {
         Head::read(|length| Ok(bytes.get(..length).unwrap_or(&bytes).to_vec()))
     }
 
-    fn ask(path: &Path) -> Result<(Identity, Option<Head>, Option<String>)> {
-        Ok((identity(path), head(path)?, None))
+    fn ask(path: &Path) -> Result<Volume> {
+        let bytes = std::fs::read(path).unwrap();
+        let start = start(|length| Ok(bytes.get(..length).unwrap_or(&bytes).to_vec()))?;
+        Ok(Volume { identity: identity(path), start, in_use: None })
     }
 
     fn overlay(path: &Path, name: &str, format: Format) {
@@ -176,10 +216,10 @@ mod tests {
         let path = |name: &str| dir.path().join(name);
         overlay(&path("a"), "b", Format::Qcow2);
         overlay(&path("b"), "a", Format::Qcow2);
-        assert!(walk(&path("a"), None, ask).unwrap_err().message().contains("loop"));
+        assert!(walk(&path("a"), None, ask).unwrap_err().message().contains("comes back"));
         overlay(&path("n"), "nbd://host/x", Format::Raw);
         let error = walk(&path("n"), None, ask).unwrap_err();
-        assert!(error.message().contains("plain name"), "{error}");
+        assert!(error.message().contains("'nbd'"), "{error}");
     }
 
     #[test]

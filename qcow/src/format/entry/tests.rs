@@ -7,6 +7,7 @@
 use super::*;
 use crate::ErrorKind;
 
+const COMPRESSED: u64 = 1 << 62;
 const HOST: HostOffset = HostOffset(0x50000);
 
 fn rules(extended_l2: bool) -> EntryRules {
@@ -94,8 +95,11 @@ fn trap_33_an_unaligned_offset_is_an_error() {
 fn trap_34_reserved_bits_are_ignored_by_reads_and_seen_by_check() {
     let entry = HOST.0 | 0x3f00_0000_0000_01fe;
     assert_entry(entry, 0, &rules(false), L2Entry::Data { host: HOST, copied: false });
-    assert_eq!(L2Entry::reserved_bits(entry, 0, &rules(false)), 0x3f00_0000_0000_01fe);
-    assert_eq!(L2Entry::reserved_bits(COPIED | HOST.0 | 1, 0, &rules(false)), 0);
+    assert_eq!(
+        RawL2Entry { word: entry, bitmap: 0 }.reserved(&rules(false)),
+        0x3f00_0000_0000_01fe
+    );
+    assert_eq!(RawL2Entry { word: COPIED | HOST.0 | 1, bitmap: 0 }.reserved(&rules(false)), 0);
     assert_eq!(L1Entry(u64::MAX).reserved(), 0x7f00_0000_0000_01ff);
     let l1 = L1Entry(HOST.0 | 0x7f00_0000_0000_01ff);
     assert_eq!(l1.l2_table(rules(false).geometry).unwrap(), Some(HOST));
@@ -120,8 +124,13 @@ fn l1_entries_come_back() {
 fn trap_53_a_compressed_entry_may_have_the_copied_flag_but_gets_none() {
     let span = CompressedSpan { host: HostOffset(0x50000), len: 1024 };
     let (entry, _) = L2Entry::Compressed(span).encode(&rules(false)).unwrap();
-    assert!(!L2Entry::is_copied(entry));
-    assert_entry(L2Entry::with_copied(entry, true), 0, &rules(false), L2Entry::Compressed(span));
+    assert!(!RawL2Entry { word: entry, bitmap: 0 }.is_copied());
+    assert_entry(
+        RawL2Entry { word: entry, bitmap: 0 }.with_copied(true).word,
+        0,
+        &rules(false),
+        L2Entry::Compressed(span),
+    );
 }
 
 #[test]
@@ -174,7 +183,7 @@ fn trap_66_the_bitmap_of_a_compressed_entry_is_reserved() {
     let rules = rules(true);
     let span = CompressedSpan { host: HOST, len: 512 };
     assert_entry(COMPRESSED | HOST.0, 0xff, &rules, L2Entry::Compressed(span));
-    assert_eq!(L2Entry::reserved_bits(COMPRESSED | HOST.0, 0xff, &rules), 0xff);
+    assert_eq!(RawL2Entry { word: COMPRESSED | HOST.0, bitmap: 0xff }.reserved(&rules), 0xff);
     assert_eq!(L2Entry::Compressed(span).encode(&rules).unwrap(), (COMPRESSED | HOST.0, 0));
 }
 
@@ -199,7 +208,7 @@ fn entries_come_back() {
         for entry in entries {
             let (raw, bitmap) = entry.encode(&rules).unwrap();
             assert_entry(raw, bitmap, &rules, *entry);
-            assert_eq!(L2Entry::reserved_bits(raw, bitmap, &rules), 0);
+            assert_eq!(RawL2Entry { word: raw, bitmap }.reserved(&rules), 0);
         }
     }
 }

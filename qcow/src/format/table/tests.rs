@@ -19,10 +19,10 @@ fn trap_39_extended_entries_are_16_bytes_wide() {
     let mut table = encode_table(&[1, 2, 3, 4]);
     let (standard, extended) =
         (Geometry::new(16, false).unwrap(), Geometry::new(16, true).unwrap());
-    assert_eq!(raw_l2_entry(&table, 1, standard), (2, 0));
-    assert_eq!(raw_l2_entry(&table, 1, extended), (3, 4));
-    set_raw_l2_entry(&mut table, 0, (9, 7), standard).unwrap();
-    set_raw_l2_entry(&mut table, 1, (5, 6), extended).unwrap();
+    assert_eq!(raw_l2_entry(&table, 1, standard), raw(2, 0));
+    assert_eq!(raw_l2_entry(&table, 1, extended), raw(3, 4));
+    set_raw_l2_entry(&mut table, 0, raw(9, 7), standard).unwrap();
+    set_raw_l2_entry(&mut table, 1, raw(5, 6), extended).unwrap();
     assert_eq!(decode_table(&table), [9, 2, 5, 6]);
 }
 
@@ -30,12 +30,16 @@ fn trap_39_extended_entries_are_16_bytes_wide() {
 fn trap_36_entries_beyond_the_end_of_the_table_are_empty() {
     let mut table = encode_table(&[1, 2, 3]);
     let extended = Geometry::new(16, true).unwrap();
-    assert_eq!(raw_l2_entry(&table, 1, extended), (3, 0));
-    assert_eq!(raw_l2_entry(&table, u64::MAX, extended), (0, 0));
+    assert_eq!(raw_l2_entry(&table, 1, extended), raw(3, 0));
+    assert_eq!(raw_l2_entry(&table, u64::MAX, extended), raw(0, 0));
     // Half an entry is not there either.
     for index in [1, 2, 3, u64::MAX / 16, u64::MAX] {
-        let error = set_raw_l2_entry(&mut table, index, (9, 9), extended).unwrap_err();
+        let error = set_raw_l2_entry(&mut table, index, raw(9, 9), extended).unwrap_err();
         assert_eq!((error.kind(), error.place().index), (ErrorKind::Usage, Some(index)));
     }
     assert_eq!(decode_table(&table), [1, 2, 3]);
+}
+
+fn raw(word: u64, bitmap: u64) -> RawL2Entry {
+    RawL2Entry { word, bitmap }
 }

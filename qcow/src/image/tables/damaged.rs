@@ -79,13 +79,18 @@ pub(super) fn unreadable(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::single_range_in_vec_init,
+    reason = "a test that overflows fails, as it should; and one range is what is meant"
+)]
 mod tests {
     use std::io;
     use std::ops::Range;
     use std::sync::Arc;
 
     use super::*;
-    use crate::image::Image;
+    use crate::image::{Image, Tables};
     use crate::io::{MemoryStorage, Storage};
 
     /// A medium on which some bytes cannot be read.
@@ -144,11 +149,12 @@ mod tests {
         let image = image(table + 2 * 4096 + 512..table + 2 * 4096 + 1024);
         let (start, end) = (100 * CLUSTER, 3000 * CLUSTER);
         let mut runs = Vec::new();
-        let strict =
-            TableWindow::load(&image, start, end).unwrap().runs(start, end, &mut runs, None);
+        let strict = TableWindow::load(&image, Tables::Direct, start, end)
+            .unwrap()
+            .runs(start, end, &mut runs, None);
         assert_eq!(strict.unwrap_err().kind(), ErrorKind::Io);
         let (mut runs, mut faults) = (Vec::new(), Vec::new());
-        let mut window = TableWindow::load(&image, start, end).unwrap();
+        let mut window = TableWindow::load(&image, Tables::Direct, start, end).unwrap();
         window.runs(start, end, &mut runs, Some(&mut faults)).unwrap();
         let lost: Vec<_> = faults.iter().map(|fault| fault.guest.clone()).collect();
         assert_eq!(lost, [1024 * CLUSTER..1536 * CLUSTER]);

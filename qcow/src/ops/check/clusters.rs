@@ -3,22 +3,15 @@
 use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use byteorder::{BigEndian, ByteOrder};
 use rayon::prelude::*;
 
 use super::Survey;
 use super::report::{FindingKind, Spot, Structure};
 use super::tables::{L2Table, copied_message};
-use crate::format::{CompressedSpan, L2Entry, Version};
+use crate::exact::to_usize;
+use crate::format::{CompressedSpan, RawL2Entry, Version};
 use crate::io::read_padded;
 use crate::{Error, Observer, Result};
-
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const RESERVED: u64 = 0x3f00_0000_0000_01fe;
-/// The half of a subcluster bitmap that says "allocated".
-const ALL_ALLOCATED: u64 = u32::MAX as u64;
 
 /// What the active image's clusters are like.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -112,33 +105,28 @@ struct L2Walk<'a> {
 impl L2Walk<'_> {
     /// Looks at all entries of the table; those that continue each other together.
     fn all(&mut self, bytes: &[u8]) -> Result<()> {
-        let wide = self.survey.geometry.extended_l2();
-        let width = if wide { 16 } else { 8 };
+        let width = to_usize(self.survey.geometry.l2_entry_size());
         let cluster_size = self.survey.geometry.cluster_size();
-        let read = |bytes: &[u8]| {
-            let (word, bitmap) = bytes.split_at_checked(8).unwrap_or_default();
-            (BigEndian::read_u64(word), if wide { BigEndian::read_u64(bitmap) } else { 0 })
-        };
         let mut rest = bytes;
         let mut index: u64 = 0;
         while let Some((first, others)) = rest.split_at_checked(width) {
-            let (word, bitmap) = read(first);
+            let raw = RawL2Entry::read(first);
             let mut run: u64 = 1;
-            if word == 0 && bitmap == 0 {
+            if raw.is_empty() {
                 // Nothing here.
-            } else if self.is_plain(word, bitmap) {
+            } else if self.is_plain(raw) {
                 let follows = |(entry, step): (&[u8], u64)| {
-                    let expected = word.wrapping_add(cluster_size.wrapping_mul(step));
-                    let (word, bitmap) = read(entry);
-                    word == expected && bitmap >> 32 & bitmap == 0
+                    let expected = raw.moved_by(cluster_size.wrapping_mul(step));
+                    let next = RawL2Entry::read(entry);
+                    next.word == expected.word && !next.contradicts_itself()
                 };
                 let more = others.chunks_exact(width).zip(1..).take_while(|&next| follows(next));
                 run = run.saturating_add(more.count() as u64);
-                self.run(index, word, run)?;
+                self.run(index, raw, run)?;
             } else {
-                self.entry(index, word, bitmap)?;
+                self.entry(index, raw)?;
             }
-            let skip = usize::try_from(run).unwrap_or(usize::MAX).saturating_mul(width);
+            let skip = to_usize(run).saturating_mul(width);
             rest = rest.get(skip..).unwrap_or_default();
             index = index.saturating_add(run);
         }
@@ -146,32 +134,33 @@ impl L2Walk<'_> {
     }
 
     /// Whether an entry is an ordinary one for a cluster, with nothing to say about it alone.
-    fn is_plain(&self, word: u64, bitmap: u64) -> bool {
+    fn is_plain(&self, raw: RawL2Entry) -> bool {
         let rules = self.survey.rules;
-        let offset = word & OFFSET;
-        word & (COMPRESSED | RESERVED) == 0
-            && (word & ZERO == 0 || rules.version != Version::V2)
-            && bitmap >> 32 & bitmap == 0
+        let offset = raw.offset().0;
+        !raw.is_compressed()
+            && raw.reserved(&rules) == 0
+            && (!raw.has_zero_flag() || rules.version != Version::V2)
+            && !raw.contradicts_itself()
             && offset != 0
             && rules.geometry.is_aligned(offset)
             && !rules.data_file
     }
 
     /// Looks at `count` plain entries from `index` on, whose clusters follow each other, the first
-    /// of which is `word`.
-    fn run(&mut self, index: u64, word: u64, count: u64) -> Result<()> {
+    /// of which is `raw`.
+    fn run(&mut self, index: u64, raw: RawL2Entry, count: u64) -> Result<()> {
         let survey = self.survey;
         let cluster_size = survey.geometry.cluster_size();
-        let (offset, len) = (word & OFFSET, cluster_size.saturating_mul(count));
+        let (offset, len) = (raw.offset().0, cluster_size.saturating_mul(count));
         let clusters = survey.census.touched(offset, len);
-        let copied = L2Entry::is_copied(word);
+        let copied = raw.is_copied();
         if survey.census.is_past_end(offset, len)
             || !survey.census.is_free_of_metadata(clusters.clone())
             || (self.flagged > 0 && survey.stored.uniform(clusters.clone()) != Some(copied))
         {
             return (0..count).try_for_each(|step| {
-                let word = word.wrapping_add(cluster_size.wrapping_mul(step));
-                self.entry(index.saturating_add(step), word, 0)
+                let raw = raw.moved_by(cluster_size.wrapping_mul(step));
+                self.entry(index.saturating_add(step), RawL2Entry { bitmap: 0, ..raw })
             });
         }
         survey.census.count_clusters(clusters, self.times);
@@ -189,34 +178,34 @@ impl L2Walk<'_> {
         self.next = offset.saturating_add(len);
     }
 
-    fn entry(&mut self, index: u64, word: u64, bitmap: u64) -> Result<()> {
-        if word & COMPRESSED != 0 {
-            return self.compressed(index, word, bitmap);
+    fn entry(&mut self, index: u64, raw: RawL2Entry) -> Result<()> {
+        if raw.is_compressed() {
+            return self.compressed(index, raw);
         }
-        if word & RESERVED != 0 {
+        if raw.reserved(&self.survey.rules) != 0 {
             self.corruption(FindingKind::ReservedBits, index, || {
-                format!("entry {word:#018x} has reserved bits set")
+                format!("entry {:#018x} has reserved bits set", raw.word)
             });
         }
         let rules = self.survey.rules;
-        let offset = word & OFFSET;
-        let zero = word & ZERO != 0 && !rules.geometry.extended_l2();
+        let zero = raw.has_zero_flag() && !rules.geometry.extended_l2();
         if zero && rules.version == Version::V2 {
             self.survey.report.note(FindingKind::ZeroFlag, self.spot(index), || {
-                format!("entry {word:#018x} has the zero flag, which version 2 does not have")
+                format!("entry {:#018x} has the zero flag, which version 2 does not have", raw.word)
             });
         }
-        if offset != 0 {
-            return self.allocated(index, word, bitmap, zero);
+        if raw.offset().0 != 0 {
+            return self.allocated(index, raw, zero);
         }
         if zero {
             return Ok(());
         }
         // Offset 0 is a place only in an external data file (trap 32).
-        if rules.data_file && L2Entry::is_copied(word) {
-            return self.allocated(index, word, bitmap, zero);
+        if rules.data_file && raw.is_copied() {
+            return self.allocated(index, raw, zero);
         }
-        if bitmap & ALL_ALLOCATED != 0 {
+        if raw.allocated_subclusters() != 0 {
+            let bitmap = raw.bitmap;
             self.corruption(FindingKind::Subclusters, index, || {
                 format!("subclusters {bitmap:#018x} are allocated, but the entry has no offset")
             });
@@ -224,9 +213,9 @@ impl L2Walk<'_> {
         Ok(())
     }
 
-    fn compressed(&mut self, index: u64, word: u64, bitmap: u64) -> Result<()> {
+    fn compressed(&mut self, index: u64, raw: RawL2Entry) -> Result<()> {
         let survey = self.survey;
-        if L2Entry::is_copied(word) {
+        if raw.is_copied() {
             self.corruption(FindingKind::CopiedFlag, index, || {
                 "the copied flag is set on a compressed cluster".into()
             });
@@ -237,13 +226,13 @@ impl L2Walk<'_> {
             });
             return Ok(());
         }
-        if bitmap != 0 {
+        if raw.bitmap != 0 {
             self.corruption(FindingKind::Compressed, index, || {
-                format!("a compressed cluster with subclusters {bitmap:#018x}")
+                format!("a compressed cluster with subclusters {:#018x}", raw.bitmap)
             });
             return Ok(());
         }
-        let span = CompressedSpan::decode(word, survey.geometry.cluster_bits());
+        let span = CompressedSpan::decode(raw.word, survey.geometry.cluster_bits());
         survey.census.count(span.host.0, span.len, self.times, self.spot(index))?;
         self.overlap(index, span.host.0, span.len);
         let one = Figures { allocated: 1, fragmented: 1, compressed: 1 };
@@ -251,10 +240,11 @@ impl L2Walk<'_> {
         Ok(())
     }
 
-    fn allocated(&mut self, index: u64, word: u64, bitmap: u64, zero: bool) -> Result<()> {
+    fn allocated(&mut self, index: u64, raw: RawL2Entry, zero: bool) -> Result<()> {
         let survey = self.survey;
-        let (offset, cluster_size) = (word & OFFSET, survey.geometry.cluster_size());
-        if bitmap >> 32 & bitmap != 0 {
+        let (offset, cluster_size) = (raw.offset().0, survey.geometry.cluster_size());
+        if raw.contradicts_itself() {
+            let bitmap = raw.bitmap;
             self.corruption(FindingKind::Subclusters, index, || {
                 format!("subclusters {bitmap:#018x} are both allocated and zero")
             });
@@ -277,7 +267,7 @@ impl L2Walk<'_> {
             self.overlap(index, offset, cluster_size);
             survey.stored.is_one(cluster)
         };
-        let copied = L2Entry::is_copied(word);
+        let copied = raw.is_copied();
         if one.is_some_and(|one| one != copied) && self.flagged > 0 {
             let spot = self.spot(index);
             survey.report.corruption(FindingKind::CopiedFlag, self.flagged, spot, || {

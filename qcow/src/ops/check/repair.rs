@@ -34,7 +34,7 @@ use serde::Serialize;
 use super::report::{FindingKind, Report};
 use super::{CheckOptions, CheckOutcome, Found, Structure, Survey, check, in_pool};
 use crate::chain::{Format, local_path, probe_format};
-use crate::format::{Incompatible, Version};
+use crate::format::{HeaderPatch, Incompatible, Version, field};
 use crate::image::Skeleton;
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
@@ -42,9 +42,6 @@ use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 use plan::Plan;
 pub use plan::{Action, Step};
 use refcounts::Target;
-
-/// Where a version 3 header keeps its incompatible feature bits.
-const INCOMPATIBLE_BITS: u64 = 72;
 
 /// How much is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,7 +208,7 @@ fn make_plan(
             Ok(()) => {}
         }
     }
-    let before = before.ok_or_else(|| Error::unsupported("the image was not checked"))?;
+    let before = before.ok_or_else(|| Error::internal("the image was not checked"))?;
     Ok((before, plan))
 }
 
@@ -398,12 +395,12 @@ fn clear_bits(plan: &mut Plan) -> Result<()> {
         action: Action::ClearBits,
         structure: Structure::Header,
         index: 0,
-        host_offset: INCOMPATIBLE_BITS,
+        host_offset: field::INCOMPATIBLE,
         from: bits.bits(),
         to: cleared.bits(),
     });
     plan.barrier();
-    plan.write(INCOMPATIBLE_BITS, cleared.bits().to_be_bytes().to_vec())
+    plan.patch(HeaderPatch::incompatible(cleared.bits()))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::tally::Tally;
 use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
+use crate::exact::Exact;
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::Placer;
@@ -97,8 +98,8 @@ fn start_device(
         return Err(Error::usage("an image on a device cannot have a data file"));
     }
     // The metadata of any image is far less than this.
-    let most = chain.virtual_size().saturating_add(chain.virtual_size() >> 4);
-    if len < most.saturating_add(64 << 20) {
+    let most = chain.virtual_size().plus(chain.virtual_size() >> 4)?.plus(64 << 20)?;
+    if len < most {
         let exact = measure(chain, target, options, &Silent, cancel)?;
         output.set_len(exact.file_length)?;
     }
@@ -129,7 +130,7 @@ pub(super) fn receive(
     let (len, mut state) =
         pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
-    state.tally.add_zeros(size.saturating_sub(len));
+    state.tally.add_zeros(size.minus(len)?);
     state.placer.grow(size)?;
     let finished = state.placer.finish(&mut Metadata::Written(&output))?;
     output.set_len(finished.file_length)?;
@@ -354,7 +355,7 @@ impl Job for Qcow2Job<'_> {
         moved: &Moved,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        state.tally.add(moved.data_bytes(), hash);
+        state.tally.add(moved.data_bytes()?, hash);
         let cluster_size = self.cluster_size as u64;
         let metadata = Metadata::to(self.files.map(|files| files.image));
         let mut sink = Places { metadata, cluster_size, places: Vec::new() };
@@ -382,9 +383,9 @@ impl Job for Qcow2Job<'_> {
                 && to > bytes.len()
             {
                 // The disk ends within the cluster.
-                let written = bytes.len().saturating_sub(from) as u64;
-                let missing = to.saturating_sub(bytes.len()) as u64;
-                files.data.blank(host.0.saturating_add(written), missing)?;
+                let written = bytes.len().minus(from)? as u64;
+                let missing = to.minus(bytes.len())? as u64;
+                files.data.blank(host.plus(written)?.0, missing)?;
             }
             let file = if matches!(write, Write::Packed { .. }) { files.image } else { files.data };
             self.pieces(worker, bytes, &write, |offset, piece| file.write_at(piece, offset))?;
@@ -452,7 +453,7 @@ impl<'a> Qcow2Job<'a> {
             cluster_size: self.cluster_size,
             writes: Vec::new(),
         };
-        placer.reach(ready.first_cluster.saturating_add(ready.clusters.len() as u64))?;
+        placer.reach(ready.first_cluster.plus(ready.clusters.len() as u64)?)?;
         let mut clusters = (ready.first_cluster..).zip(&ready.clusters).peekable();
         while let Some((index, cluster)) = clusters.next() {
             match *cluster {
@@ -460,18 +461,18 @@ impl<'a> Qcow2Job<'a> {
                 Cluster::Data => {
                     let mut count = 1u64;
                     while clusters.next_if(|(_, next)| **next == Cluster::Data).is_some() {
-                        count = count.saturating_add(1);
+                        count = count.plus(1)?;
                     }
                     placer.place_run(index, count, &mut sink)?;
                 }
                 Cluster::Partial(mask) => {
                     let host = placer.place_partial(index, mask, &mut sink)?;
-                    let from = sink.byte_of(index);
+                    let from = sink.byte_of(index)?;
                     sink.writes.push(Write::Partial { from, mask, host });
                 }
                 Cluster::Compressed { from, len } => {
                     let host = placer.place_compressed(index, len as u64, &mut sink)?;
-                    push_packed(&mut sink.writes, from, len, host);
+                    push_packed(&mut sink.writes, from, len, host)?;
                 }
             }
         }
@@ -495,7 +496,7 @@ impl<'a> Qcow2Job<'a> {
                 }
                 for (start, end) in runs_of(bytes, HOLE, |run| !is_zero(run)) {
                     let run = bytes.get(start..end).unwrap_or_default();
-                    each(host.0.saturating_add(start as u64), run)?;
+                    each(host.plus(start as u64)?.0, run)?;
                 }
                 Ok(())
             }
@@ -504,11 +505,11 @@ impl<'a> Qcow2Job<'a> {
             }
             Write::Partial { from, mask, host } => {
                 debug_assert!(mask != 0);
-                let end = from.saturating_add(self.cluster_size).min(bytes.len());
+                let end = from.plus(self.cluster_size)?.min(bytes.len());
                 let cluster = bytes.get(from..end).unwrap_or_default();
                 for (start, end) in runs_of(cluster, self.cluster_size >> 5, |run| !is_zero(run)) {
                     let run = cluster.get(start..end).unwrap_or_default();
-                    each(host.0.saturating_add(start as u64), run)?;
+                    each(host.plus(start as u64)?.0, run)?;
                 }
                 Ok(())
             }
@@ -535,14 +536,15 @@ fn padded(cluster: &[u8], size: usize) -> Option<Vec<u8>> {
 }
 
 /// Adds a compressed cluster, joined to the one before it if they lie side by side.
-fn push_packed(writes: &mut Vec<Write>, from: usize, len: usize, host: HostOffset) {
-    let end = from.saturating_add(len);
+fn push_packed(writes: &mut Vec<Write>, from: usize, len: usize, host: HostOffset) -> Result<()> {
+    let end = from.plus(len)?;
     if let Some(Write::Packed { from: start, to, host: first }) = writes.last_mut() {
-        let next = first.0.saturating_add(to.saturating_sub(*start) as u64);
-        if *to == from && next == host.0 {
+        let next = first.plus(to.minus(*start)? as u64)?;
+        if *to == from && next == host {
             *to = end;
-            return;
+            return Ok(());
         }
     }
     writes.push(Write::Packed { from, to: end, host });
+    Ok(())
 }

@@ -8,6 +8,7 @@ use super::tally::Tally;
 use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::is_zero;
+use crate::exact::Exact;
 use crate::io::OutputFile;
 use crate::ops::checksum::hash;
 use crate::ops::create::preallocate_raw;
@@ -116,9 +117,9 @@ fn write_stream(
     let (len, mut tally) =
         pipeline::receive(input, &job, tally, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
-    tally.add_zeros(size.saturating_sub(len));
+    tally.add_zeros(size.minus(len)?);
     output.set_len(size)?;
-    blank(output, len, size.saturating_sub(len), cancel)?;
+    blank(output, len, size.minus(len)?, cancel)?;
     cancel.check()?;
     Ok((size, Traffic::of(None, &[output]), tally))
 }
@@ -143,12 +144,12 @@ pub(super) fn blank(output: &OutputFile, at: u64, len: u64, cancel: &CancelToken
     if output.is_blank() {
         return Ok(());
     }
-    let (mut at, end) = (at, at.saturating_add(len));
+    let (mut at, end) = (at, at.plus(len)?);
     while at < end {
         cancel.check()?;
-        let piece = end.saturating_sub(at).min(PATIENCE);
+        let piece = end.minus(at)?.min(PATIENCE);
         output.blank(at, piece)?;
-        at = at.saturating_add(piece);
+        at = at.plus(piece)?;
     }
     Ok(())
 }
@@ -172,8 +173,8 @@ struct Ready {
 impl RawJob<'_> {
     /// Item bytes `from..to` are zeros.
     fn blank_in_item(&self, guest: u64, from: usize, to: usize) -> Result<()> {
-        let len = to.saturating_sub(from) as u64;
-        if len == 0 { Ok(()) } else { self.output.blank(guest.saturating_add(from as u64), len) }
+        let len = to.minus(from)? as u64;
+        if len == 0 { Ok(()) } else { self.output.blank(guest.plus(from as u64)?, len) }
     }
 }
 
@@ -194,8 +195,9 @@ impl Job for RawJob<'_> {
     }
 
     fn place(&self, tally: &mut Tally, ready: &Ready) -> Result<()> {
-        let bytes = ready.runs.iter().map(|(from, to)| to.saturating_sub(*from) as u64);
-        tally.add(bytes.sum(), ready.hash.as_ref());
+        let mut runs = ready.runs.iter();
+        let bytes = runs.try_fold(0, |sum: u64, (from, to)| sum.plus(to.minus(*from)? as u64))?;
+        tally.add(bytes, ready.hash.as_ref());
         Ok(())
     }
 
@@ -228,7 +230,7 @@ impl Job for RawJob<'_> {
             self.blank_in_item(ready.guest, at, from)?;
             at = to;
             let run = bytes.get(from..to).unwrap_or_default();
-            self.output.write_at(run, ready.guest.saturating_add(from as u64))?;
+            self.output.write_at(run, ready.guest.plus(from as u64)?)?;
         }
         self.blank_in_item(ready.guest, at, bytes.len())
     }

@@ -2,6 +2,7 @@
 
 use super::qcow2::Write;
 use crate::Result;
+use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;
 use crate::io::OutputFile;
 use crate::layout::Sink;
@@ -55,9 +56,8 @@ pub(super) struct Collect<'a, 'f> {
 
 impl Collect<'_, '_> {
     /// Where the cluster's bytes start in the item.
-    pub(super) fn byte_of(&self, cluster: u64) -> usize {
-        let index = cluster.saturating_sub(self.first_cluster);
-        usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(self.cluster_size)
+    pub(super) fn byte_of(&self, cluster: u64) -> Result<usize> {
+        to_usize(cluster.minus(self.first_cluster)?).times(self.cluster_size)
     }
 }
 
@@ -67,7 +67,7 @@ impl Sink for Collect<'_, '_> {
     }
 
     fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
-        let (from, to) = (self.byte_of(first), self.byte_of(first.saturating_add(clusters)));
+        let (from, to) = (self.byte_of(first)?, self.byte_of(first.plus(clusters)?)?);
         self.writes.push(Write::Data { from, to, host });
         Ok(())
     }
@@ -86,8 +86,8 @@ impl Sink for Places<'_> {
     }
 
     fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
-        let bytes = |clusters: u64| clusters.saturating_mul(self.cluster_size);
-        self.places.push(Place { guest: bytes(first), len: bytes(clusters), to: host.0 });
+        let (guest, len) = (first.times(self.cluster_size)?, clusters.times(self.cluster_size)?);
+        self.places.push(Place { guest, len, to: host.0 });
         Ok(())
     }
 }

@@ -295,7 +295,7 @@ impl Written {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         if offset < self.at {
-            return Err(Error::corrupt("a piece of the stream came too late").host_offset(offset));
+            return Err(Error::internal("a piece of the stream came too late").host_offset(offset));
         }
         self.fill(offset)?;
         self.output.write_all(bytes).map_err(failed)?;

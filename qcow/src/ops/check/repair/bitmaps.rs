@@ -2,20 +2,16 @@
 
 use super::plan::{Action, Plan, Step};
 use crate::Result;
-use crate::format::Autoclear;
+use crate::format::{Autoclear, HeaderPatch, field};
 use crate::io::{Storage, read_padded};
 use crate::ops::check::{Finding, FindingKind, Severity, Structure};
-
-/// Where the header keeps its version and its autoclear feature bits.
-const VERSION: u64 = 4;
-const AUTOCLEAR_BITS: u64 = 88;
 
 /// Plans to clear the bit that vouches for the bitmaps; says whether it is set. The image need not
 /// open: QEMU too refuses one whose bitmap directory is broken.
 pub(super) fn drop_all(storage: &dyn Storage, plan: &mut Plan) -> Result<bool> {
     let (mut version, mut bits) = ([0; 4], [0; 8]);
-    read_padded(storage, &mut version, VERSION)?;
-    read_padded(storage, &mut bits, AUTOCLEAR_BITS)?;
+    read_padded(storage, &mut version, field::VERSION)?;
+    read_padded(storage, &mut bits, field::AUTOCLEAR)?;
     let bits = u64::from_be_bytes(bits);
     let cleared = bits & !Autoclear::BITMAPS.bits();
     if u32::from_be_bytes(version) < 3 || cleared == bits {
@@ -25,11 +21,11 @@ pub(super) fn drop_all(storage: &dyn Storage, plan: &mut Plan) -> Result<bool> {
         action: Action::DropBitmaps,
         structure: Structure::Header,
         index: 0,
-        host_offset: AUTOCLEAR_BITS,
+        host_offset: field::AUTOCLEAR,
         from: bits,
         to: cleared,
     });
-    plan.write(AUTOCLEAR_BITS, cleared.to_be_bytes().to_vec())?;
+    plan.patch(HeaderPatch::autoclear(cleared))?;
     plan.barrier();
     Ok(true)
 }

@@ -7,16 +7,12 @@ use byteorder::{BigEndian, ByteOrder};
 use super::Look;
 use super::plan::{Action, Plan, Step};
 use super::refcounts::Target;
-use crate::format::{L1Entry, L2Entry, Version, raw_l2_entry, set_raw_l2_entry};
+use crate::format::{L1Entry, RawL2Entry, Version, raw_l2_entry, set_raw_l2_entry};
 use crate::io::read_padded;
 use crate::ops::check::tables::L2Table;
 use crate::ops::check::{Structure, Survey};
 use crate::{Error, Result};
 
-const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-const LOW: u64 = u32::MAX as u64;
 /// L1 tables are read in pieces of this many bytes.
 const PIECE: u64 = 64 << 10;
 
@@ -37,15 +33,11 @@ pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
         edit_entries(survey, plan, Structure::SnapshotL1Table, range, without_dead)?;
     }
     for table in &look.found.tables {
-        edit_l2(survey, table, plan, |word, bitmap| {
-            if word & COMPRESSED != 0 {
-                let cleared = L2Entry::with_copied(word, false);
-                return (Action::ClearCopied, (cleared, bitmap));
+        edit_l2(survey, table, plan, |entry| {
+            if entry.is_compressed() {
+                return (Action::ClearCopied, entry.with_copied(false));
             }
-            (
-                Action::DropEntry,
-                without_dead_cluster(survey, word, bitmap).unwrap_or((word, bitmap)),
-            )
+            (Action::DropEntry, without_dead_cluster(survey, entry).unwrap_or(entry))
         })?;
     }
     plan.barrier();
@@ -54,28 +46,30 @@ pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
 
 /// The entry that reads like this one, if that leads to a cluster that is not there, or keeps one
 /// for later where none can be.
-fn without_dead_cluster(survey: &Survey<'_>, word: u64, bitmap: u64) -> Option<(u64, u64)> {
+fn without_dead_cluster(survey: &Survey<'_>, entry: RawL2Entry) -> Option<RawL2Entry> {
     let rules = survey.rules;
-    let offset = word & OFFSET;
+    let offset = entry.offset().0;
     let wide = rules.geometry.extended_l2();
-    if L2Entry::reserved_bits(word, bitmap, &rules) != 0 || offset == 0 || rules.data_file {
+    if entry.reserved(&rules) != 0 || offset == 0 || rules.data_file {
         return None;
     }
-    let (allocated, zero) = (bitmap & LOW, bitmap >> 32);
-    let holds_data = if wide { allocated != 0 } else { word & ZERO == 0 };
+    let (allocated, zero) = (entry.allocated_subclusters(), entry.zero_subclusters());
+    let holds_data = if wide { allocated != 0 } else { !entry.has_zero_flag() };
     let aligned = rules.geometry.is_aligned(offset);
     let past_end = survey.census.is_past_end(offset, rules.geometry.cluster_size());
     let dead = if aligned { past_end } else { !holds_data };
-    if !dead || allocated & zero != 0 {
+    if !dead || entry.contradicts_itself() {
         return None;
     }
     if wide {
-        return Some((0, (allocated | zero) << 32));
+        return Some(RawL2Entry { word: 0, bitmap: (allocated | zero) << 32 });
     }
     match rules.version {
-        Version::V3 => Some((ZERO, 0)),
+        Version::V3 => Some(RawL2Entry::ZEROS),
         // Version 2 cannot say "zeros" over a backing file.
-        Version::V2 => (holds_data && survey.image.area.backing_name.is_none()).then_some((0, 0)),
+        Version::V2 => {
+            (holds_data && survey.image.area.backing_name.is_none()).then(RawL2Entry::default)
+        }
     }
 }
 
@@ -97,19 +91,19 @@ pub(super) fn copied_flags(
     edit_l1(survey, plan, |entry| {
         let copied = entry.is_empty() || right(entry.offset().0, entry.copied());
         let copied = if entry.is_empty() { entry.copied() } else { copied };
-        (action, L2Entry::with_copied(entry.0, copied))
+        (action, entry.with_copied(copied).0)
     })?;
     for table in look.found.tables.iter().filter(|table| table.active > 0) {
-        edit_l2(survey, table, plan, |word, bitmap| {
-            let (offset, copied) = (word & OFFSET, L2Entry::is_copied(word));
-            let copied = if word & COMPRESSED != 0 || offset == 0 {
+        edit_l2(survey, table, plan, |entry| {
+            let (offset, copied) = (entry.offset().0, entry.is_copied());
+            let copied = if entry.is_compressed() || offset == 0 {
                 copied
             } else if survey.rules.data_file {
                 copied || set
             } else {
                 right(offset, copied)
             };
-            (action, (L2Entry::with_copied(word, copied), bitmap))
+            (action, entry.with_copied(copied))
         })?;
     }
     plan.barrier();
@@ -191,7 +185,7 @@ fn edit_entries(
 pub(super) fn read_l2(
     survey: &Survey<'_>,
     table: &L2Table,
-    mut see: impl FnMut(u64, u64),
+    mut see: impl FnMut(RawL2Entry),
 ) -> Result<()> {
     let geometry = survey.geometry;
     if !is_whole(survey, table) {
@@ -200,9 +194,9 @@ pub(super) fn read_l2(
     let mut bytes = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
     read_padded(&*survey.image.storage, &mut bytes, table.offset)?;
     for index in 0..geometry.l2_entries() {
-        let (word, bitmap) = raw_l2_entry(&bytes, index, geometry);
-        if word != 0 || bitmap != 0 {
-            see(word, bitmap);
+        let entry = raw_l2_entry(&bytes, index, geometry);
+        if !entry.is_empty() {
+            see(entry);
         }
     }
     Ok(())
@@ -220,7 +214,7 @@ pub(super) fn edit_l2(
     survey: &Survey<'_>,
     table: &L2Table,
     plan: &mut Plan,
-    mut edit: impl FnMut(u64, u64) -> (Action, (u64, u64)),
+    mut edit: impl FnMut(RawL2Entry) -> (Action, RawL2Entry),
 ) -> Result<()> {
     let geometry = survey.geometry;
     if !is_whole(survey, table) {
@@ -230,21 +224,21 @@ pub(super) fn edit_l2(
     read_padded(&*plan.result(), &mut old, table.offset)?;
     let mut new = old.clone();
     for index in 0..geometry.l2_entries() {
-        let (word, bitmap) = raw_l2_entry(&old, index, geometry);
-        if word == 0 && bitmap == 0 {
+        let from = raw_l2_entry(&old, index, geometry);
+        if from.is_empty() {
             continue;
         }
-        let (action, entry) = edit(word, bitmap);
-        if entry != (word, bitmap) {
-            set_raw_l2_entry(&mut new, index, entry, geometry)?;
+        let (action, to) = edit(from);
+        if to != from {
+            set_raw_l2_entry(&mut new, index, to, geometry)?;
             let within = index.saturating_mul(geometry.l2_entry_size());
             plan.step(Step {
                 action,
                 structure: Structure::L2Table,
                 index,
                 host_offset: table.offset.saturating_add(within),
-                from: word,
-                to: entry.0,
+                from: from.word,
+                to: to.word,
             });
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::plan::{Action, Plan, Step};
 use super::{Look, Scope, entries, refcounts};
-use crate::format::{L2Entry, Snapshot, Version};
+use crate::format::{HeaderPatch, HostOffset, RawL2Entry, Snapshot, Version, field};
 use crate::io::read_padded;
 use crate::ops::check::stored::Block;
 use crate::ops::check::{FindingKind, Structure, Survey};
@@ -14,11 +14,6 @@ use crate::{Error, Remedy, Result};
 
 /// Most data that is moved, in bytes: it is held in memory.
 const MOST_MOVED: u64 = 64 << 20;
-/// Where the header keeps the snapshot table's offset.
-const SNAPSHOTS_FIELD: u64 = 64;
-
-const COMPRESSED: u64 = 1 << 62;
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// Gives guest data that lies in a cluster of metadata a cluster of its own. All states of the disk
 /// read as before, and the metadata stays where it is, so nobody has to know which of the two was
@@ -40,8 +35,8 @@ pub(super) fn part_data_from_metadata(
     let mut references: BTreeMap<u64, u64> = BTreeMap::new();
     for table in &look.found.tables {
         let times = table.active.saturating_add(table.others);
-        entries::read_l2(survey, table, |word, bitmap| {
-            if let Some(offset) = shared(survey, word, bitmap) {
+        entries::read_l2(survey, table, |entry| {
+            if let Some(offset) = shared(survey, entry) {
                 let count = references.entry(offset).or_default();
                 *count = count.saturating_add(times);
             }
@@ -65,12 +60,13 @@ pub(super) fn part_data_from_metadata(
     }
     plan.barrier();
     for table in &look.found.tables {
-        entries::edit_l2(survey, table, plan, |word, bitmap| {
-            let to = shared(survey, word, bitmap).and_then(|offset| moved.get(&offset));
-            let to = to.map_or(word, |to| word & !OFFSET | to);
-            let alone = to != word && references.get(&(word & OFFSET)) == Some(&1);
-            let to = if to == word { word } else { L2Entry::with_copied(to, alone) };
-            (Action::MoveData, (to, bitmap))
+        entries::edit_l2(survey, table, plan, |entry| {
+            let to = shared(survey, entry).and_then(|offset| moved.get(&offset));
+            let to = to.map_or(entry, |to| {
+                let alone = references.get(&entry.offset().0) == Some(&1);
+                entry.with_offset(HostOffset(*to)).with_copied(alone)
+            });
+            (Action::MoveData, to)
         })?;
     }
     plan.barrier();
@@ -78,13 +74,13 @@ pub(super) fn part_data_from_metadata(
 }
 
 /// Where an entry's cluster lies, if that is one of metadata and can be moved.
-fn shared(survey: &Survey<'_>, word: u64, bitmap: u64) -> Option<u64> {
-    let offset = word & OFFSET;
-    let plain = word & COMPRESSED == 0
+fn shared(survey: &Survey<'_>, entry: RawL2Entry) -> Option<u64> {
+    let offset = entry.offset().0;
+    let plain = !entry.is_compressed()
         && offset != 0
         && !survey.rules.data_file
         && survey.geometry.is_aligned(offset)
-        && L2Entry::reserved_bits(word, bitmap, &survey.rules) == 0;
+        && entry.reserved(&survey.rules) == 0;
     let shared = plain && survey.census.hits_metadata(offset, survey.geometry.cluster_size());
     shared.then_some(offset)
 }
@@ -125,13 +121,13 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
     step = Step {
         action: Action::SwitchSnapshots,
         structure: Structure::Header,
-        host_offset: SNAPSHOTS_FIELD,
+        host_offset: field::SNAPSHOTS,
         from: header.snapshots_offset.0,
         to: offset,
         ..step
     };
     plan.step(step);
-    plan.write(SNAPSHOTS_FIELD, offset.to_be_bytes().to_vec())?;
+    plan.patch(HeaderPatch::snapshot_table(HostOffset(offset)))?;
     plan.barrier();
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use serde::{Serialize, Serializer};
 
 use super::refcounts::NewBlocks;
+use crate::format::HeaderPatch;
 use crate::io::{Storage, WriteStorage};
 use crate::ops::check::Structure;
 use crate::{Error, ErrorKind, Result};
@@ -146,6 +147,11 @@ impl Plan {
         self.overlay.write(&bytes, offset)?;
         self.push(Write::Bytes(offset, bytes));
         Ok(())
+    }
+
+    /// Changes the header.
+    pub(super) fn patch(&mut self, patch: HeaderPatch) -> Result<()> {
+        self.write(patch.offset, patch.bytes)
     }
 
     /// Writes new refcount blocks to space that nobody uses yet. A plan can have this once.

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use super::Look;
 use super::plan::{Action, Plan, Step};
-use crate::format::{Geometry, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_table};
+use crate::format::{
+    Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_table, field,
+};
 use crate::ops::check::counters::Counters;
 use crate::ops::check::stored::Block;
 use crate::ops::check::{Structure, Survey};
 use crate::{Error, Remedy, Result};
-
-/// Where the header keeps the refcount table's offset, and its length in clusters after it.
-const TABLE_FIELDS: u64 = 48;
 
 /// What refcounts will be when the repair is done.
 #[derive(Debug, Clone, Copy)]
@@ -166,16 +165,13 @@ pub(super) fn rebuild(fresh: &Survey<'_>, plan: &mut Plan) -> Result<()> {
     step = Step {
         action: Action::SwitchRefcounts,
         structure: Structure::Header,
-        host_offset: TABLE_FIELDS,
+        host_offset: field::REFCOUNT_TABLE,
         from: old.refcount_table_offset.0,
         to: table_offset,
         ..step
     };
     plan.step(step);
-    // Both fields in one write, in one sector (trap 27).
-    let mut fields = table_offset.to_be_bytes().to_vec();
-    fields.extend_from_slice(&layout.table_clusters.to_be_bytes());
-    plan.write(TABLE_FIELDS, fields)?;
+    plan.patch(HeaderPatch::refcount_table(HostOffset(table_offset), layout.table_clusters))?;
     plan.barrier();
     Ok(())
 }

@@ -1,0 +1,373 @@
+//! `json:` names: which file, which range of it, in which format, and over which backing file.
+//!
+//! Manual: QEMU's `json:` pseudo-protocol; the members are those of `BlockdevOptions`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::Format;
+use super::name::{Below, ImageName, Start, Window, is_network, network};
+use crate::{Error, Printable, Result};
+
+/// Members of a JSON object, nested ones with dotted keys.
+pub(crate) type Members = Vec<(String, Value)>;
+
+/// Understands what follows `json:`.
+pub(super) fn parse(json: &[u8]) -> Result<ImageName> {
+    let Options(options) = serde_json::from_slice(json).map_err(|error| {
+        Error::corrupt(format!(
+            "the json: name cannot be understood: {}",
+            Printable(&error.to_string())
+        ))
+    })?;
+    interpret(options)
+}
+
+/// `{"driver": "qcow2", "file": {"driver": "file", "filename": "..."}}`, or the same with dots.
+fn interpret(options: Members) -> Result<ImageName> {
+    let (below, mut node) = take_backing(options)?;
+    let mut driver = None;
+    let mut windows = Vec::new();
+    let mut only = None;
+    let mut outermost = true;
+    loop {
+        let (file, own) = children(node, "file");
+        let own_driver = text(&own, "driver")?.map(str::to_owned);
+        if file.is_empty() {
+            let path = file_node(&own, own_driver.as_deref(), outermost)?;
+            let plain_file = outermost;
+            return Ok(ImageName {
+                path,
+                start: Start::Process,
+                driver,
+                plain_file,
+                only,
+                windows,
+                below,
+            });
+        }
+        let name = own_driver.as_deref();
+        if name.is_some_and(is_network) {
+            return Err(network(name.unwrap_or_default()));
+        }
+        if !outermost && name != Some("raw") {
+            let found = name.unwrap_or("none");
+            return Err(Error::unsupported(format!(
+                "the json: name puts the driver '{}' below another; only raw is read there",
+                Printable(found)
+            )));
+        }
+        let range = window(&own)?;
+        if outermost {
+            only = belongs_to(&own);
+        }
+        windows.extend(range);
+        let known =
+            |key: &str| matches!(key, "driver" | "offset" | "size") || outermost && for_qcow2(key);
+        check_keys(&own, known)?;
+        driver = if outermost { own_driver } else { driver };
+        (node, outermost) = (file, false);
+    }
+}
+
+/// Reads options of a backing file: a whole name if they name a file, else changes to what is recorded.
+pub(super) fn overlay(
+    options: &Members,
+    recorded: impl Fn() -> Result<ImageName>,
+) -> Result<ImageName> {
+    let (below, own) = take_backing(options.clone())?;
+    if own.iter().any(|(key, _)| key == "filename" || key == "file" || key.starts_with("file.")) {
+        return interpret(options.clone());
+    }
+    let recorded = recorded()?;
+    check_keys(&own, |key| matches!(key, "driver" | "offset" | "size") || for_qcow2(key))?;
+    if !recorded.windows.is_empty() || recorded.below != Below::Recorded {
+        return Err(Error::unsupported(
+            "the json: name changes options of a backing file whose own name is a json: name",
+        ));
+    }
+    let driver = text(&own, "driver")?.map(str::to_owned);
+    let windows: Vec<_> = window(&own)?.into_iter().collect();
+    let only = belongs_to(&own);
+    Ok(ImageName { driver: driver.or(recorded.driver), only, windows, below, ..recorded })
+}
+
+/// Whether options state the format driver themselves.
+pub(super) fn states_driver(options: &Members) -> bool {
+    options.iter().any(|(key, value)| key == "driver" && value.is_string())
+}
+
+/// Takes out what is said of the backing file.
+fn take_backing(options: Members) -> Result<(Below, Members)> {
+    let mut below = Below::Recorded;
+    let (backing, mut rest) = children(options, "backing");
+    if !backing.is_empty() {
+        below = Below::Options(backing);
+    }
+    if let Some(at) = rest.iter().position(|(key, _)| key == "backing") {
+        let (_, value) = rest.remove(at);
+        below = match (value, below) {
+            (Value::Null, Below::Recorded) => Below::Nothing,
+            (Value::String(name), Below::Recorded) if name.is_empty() => Below::Nothing,
+            _ => {
+                return Err(Error::unsupported(
+                    "the json: name refers to a backing node by its name",
+                ));
+            }
+        };
+    }
+    Ok((below, rest))
+}
+
+/// Splits members into those below `parent`, without its name, and the others.
+fn children(options: Members, parent: &str) -> (Members, Members) {
+    let (mut inner, mut own) = (Vec::new(), Vec::new());
+    for (key, value) in options {
+        match key.strip_prefix(parent).and_then(|rest| rest.strip_prefix('.')) {
+            Some(rest) => inner.push((rest.to_owned(), value)),
+            None => own.push((key, value)),
+        }
+    }
+    (inner, own)
+}
+
+/// The file that the innermost node names.
+fn file_node(own: &Members, driver: Option<&str>, outermost: bool) -> Result<PathBuf> {
+    match driver {
+        Some("file" | "host_device") => {}
+        None if !outermost => {}
+        Some(other) if is_network(other) => return Err(network(other)),
+        _ => return Err(Error::corrupt("the json: name does not name a file")),
+    }
+    if own.iter().any(|(key, _)| key == "file") {
+        return Err(Error::unsupported("the json: name refers to a node by its name"));
+    }
+    check_keys(own, |key| matches!(key, "driver" | "filename"))?;
+    // A plain path, whatever it looks like: QEMU takes no prefix off here.
+    let path = text(own, "filename")?
+        .ok_or_else(|| Error::corrupt("the json: name does not name a file"))?;
+    Ok(PathBuf::from(path))
+}
+
+fn check_keys(own: &Members, known: impl Fn(&str) -> bool) -> Result<()> {
+    for (key, _) in own {
+        if !(harmless(key) || known(key)) {
+            return Err(Error::unsupported(format!(
+                "the json: name has the option '{}', which is not supported",
+                Printable(key)
+            ))
+            .hint("supported are driver, file.driver, file.filename, offset, size and backing"));
+        }
+    }
+    Ok(())
+}
+
+/// The member `key`, which is text if it is there.
+fn text<'a>(own: &'a Members, key: &str) -> Result<Option<&'a str>> {
+    match own.iter().find(|(name, _)| name == key) {
+        None => Ok(None),
+        Some((_, Value::String(text))) => Ok(Some(text)),
+        Some(_) => {
+            Err(Error::corrupt(format!("in the json: name, '{}' is not text", Printable(key))))
+        }
+    }
+}
+
+/// The one format driver that knows all options of a node; `None` if each does.
+fn belongs_to(own: &Members) -> Option<Format> {
+    let keys = || own.iter().map(|(key, _)| key.as_str());
+    if keys().any(for_qcow2) {
+        return Some(Format::Qcow2);
+    }
+    keys().any(|key| matches!(key, "offset" | "size")).then_some(Format::Raw)
+}
+
+/// The range that a raw node restricts its file to.
+fn window(own: &Members) -> Result<Option<Window>> {
+    let (offset, size) = (number(own, "offset")?, number(own, "size")?);
+    let given = offset.is_some() || size.is_some();
+    Ok(given.then(|| Window { offset: offset.unwrap_or(0), size }))
+}
+
+/// A count of bytes, as a number or as text with a unit; `null` is as if it were not there.
+fn number(own: &Members, key: &str) -> Result<Option<u64>> {
+    let value = match own.iter().find(|(name, _)| name == key) {
+        None | Some((_, Value::Null)) => return Ok(None),
+        Some((_, value)) => value,
+    };
+    let bytes = match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => bytes(text),
+        _ => None,
+    };
+    let refused = || {
+        let value = value.to_string();
+        Error::corrupt(format!(
+            "in the json: name, '{}' is {}, expected a number of bytes",
+            Printable(key),
+            Printable(&value)
+        ))
+    };
+    bytes.map(Some).ok_or_else(refused)
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    if let Some(digits) = text.strip_prefix("0x") {
+        return u64::from_str_radix(digits, 16).ok();
+    }
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.strip_prefix(digits)? {
+        "" | "b" | "B" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        "p" | "P" => 50,
+        "e" | "E" => 60,
+        _ => return None,
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(1_u64.checked_shl(shift)?)
+}
+
+/// Options that say how QEMU is to reach the file, not which bytes it holds.
+fn harmless(key: &str) -> bool {
+    key.starts_with("cache.")
+        || matches!(
+            key,
+            "read-only"
+                | "auto-read-only"
+                | "node-name"
+                | "locking"
+                | "aio"
+                | "discard"
+                | "detect-zeroes"
+                | "force-share"
+        )
+}
+
+/// Options of QEMU's qcow2 driver that do not change what is read.
+fn for_qcow2(key: &str) -> bool {
+    matches!(
+        key,
+        "lazy-refcounts"
+            | "cache-size"
+            | "l2-cache-size"
+            | "l2-cache-entry-size"
+            | "refcount-cache-size"
+            | "cache-clean-interval"
+            | "discard-no-unref"
+            | "pass-discard-request"
+            | "pass-discard-snapshot"
+            | "pass-discard-other"
+            | "overlap-check"
+    )
+}
+
+/// The members of a JSON object, nested ones with dotted keys. A key that comes twice is an error,
+/// as in QEMU: two readers could take it in two ways. serde_json bounds the nesting.
+struct Options(Members);
+
+impl<'de> Deserialize<'de> for Options {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(OptionsVisitor)
+    }
+}
+
+struct OptionsVisitor;
+
+impl<'de> Visitor<'de> for OptionsVisitor {
+    type Value = Options;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut members: A,
+    ) -> std::result::Result<Options, A::Error> {
+        let mut options: Members = Vec::new();
+        while let Some(key) = members.next_key::<String>()? {
+            let found = match members.next_value::<Member>()? {
+                Member::Nested(Options(nested)) => nested
+                    .into_iter()
+                    .map(|(inner, value)| (format!("{key}.{inner}"), value))
+                    .collect(),
+                Member::Plain(value) => vec![(key, value)],
+            };
+            for (key, value) in found {
+                if options.iter().any(|(known, _)| *known == key) {
+                    return Err(A::Error::custom(format!("the key '{key}' comes twice")));
+                }
+                options.push((key, value));
+            }
+        }
+        Ok(Options(options))
+    }
+}
+
+/// The value of a member. Read by hand: a derived reader needs a procedural macro, which a program that only reads
+/// images should not have to build.
+enum Member {
+    Nested(Options),
+    Plain(Value),
+}
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(MemberVisitor)
+    }
+}
+
+struct MemberVisitor;
+
+impl<'de> Visitor<'de> for MemberVisitor {
+    type Value = Member;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<Member, A::Error> {
+        OptionsVisitor.visit_map(members).map(Member::Nested)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> std::result::Result<Member, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = values.next_element()? {
+            list.push(value);
+        }
+        Ok(Member::Plain(Value::Array(list)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(text.into()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(value.into()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(number.into()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(number.into()))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(number.into()))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(Value::Null))
+    }
+}
