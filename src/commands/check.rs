@@ -30,8 +30,8 @@ const NOT_SUPPORTED: u8 = 63;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Only the image itself is checked. Its backing files must be there, but only their headers are
-looked at (with --alone and --untrusted they are not opened at all); its data file is not opened.
+    after_help = "Only the image itself is checked. Its backing files and data file must be there, but only headers
+are looked at (with --alone and --untrusted they are not opened at all).
 The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
 nothing.
 
@@ -71,7 +71,7 @@ pub(crate) struct Check {
     #[arg(short = 'U', long)]
     force_share: bool,
 
-    /// Check the image even if its backing file is not there
+    /// Check the image even if its backing file or data file is not there
     #[arg(long)]
     alone: bool,
 
