@@ -95,7 +95,7 @@ const WORDS: &[(&str, &str)] = &[
     ("encrypt inside the guest", "remedies::plain_words"),
     ("set the attribute on the directory", "remedies::plain_words"),
     ("set it on the directory first", "remedies::plain_words"),
-    ("its reader ended", "flatten_streams::"),
+    ("its reader ended", "flatten_streams::a_reader_that_goes_away_is_an_error"),
     ("choose a larger {noun}", "existing::what_cannot_be_written_into_is_refused_untouched"),
     ("see --help", "advice::advice_about_options_is_right"),
     ("give bytes, or a number with a suffix", "advice::advice_about_options_is_right"),
