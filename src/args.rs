@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use qcow::chain::{BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
+use qcow::chain::{
+    BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions, Policy, Warning,
+};
 use qcow::io::Replace;
 use qcow::{Error, Result};
 
@@ -95,10 +97,7 @@ impl Verbosity {
         // What cannot be read, the operation will say.
         for (depth, looks) in chain.raw_lookalikes().unwrap_or_default() {
             if let Some(layer) = chain.layers().get(depth) {
-                let path = shown(layer.path());
-                warn_line(format_args!(
-                    "'{path}' is read as raw, as stated, although it looks like {looks}"
-                ));
+                warn_line(Warning::ReadAsRaw { layer: layer.path().into(), looks });
             }
         }
         if self.verbose {
