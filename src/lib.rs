@@ -14,6 +14,7 @@ mod libvirt;
 mod losses;
 mod options;
 mod output;
+#[cfg_attr(not(feature = "pictures"), path = "no_picture.rs")]
 mod picture;
 mod progress;
 mod remedies;

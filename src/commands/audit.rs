@@ -14,7 +14,7 @@ use crate::args::{exit_codes, replace};
 use crate::failure::Failure;
 use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
-use crate::picture::{self, Graph};
+use crate::picture::PictureFile;
 use crate::signals::Watch;
 
 /// At least one finding of severity error.
@@ -109,8 +109,9 @@ impl AuditOutput {
 impl Audit {
     /// Looks, and prints what was found.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let picture = self.picture.as_deref().map(|path| Ok((path, picture::Kind::of(path)?)));
-        let picture: Option<(&Path, _)> = picture.transpose().map_err(Failure::Error)?;
+        let replaces = replace(self.force, self.force_in_use);
+        let picture = self.picture.as_deref().map(|path| PictureFile::at(path, replaces));
+        let picture = picture.transpose()?;
         let survey = survey(&self.paths, &self.connect, None, self.manifests.as_deref())?;
         let nothing = survey.images.is_empty() && survey.domains.is_empty();
         if let Some(first) = survey.unseen.first().filter(|_| nothing && survey.directories == 0) {
@@ -119,9 +120,8 @@ impl Audit {
         }
         let options = Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) };
         let outcome = report(&survey, &options);
-        if let Some((path, kind)) = picture {
-            let bytes = picture::draw(kind, &Graph::new(&survey, &outcome))?;
-            picture::write(path, &bytes, replace(self.force, self.force_in_use))?;
+        if let Some(picture) = picture {
+            picture.audit(&survey, &outcome)?;
         }
         match self.output.output {
             AuditFormat::Json => print_json(&outcome)?,

@@ -1,7 +1,7 @@
 //! `qcowtool map`: lists where the parts of a disk come from.
 
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use qcow::chain::Chain;
@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};
-use crate::picture::{self, Bands, Caption, Tally};
+use crate::picture::PictureFile;
 use crate::sandbox::Plan;
 use crate::session::Session;
 use crate::size;
@@ -76,6 +76,9 @@ impl MapCommand {
     /// Lists the entries as they are found.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let open = self.source.open_options(self.snapshot.as_deref());
+        let replaces = replace(self.force, self.force_in_use);
+        let picture = self.picture.as_deref().map(|path| PictureFile::at(path, replaces));
+        let picture = picture.transpose()?;
         let plan = Plan::new().chain(&self.path, &open);
         let plan = match &self.picture {
             Some(picture) => plan.making_late(picture),
@@ -86,32 +89,14 @@ impl MapCommand {
         session.all_is_open()?;
         warn_left_out(&chain, self.common.format())?;
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
-        if let Some(picture) = &self.picture {
-            return Ok(self.draw(&chain, &options, picture)?);
+        if let Some(picture) = picture {
+            return Ok(picture.map(&self.path, &chain, &options)?);
         }
         let entries = map(&chain, &options);
         match self.common.format() {
             OutputFormat::Json => print_json(entries, &chain, self.start_offset),
             OutputFormat::Human => print_human(entries, &chain),
         }
-    }
-
-    fn draw(&self, chain: &Chain, options: &MapOptions, picture: &Path) -> qcow::Result<()> {
-        let kind = picture::Kind::of(picture)?;
-        let rest = chain.virtual_size().saturating_sub(options.start);
-        let length = options.max_length.unwrap_or(u64::MAX).min(rest);
-        let mut tally = Tally::new(options.start, length, chain.layers().len());
-        for entry in map(chain, options) {
-            tally.add(&entry?);
-        }
-        warn_truncated(&chain.truncations()?);
-        let name = |path: &Path| shown(path.file_name().map_or(path, Path::new));
-        let caption = Caption {
-            title: format!("{}, {}", name(&self.path), size::human(chain.virtual_size())),
-            layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
-        };
-        let bytes = picture::draw(kind, &Bands { tally: &tally, caption: &caption })?;
-        picture::write(picture, &bytes, replace(self.force, self.force_in_use))
     }
 }
 
