@@ -94,7 +94,7 @@ impl Verbosity {
     /// read as raw and look like something else, of names that depend on the working directory.
     pub(crate) fn opened(&self, chain: &Chain) {
         chain.warnings().iter().for_each(warn_line);
-        // What cannot be read, the operation will say.
+        // The operation reports what cannot be read.
         for (depth, looks) in chain.raw_lookalikes().unwrap_or_default() {
             if let Some(layer) = chain.layers().get(depth) {
                 warn_line(Warning::ReadAsRaw { layer: layer.path().into(), looks });
@@ -201,7 +201,7 @@ pub(crate) fn backing_formats(stated: &[StatedFormat], raw_despite_magic: bool) 
     })
 }
 
-/// The help's heading of what is said about backing files.
+/// Help heading of the options about backing files.
 pub(crate) const CHAIN: &str = "Backing chain";
 
 /// Which files an image may pull in.
@@ -237,7 +237,7 @@ impl ChainArgs {
     }
 }
 
-/// The help's heading of what is said about images from others.
+/// Help heading of the options about untrusted images.
 const TRUST: &str = "Untrusted images";
 
 /// Whether a file that exists is replaced.
@@ -288,7 +288,7 @@ pub(crate) struct TrustArgs {
 }
 
 impl TrustArgs {
-    /// Whether the image is not trusted, and nobody said how large its disk may be.
+    /// Whether the image is not trusted and no limit of its virtual size was given.
     pub(crate) fn is_unbounded(&self) -> bool {
         self.untrusted && self.max_virtual_size.is_none()
     }
@@ -315,7 +315,7 @@ impl TrustArgs {
     }
 }
 
-/// What a command gives up before it reads an image.
+/// Which privileges a command drops before it reads an image.
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
     /// Drop privileges before reading an image: other files, programs, the network

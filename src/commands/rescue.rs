@@ -27,7 +27,7 @@ const UNVERIFIED: u8 = 4;
 /// A host, a file or a service did not do what was asked of it.
 const ENVIRONMENT: u8 = 6;
 
-/// The help's heading of what is said about guests that do not run.
+/// Help heading of the options about guests that are shut off.
 const STOPPED: &str = "Guests that are shut off";
 
 /// Arguments of `rescue`.

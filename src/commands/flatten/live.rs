@@ -18,7 +18,7 @@ use crate::progress::{Progress, When};
 use crate::signals::Watch;
 use crate::size::{self, human};
 
-/// The help's heading of all this.
+/// Help heading of these options.
 const LIVE: &str = "Running guests";
 
 /// What belongs to `--live`.

@@ -113,7 +113,7 @@ fn once(names: Vec<String>) -> Vec<String> {
     names.into_iter().filter(|name| seen.insert(name.clone())).collect()
 }
 
-/// Whether standard output shows colours, and nobody objects (<https://no-color.org>).
+/// Whether standard output shows colours and `NO_COLOR` is not set (<https://no-color.org>).
 fn colours() -> bool {
     let objected = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     io::stdout().is_terminal() && !objected
