@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use migrate::ErrorKind;
 use migrate::rescue::{
-    Looked, LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan,
+    Looked, LostBase, Options, Outcome, Plan, SearchOptions, State, Whose, carry_out, look, plan,
     search,
 };
 use qcow::chain::Format;
@@ -138,7 +138,7 @@ impl Rescue {
             _ => Whose::All,
         };
         let looked = watch.settle_migration(look(&whose, self.to.as_deref(), watch.token()))?;
-        let plan = plan(&looked.facts, &Wishes { restore: self.restore });
+        let plan = plan(&looked.facts, &Options { restore: self.restore });
         let json = self.output.output == OutputFormat::Json;
         if !json {
             print(text::plan(&plan))?;
@@ -182,7 +182,8 @@ impl Rescue {
 
     fn save(&self, plan: &Plan, looked: &Looked, watch: &Watch) -> Result<Outcome, Failure> {
         let progress = Progress::new(self.progress);
-        let outcome = carry_out(plan, &looked.facts, &looked.held, &progress, watch.token());
+        let outcome =
+            carry_out(plan, &looked.facts, &looked.pinned_files, &progress, watch.token());
         progress.finish(outcome.is_ok());
         watch.settle_migration(outcome)
     }

@@ -75,7 +75,7 @@ impl Report for Teller {
                 Phase::Outcome => "asking both hosts where the guest is",
                 Phase::Verify => "comparing",
                 Phase::Resume => "letting the guest run on",
-                Phase::Retire => "putting the source's files away",
+                Phase::Archive => "putting the source's files away",
                 Phase::RollBack => "putting everything back",
             });
         }
