@@ -94,7 +94,8 @@ impl Preflight {
             observer: &Silent,
             cancel: watch.token(),
         };
-        let report = watch.settle_migration(preflight(&reached.hosts(), &names, &probing))?;
+        let report =
+            watch.settle_migration(preflight(&reached.participants(), &names, &probing))?;
         match self.output.output {
             OutputFormat::Json => print_json(&report)?,
             OutputFormat::Human => print(table::text(&report, colours()))?,

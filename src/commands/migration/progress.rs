@@ -75,7 +75,7 @@ impl Report for ProgressReporter {
                 Phase::Outcome => "asking both hosts where the guest runs",
                 Phase::Verify => "comparing",
                 Phase::Resume => "resuming the guest",
-                Phase::Retire => "archiving the source files",
+                Phase::Archive => "archiving the source files",
                 Phase::RollBack => "rolling back",
             });
         }
