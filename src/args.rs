@@ -8,18 +8,28 @@ use qcow::chain::{BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions
 use qcow::io::Replace;
 use qcow::{Error, Result};
 
-use crate::output::{OutputFormat, say, shown, warn_line};
+use crate::output::{OutputFormat, eprint_line, shown, warn_line};
 use crate::progress::When;
 use crate::sandbox::{Mode, Plan, Sandbox};
 
-/// The exit codes, as every command's help shows them.
+/// The exit codes, as the help of commands shows them: those that write a file and have no others, or `codes` of its
+/// own, a line each, with those of signals.
 macro_rules! exit_codes {
     () => {
         "Exit codes:
   0    done
   1    refused or failed; one line on standard error says why
-  130  stopped by SIGINT (Ctrl-C); nothing half-made is left
-  143  stopped by SIGTERM (129 by SIGHUP); nothing half-made is left"
+  130  stopped by SIGINT (Ctrl-C); no partial output is left
+  143  stopped by SIGTERM (129 by SIGHUP); no partial output is left"
+    };
+    ($codes:literal) => {
+        concat!(
+            "Exit codes:\n",
+            $codes,
+            "
+  130  stopped by SIGINT (Ctrl-C)
+  143  stopped by SIGTERM (129 by SIGHUP)"
+        )
     };
 }
 pub(crate) use exit_codes;
@@ -27,29 +37,54 @@ pub(crate) use exit_codes;
 /// How outcomes and errors are printed.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// Print the outcome, or the error, as text or as JSON
+    /// Output format of the result and of errors
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "human")]
     pub(crate) output: OutputFormat,
 }
 
-/// How much is said on the way.
+impl OutputArgs {
+    /// How the outcome is printed.
+    pub(crate) fn format(&self) -> OutputFormat {
+        self.output
+    }
+}
+
+/// The options of every command that reads images.
 #[derive(Debug, Args)]
-pub(crate) struct Voice {
-    /// Print only what was asked for, errors and warnings: no summary, no progress
+pub(crate) struct Common {
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) verbosity: Verbosity,
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+}
+
+impl Common {
+    /// How the outcome is printed.
+    pub(crate) fn format(&self) -> OutputFormat {
+        self.output.format()
+    }
+}
+
+/// How much is printed besides the outcome.
+#[derive(Debug, Args)]
+pub(crate) struct Verbosity {
+    /// Print only results, errors and warnings: no summary, no progress
     #[arg(short, long, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
 
-    /// Say on standard error what is opened and decided
+    /// Print to standard error what is opened and decided
     #[arg(short, long)]
     pub(crate) verbose: bool,
 }
 
-impl Voice {
+impl Verbosity {
     /// Says which image is about to be opened, and how its format is found.
     pub(crate) fn opening(&self, path: &Path, format: Option<Format>) {
         if self.verbose {
-            let how = format.map_or("by its first bytes", Format::as_str);
-            say(format_args!("opening '{}', format: {how}", shown(path)));
+            let how = format.map_or("detected from the header", Format::as_str);
+            eprint_line(format_args!("opening '{}', format: {how}", shown(path)));
         }
     }
 
@@ -69,7 +104,7 @@ impl Voice {
         if self.verbose {
             for (depth, layer) in chain.layers().iter().enumerate() {
                 let path = shown(layer.path());
-                say(format_args!("layer {depth}: '{path}', {}", layer.format()));
+                eprint_line(format_args!("layer {depth}: '{path}', {}", layer.format()));
             }
         }
     }
@@ -78,20 +113,20 @@ impl Voice {
 /// How an image that is read is opened.
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
-    /// Format of the image; left out, its first bytes tell
+    /// Image format [default: detect from the header]
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     pub(crate) format: Option<Format>,
 
-    /// Read an image that another process may be changing, such as a running guest's
+    /// Read an image that another process may be writing to, such as QEMU of a running guest
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
-    /// Format of the backing file NAME (as its overlay names it, its file name, or its path) where the
-    /// overlay records none; may be repeated. FMT alone is for the only one that needs it
+    /// Format of the backing file NAME (as its overlay names it, its file name, or its path) whose
+    /// overlay records no format; may be repeated. FMT without NAME: of the only such backing file
     #[arg(long, value_name = "[NAME=]FMT", value_parser = StatedFormat::parse, help_heading = CHAIN)]
     pub(crate) backing_format: Vec<StatedFormat>,
 
-    /// Believe --backing-format NAME=raw even where NAME begins with the magic of an image format
+    /// Accept --backing-format NAME=raw even if NAME begins with the magic of an image format
     #[arg(long, help_heading = CHAIN)]
     pub(crate) raw_despite_magic: bool,
 
@@ -121,8 +156,8 @@ impl SourceArgs {
 /// How much of a chain is read.
 #[derive(Debug, Args)]
 pub(crate) struct PartArgs {
-    /// Read only the image itself, or the top LAYERS images of its chain: what comes from the backing
-    /// file below is listed, and zeros in the result
+    /// Read only the image itself, or the top LAYERS images of its chain: ranges that the backing file
+    /// below provides are listed, and read as zeros
     #[arg(long, value_name = "LAYERS", num_args = 0..=1, require_equals = true,
           default_missing_value = "1", help_heading = CHAIN,
           value_parser = clap::value_parser!(u64).range(1..=200))]
@@ -177,7 +212,7 @@ pub(crate) struct ChainArgs {
     #[arg(long = "allow-dir", value_name = "DIR", help_heading = CHAIN)]
     pub(crate) allow_dirs: Vec<PathBuf>,
 
-    /// Refuse a chain of more images than this [default: 200]
+    /// Refuse a chain with more images than this [default: 200]
     #[arg(long, value_name = "N", help_heading = CHAIN,
           value_parser = clap::value_parser!(u64).range(1..=200))]
     pub(crate) max_depth: Option<u64>,
@@ -204,7 +239,7 @@ impl ChainArgs {
 }
 
 /// The help's heading of what is said about images from others.
-const TRUST: &str = "Images from others";
+const TRUST: &str = "Untrusted images";
 
 /// Whether a file that exists is replaced.
 #[derive(Debug, Args)]
@@ -215,7 +250,7 @@ pub(crate) struct ReplaceArgs {
     force: bool,
 
     /// As --force, also if a process has locked the file, a loop device is backed by it, or an image in
-    /// its directory has it for its backing or data file
+    /// its directory uses it as its backing or data file
     #[arg(long)]
     force_in_use: bool,
 }
@@ -239,16 +274,16 @@ pub(crate) fn replace(force: bool, in_use: bool) -> Replace {
 /// How far an image is trusted.
 #[derive(Debug, Default, Args)]
 pub(crate) struct TrustArgs {
-    /// Take nothing on trust: -f must say the format and the first bytes must agree, no other file is
-    /// opened but below --allow-dir, and what could take endless work is refused before it begins
+    /// Treat the image as hostile: require -f and a header that agrees, open no other file outside
+    /// --allow-dir, and enforce resource limits
     #[arg(long, help_heading = TRUST)]
     pub(crate) untrusted: bool,
 
-    /// Refuse a larger disk [default: no limit; untrusted: 64T]
+    /// Refuse a larger virtual size [default: no limit; with --untrusted: 64T]
     #[arg(long, value_name = "SIZE", help_heading = TRUST, value_parser = crate::size::parse)]
     pub(crate) max_virtual_size: Option<u64>,
 
-    /// Refuse an image with more bytes of tables [default: QEMU's limits; untrusted: 32M]
+    /// Refuse an image with more bytes of metadata tables [default: QEMU's limits; with --untrusted: 32M]
     #[arg(long, value_name = "SIZE", help_heading = TRUST, value_parser = crate::size::parse)]
     pub(crate) max_metadata: Option<u64>,
 }
@@ -284,7 +319,7 @@ impl TrustArgs {
 /// What a command gives up before it reads an image.
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
-    /// Before an image is read, give up what is not needed for it: other files, programs, the network
+    /// Drop privileges before reading an image: other files, programs, the network
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", help_heading = TRUST)]
     sandbox: Mode,
 }
@@ -300,7 +335,7 @@ impl SandboxArgs {
 /// `qemu-img`'s cache mode of what is read.
 #[derive(Debug, Args)]
 pub(crate) struct CacheArgs {
-    /// Accepted as qemu-img has it, and without effect: nothing that is read depends on it
+    /// Accepted for compatibility with qemu-img; has no effect
     #[arg(short = 'T', long = "cache", value_enum, value_name = "CACHE")]
     _cache: Option<CacheMode>,
 }
@@ -327,7 +362,7 @@ pub(crate) struct WorkArgs {
           value_parser = clap::value_parser!(u64).range(0..=256))]
     pub(crate) threads: u64,
 
-    /// Show progress on standard error: as a bar on a terminal, else as lines if 'always'
+    /// Show progress on standard error: as a bar on a terminal; otherwise as lines, only with 'always'
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     pub(crate) progress: When,
 
@@ -346,8 +381,8 @@ impl WorkArgs {
     }
 
     /// When to show progress; `quiet` overrules.
-    pub(crate) fn progress(&self, voice: &Voice) -> When {
-        match (voice.quiet, self.always_progress) {
+    pub(crate) fn progress(&self, verbosity: &Verbosity) -> When {
+        match (verbosity.quiet, self.always_progress) {
             (true, _) => When::Never,
             (false, true) => When::Always,
             (false, false) => self.progress,
@@ -412,8 +447,8 @@ mod tests {
     #[test]
     fn quiet_wins_over_asked_for_progress() {
         let work = WorkArgs { threads: 0, progress: When::Always, always_progress: true };
-        assert_eq!(work.progress(&Voice { quiet: true, verbose: false }), When::Never);
-        assert_eq!(work.progress(&Voice { quiet: false, verbose: false }), When::Always);
+        assert_eq!(work.progress(&Verbosity { quiet: true, verbose: false }), When::Never);
+        assert_eq!(work.progress(&Verbosity { quiet: false, verbose: false }), When::Always);
     }
 
     #[test]

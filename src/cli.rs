@@ -30,7 +30,7 @@ pub(crate) struct Cli {
 /// defined only when the command is the one called: defining those of all would take longer than
 /// most commands do.
 macro_rules! commands {
-    ($($type:ident $name:literal $about:literal $(hidden $hidden:literal)?;)*) => {
+    ($($type:ident($options:ident) $name:literal $about:literal $(hidden $hidden:literal)?;)*) => {
         /// One variant per command; each knows its arguments and how to run.
         #[derive(Debug)]
         pub(crate) enum Command {
@@ -74,7 +74,7 @@ macro_rules! commands {
             /// How the outcome, or the error, is to be printed.
             pub(crate) fn output_format(&self) -> OutputFormat {
                 match self {
-                    $(Self::$type(command) => command.output.output.into(),)*
+                    $(Self::$type(command) => command.$options.format(),)*
                 }
             }
 
@@ -96,27 +96,27 @@ macro_rules! commands {
 }
 
 commands! {
-    Create "create" "Make an empty image of exactly the right size";
-    Info "info" "Show what an image says about itself, and about its backing chain";
-    MapCommand "map" "List where the parts of a disk come from: which layer, which offset, or zeros";
-    Measure "measure" "Tell how long the file of a new image will be";
-    Flatten "flatten" "Write a whole backing chain as one standalone image";
-    Compare "compare" "Tell whether two images hold the same, and where they differ";
-    Check "check" "Hold an image's metadata against itself, and count what is wrong";
-    Checksum "checksum" "Print a digest of what a guest would read, or prove an earlier one";
-    Audit "audit" "Say which images stand on which, and what is wrong with it";
-    Dependents "dependents" "List what stands on an image, or tell whether it can be deleted";
-    Rescue "rescue" "Save a base that was deleted while a guest holds it open";
-    Monitor "monitor" "Audit again and again, as metrics for Prometheus and as a page";
-    Preflight "preflight" "Say whether a whole host's guests can go to another host, and in which order";
-    PlanCommand "plan" "Say what migrating a guest would do to every disk, and why";
-    Migrate "migrate" "Move a guest with its local disks to another host";
-    Prepare "prepare" "Make and prove a guest's images at the destination, for a manager that migrates";
-    Transactions "transactions" "List runs of migrate and prepare, and those that were cut off";
-    Resume "resume" "Go on with a run that was cut off";
-    Rollback "rollback" "Undo a run that was cut off, or what prepare made";
-    Agent "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
-    Generate "generate" "Write man pages or shell completions" hidden true;
+    Create(common) "create" "Create an empty image";
+    Info(common) "info" "Show the format, size, snapshots and backing chain of an image";
+    MapCommand(common) "map" "List which layer and host offset provide each range of the guest disk";
+    Measure(common) "measure" "Calculate the file size that a new image needs";
+    Flatten(common) "flatten" "Write a backing chain as one standalone image";
+    Compare(common) "compare" "Compare the guest-visible content of two images";
+    Check(common) "check" "Check an image's metadata for corruption and leaks";
+    Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
+    Audit(output) "audit" "Show backing-file dependencies and report problems";
+    Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";
+    Rescue(output) "rescue" "Recover a deleted backing file that a running guest still has open";
+    Monitor(output) "monitor" "Audit continuously, as Prometheus metrics and as a web page";
+    Preflight(output) "preflight" "Check whether a host's guests can migrate to another host, and in which order";
+    PlanCommand(output) "plan" "Show what migrating a guest would do to each disk, and why";
+    Migrate(output) "migrate" "Migrate a guest with its local disks to another host";
+    Prepare(output) "prepare" "Create and verify a guest's images at the destination, for a manager that calls libvirt itself";
+    Transactions(output) "transactions" "List runs of migrate and prepare, including interrupted ones";
+    Resume(output) "resume" "Continue an interrupted run";
+    Rollback(output) "rollback" "Undo an interrupted run, or what prepare created";
+    Agent(output) "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
+    Generate(output) "generate" "Write man pages or shell completions" hidden true;
 }
 
 #[cfg(test)]

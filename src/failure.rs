@@ -10,7 +10,7 @@ use qcow::Error;
 use serde::Serialize;
 
 use crate::absent;
-use crate::format::{OutputFormat, say, to_json};
+use crate::format::{OutputFormat, eprint_line, to_json};
 use crate::remedies;
 
 /// Refused or failed.
@@ -96,7 +96,7 @@ impl Failure {
         };
         match (format, to_json(&Report { error: object })) {
             (OutputFormat::Json, Ok(json)) => eprint_quietly(&json),
-            _ => say(format_args!("qcowtool: {text}")),
+            _ => eprint_line(format_args!("qcowtool: {text}")),
         }
     }
 }

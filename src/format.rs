@@ -19,7 +19,7 @@ pub(crate) enum OutputFormat {
 }
 
 /// Prints a line to standard error. Nobody can be told if that fails.
-pub(crate) fn say(line: impl Display) {
+pub(crate) fn eprint_line(line: impl Display) {
     // In one piece: standard error is not buffered, and others may write there too.
     let line = format!("{}\n", Escaped(&line.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());

@@ -4,7 +4,7 @@ use qcow::chain::Chain;
 use qcow::extent::LeftOut;
 use serde::Serialize;
 
-use crate::output::{OutputFormat, say};
+use crate::output::{OutputFormat, eprint_line};
 use crate::size::human;
 
 /// At most so many ranges are listed as text.
@@ -29,22 +29,22 @@ pub(crate) fn warn_left_out(chain: &Chain, format: OutputFormat) -> qcow::Result
     let Some(left_out) = chain.left_out()? else { return Ok(None) };
     let (bytes, count) = (left_out.bytes, left_out.ranges.len());
     if bytes == 0 {
-        say("qcowtool: nothing of the disk comes from the backing file that was not read");
+        eprint_line("qcowtool: nothing of the disk comes from the backing file that was not read");
         return Ok(Some(left_out));
     }
     let ranges = if count == 1 { "range" } else { "ranges" };
-    say(format_args!(
+    eprint_line(format_args!(
         "qcowtool: warning: {bytes} bytes ({}) in {count} {ranges} come from the backing file that was not \
          read: they are zeros here, and were not zeros to the guest if that file held data",
         human(bytes)
     ));
     if format == OutputFormat::Human {
         for range in left_out.ranges.iter().take(LISTED) {
-            say(format_args!("left out: offset {}, {} bytes", range.start, range.length));
+            eprint_line(format_args!("left out: offset {}, {} bytes", range.start, range.length));
         }
         if count > LISTED {
             let rest = count.saturating_sub(LISTED);
-            say(format_args!("left out: {rest} more ranges, which --output json lists"));
+            eprint_line(format_args!("left out: {rest} more ranges, which --output json lists"));
         }
     }
     Ok(Some(left_out))

@@ -14,10 +14,12 @@ mod libvirt;
 mod losses;
 mod options;
 mod output;
+#[cfg_attr(not(feature = "pictures"), path = "no_picture.rs")]
 mod picture;
 mod progress;
 mod remedies;
 pub mod sandbox;
+mod session;
 mod signals;
 mod size;
 

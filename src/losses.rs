@@ -5,7 +5,7 @@ use std::path::Path;
 use qcow::extent::Truncation;
 use qcow::ops::NotCarried;
 
-use crate::args::Voice;
+use crate::args::Verbosity;
 use crate::output::{shown, warn_line};
 use crate::size::human;
 
@@ -31,11 +31,11 @@ pub(crate) fn warn_truncated(truncated: &[Truncation]) {
 
 /// Says what the new image does not get of `source`: losses unless all is to be quiet, other
 /// differences if much is to be said.
-pub(crate) fn say_not_carried(voice: &Voice, source: &Path, found: &[NotCarried]) {
-    if voice.quiet {
+pub(crate) fn report_not_carried(verbosity: &Verbosity, source: &Path, found: &[NotCarried]) {
+    if verbosity.quiet {
         return;
     }
-    let wanted = found.iter().filter(|found| voice.verbose || found.is_loss());
+    let wanted = found.iter().filter(|found| verbosity.verbose || found.is_loss());
     let words: Vec<_> = wanted.map(|found| found.source.as_str()).collect();
     if !words.is_empty() {
         let words = words.join(", ");

@@ -7,7 +7,7 @@ use qcow::Error;
 use serde::Serialize;
 
 use crate::failure::Failure;
-pub(crate) use crate::format::{OutputFormat, say, shown, to_json};
+pub(crate) use crate::format::{OutputFormat, eprint_line, shown, to_json};
 
 /// Prints text to standard output.
 pub(crate) fn print(text: impl Display) -> Result<(), Failure> {
@@ -23,7 +23,7 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Prints a value to standard error as JSON, where standard output is taken.
-pub(crate) fn complain_json(value: &impl Serialize) -> Result<(), Failure> {
+pub(crate) fn eprint_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = to_json(value)
         .map_err(|error| Error::io("could not write the outcome as JSON", error.into()))?;
     let _ = io::stderr().write_all(text.as_bytes());
@@ -32,12 +32,12 @@ pub(crate) fn complain_json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Warns on standard error, in one line: what was asked for was done, but may not be what was meant.
 pub(crate) fn warn_line(line: impl Display) {
-    say(format_args!("qcowtool: warning: {line}"));
+    eprint_line(format_args!("qcowtool: warning: {line}"));
 }
 
-/// Prints lines to standard error, as [`say`].
-pub(crate) fn complain(text: &str) -> Result<(), Failure> {
-    text.lines().for_each(say);
+/// Prints lines to standard error, as [`eprint_line`].
+pub(crate) fn eprint_lines(text: &str) -> Result<(), Failure> {
+    text.lines().for_each(eprint_line);
     Ok(())
 }
 

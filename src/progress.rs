@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qcow::Observer;
 
-use crate::output::say;
+use crate::output::eprint_line;
 
 /// When to show progress; [`Auto`](Self::Auto) means if standard error is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,7 +51,7 @@ impl Progress {
         match self {
             Self::Bar(bar) if succeeded => bar.finish(),
             Self::Bar(bar) => bar.finish_and_clear(),
-            Self::Lines(_) if succeeded => say("100.00%"),
+            Self::Lines(_) if succeeded => eprint_line("100.00%"),
             Self::Hidden | Self::Lines(_) => {}
         }
     }
@@ -74,7 +74,7 @@ impl Observer for Progress {
                     && done < total
                 {
                     *last = Some(Instant::now());
-                    say(percent(done, total));
+                    eprint_line(percent(done, total));
                 }
             }
         }

@@ -42,6 +42,7 @@ impl Watch {
     ///
     /// # Errors
     /// `Io` if the handlers or the thread cannot be set up.
+    #[cfg_attr(not(feature = "monitor"), expect(dead_code, reason = "for the monitor"))]
     pub(crate) fn start_telling(tell: impl Fn() + Send + 'static) -> Result<Self> {
         let watch = Self::start()?;
         let mut signals = Signals::new(signals()).map_err(failed)?;

@@ -43,10 +43,10 @@ fn machine(machine: &Machine) -> String {
     let Machine { date, processor, cores, memory, kernel, load, file_system, qcowtool, qemu } =
         machine;
     format!(
-        "{qcowtool} beside {qemu}, {date}. {processor}, {cores} cores, {} GiB of memory, Linux {kernel}, load {load} before the \
+        "{qcowtool} and {qemu}, {date}. {processor}, {cores} cores, {} GiB of memory, Linux {kernel}, load {load} before the \
          start, files on {file_system}.\n\n\
-         Written by `make bench`; [how it is measured](../../benches/README.md). Medians of whole commands, which take \
-         turns with a warm cache. CPU time is that of all threads, in user mode and in the kernel. Each result was verified.\n",
+         Written by `make bench`; [how it is measured](../../benches/README.md). Medians of whole commands, run \
+         alternately with a warm cache. CPU time is that of all threads, in user mode and in the kernel. Each result was verified.\n",
         memory >> 30,
     )
 }

@@ -9,17 +9,6 @@ use crate::{Error, Result};
 pub trait Observer: Sync {
     /// `done` of `total` guest bytes are finished; `done` never falls.
     fn progress(&self, done: u64, total: u64);
-
-    /// Everything that the operation reads or writes is open: from here on it opens nothing, starts its
-    /// workers, and follows what the bytes of images say. Called at most once, on the caller's thread, for
-    /// one that wants to give up rights before. Operations that are handed their images open, and make
-    /// no file, do not call it.
-    ///
-    /// # Errors
-    /// Whatever is to end the operation here.
-    fn opened(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// Watches nothing.

@@ -1,4 +1,4 @@
-//! `qcowtool audit`: who stands on whom, and what is wrong with it.
+//! `qcowtool audit`: backing-file dependencies and problems with them.
 
 pub(super) mod prometheus;
 mod text;
@@ -10,11 +10,11 @@ use clap::{Args, ValueEnum};
 use migrate::audit::{Options, Scan, Severity, Survey, Unseen, prove, report};
 use qcow::{CancelToken, Error};
 
-use crate::args::replace;
+use crate::args::{exit_codes, replace};
 use crate::failure::Failure;
 use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
-use crate::picture::{self, Graph};
+use crate::picture::PictureFile;
 use crate::signals::Watch;
 
 /// At least one finding of severity error.
@@ -23,9 +23,10 @@ const FOUND_ERRORS: u8 = 2;
 /// Arguments of `audit`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Reads headers, and takes no lock: running guests do not notice. Files are told apart by device and
-inode, whatever they are called. With --connect, the pools and the domains of a libvirt are looked at
-as well; of another host only what its libvirt tells is known.
+    after_help = concat!(
+    "Reads only headers, and takes no locks: running guests are not affected. Files are identified by device and
+inode, not by name. With --connect, the pools and domains of a libvirt URI are examined as well; of a remote
+host only what its libvirt reports is known.
 
 The codes of findings, the JSON and the metrics are in docs/audit.md.
 
@@ -36,22 +37,19 @@ Examples:
   qcowtool audit --connect qemu:///system --output prometheus
   qcowtool audit --manifests /srv/manifests --max-depth 4 --output json /data /mnt/nfs
 
-Exit codes:
-  0    nothing of severity error was found
-  1    nothing could be looked at, or wrong usage; one line on standard error says why
-  2    something of severity error was found
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+", exit_codes!(
+"  0    no finding is an error
+  1    nothing could be examined, or wrong usage; one line on standard error says why
+  2    at least one finding is an error")))]
 pub(crate) struct Audit {
     #[command(flatten)]
     pub(crate) output: AuditOutput,
 
-    /// Show who stands on whom as a tree, before the findings
+    /// Show the backing-file dependencies as a tree, before the findings
     #[arg(long)]
     tree: bool,
 
-    /// Draw who stands on whom, as FILE.svg or FILE.png, besides
+    /// Also draw the backing-file dependencies, as FILE.svg or FILE.png
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 
@@ -59,25 +57,25 @@ pub(crate) struct Audit {
     #[arg(long, requires = "picture")]
     force: bool,
 
-    /// As --force, also if the file is in use or an image needs it
+    /// As --force, also if the file is in use or an image depends on it
     #[arg(long, requires = "picture")]
     force_in_use: bool,
 
-    /// Report chains of more images than this
+    /// Report chains with more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u64).range(1..=200))]
     max_depth: u64,
 
-    /// Compare bases with the manifests in this directory (checksum --manifest); a base whose manifest
-    /// cannot be trusted by itself is read whole
+    /// Compare backing files with the manifests in this directory (checksum --manifest); a file that may have
+    /// changed since its manifest was written is read in full
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
 
-    /// Look at the pools and domains of this libvirt too (may be repeated)
+    /// Also examine the pools and domains of this libvirt URI (may be repeated)
     #[arg(long, value_name = "URI")]
     connect: Vec<String>,
 
-    /// Directories, with everything below them, and images
+    /// Directories, searched recursively, and images
     #[arg(value_name = "PATH", required_unless_present = "connect")]
     paths: Vec<PathBuf>,
 }
@@ -85,7 +83,7 @@ pub(crate) struct Audit {
 /// How the outcome is printed.
 #[derive(Debug, Args)]
 pub(crate) struct AuditOutput {
-    /// Print the outcome as text, as JSON, or as metrics for Prometheus
+    /// Output format of the result
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "human")]
     pub(crate) output: AuditFormat,
 }
@@ -98,11 +96,12 @@ pub(crate) enum AuditFormat {
     Prometheus,
 }
 
-impl From<AuditFormat> for OutputFormat {
-    fn from(format: AuditFormat) -> Self {
-        match format {
-            AuditFormat::Json => Self::Json,
-            AuditFormat::Human | AuditFormat::Prometheus => Self::Human,
+impl AuditOutput {
+    /// How errors are printed.
+    pub(crate) fn format(&self) -> OutputFormat {
+        match self.output {
+            AuditFormat::Json => OutputFormat::Json,
+            AuditFormat::Human | AuditFormat::Prometheus => OutputFormat::Human,
         }
     }
 }
@@ -110,8 +109,9 @@ impl From<AuditFormat> for OutputFormat {
 impl Audit {
     /// Looks, and prints what was found.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let picture = self.picture.as_deref().map(|path| Ok((path, picture::Kind::of(path)?)));
-        let picture: Option<(&Path, _)> = picture.transpose().map_err(Failure::Error)?;
+        let replaces = replace(self.force, self.force_in_use);
+        let picture = self.picture.as_deref().map(|path| PictureFile::at(path, replaces));
+        let picture = picture.transpose()?;
         let survey = survey(&self.paths, &self.connect, None, self.manifests.as_deref())?;
         let nothing = survey.images.is_empty() && survey.domains.is_empty();
         if let Some(first) = survey.unseen.first().filter(|_| nothing && survey.directories == 0) {
@@ -120,9 +120,8 @@ impl Audit {
         }
         let options = Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) };
         let outcome = report(&survey, &options);
-        if let Some((path, kind)) = picture {
-            let bytes = picture::draw(kind, &Graph::new(&survey, &outcome))?;
-            picture::write(path, &bytes, replace(self.force, self.force_in_use))?;
+        if let Some(picture) = picture {
+            picture.audit(&survey, &outcome)?;
         }
         match self.output.output {
             AuditFormat::Json => print_json(&outcome)?,

@@ -1,4 +1,4 @@
-//! `qcowtool check`: holds an image's metadata against itself, and repairs it if asked.
+//! `qcowtool check`: checks an image's metadata, and repairs it if asked.
 
 use std::path::PathBuf;
 
@@ -11,12 +11,11 @@ use qcow::ops::check::{
 use qcow::{Error, ErrorKind, Escaped};
 use serde::Serialize;
 
-use crate::args::{CacheArgs, OutputArgs, SandboxArgs, Voice, WorkArgs, format_parser};
+use crate::args::{CacheArgs, Common, WorkArgs, exit_codes, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
-use crate::progress::Progress;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 
 /// The check could not be done, or not all of it.
 const NOT_CHECKED: u8 = 1;
@@ -30,13 +29,14 @@ const NOT_SUPPORTED: u8 = 63;
 /// Arguments of `check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Only the image itself is checked. Its backing files must be there, but only their headers are
+    after_help = concat!(
+    "Only the image itself is checked. Its backing files must be there, but only their headers are
 looked at (with --alone and --untrusted they are not opened at all); its data file is not opened.
-The counts are those of `qemu-img check`. Findings marked 'note' are our own and count for
-nothing.
+The counts are those of `qemu-img check`. Findings marked 'note' are qcowtool's own and are not
+counted.
 
-A repair is planned and proven in memory first, and is refused if anything in the image is not
-understood: then nothing is written. It needs the image for itself.
+A repair is planned and verified in memory first, and is refused, with nothing written, if anything in the
+image is not understood. It needs exclusive access to the image.
 
 Examples:
   qcowtool check vm.qcow2
@@ -44,49 +44,42 @@ Examples:
   qcowtool check -r all --dry-run vm.qcow2
   qcowtool check -r all vm.qcow2
 
-Exit codes:
-  0    clean (after the repair, if one was asked for)
+", exit_codes!(
+"  0    clean (after the repair, if one was asked for)
   1    could not be checked, or not completely; standard error says why
   2    corrupt
   3    leaks, and nothing worse
-  63   the format has nothing to check
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  63   the format does not support checks")))]
 pub(crate) struct Check {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
-    /// Format of the image; left out, its first bytes tell
+    /// Image format [default: detect from the header]
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     format: Option<Format>,
 
-    /// Check an image that another process may be changing, such as a running guest's
+    /// Check an image that another process may be writing to, such as QEMU of a running guest
     #[arg(short = 'U', long)]
     force_share: bool,
 
-    /// Check the image even if its backing file is not there
+    /// Check the image even if its backing file is missing
     #[arg(long)]
     alone: bool,
 
     #[command(flatten)]
     cache: CacheArgs,
 
-    /// Check only what -f says that it is, and what has no symbolic link for a name
+    /// Treat the image as hostile: require -f, and do not follow a symbolic link
     #[arg(long)]
     untrusted: bool,
 
-    /// Repair in place: only leaks, or all that is wrong
+    /// Repair in place: only leaks, or all errors
     #[arg(short, long, value_enum, value_name = "WHAT", conflicts_with = "force_share")]
     repair: Option<What>,
 
-    /// Print what a repair would do, and write nothing
+    /// Print what a repair would do, without writing
     #[arg(long, requires = "repair")]
     dry_run: bool,
 
@@ -105,8 +98,8 @@ enum What {
 impl Check {
     /// Checks, prints what was found, and ends with QEMU's exit code.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let watch = Watch::start()?;
-        self.voice.opening(&self.path, self.format);
+        let operation = Operation::start(&self.common, &self.work)?;
+        self.common.verbosity.opening(&self.path, self.format);
         let options = CheckOptions {
             format: self.format,
             force_share: self.force_share,
@@ -114,7 +107,6 @@ impl Check {
             policy: Policy { strict: self.untrusted, ..Policy::default() },
             ..CheckOptions::default()
         };
-        let progress = Progress::new(self.work.progress(&self.voice));
         let changed = self.repair.is_some() && !self.dry_run;
         let looked_at = self.enter_sandbox(changed, &options)?;
         let settle = |failure| match failure {
@@ -124,20 +116,21 @@ impl Check {
         if let Some(what) = self.repair {
             let scope = if what == What::All { Scope::All } else { Scope::Leaks };
             let options = RepairOptions { scope, dry_run: self.dry_run, check: options };
-            let result = repair(&self.path, &options, &progress, watch.token());
-            progress.finish(result.is_ok());
-            let outcome = watch.settle(result).map_err(settle)?;
+            let outcome = operation
+                .run(|observer, cancel| repair(&self.path, &options, observer, cancel))
+                .map_err(settle)?;
             self.print(&outcome, repaired_text)?;
             return verdict(&outcome.check);
         }
-        let result = check(&self.path, &options, &progress, watch.token());
-        // It was opened twice.
-        let result = result.and_then(|outcome| match looked_at {
-            Some(file) if !self.force_share => file.check_unchanged().map(|()| outcome),
-            _ => Ok(outcome),
+        let checked = operation.run(|observer, cancel| {
+            let outcome = check(&self.path, &options, observer, cancel)?;
+            // It was opened twice.
+            match looked_at {
+                Some(file) if !self.force_share => file.check_unchanged().map(|()| outcome),
+                _ => Ok(outcome),
+            }
         });
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result).map_err(settle)?;
+        let outcome = checked.map_err(settle)?;
         self.print(&outcome, text)?;
         verdict(&outcome)
     }
@@ -152,7 +145,7 @@ impl Check {
         let plan = Plan::new().opened_again();
         let plan = if changed { plan.changing(&self.path) } else { plan };
         if self.alone || self.untrusted {
-            self.sandbox.enter(plan.image(&self.path))?;
+            Session::start(&self.common, plan.image(&self.path))?;
             return Ok(None);
         }
         let open = OpenOptions {
@@ -163,7 +156,7 @@ impl Check {
             backing_formats: BackingFormats::new().only(Format::Raw),
             ..OpenOptions::default()
         };
-        let sandbox = self.sandbox.enter(plan.chain(&self.path, &open))?;
+        let session = Session::start(&self.common, plan.chain(&self.path, &open))?;
         let file = match check_backing(&self.path, &open) {
             Ok(file) => Some(file),
             // Not for us to open, but QEMU may be able to. Of the image itself the check tells.
@@ -180,14 +173,14 @@ impl Check {
             }
             Err(error) => return Err(error.into()),
         };
-        sandbox.all_is_open()?;
+        session.all_is_open()?;
         Ok(file)
     }
 
     fn print<T: Serialize>(&self, outcome: &T, text: fn(&T) -> String) -> Result<(), Failure> {
-        match self.output.output {
+        match self.common.format() {
             OutputFormat::Json => print_json(outcome),
-            OutputFormat::Human if self.voice.quiet => Ok(()),
+            OutputFormat::Human if self.common.verbosity.quiet => Ok(()),
             OutputFormat::Human => print(text(outcome)),
         }
     }

@@ -7,20 +7,17 @@ use qcow::chain::{Chain, OpenOptions};
 use qcow::extent::{LeftOut, Truncation};
 use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
-use qcow::{CancelToken, Error, ErrorKind};
+use qcow::{CancelToken, Error, ErrorKind, Observer};
 use serde::Serialize;
 
-use crate::args::{
-    OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes, replace,
-};
+use crate::args::{Common, PartArgs, SourceArgs, WorkArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
-use crate::output::{OutputFormat, print, print_json, say, shown, warn};
-use crate::progress::Progress;
+use crate::output::{OutputFormat, eprint_line, print, print_json, shown, warn};
 use crate::remedies;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 
 /// The disk is not what the manifest says.
 const DIFFERENT: u8 = 1;
@@ -30,12 +27,12 @@ const MOST_HASHED: u64 = 4 << 30;
 /// Arguments of `checksum`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The digest is of the raw disk, whatever the format, the chain or the holes. crc32 is zlib's,
-and the same as of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too,
-and so takes images that are not trusted only to 4 GiB unless --max-virtual-size says more;
-blake3-tree is fast, strong, and knows where two disks differ (docs/tree-hash.md).
+    "The digest is of the guest-visible content, independent of format, backing chain and holes. crc32 is zlib's,
+and that of the output of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too,
+so with --untrusted the disk is limited to 4 GiB unless --max-virtual-size allows more;
+blake3-tree is fast, cryptographically strong, and shows where two disks differ (docs/tree-hash.md).
 
-A manifest keeps the tree hash of each 4 MiB, and which files were read. --verify ends with 1 if
+A manifest records the tree hash of each 4 MiB and the files that were read. --verify exits with 1 if
 the disk differs from it.
 
 Examples:
@@ -48,27 +45,23 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct Checksum {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
-    /// Which digest [default: crc32; blake3-tree where a manifest is given]
+    /// Digest algorithm [default: crc32; with a manifest: blake3-tree]
     #[arg(long, value_enum, value_name = "ALGORITHM")]
     algorithm: Option<Algorithm>,
 
-    /// Also write the digest of each 4 MiB, and which files were read, to FILE
+    /// Also write the digest of each 4 MiB and the list of files read to FILE
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 
-    /// Tell where the disk differs from what the manifest in FILE says
+    /// Compare the disk with the manifest FILE and list the differing ranges
     #[arg(long, value_name = "FILE", conflicts_with_all = ["manifest", "cached"])]
     verify: Option<PathBuf>,
 
-    /// Believe the manifest in FILE if nothing was changed since, instead of reading the disk
+    /// Use the digest in the manifest FILE, instead of reading the disk, if no file has changed since
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     cached: Option<PathBuf>,
 
@@ -76,11 +69,11 @@ pub(crate) struct Checksum {
     #[arg(long, requires = "manifest")]
     force: bool,
 
-    /// As --force, also if the file is in use or an image needs it
+    /// As --force, also if the file is in use or an image depends on it
     #[arg(long, requires = "manifest")]
     force_in_use: bool,
 
-    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Read this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -141,30 +134,25 @@ impl Checksum {
     /// Reads the disk and prints its digest, or the verdict on it.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let algorithm = self.algorithm()?;
-        let watch = Watch::start()?;
+        let operation = Operation::start(&self.common, &self.work)?;
         let threads = self.work.threads();
-        let progress = Progress::new(self.work.progress(&self.voice));
         let mut open = self.source.open_options(self.snapshot.as_deref());
         if algorithm == Algorithm::Sha256 && self.source.trust.is_unbounded() {
             open.limits.max_virtual_size = MOST_HASHED;
         }
-        let sandbox = self.sandbox.enter(self.plan(&open))?;
+        let session = Session::start(&self.common, self.plan(&open))?;
         let known = self.verify.as_deref().map(Manifest::read).transpose()?;
-        self.voice.opening(&self.path, open.format);
-        let chain = self.part.open(&self.path, &open)?;
-        self.voice.opened(&chain);
+        let chain = session.open_chain(&self.path, &open, &self.part)?;
         let cached = self.cached(&chain)?;
-        sandbox.all_is_open()?;
+        session.all_is_open()?;
         let digest = match cached {
             Some(tree) => Digest::Tree(tree),
-            None => {
-                let result = self.compute(algorithm, &chain, threads, &progress, watch.token());
-                progress.finish(result.is_ok());
-                watch.settle(result)?
-            }
+            None => operation.run(|observer, cancel| {
+                self.compute(algorithm, &chain, threads, observer, cancel)
+            })?,
         };
         let lacks = Lacks {
-            left_out: warn_left_out(&chain, self.output.output)?,
+            left_out: warn_left_out(&chain, self.common.format())?,
             truncated: chain.truncations()?,
         };
         warn_truncated(&lacks.truncated);
@@ -205,8 +193,11 @@ impl Checksum {
         match Manifest::read_trusted(path, chain, self.snapshot.as_deref()) {
             Ok(manifest) => Ok(Some(manifest.tree)),
             Err(error) if error.kind() == ErrorKind::Denied => {
-                if !self.voice.quiet {
-                    say(format_args!("reading the disk: {}", remedies::line(&error, "checksum")));
+                if !self.common.verbosity.quiet {
+                    eprint_line(format_args!(
+                        "reading the disk: {}",
+                        remedies::line(&error, "checksum")
+                    ));
                 }
                 Ok(None)
             }
@@ -219,27 +210,27 @@ impl Checksum {
         algorithm: Algorithm,
         chain: &Chain,
         threads: usize,
-        progress: &Progress,
+        observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> qcow::Result<Digest> {
         if let Some(path) = &self.manifest {
             let snapshot = self.snapshot.as_deref();
-            let manifest = Manifest::take(chain, snapshot, threads, progress, cancel)?;
+            let manifest = Manifest::take(chain, snapshot, threads, observer, cancel)?;
             warn(&manifest.write(path, replace(self.force, self.force_in_use))?);
             return Ok(Digest::Tree(manifest.tree));
         }
         Ok(match algorithm {
             Algorithm::Crc32 => {
                 let options = ChecksumOptions { threads };
-                Digest::Crc32(checksum(chain, &options, progress, cancel)?.crc32)
+                Digest::Crc32(checksum(chain, &options, observer, cancel)?.crc32)
             }
-            Algorithm::Sha256 => Digest::Sha256(sha256(chain, threads, progress, cancel)?),
-            Algorithm::Blake3Tree => Digest::Tree(tree_hash(chain, threads, progress, cancel)?),
+            Algorithm::Sha256 => Digest::Sha256(sha256(chain, threads, observer, cancel)?),
+            Algorithm::Blake3Tree => Digest::Tree(tree_hash(chain, threads, observer, cancel)?),
         })
     }
 
     fn print_digest(&self, chain: &Chain, digest: Digest, lacks: Lacks) -> Result<(), Failure> {
-        if self.output.output == OutputFormat::Human {
+        if self.common.format() == OutputFormat::Human {
             let text = match &digest {
                 Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
                 Digest::Tree(tree) => tree.root.to_string(),
@@ -265,7 +256,7 @@ impl Checksum {
     ) -> Result<(), Failure> {
         let identical = known.root == tree.root;
         let differences = known.differences(tree).into_iter();
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
             let mut outcome = Outcome::new(&filename, tree.virtual_size, lacks);
             outcome.blake3_tree = Some(tree.root.to_string());
@@ -273,13 +264,13 @@ impl Checksum {
             outcome.differences =
                 Some(differences.map(|(start, length)| Range { start, length }).collect());
             print_json(&outcome)?;
-        } else if !self.voice.quiet {
+        } else if !self.common.verbosity.quiet {
             let mut text = String::new();
             for (start, length) in differences {
                 text.push_str(&format!("Content mismatch at offset {start}, {length} bytes!\n"));
             }
             if identical {
-                text.push_str("The disk is identical to what the manifest says.\n");
+                text.push_str("The disk matches the manifest.\n");
             }
             print(text)?;
         }

@@ -1,25 +1,23 @@
 //! `qcowtool compare`: tells whether two images hold the same.
 
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use qcow::Result;
-use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::chain::{Format, OpenOptions};
 use qcow::ops::compare::{
     CompareError, CompareOptions, CompareOutcome, Difference, DifferenceKind, SECTOR, compare,
 };
 
 use crate::args::{
-    CHAIN, CacheArgs, OutputArgs, PartArgs, SandboxArgs, SourceArgs, StatedFormat, Voice, WorkArgs,
-    backing_formats, format_parser,
+    CHAIN, CacheArgs, Common, PartArgs, SourceArgs, StatedFormat, WorkArgs, backing_formats,
+    exit_codes, format_parser,
 };
 use crate::failure::Failure;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, to_json};
-use crate::progress::Progress;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 
 /// The images differ.
 const DIFFERENT: u8 = 1;
@@ -33,45 +31,39 @@ const NOT_READ: u8 = 4;
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A longer image may be identical to a shorter one: the rest must read as zeros. The text names
+    after_help = concat!(
+    "A longer image may be identical to a shorter one: the rest must read as zeros. The text names
 the first sector that differs, as `qemu-img compare` does; the JSON names the first byte. Ranges
-that both images take from one place are not read.
+that both images share (the same offset of the same file) are not read.
 
 Examples:
   qcowtool compare vm.qcow2 copy.qcow2
   qcowtool compare -f qcow2 -F raw --all vm.qcow2 vm.raw
   qcowtool compare -s --output json one.qcow2 other.qcow2
 
-Exit codes:
-  0    identical
+", exit_codes!(
+"  0    identical
   1    different; or wrong usage
   2    an image could not be opened
-  3    where the data lies could not be found out
-  4    the data could not be read
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  3    the allocation status could not be read
+  4    the data could not be read")))]
 pub(crate) struct Compare {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
     #[command(flatten)]
     cache: CacheArgs,
 
-    /// Sizes must be equal, and so must be what is allocated, zero and compressed
+    /// Also require equal sizes and the same allocation, zero and compression status
     #[arg(short, long)]
     strict: bool,
 
-    /// List every range that differs, in whole sectors, not only the first
+    /// List every differing range, in whole sectors, not only the first
     #[arg(long)]
     all: bool,
 
-    /// Format of the second image; left out, its first bytes tell
+    /// Format of the second image [default: detect from the header]
     #[arg(short = 'F', long, value_name = "FMT", value_parser = format_parser())]
     second_format: Option<Format>,
 
@@ -97,7 +89,8 @@ impl Compare {
     /// Compares and says what differs.
     pub(crate) fn run(self) -> Result<(), Failure> {
         // 1 would say that they differ.
-        let watch = Watch::start().map_err(|error| Failure::Coded { code: NOT_OPENED, error })?;
+        let coded = |code| move |error| Failure::Coded { code, error };
+        let operation = Operation::start(&self.common, &self.work).map_err(coded(NOT_OPENED))?;
         let open = self.source.open_options(None);
         let stated = &self.second_backing_format;
         let second = OpenOptions {
@@ -107,52 +100,37 @@ impl Compare {
         };
         let options =
             CompareOptions { strict: self.strict, all: self.all, threads: self.work.threads() };
-        let progress = Progress::new(self.work.progress(&self.voice));
-        let not_opened = |error| Failure::Coded { code: NOT_OPENED, error };
         let plan = Plan::new().chain(&self.first, &open).chain(&self.second, &second);
-        let sandbox = self.sandbox.enter(plan).map_err(not_opened)?;
-        let one = self.open(&self.first, &open)?;
-        let other = self.open(&self.second, &second)?;
-        sandbox.all_is_open().map_err(not_opened)?;
-        let mut list = List::new(self.output.output, self.voice.quiet);
+        let session = Session::start(&self.common, plan).map_err(coded(NOT_OPENED))?;
+        let open_chain = |path, options: &OpenOptions| {
+            session.open_chain(path, options, &self.part).map_err(coded(NOT_OPENED))
+        };
+        let one = open_chain(&self.first, &open)?;
+        let other = open_chain(&self.second, &second)?;
+        session.all_is_open().map_err(coded(NOT_OPENED))?;
+        let mut list = List::new(self.common.format(), self.common.verbosity.quiet);
         let mut found = |start, length| list.add(start, length);
-        let result = compare(&one, &other, &options, &mut found, &progress, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = self.settle(&watch, result)?;
+        let mut code = NOT_READ;
+        let compared = operation.run(|observer, cancel| {
+            compare(&one, &other, &options, &mut found, observer, cancel).map_err(|error| {
+                if matches!(error, CompareError::Allocation(_)) {
+                    code = NO_ALLOCATION;
+                }
+                error.into_error()
+            })
+        });
+        let outcome = compared.map_err(|failure| match failure {
+            Failure::Error(error) => coded(code)(error),
+            other => other,
+        })?;
         warn_truncated(&outcome.truncated);
         list.finish(&outcome, self.all).or_else(|error| match Failure::from_output(error) {
             // Nobody reads on; the exit code still tells.
             Failure::OutputClosed => Ok(()),
-            Failure::Error(error) => Err(Failure::Coded { code: NOT_READ, error }),
+            Failure::Error(error) => Err(coded(NOT_READ)(error)),
             other => Err(other),
         })?;
         if outcome.identical { Ok(()) } else { Err(Failure::Verdict(DIFFERENT)) }
-    }
-
-    fn open(&self, path: &Path, options: &OpenOptions) -> Result<Chain, Failure> {
-        self.voice.opening(path, options.format);
-        let chain = self
-            .part
-            .open(path, options)
-            .map_err(|error| Failure::Coded { code: NOT_OPENED, error })?;
-        self.voice.opened(&chain);
-        Ok(chain)
-    }
-
-    /// Gives each step that can fail its own exit code.
-    fn settle(
-        &self,
-        watch: &Watch,
-        result: Result<CompareOutcome, CompareError>,
-    ) -> Result<CompareOutcome, Failure> {
-        let code = match &result {
-            Err(CompareError::Allocation(_)) => NO_ALLOCATION,
-            _ => NOT_READ,
-        };
-        watch.settle(result.map_err(CompareError::into_error)).map_err(|failure| match failure {
-            Failure::Error(error) => Failure::Coded { code, error },
-            other => other,
-        })
     }
 }
 

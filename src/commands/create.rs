@@ -9,16 +9,14 @@ use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_un
 use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
-use crate::args::{
-    ChainArgs, OutputArgs, ReplaceArgs, SandboxArgs, TrustArgs, Voice, exit_codes, format_parser,
-    required,
-};
+use crate::args::{ChainArgs, Common, ReplaceArgs, TrustArgs, exit_codes, format_parser, required};
 use crate::failure::Failure;
-use crate::losses::say_not_carried;
+use crate::losses::report_not_carried;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, Value, help, request};
 use crate::output::{OutputFormat, print, print_json, warn};
+use crate::progress::When;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 use crate::size;
 
 /// Arguments of `create`.
@@ -27,7 +25,7 @@ use crate::size;
     override_usage = "qcowtool create [OPTIONS] <PATH> [SIZE]\n       \
                       qcowtool create --like <IMAGE> [-f <FMT>] [--force] <PATH>",
     after_help = concat!(
-    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). Left out, it is that of
+    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). The default is the size of
 the backing file. Without -f the new image is qcow2 (qemu-img makes a raw one).
 
 Examples:
@@ -42,34 +40,30 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct Create {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
 
-    /// Format of the new image [default: qcow2]; with --like that of IMAGE too, which else its first bytes tell
+    /// Format of the new image [default: qcow2]; with --like also that of IMAGE [default: detect from the header]
     #[arg(short, long, value_name = "FMT", value_parser = format_parser())]
     format: Option<Format>,
 
-    /// The image that the new one stands on, relative to the new one's directory
+    /// Backing file of the new image, relative to the new image's directory
     #[arg(short, long, value_name = "BACKING")]
     backing: Option<PathBuf>,
 
-    /// Format of the backing file; always given with it
+    /// Format of the backing file; required with -b
     #[arg(short = 'F', long = "backing-format", value_name = "FMT",
           value_parser = format_parser())]
     backing_fmt: Option<Format>,
 
-    /// Do not open the backing file, so it need not exist; SIZE must be given
+    /// Do not open the backing file, which need not exist; requires SIZE
     #[arg(short, long = "backing-unsafe")]
     unchecked: bool,
 
-    /// Options of the new image, key=value,...; 'help' lists them
+    /// Creation options, key=value,...; 'help' lists them
     #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<OsString>,
 
-    /// Take format, size and geometry from this image, without its chain or content
+    /// Copy format, size and geometry of this image, without its backing chain or content
     #[arg(long, value_name = "IMAGE", conflicts_with_all =
           ["backing", "backing_fmt", "unchecked", "options", "size"])]
     like: Option<PathBuf>,
@@ -77,8 +71,8 @@ pub(crate) struct Create {
     #[command(flatten)]
     replace: ReplaceArgs,
 
-    /// Accepted as by commands that read data: IMAGE or BACKING may be a running guest's in any case, because only
-    /// headers are read
+    /// Accepted for consistency with commands that read data; has no effect, because only the headers of IMAGE
+    /// or BACKING are read
     #[arg(short = 'U', long)]
     force_share: bool,
 
@@ -89,7 +83,7 @@ pub(crate) struct Create {
     #[command(flatten)]
     trust: TrustArgs,
 
-    /// The image to make
+    /// The image to create
     #[arg(value_name = "PATH", required_unless_present = "options")]
     path: Option<PathBuf>,
 
@@ -111,11 +105,11 @@ impl Create {
         }
         let (options, given) = self.options(&items)?;
         let outcome = if takes_long(&options.target) {
-            let watch = Watch::start()?;
-            self.sandbox.enter(plan(&path, &options))?;
-            watch.settle(create_until(&path, &options, watch.token()))?
+            let operation = Operation::showing(When::Never)?;
+            Session::start(&self.common, plan(&path, &options))?;
+            operation.run(|_, cancel| create_until(&path, &options, cancel))?
         } else {
-            self.sandbox.enter(plan(&path, &options))?;
+            Session::start(&self.common, plan(&path, &options))?;
             create(&path, &options)?
         };
         self.print(&path, &options, given, &outcome)
@@ -123,13 +117,13 @@ impl Create {
 
     /// Makes an empty target for `source` and proves it.
     fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
-        self.sandbox.enter(Plan::new().image(source).making(path))?;
-        self.voice.opening(source, self.format);
+        Session::start(&self.common, Plan::new().image(source).making(path))?;
+        self.common.verbosity.opening(source, self.format);
         let open = OpenOptions { format: self.format, ..self.open_options() };
         let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.replace.replace();
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
-        say_not_carried(&self.voice, source, &outcome.not_carried_over);
+        report_not_carried(&self.common.verbosity, source, &outcome.not_carried_over);
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
 
@@ -215,9 +209,9 @@ impl Create {
         outcome: &CreateOutcome,
     ) -> Result<(), Failure> {
         warn(&outcome.warnings);
-        match self.output.output {
+        match self.common.format() {
             OutputFormat::Json => print_json(outcome),
-            OutputFormat::Human if self.voice.quiet => Ok(()),
+            OutputFormat::Human if self.common.verbosity.quiet => Ok(()),
             OutputFormat::Human => {
                 let mut all = ImageOptions::of(&options.target);
                 all.set(Key::Size, Value::Number(outcome.virtual_size));

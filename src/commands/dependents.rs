@@ -8,9 +8,9 @@ use migrate::audit::{Dependents as Outcome, Verdict, dependents};
 use qcow::{Error, Escaped};
 
 use super::audit::survey;
-use crate::args::OutputArgs;
+use crate::args::{OutputArgs, exit_codes};
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say, shown};
+use crate::output::{OutputFormat, eprint_line, print, print_json, shown};
 
 /// Something depends on it.
 const IN_USE: u8 = 1;
@@ -21,35 +21,33 @@ const UNDETERMINED: u8 = 6;
 /// Arguments of `dependents`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "TEMPLATE may be any name of the file: links and mounts do not matter. One that is deleted already
-is looked up by the name that headers have. Only what is looked at can be found: give all directories and all
-hosts that may use it. Of a host that is not this one, only what its libvirt tells is known.
+    after_help = concat!(
+    "TEMPLATE may be any path to the file, through links and mounts. A file that is already deleted is looked up
+by the name that overlays record. Only what is examined can be found: give all directories and all hosts that
+may use it. Of a remote host, only what its libvirt reports is known.
 
 Examples:
   qcowtool dependents /images/tpl.qcow2 --in /images /data
   qcowtool dependents /nfs/tpl.qcow2 --connect qemu:///system --connect qemu+tls://host-b/system
   qcowtool dependents tpl.qcow2 --in /images --may-delete && rm tpl.qcow2
 
-Exit codes:
-  0    done; with --may-delete: nothing depends on it
+", exit_codes!(
+"  0    done; with --may-delete: nothing depends on it
   1    wrong usage; with --may-delete: something depends on it, and is listed
-  6    not everything could be looked at, and with --may-delete nothing was found in the rest
-  130  stopped by SIGINT (Ctrl-C)
-  143  stopped by SIGTERM (129 by SIGHUP)"
-)]
+  6    not everything could be examined, and with --may-delete nothing was found in the rest")))]
 pub(crate) struct Dependents {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 
-    /// Look at these directories, with everything below them, and images
+    /// Directories, searched recursively, and images to examine
     #[arg(long = "in", value_name = "PATH", num_args = 1.., required_unless_present = "connect")]
     paths: Vec<PathBuf>,
 
-    /// Look at the pools and domains of this libvirt (may be repeated)
+    /// Examine the pools and domains of this libvirt URI (may be repeated)
     #[arg(long, value_name = "URI")]
     connect: Vec<String>,
 
-    /// Tell by the exit code whether the image can be deleted
+    /// Report by the exit code whether the image can be deleted
     #[arg(long)]
     may_delete: bool,
 
@@ -78,7 +76,11 @@ impl Dependents {
                 for left in &outcome.undetermined {
                     let host = left.host.as_ref().map(|host| format!(" on {host}"));
                     let host = host.unwrap_or_default();
-                    say(format_args!("qcowtool: {}{host}: {}", left.path.display(), left.why));
+                    eprint_line(format_args!(
+                        "qcowtool: {}{host}: {}",
+                        left.path.display(),
+                        left.why
+                    ));
                 }
             }
         }

@@ -10,23 +10,21 @@ use clap::Args;
 use qcow::chain::Format;
 use qcow::extent::{Damage, LeftOut};
 use qcow::ops::DamageReport;
-use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, TransferStats, flatten};
-use qcow::{Error, ErrorKind, Escaped, Observer, Remedy};
+use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome, TransferStats};
+use qcow::{Error, ErrorKind, Escaped, Remedy};
 
 use self::stream::is_stream;
 use crate::args::{
-    OutputArgs, PartArgs, ReplaceArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, exit_codes,
-    format_parser, required,
+    Common, PartArgs, ReplaceArgs, SourceArgs, WorkArgs, exit_codes, format_parser, required,
 };
 use crate::commands::create::outputs;
 use crate::failure::Failure;
 use crate::left_out::{Lacking, warn_left_out};
-use crate::losses::{say_not_carried, warn_truncated};
+use crate::losses::{report_not_carried, warn_truncated};
 use crate::options::{ImageOptions, Purpose, Request, help, request};
-use crate::output::{OutputFormat, complain_json, print, print_json, say, shown, warn};
-use crate::progress::Progress;
-use crate::sandbox::{Plan, Sandbox};
-use crate::signals::Watch;
+use crate::output::{OutputFormat, eprint_json, eprint_line, print, print_json, shown, warn};
+use crate::sandbox::Plan;
+use crate::session::{Operation, Session};
 use crate::size::human;
 
 /// The new image is there, with zeros for what could not be read.
@@ -38,10 +36,10 @@ const SALVAGED: u8 = 7;
     override_usage = "qcowtool flatten [OPTIONS] <SRC> <DST>\n       \
                       qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
-    "DST is built under a temporary name beside it, synced, and renamed when it is whole.
-A device (--device), or a file that exists (-n), is overwritten in place instead.
-It is the same byte for byte whatever the number of threads. As '-' it is written from front to back to
-standard output, and what is said goes to standard error; for qcow2 the source is read twice then.
+    "DST is written under a temporary name in the same directory, synced, and renamed when it is complete.
+A device (--device) or an existing file (-n) is overwritten in place instead.
+The output is the same byte for byte for any number of threads. With '-' as DST it is written sequentially to
+standard output, and all messages go to standard error; for qcow2 the source is then read twice.
 
 Examples:
   qcowtool flatten vm.qcow2 standalone.qcow2
@@ -63,14 +61,10 @@ Examples:
 With --live, the exit codes are those of the commands that move guests (qcowtool migrate --help).
 
 ", exit_codes!(), "
-  7    with --salvage: DST was written, with zeros for what could not be read"))]
+  7    with --salvage: DST was written, with zeros for unreadable ranges"))]
 pub(crate) struct Flatten {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -79,52 +73,52 @@ pub(crate) struct Flatten {
           value_parser = format_parser())]
     target_format: Format,
 
-    /// Compress the data (qcow2 only)
+    /// Compress data clusters (qcow2 only)
     #[arg(short, long)]
     compress: bool,
 
-    /// How hard to compress: 1 (fast) to 9 (small) for zlib, up to 22 for zstd [default: 6, 3]
+    /// Compression level: 1 (fast) to 9 (small) for zlib, up to 22 for zstd [default: 6 for zlib, 3 for zstd]
     #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
     compression_level: Option<i32>,
 
-    /// Options of the new image, key=value,...; 'help' lists them
+    /// Creation options, key=value,...; 'help' lists them
     #[arg(short, long = "target-options", value_name = "OPTIONS")]
     options: Vec<OsString>,
 
-    /// Print the CRC-32 of the content too, computed on the way
+    /// Also print the CRC-32 of the guest-visible content
     #[arg(long)]
     digest: bool,
 
     #[command(flatten)]
     replace: ReplaceArgs,
 
-    /// Write into DST, which exists: a regular file or a block device at least as large as the disk, with
-    /// -O raw only. It keeps its length and what lies behind the disk, and must not be in use. An
+    /// Write into the existing DST: a regular file or a block device at least as large as the virtual size,
+    /// with -O raw only. It keeps its length and what follows the disk, and must not be in use. An
     /// interrupted run leaves it partly overwritten
     #[arg(short = 'n', long, conflicts_with_all = ["force", "device"])]
     no_create: bool,
 
-    /// Copy what could be cloned (on XFS and Btrfs): DST then shares no space with the source
+    /// Do not reflink (XFS, Btrfs): DST then shares no extents with the source
     #[arg(long)]
     no_reflink: bool,
 
-    /// Go on past damage: what cannot be read is zeros in DST, and is listed. Exit code 7 says so
+    /// Continue past damage: unreadable ranges become zeros in DST and are listed; the exit code is then 7
     #[arg(long, conflicts_with = "digest")]
     salvage: bool,
 
-    /// DST is a block device: overwrite it. It must be large enough and not in use
+    /// Overwrite the block device DST, which must be large enough and not in use
     #[arg(long, conflicts_with_all = ["force", "force_in_use"])]
     device: bool,
 
-    /// What is overwritten (--device, -n) holds nothing but zeros: do not write any
+    /// The existing destination (--device, -n) already reads as zeros: do not write zeros
     #[arg(long)]
     target_is_zero: bool,
 
-    /// Go past the page cache; --threads says how many requests are under way at once
+    /// Bypass the page cache (O_DIRECT); --threads sets the number of concurrent requests
     #[arg(long)]
     direct: bool,
 
-    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Read this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -135,11 +129,11 @@ pub(crate) struct Flatten {
     #[command(flatten)]
     live: live::LiveArgs,
 
-    /// Length of the disk that standard input brings; another one is an error
+    /// Expected length of the disk on standard input; any other length is an error
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
 
-    /// The active layer of the chain; '-' reads a raw image from standard input
+    /// Active layer of the chain; '-' reads a raw image from standard input
     #[arg(value_name = "SRC", required_unless_present = "options")]
     src: Option<PathBuf>,
 
@@ -154,8 +148,14 @@ impl Flatten {
         if self.live.wanted() {
             let [domain, disk] =
                 [required(self.src.take(), "DOMAIN")?, required(self.dst.take(), "DISK")?];
-            let progress = self.work.progress(&self.voice);
-            return self.live.run(&domain, &disk, self.output.output, &self.voice, progress);
+            let progress = self.work.progress(&self.common.verbosity);
+            return self.live.run(
+                &domain,
+                &disk,
+                self.common.format(),
+                &self.common.verbosity,
+                progress,
+            );
         }
         let items = match request(&self.options)? {
             Request::Help => return print(help(self.target_format, Purpose::Flatten)),
@@ -180,10 +180,10 @@ impl Flatten {
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;
         if self.size.is_some() && !is_stream(&src) {
-            return Err(Error::usage("--size is for a stream, and SRC is a file").into());
+            return Err(Error::usage("--size applies only to a stream, and SRC is a file").into());
         }
         if self.salvage && (is_stream(&src) || is_stream(&dst)) {
-            return Err(Error::usage("--salvage and a stream do not go together")
+            return Err(Error::usage("--salvage cannot be used with a stream")
                 .hint("name a file instead of '-'")
                 .into());
         }
@@ -195,9 +195,9 @@ impl Flatten {
             self.write(&src, &dst, &options)?
         };
         // Standard error has the outcome where standard output is the image.
-        if !(is_stream(&dst) && self.output.output == OutputFormat::Json) {
+        if !(is_stream(&dst) && self.common.format() == OutputFormat::Json) {
             warn_truncated(&outcome.truncated);
-            say_not_carried(&self.voice, &src, &outcome.not_carried_over);
+            report_not_carried(&self.common.verbosity, &src, &outcome.not_carried_over);
         }
         self.print(&src, &dst, &Lacking { outcome: &outcome, left_out: left_out.as_ref() })?;
         salvaged(&src, &outcome)
@@ -209,19 +209,17 @@ impl Flatten {
         dst: &Path,
         options: &FlattenOptions,
     ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.work.progress(&self.voice));
+        let operation = Operation::start(&self.common, &self.work)?;
         let open = self.source.open_options(self.snapshot.as_deref());
         let plan = self.outputs(dst, options).chain(src, &open);
-        let sandbox = self.sandbox.enter(plan)?;
-        self.voice.opening(src, open.format);
-        let chain = self.part.open(src, &open)?;
-        self.voice.opened(&chain);
-        let observer = Closing { progress: &progress, sandbox: &sandbox };
-        let result = flatten(&chain, dst, options, &observer, watch.token());
-        let result = result.map_err(how_to_salvage);
-        progress.finish(result.is_ok());
-        Ok((watch.settle(result)?, warn_left_out(&chain, self.output.output)?))
+        let session = Session::start(&self.common, plan)?;
+        let chain = session.open_chain(src, &open, &self.part)?;
+        let outcome = operation.run(|observer, cancel| {
+            let job = FlattenJob::begin(&chain, dst, options)?;
+            session.all_is_open()?;
+            job.run(observer, cancel).map_err(how_to_salvage)
+        })?;
+        Ok((outcome, warn_left_out(&chain, self.common.format())?))
     }
 
     /// What is written.
@@ -241,18 +239,18 @@ impl Flatten {
     ) -> Result<(), Failure> {
         let outcome = lacking.outcome;
         warn(&outcome.warnings);
-        if self.voice.verbose {
-            say(ways(&outcome.traffic));
+        if self.common.verbosity.verbose {
+            eprint_line(ways(&outcome.traffic));
         }
         if is_stream(dst) {
             // Standard output is the image.
             return self.print_aside(src, lacking);
         }
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             return print_json(lacking);
         }
         let mut text = String::new();
-        if !self.voice.quiet {
+        if !self.common.verbosity.quiet {
             text = summary(src, dst, outcome);
             text.extend(outcome.damage.iter().map(damage_text));
         }
@@ -268,33 +266,17 @@ impl Flatten {
         src: &Path,
         lacking: &Lacking<'_, FlattenOutcome>,
     ) -> Result<(), Failure> {
-        if self.output.output == OutputFormat::Json {
-            return complain_json(lacking);
+        if self.common.format() == OutputFormat::Json {
+            return eprint_json(lacking);
         }
         let outcome = lacking.outcome;
-        if !self.voice.quiet {
-            say(summary(src, Path::new("-"), outcome).trim_end());
+        if !self.common.verbosity.quiet {
+            eprint_line(summary(src, Path::new("-"), outcome).trim_end());
         }
         if let Some(crc32) = &outcome.crc32 {
-            say(format_args!("crc32: {crc32}"));
+            eprint_line(format_args!("crc32: {crc32}"));
         }
         Ok(())
-    }
-}
-
-/// Shows progress, and gives up opening files when all is open.
-struct Closing<'a> {
-    progress: &'a Progress,
-    sandbox: &'a Sandbox,
-}
-
-impl Observer for Closing<'_> {
-    fn progress(&self, done: u64, total: u64) {
-        self.progress.progress(done, total);
-    }
-
-    fn opened(&self) -> qcow::Result<()> {
-        self.sandbox.all_is_open()
     }
 }
 

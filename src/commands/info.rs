@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use clap::Args;
 use qcow::ops::info::{ImageInfo, InfoOptions, info_chain};
 
-use crate::args::exit_codes;
-use crate::args::{OutputArgs, SandboxArgs, SourceArgs, Voice};
+use crate::args::{Common, SourceArgs, exit_codes};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, warn_line};
 use crate::sandbox::Plan;
+use crate::session::Session;
 
 /// Arguments of `info`.
 #[derive(Debug, Args)]
@@ -27,17 +27,13 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct Info {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
 
     /// Show every image of the backing chain, active layer first
     #[arg(short = 'b', long)]
     backing_chain: bool,
 
-    /// Insist on this internal snapshot and show only it: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Show only this internal snapshot, which must exist: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -61,16 +57,16 @@ impl Info {
         } else {
             Plan::new().image(&self.path)
         };
-        if self.output.output == OutputFormat::Human {
+        if self.common.format() == OutputFormat::Human {
             plan = plan.local_time();
         }
-        self.sandbox.enter(plan)?;
-        self.voice.opening(&self.path, options.open.format);
+        Session::start(&self.common, plan)?;
+        self.common.verbosity.opening(&self.path, options.open.format);
         let told = info_chain(&self.path, &options)?;
         for warning in &told.warnings {
             warn_line(warning);
         }
-        match (self.output.output, told.images.as_slice()) {
+        match (self.common.format(), told.images.as_slice()) {
             (OutputFormat::Json, [image]) if !self.backing_chain => print_json(image)?,
             (OutputFormat::Json, images) => print_json(&images)?,
             (OutputFormat::Human, images) => print(human(images))?,

@@ -1,26 +1,27 @@
 //! `qcowtool map`: lists where the parts of a disk come from.
 
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use qcow::chain::Chain;
 use qcow::ops::map::{Map, MapEntry, MapOptions, map};
 
-use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, exit_codes, replace};
+use crate::args::{Common, PartArgs, SourceArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};
-use crate::picture::{self, Bands, Caption, Tally};
+use crate::picture::PictureFile;
 use crate::sandbox::Plan;
+use crate::session::Session;
 use crate::size;
 
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The text lists what holds data, and in which file; the JSON lists everything, with the keys and
-values of `qemu-img map --output json`. Compressed data has no place of its own.
+    "The text lists the ranges with data and the file that holds each; the JSON lists all ranges, with the keys and
+values of `qemu-img map --output json`. Compressed data has no host offset in the text.
 
 Examples:
   qcowtool map vm.qcow2
@@ -31,25 +32,21 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct MapCommand {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
 
-    /// Where on the disk to start
+    /// Guest offset at which to start
     #[arg(short, long, value_name = "OFFSET", default_value = "0", value_parser = parse_size)]
     start_offset: u64,
 
-    /// How much of the disk to look at [default: all]
+    /// Length of the range to map [default: to the end of the disk]
     #[arg(short = 'l', long, value_name = "LENGTH", value_parser = parse_size)]
     max_length: Option<u64>,
 
-    /// Read this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Read this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
-    /// Draw the map instead, as FILE.svg or FILE.png: the disk, and what each layer holds of it
+    /// Draw the map as FILE.svg or FILE.png instead: the disk, and the ranges that each layer provides
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
 
@@ -57,7 +54,7 @@ pub(crate) struct MapCommand {
     #[arg(long, requires = "picture")]
     force: bool,
 
-    /// As --force, also if the file is in use or an image needs it
+    /// As --force, also if the file is in use or an image depends on it
     #[arg(long, requires = "picture")]
     force_in_use: bool,
 
@@ -79,43 +76,27 @@ impl MapCommand {
     /// Lists the entries as they are found.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let open = self.source.open_options(self.snapshot.as_deref());
+        let replaces = replace(self.force, self.force_in_use);
+        let picture = self.picture.as_deref().map(|path| PictureFile::at(path, replaces));
+        let picture = picture.transpose()?;
         let plan = Plan::new().chain(&self.path, &open);
-        let sandbox = self.sandbox.enter(match &self.picture {
+        let plan = match &self.picture {
             Some(picture) => plan.making_late(picture),
             None => plan,
-        })?;
-        self.voice.opening(&self.path, open.format);
-        let chain = self.part.open(&self.path, &open)?;
-        self.voice.opened(&chain);
-        sandbox.all_is_open()?;
-        warn_left_out(&chain, self.output.output)?;
+        };
+        let session = Session::start(&self.common, plan)?;
+        let chain = session.open_chain(&self.path, &open, &self.part)?;
+        session.all_is_open()?;
+        warn_left_out(&chain, self.common.format())?;
         let options = MapOptions { start: self.start_offset, max_length: self.max_length };
-        if let Some(picture) = &self.picture {
-            return Ok(self.draw(&chain, &options, picture)?);
+        if let Some(picture) = picture {
+            return Ok(picture.map(&self.path, &chain, &options)?);
         }
         let entries = map(&chain, &options);
-        match self.output.output {
+        match self.common.format() {
             OutputFormat::Json => print_json(entries, &chain, self.start_offset),
             OutputFormat::Human => print_human(entries, &chain),
         }
-    }
-
-    fn draw(&self, chain: &Chain, options: &MapOptions, picture: &Path) -> qcow::Result<()> {
-        let kind = picture::Kind::of(picture)?;
-        let rest = chain.virtual_size().saturating_sub(options.start);
-        let length = options.max_length.unwrap_or(u64::MAX).min(rest);
-        let mut tally = Tally::new(options.start, length, chain.layers().len());
-        for entry in map(chain, options) {
-            tally.add(&entry?);
-        }
-        warn_truncated(&chain.truncations()?);
-        let name = |path: &Path| shown(path.file_name().map_or(path, Path::new));
-        let caption = Caption {
-            title: format!("{}, {}", name(&self.path), size::human(chain.virtual_size())),
-            layers: chain.layers().iter().map(|layer| name(layer.path())).collect(),
-        };
-        let bytes = picture::draw(kind, &Bands { tally: &tally, caption: &caption })?;
-        picture::write(picture, &bytes, replace(self.force, self.force_in_use))
     }
 }
 

@@ -10,16 +10,14 @@ use qcow::extent::LeftOut;
 use qcow::ops::flatten::FlattenOptions;
 use qcow::ops::measure::{MeasureOptions, MeasureOutcome, exact, measure, measure_size};
 
-use crate::args::exit_codes;
-use crate::args::{OutputArgs, PartArgs, SandboxArgs, SourceArgs, Voice, WorkArgs, format_parser};
+use crate::args::{Common, PartArgs, SourceArgs, WorkArgs, exit_codes, format_parser};
 use crate::failure::Failure;
 use crate::left_out::{Lacking, warn_left_out};
 use crate::losses::warn_truncated;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
 use crate::output::{OutputFormat, print, print_json};
-use crate::progress::Progress;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 use crate::size;
 
 /// Arguments of `measure`.
@@ -29,10 +27,10 @@ use crate::size;
                       qcowtool measure [OPTIONS] --size <SIZE>",
     after_help = concat!(
     "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone. Without -O they
-are of a qcow2 image (qemu-img: of a raw one).
---exact reads the data and tells the length of the file that `qcowtool flatten` would write with the
-same options, to the byte; with an external data file, of both files, and of that file by itself. A
-file system that clones keeps zeros that a source stores as data: --no-reflink leaves them out there.
+are for a qcow2 image (qemu-img: raw).
+--exact reads the data and prints the length of the file that `qcowtool flatten` would write with the
+same options, to the byte; with an external data file, the total of both files, and that of the data file. On a
+file system with reflinks, flatten keeps zeros that a source stores as data, unless --no-reflink is given.
 
 Examples:
   qcowtool measure vm.qcow2
@@ -42,11 +40,7 @@ Examples:
 ", exit_codes!()))]
 pub(crate) struct Measure {
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
-    #[command(flatten)]
-    voice: Voice,
-    #[command(flatten)]
-    sandbox: SandboxArgs,
+    pub(crate) common: Common,
     #[command(flatten)]
     work: WorkArgs,
 
@@ -55,27 +49,27 @@ pub(crate) struct Measure {
           value_parser = format_parser())]
     target_format: Format,
 
-    /// Options of the new image, key=value,...; 'help' lists them
+    /// Creation options, key=value,...; 'help' lists them
     #[arg(short, long = "target-options", value_name = "OPTIONS")]
     options: Vec<OsString>,
 
-    /// Measure an empty disk of this size
+    /// Measure an empty disk of this virtual size
     #[arg(long, value_name = "SIZE", conflicts_with = "path")]
     size: Option<String>,
 
-    /// Read the data, and tell exactly what flatten would write
+    /// Read the data, and print the exact size that flatten would write
     #[arg(long, conflicts_with = "size")]
     exact: bool,
 
-    /// The data is to be compressed (qcow2 only); try how much that gives
+    /// Compress the data (qcow2 only) to find the compressed size
     #[arg(short, long, requires = "exact")]
     compress: bool,
 
-    /// How hard to compress, as for flatten
+    /// Compression level, as for flatten
     #[arg(long, value_name = "N", requires = "compress", allow_negative_numbers = true)]
     compression_level: Option<i32>,
 
-    /// Measure this internal snapshot instead of the current state: id, else name; or snapshot.id=ID, snapshot.name=NAME, or both
+    /// Measure this internal snapshot instead of the current state: an ID or name, or snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
@@ -84,7 +78,7 @@ pub(crate) struct Measure {
     #[command(flatten)]
     part: PartArgs,
 
-    /// The image whose content the new one is to have
+    /// The image whose content the new image will have
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
 }
@@ -105,7 +99,7 @@ impl Measure {
             (None, Some(path)) => {
                 let chain = self.open(path)?;
                 let outcome = measure(&chain, &self.measure_options(&items)?)?;
-                let left_out = warn_left_out(&chain, self.output.output)?;
+                let left_out = warn_left_out(&chain, self.common.format())?;
                 self.print(&outcome, left_out.as_ref())
             }
             (None, None) => {
@@ -122,7 +116,7 @@ impl Measure {
     }
 
     fn run_exact(&self, path: &Path, items: &[Item]) -> Result<(), Failure> {
-        let watch = Watch::start()?;
+        let operation = Operation::start(&self.common, &self.work)?;
         let given = ImageOptions::parse(self.target_format, Purpose::Flatten, items)?;
         let options = FlattenOptions {
             target: given.target()?,
@@ -131,14 +125,12 @@ impl Measure {
             threads: self.work.threads(),
             ..FlattenOptions::default()
         };
-        let progress = Progress::new(self.work.progress(&self.voice));
         let chain = self.open(path)?;
-        let result = exact(&chain, &options, &progress, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result)?;
-        let left_out = warn_left_out(&chain, self.output.output)?;
+        let outcome =
+            operation.run(|observer, cancel| exact(&chain, &options, observer, cancel))?;
+        let left_out = warn_left_out(&chain, self.common.format())?;
         warn_truncated(&outcome.truncated);
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             return print_json(&Lacking { outcome: &outcome, left_out: left_out.as_ref() });
         }
         let mut text = format!("required size: {}\n", outcome.required);
@@ -150,17 +142,15 @@ impl Measure {
 
     fn open(&self, path: &Path) -> qcow::Result<Chain> {
         let open = self.source.open_options(self.snapshot.as_deref());
-        let sandbox = self.sandbox.enter(Plan::new().chain(path, &open))?;
-        self.voice.opening(path, open.format);
-        let chain = self.part.open(path, &open)?;
-        self.voice.opened(&chain);
-        sandbox.all_is_open()?;
+        let session = Session::start(&self.common, Plan::new().chain(path, &open))?;
+        let chain = session.open_chain(path, &open, &self.part)?;
+        session.all_is_open()?;
         Ok(chain)
     }
 
     fn print(&self, outcome: &MeasureOutcome, left_out: Option<&LeftOut>) -> Result<(), Failure> {
         warn_truncated(&outcome.truncated);
-        if self.output.output == OutputFormat::Json {
+        if self.common.format() == OutputFormat::Json {
             return print_json(&Lacking { outcome, left_out });
         }
         let mut text = format!("required size: {}\n", outcome.required);

@@ -12,6 +12,7 @@ mod info;
 mod map;
 mod measure;
 mod migration;
+#[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
 mod rescue;
 

@@ -19,10 +19,10 @@ use migrate::audit::Options;
 use qcow::Error;
 use serde::Serialize;
 
-use crate::args::OutputArgs;
+use crate::args::{OutputArgs, exit_codes};
 use crate::commands::audit::hosts;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say};
+use crate::output::{OutputFormat, eprint_line, print, print_json};
 use crate::signals::Watch;
 
 use self::board::Board;
@@ -36,12 +36,13 @@ const PARTING: Duration = Duration::from_secs(5);
 /// Arguments of `monitor`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Audits as 'qcowtool audit' does, when something happens in a directory that it looks at, and at every interval;
-what running guests write is no such event. It only looks. Directories outside of PATH, and of the pools
-and domains of --connect, are not named.
+    after_help = concat!(
+    "Audits as 'qcowtool audit' does, after file events in the examined directories and at every interval;
+writes of running guests are not such events. Nothing is changed. Only directories in PATH and those of the
+pools and domains of --connect are reported.
 
-Over HTTP: / (a page), /metrics, /audit.json, /graph.svg, /health; GET and HEAD only. Whoever can connect
-can read it: give an address other than a loopback one only where that is meant. The metrics, rules for
+Over HTTP: / (a page), /metrics, /audit.json, /graph.svg, /health; GET and HEAD only. Every client that can
+connect can read it: listen on an address other than loopback only if that is intended. The metrics, rules for
 alerts and a dashboard are in docs/monitor.md.
 
 Examples:
@@ -50,47 +51,45 @@ Examples:
   qcowtool monitor --textfile /var/lib/node_exporter/qcowtool.prom --connect qemu:///system
   qcowtool monitor --once --textfile /var/lib/node_exporter/qcowtool.prom /srv/images
 
-Exit codes:
-  0    stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; with --once: written
-  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written
-  130  with --once: stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP)"
-)]
+", exit_codes!(
+"  0    stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; with --once: written
+  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written")))]
 pub(crate) struct Monitor {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 
-    /// Serve HTTP at this port of this machine, or at this address and port; port 0 takes a free one
+    /// Serve HTTP on this loopback port, or on this address and port; port 0 chooses a free one
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_listen,
           required_unless_present = "textfile")]
     listen: Option<SocketAddr>,
 
-    /// Answer requests that call this host NAME, besides those by address (may be repeated)
+    /// Also accept requests whose Host header is NAME, besides IP addresses (may be repeated)
     #[arg(long, value_name = "NAME", requires = "listen")]
     allow_host: Vec<String>,
 
-    /// Write the metrics to this file after every scan, for a textfile collector
+    /// Write the metrics to this file after each scan, for the node exporter's textfile collector
     #[arg(long, value_name = "FILE")]
     textfile: Option<PathBuf>,
 
-    /// Look again after so many seconds, whatever happens
+    /// Scan at least every SECONDS, even without file events
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     interval: u64,
 
-    /// Look once, write the textfile, and end
+    /// Scan once, write the textfile, and exit
     #[arg(long, requires = "textfile", conflicts_with = "listen")]
     once: bool,
 
-    /// Report chains of more images than this
+    /// Report chains with more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u64).range(1..=200))]
     max_depth: u64,
 
-    /// Look at the pools and domains of this libvirt too (may be repeated)
+    /// Also examine the pools and domains of this libvirt URI (may be repeated)
     #[arg(long, value_name = "URI")]
     connect: Vec<String>,
 
-    /// Directories, with everything below them, and images
+    /// Directories, searched recursively, and images
     #[arg(value_name = "PATH", required_unless_present = "connect")]
     paths: Vec<PathBuf>,
 }
@@ -177,8 +176,8 @@ fn listen(address: SocketAddr, site: Site, format: OutputFormat) -> Result<Serve
     let listener = TcpListener::bind(address).map_err(cannot)?;
     let bound = listener.local_addr().map_err(cannot)?;
     if !bound.ip().is_loopback() {
-        say(format_args!(
-            "qcowtool: warning: whoever reaches {bound} can read the names of images and domains; there is \
+        eprint_line(format_args!(
+            "qcowtool: warning: any client that reaches {bound} can read the names of images and domains; there is \
              no password and no encryption"
         ));
     }

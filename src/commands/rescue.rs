@@ -1,5 +1,5 @@
-//! `qcowtool rescue`: saves a base that was deleted while a process holds it open, or looks for another copy
-//! of one that nobody holds.
+//! `qcowtool rescue`: saves a backing file that was deleted while a process has it open, or searches for
+//! another copy of one that no process has open.
 
 mod text;
 
@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use migrate::ErrorKind;
 use migrate::rescue::{
-    Looked, LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan,
-    search,
+    LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan, search,
 };
 use qcow::chain::Format;
 
@@ -18,8 +17,8 @@ use crate::args::{OutputArgs, format_parser};
 use crate::failure::{Failure, REFUSED};
 use crate::libvirt::connect;
 use crate::output::{OutputFormat, print, print_json};
-use crate::progress::{Progress, When};
-use crate::signals::Watch;
+use crate::progress::When;
+use crate::session::Operation;
 
 /// A file or a process changed meanwhile.
 const CHANGED: u8 = 3;
@@ -29,19 +28,18 @@ const UNVERIFIED: u8 = 4;
 const ENVIRONMENT: u8 = 6;
 
 /// The help's heading of what is said about guests that do not run.
-const STOPPED: &str = "Of a guest that does not run";
+const STOPPED: &str = "Guests that are shut off";
 
 /// Arguments of `rescue`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A guest that runs keeps its base alive after somebody has deleted it. The copy is called
-NAME.rescued-ID, and lies where the file was or in --to; with --restore it gets the file's own
-name, if that is free. What a guest writes to is never copied. As it must look into other
-processes, it needs root, or their user.
+    after_help = "A deleted backing file stays readable while QEMU has it open. Its copy is named NAME.rescued-ID, in the
+directory of the deleted file or in --to; with --restore it gets the original name, if that is free. Images that
+a guest writes to are never copied. The command needs root, or the user of the QEMU process.
 
-Of a guest that does not run, --candidates looks for the base among other files: one is taken for
-it only if its content has the digest of a manifest (qcowtool checksum --manifest). Without one,
-it lists which ranges of the disk are lost.
+For a guest that is shut off, --candidates searches other files for the backing file: a file is accepted only
+if its content has the digest of a manifest (qcowtool checksum --manifest). Without a manifest, the lost
+ranges of the disk are listed.
 
 Examples:
   qcowtool rescue web-1 --dry-run
@@ -51,62 +49,62 @@ Examples:
   qcowtool rescue --candidates /mnt/backup --manifest tpl.manifest web-1.qcow2
 
 Exit codes:
-  0    everything that is gone was saved (and put back, with --restore), or nothing is gone
+  0    every deleted file was saved (and restored, with --restore), or none is deleted
   1    wrong usage; one line on standard error says why
-  2    something was not saved or not put back, because that would not be safe; the rest was
-  3    a file or a process changed meanwhile; there is no copy of that file
-  4    a copy was not equal to the file, and is gone again
-  6    something could not be read, written or looked into
-  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); nothing half-made is left"
+  2    a file was not saved or not restored, because that would not be safe; the others were
+  3    a file or a process changed during the run; that file was not copied
+  4    a copy differed from its file, and was removed
+  6    a file or process could not be read, written or examined
+  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); no partial copy is left"
 )]
 pub(crate) struct Rescue {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 
-    /// The libvirt that the domain is of; it must be this machine's
+    /// libvirt URI of the domain; it must be on this machine
     #[arg(long, value_name = "URI", default_value = "qemu:///system")]
     connect: String,
 
-    /// Look into this process, whatever its program
+    /// Examine this process, whatever its program
     #[arg(long, value_name = "PID", conflicts_with_all = ["qemu_from_proc", "what"])]
     pid: Option<u32>,
 
-    /// Look into all processes of this machine that have images open
+    /// Examine all processes of this machine that have images open
     #[arg(long, conflicts_with = "what")]
     qemu_from_proc: bool,
 
-    /// Make the copies in this directory [default: where the files were]
+    /// Directory for the copies [default: that of the deleted file]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 
-    /// Put what is saved back under its own name, if that is free
+    /// Restore saved files under their original names, if these are free
     #[arg(long)]
     restore: bool,
 
-    /// Say what would be done, and do nothing
+    /// Print the plan without carrying it out
     #[arg(long)]
     dry_run: bool,
 
-    /// Show progress on standard error: as a bar on a terminal, else as lines if 'always'
+    /// Show progress on standard error: as a bar on a terminal; otherwise as lines, only with 'always'
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     progress: When,
 
-    /// Look for the lost base of IMAGE in this directory and below (may be repeated)
+    /// Search this directory recursively for the missing backing file of IMAGE (may be repeated)
     #[arg(long, value_name = "DIR", help_heading = STOPPED,
           conflicts_with_all = ["pid", "qemu_from_proc", "to", "dry_run"])]
     candidates: Vec<PathBuf>,
 
-    /// The base's manifest, or a directory with manifests (checksum --manifest)
+    /// Manifest of the backing file, or a directory of manifests (checksum --manifest)
     #[arg(long, value_name = "FILE", help_heading = STOPPED,
           conflicts_with_all = ["pid", "qemu_from_proc", "to", "dry_run"])]
     manifest: Option<PathBuf>,
 
-    /// Format of IMAGE; left out, its first bytes tell
+    /// Format of IMAGE [default: detect from the header]
     #[arg(short, long, value_name = "FMT", value_parser = format_parser(), help_heading = STOPPED,
           conflicts_with_all = ["pid", "qemu_from_proc"])]
     format: Option<Format>,
 
-    /// The domain, by name or UUID; with --candidates or --manifest, the disk of a guest that does not run
+    /// Name or UUID of the domain; with --candidates or --manifest, the disk of a guest that is shut off
     #[arg(value_name = "DOMAIN|IMAGE", required_unless_present_any = ["pid", "qemu_from_proc"])]
     what: Option<OsString>,
 }
@@ -120,7 +118,9 @@ impl Rescue {
             return self.search(Path::new(image));
         }
         if self.format.is_some() {
-            let error = qcow::Error::usage("--format is of IMAGE, and none is searched for");
+            let error = qcow::Error::usage(
+                "--format applies to IMAGE, which needs --candidates or --manifest",
+            );
             return Err(error.hint("give --candidates or --manifest").into());
         }
         // Where this program has no libvirt, the one that has takes its place here.
@@ -128,7 +128,7 @@ impl Rescue {
             Some(_) => Some(connect(&self.connect)?),
             None => None,
         };
-        let watch = Watch::start()?;
+        let operation = Operation::showing(self.progress)?;
         let whose = match (&host, &self.what, self.pid) {
             (Some(host), Some(name), _) => Whose::Domain {
                 hypervisor: host.hypervisor.as_ref(),
@@ -137,7 +137,8 @@ impl Rescue {
             (_, _, Some(pid)) => Whose::Process(pid),
             _ => Whose::All,
         };
-        let looked = watch.settle_migration(look(&whose, self.to.as_deref(), watch.token()))?;
+        let looked =
+            operation.settle_migration(|cancel| look(&whose, self.to.as_deref(), cancel))?;
         let plan = plan(&looked.facts, &Wishes { restore: self.restore });
         let json = self.output.output == OutputFormat::Json;
         if !json {
@@ -149,7 +150,9 @@ impl Rescue {
             }
             return verdict(code_of_plan(&plan));
         }
-        let outcome = self.save(&plan, &looked, &watch)?;
+        let outcome = operation.run_migration(|observer, cancel| {
+            carry_out(&plan, &looked.facts, &looked.held, observer, cancel)
+        })?;
         match json {
             true => print_json(&outcome)?,
             false => print(text::outcome(&outcome))?,
@@ -159,32 +162,23 @@ impl Rescue {
 
     /// Looks for the base that an image lacks.
     fn search(&self, image: &Path) -> Result<(), Failure> {
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.progress);
-        let found = search(&SearchOptions {
-            image,
-            format: self.format,
-            directories: &self.candidates,
-            manifest: self.manifest.as_deref(),
-            restore: self.restore,
-            observer: &progress,
-            cancel: watch.token(),
-        });
-        progress.finish(found.is_ok());
-        let found = watch.settle_migration(found)?;
+        let found = Operation::showing(self.progress)?.run_migration(|observer, cancel| {
+            search(&SearchOptions {
+                image,
+                format: self.format,
+                directories: &self.candidates,
+                manifest: self.manifest.as_deref(),
+                restore: self.restore,
+                observer,
+                cancel,
+            })
+        })?;
         match self.output.output {
             OutputFormat::Json => print_json(&found)?,
             OutputFormat::Human => print(text::search(&found))?,
         }
         let good = |base: &LostBase| base.is_found() && base.unrestored.is_none();
         verdict(if found.base.as_ref().is_none_or(good) { 0 } else { REFUSED })
-    }
-
-    fn save(&self, plan: &Plan, looked: &Looked, watch: &Watch) -> Result<Outcome, Failure> {
-        let progress = Progress::new(self.progress);
-        let outcome = carry_out(plan, &looked.facts, &looked.held, &progress, watch.token());
-        progress.finish(outcome.is_ok());
-        watch.settle_migration(outcome)
     }
 }
 

@@ -78,7 +78,7 @@ const PREALLOCATION: Spec = spec(
     Key::Preallocation,
     "preallocation",
     Kind::Text,
-    "What gets its space at once: off, metadata (qcow2 only), falloc or full",
+    "Preallocation mode: off, metadata (qcow2 only), falloc or full",
 );
 const SIZE: Spec = spec(Key::Size, "size", Kind::Size, "Virtual size");
 const NOCOW: Spec = spec(Key::Nocow, "nocow", Kind::Switch, "Only off is supported");
@@ -90,25 +90,25 @@ const QCOW2: &[Spec] = &[
     spec(Key::ClusterSize, "cluster_size", Kind::Size, "Cluster size, 512 to 2M"),
     spec(Key::ExtendedL2, "extended_l2", Kind::Switch, "32 subclusters in each cluster"),
     PREALLOCATION,
-    spec(
-        Key::CompressionType,
-        "compression_type",
-        Kind::Text,
-        "How compressed clusters are compressed: zlib or zstd",
-    ),
+    spec(Key::CompressionType, "compression_type", Kind::Text, "Compression type: zlib or zstd"),
     SIZE,
     spec(Key::Compat, "compat", Kind::Text, "Version: 0.10 or v2, 1.1 or v3"),
-    spec(Key::BackingFile, "backing_file", Kind::Text, "The image to stand on; as -b"),
+    spec(Key::BackingFile, "backing_file", Kind::Text, "Backing file; as -b"),
     spec(Key::BackingFormat, "backing_fmt", Kind::Text, "Its format, qcow2 or raw; as -F"),
-    spec(Key::DataFile, "data_file", Kind::Text, "An external file for the guest's data"),
+    spec(Key::DataFile, "data_file", Kind::Text, "External data file"),
     spec(
         Key::DataFileRaw,
         "data_file_raw",
         Kind::Switch,
         "Keep the external data file valid as a raw image",
     ),
-    spec(Key::LazyRefcounts, "lazy_refcounts", Kind::Switch, "Let a writer postpone refcounts"),
-    spec(Key::RefcountBits, "refcount_bits", Kind::Number, "Width of a refcount: 1 to 64 bits"),
+    spec(
+        Key::LazyRefcounts,
+        "lazy_refcounts",
+        Kind::Switch,
+        "Postpone refcount updates (lazy refcounts)",
+    ),
+    spec(Key::RefcountBits, "refcount_bits", Kind::Number, "Refcount width: 1 to 64 bits"),
     NOCOW,
     EXTENT_SIZE_HINT,
 ];
@@ -143,7 +143,7 @@ pub(crate) fn find(format: Format, purpose: Purpose, name: &str) -> Result<&'sta
             Err(Error::usage("option 'size': a flattened image has the size of its source"))
         }
         (Purpose::Flatten, Key::BackingFile | Key::BackingFormat) => {
-            Err(Error::usage(format!("option '{name}': a flattened image stands on no other")))
+            Err(Error::usage(format!("option '{name}': a flattened image has no backing file")))
         }
         _ => Ok(spec),
     }

@@ -3,6 +3,7 @@
 
 mod canvas;
 mod draw;
+mod file;
 mod graph;
 mod tally;
 
@@ -11,15 +12,13 @@ use std::path::Path;
 use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::drawing::IntoDrawingArea;
 use plotters::style::{FontStyle, register_font};
-use qcow::io::Replace;
-use qcow::ops::begin;
 use qcow::{Error, Result};
 
-use crate::output::warn;
 use canvas::{Canvas, FONT};
-pub(crate) use draw::Bands;
+use draw::Bands;
+pub(crate) use file::PictureFile;
 pub(crate) use graph::Graph;
-pub(crate) use tally::Tally;
+use tally::Tally;
 
 /// Bitmaps have this many pixels for each unit of the drawing, so that text is crisp.
 const PIXELS: i32 = 2;
@@ -101,17 +100,6 @@ pub(crate) fn draw(kind: Kind, picture: &impl Picture) -> Result<Vec<u8>> {
 fn on<B: DrawingBackend>(picture: &impl Picture, canvas: &Canvas<'_, B>) -> Result<()> {
     picture.on(canvas)?;
     canvas.present()
-}
-
-/// Writes a picture under its name when it is whole.
-///
-/// # Errors
-/// As [`begin`].
-pub(crate) fn write(path: &Path, bytes: &[u8], replace: Replace) -> Result<()> {
-    let output = begin(path, replace)?;
-    output.write_at(bytes, 0)?;
-    warn(&output.publish()?);
-    Ok(())
 }
 
 fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {

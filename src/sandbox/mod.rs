@@ -21,9 +21,9 @@ pub enum Mode {
     /// As much as the kernel offers
     #[default]
     Auto,
-    /// All of it, or nothing is done
+    /// All of it; fail if the kernel cannot
     On,
-    /// None
+    /// No sandbox
     Off,
 }
 
@@ -44,7 +44,7 @@ impl Sandbox {
     pub fn enter(mode: Mode, plan: Plan) -> Result<Self> {
         if mode != Mode::Off {
             no_core_dumps();
-            insist(mode, files::restrict(&plan.before()), "files cannot be taken from it")?;
+            insist(mode, files::restrict(&plan.before()), "file access cannot be restricted")?;
             insist(mode, calls::restrict(), "system calls cannot be filtered")?;
         }
         Ok(Self { mode, plan })
@@ -58,7 +58,7 @@ impl Sandbox {
         if self.mode == Mode::Off {
             return Ok(());
         }
-        insist(self.mode, files::restrict(&self.plan.after()), "files cannot be taken from it")
+        insist(self.mode, files::restrict(&self.plan.after()), "file access cannot be restricted")
     }
 }
 
@@ -66,9 +66,9 @@ impl Sandbox {
 fn insist(mode: Mode, enforced: Result<(), String>, what: &str) -> Result<()> {
     match (mode, enforced) {
         (Mode::On, Err(why)) => Err(Error::denied(format!(
-            "the sandbox that was asked for cannot be had: {what}: {why}"
+            "the requested sandbox is not available: {what}: {why}"
         ))
-        .hint("it needs Linux 5.13 with seccomp and Landlock; --sandbox auto takes what there is")),
+        .hint("it needs Linux 5.13 with seccomp and Landlock; --sandbox auto uses what the kernel offers")),
         _ => Ok(()),
     }
 }
@@ -91,11 +91,14 @@ mod tests {
     #[test]
     fn only_who_insists_is_refused_and_the_error_says_what_is_missing_and_what_to_do() {
         let missing = || Err("Function not implemented".to_owned());
-        assert!(insist(Mode::Auto, missing(), "files cannot be taken from it").is_ok());
-        assert!(insist(Mode::On, Ok(()), "files cannot be taken from it").is_ok());
-        let error = insist(Mode::On, missing(), "files cannot be taken from it").unwrap_err();
+        assert!(insist(Mode::Auto, missing(), "file access cannot be restricted").is_ok());
+        assert!(insist(Mode::On, Ok(()), "file access cannot be restricted").is_ok());
+        let error = insist(Mode::On, missing(), "file access cannot be restricted").unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("files cannot be taken from it: Function not implemented"), "{text}");
+        assert!(
+            text.contains("file access cannot be restricted: Function not implemented"),
+            "{text}"
+        );
         assert!(text.contains("--sandbox auto"), "{text}");
     }
 }

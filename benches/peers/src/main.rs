@@ -239,8 +239,8 @@ fn report(rows: &[Row], random: &[Row], cli: &Cli) -> Result<String> {
     let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output()?.stdout;
     let mut text = format!(
         "# Readers in Rust\n\n\
-         The whole disk read from start to end in pieces of 2 MiB, and its CRC-32 taken, which was the same for all: qcow (this \
-         project) beside imago {} and qcow2-rs {}. {cores} cores, {} MiB of data, median of {}, warm cache, {}. Written by \
+         The whole disk read from start to end in pieces of 2 MiB, and its CRC-32 computed, which was the same for all: qcow (this \
+         project), imago {} and qcow2-rs {}. {cores} cores, {} MiB of data, median of {}, warm cache, {}. Written by \
          `make bench-peers`.\n\n\
          | disk | reader | time | data per second | peak memory |\n|---|---|--:|--:|--:|\n",
         version("imago"),

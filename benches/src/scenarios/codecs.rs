@@ -44,7 +44,7 @@ pub(super) fn make(setting: &Setting) -> Result<Made> {
         )?,
     ];
     let remark = format!(
-        "The file system is ext4 with the first {} of this machine's /usr, by name: other machines have other files.",
+        "The file system is ext4 with the first {} of this machine's /usr, by name: the files differ between machines.",
         said(data)
     );
     Ok(Made::Cases { cases, remark: Some(remark), mount: None })

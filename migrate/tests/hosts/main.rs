@@ -3,6 +3,10 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 mod audit_remote;
+#[path = "../../examples/plan.rs"]
+#[allow(dead_code)]
+mod example;
+mod examples;
 mod journal_crash;
 #[cfg(feature = "libvirt")]
 mod libvirt_hosts;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::Format;
@@ -313,9 +313,61 @@ impl<'de> Visitor<'de> for OptionsVisitor {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
+/// The value of a member. Read by hand: a derived reader needs a procedural macro, which a program that only reads
+/// images should not have to build.
 enum Member {
     Nested(Options),
     Plain(Value),
+}
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_any(MemberVisitor)
+    }
+}
+
+struct MemberVisitor;
+
+impl<'de> Visitor<'de> for MemberVisitor {
+    type Value = Member;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<Member, A::Error> {
+        OptionsVisitor.visit_map(members).map(Member::Nested)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> std::result::Result<Member, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = values.next_element()? {
+            list.push(value);
+        }
+        Ok(Member::Plain(Value::Array(list)))
+    }
+
+    fn visit_str<E>(self, text: &str) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(text.into()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(value.into()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(number.into()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(number.into()))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(number.into()))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Member, E> {
+        Ok(Member::Plain(Value::Null))
+    }
 }

@@ -26,12 +26,14 @@ use crate::{Error, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
+#[cfg(feature = "ops")]
 pub(crate) use foreign::END;
 pub use foreign::Foreign;
 pub use format::Format;
 pub use layer::Layer;
 use name::ImageName;
 pub use name::WorkingDirectory;
+#[cfg(feature = "serde")]
 pub(crate) use name::path_text;
 pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
 pub use stated::{BackingFormats, FormatSource};

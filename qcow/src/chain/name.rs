@@ -194,6 +194,7 @@ pub(super) fn network(protocol: &str) -> Error {
 }
 
 /// File names need not be UTF-8; JSON must be.
+#[cfg(feature = "serde")]
 pub(crate) fn path_text<S: serde::Serializer>(
     path: &Path,
     serializer: S,

@@ -6,6 +6,7 @@
 mod deflate;
 mod zero;
 mod zlib;
+#[cfg_attr(not(feature = "zstd"), path = "no_zstd.rs")]
 mod zstd;
 
 use std::ops::RangeInclusive;
@@ -43,7 +44,8 @@ impl Decompressor {
     /// A decompressor for images with this compression type.
     ///
     /// # Errors
-    /// [`Io`](crate::ErrorKind::Io) if the codec gets no memory.
+    /// [`Io`](crate::ErrorKind::Io) if the codec gets no memory, [`Unsupported`](crate::ErrorKind::Unsupported)
+    /// for zstd in a build without the feature `zstd`.
     pub fn new(codec: Codec) -> Result<Self> {
         Ok(Self(match codec {
             Codec::Zlib => Decode::Zlib(zlib::Decode::new()?),
@@ -81,7 +83,8 @@ impl Compressor {
     ///
     /// # Errors
     /// [`Usage`](crate::ErrorKind::Usage) if the codec has no such level,
-    /// [`Io`](crate::ErrorKind::Io) if it gets no memory.
+    /// [`Io`](crate::ErrorKind::Io) if it gets no memory, [`Unsupported`](crate::ErrorKind::Unsupported)
+    /// for zstd in a build without the feature `zstd`.
     pub fn new(codec: Codec, level: Option<i32>) -> Result<Self> {
         Ok(Self(match codec {
             Codec::Zlib => Encode::Zlib(zlib::Encode::new(level)?),
@@ -104,7 +107,8 @@ impl Compressor {
     }
 }
 
-/// The levels that this codec has, from the fastest to the smallest output.
+/// The levels that this codec has, from the fastest to the smallest output. None for zstd in a build without
+/// the feature `zstd`.
 ///
 /// ```
 /// use qcow::codec::{Codec, levels};
@@ -113,7 +117,7 @@ impl Compressor {
 pub fn levels(codec: Codec) -> RangeInclusive<i32> {
     match codec {
         Codec::Zlib => ZLIB_LEVELS,
-        Codec::Zstd => ::zstd::compression_level_range(),
+        Codec::Zstd => zstd::levels(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! zstd clusters: frames, one after the other, until the cluster is full.
 
 use std::io;
+use std::ops::RangeInclusive;
 
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{compress_bound, find_frame_compressed_size, get_error_name};
@@ -65,15 +66,17 @@ fn check_window(frame: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// libzstd's levels; those below zero are faster than 1.
+pub(super) fn levels() -> RangeInclusive<i32> {
+    zstd::compression_level_range()
+}
+
 /// Compresses clusters, each into one frame.
 pub(super) struct Encode(Compressor<'static>);
 
 impl Encode {
     pub(super) fn new(level: Option<i32>) -> Result<Self> {
-        let level = check_level(
-            level.unwrap_or(zstd::DEFAULT_COMPRESSION_LEVEL),
-            zstd::compression_level_range(),
-        )?;
+        let level = check_level(level.unwrap_or(zstd::DEFAULT_COMPRESSION_LEVEL), levels())?;
         Compressor::new(level).map(Self).map_err(|error| failed("could not set up zstd", error))
     }
 

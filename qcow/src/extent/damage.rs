@@ -1,13 +1,11 @@
 //! What of a disk could not be read, for operations that go on past damage.
 
-use serde::Serialize;
-
 use crate::chain::Layer;
 use crate::image::Fault;
 
 /// A range of the guest's disk that could not be read. Offsets and lengths are in bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub struct Damage {
     /// Where it starts on the guest's disk.
@@ -19,7 +17,7 @@ pub struct Damage {
     /// The name of that layer's file; bytes that are not UTF-8 are replaced.
     pub filename: String,
     /// What could not be read or understood, for example `"L2 table"`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     pub structure: Option<&'static str>,
     /// Why; of a range in which several neighbours are damaged, the reason of the first.
     pub reason: String,

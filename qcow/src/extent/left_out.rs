@@ -1,7 +1,5 @@
 //! What a chain leaves to a backing file that was not opened.
 
-use serde::Serialize;
-
 use super::ExtentKind;
 use crate::Result;
 use crate::chain::{Chain, Layer};
@@ -11,8 +9,8 @@ const MOST_RANGES: usize = 1_000_000;
 
 /// What of the disk comes from a backing file that was not opened: it reads as zeros, and need not be
 /// zeros. Bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub struct LeftOut {
     /// All of it together.
@@ -24,8 +22,8 @@ pub struct LeftOut {
 }
 
 /// A range of the guest's disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 pub struct LeftOutRange {
     /// Where it starts.
     pub start: u64,

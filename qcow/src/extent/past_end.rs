@@ -7,20 +7,18 @@ use std::sync::Arc;
 
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::ExtentKind;
 use crate::Result;
 use crate::chain::{Chain, Layer};
 use crate::image::{Run, RunKind};
 
 /// A file of a chain that ends before what its image refers to. Sizes are in bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub struct Truncation {
     /// The file.
-    #[serde(serialize_with = "crate::chain::path_text")]
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::chain::path_text"))]
     pub filename: PathBuf,
     /// Where it ends.
     pub file_length: u64,

@@ -25,7 +25,9 @@ pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
-pub(crate) use skeleton::{Skeleton, read_area};
+#[cfg(feature = "ops")]
+pub(crate) use skeleton::Skeleton;
+pub(crate) use skeleton::read_area;
 pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 
 /// Bytes that [`Header::peek`] needs.

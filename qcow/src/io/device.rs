@@ -56,10 +56,11 @@ impl Existing {
             .custom_flags(i32::try_from(flags).unwrap_or_default())
             .open(path)
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::ResourceBusy => {
-                    Error::io("the device is mounted, or another process has it open", error)
-                        .hint("unmount it, or stop the process that uses it, then try again")
-                }
+                std::io::ErrorKind::ResourceBusy => Error::io(
+                    "the device is in use: it is mounted, or another process has it open",
+                    error,
+                )
+                .hint("unmount it, or stop the process that uses it, then try again"),
                 _ => Error::io("could not open for writing", error),
             })?;
         let twin = file.try_clone().map_err(|error| Error::io("could not open twice", error))?;

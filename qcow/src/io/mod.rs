@@ -1,7 +1,10 @@
 //! Where bytes live: the [`Storage`] trait, files, memory, and atomically replaced outputs.
 
+#[cfg(feature = "ops")]
 mod buffer;
+#[cfg(feature = "ops")]
 mod clone;
+#[cfg(feature = "ops")]
 mod device;
 mod direct;
 mod file;
@@ -9,7 +12,9 @@ mod in_place;
 mod lock;
 mod memory;
 mod names;
+#[cfg(feature = "ops")]
 mod output;
+#[cfg(feature = "ops")]
 mod replaced;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
@@ -19,15 +24,20 @@ use std::fmt;
 
 use crate::{Error, Remedy, Result};
 
+#[cfg(feature = "ops")]
 pub(crate) use buffer::Buffer;
+#[cfg(feature = "ops")]
 pub(crate) use clone::{FileSystem, clone_range, copy_range};
 pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
 pub use in_place::WritableFile;
 pub use lock::Access;
 pub use memory::MemoryStorage;
 pub use names::{rename_to_free_name, sync_directory};
+#[cfg(feature = "ops")]
 pub use output::OutputFile;
+#[cfg(feature = "ops")]
 pub(crate) use output::Unnamed;
+#[cfg(feature = "ops")]
 pub use replaced::Replace;
 
 /// Random access to bytes, for reading: what has this type cannot write. All methods take `&self`, so that

@@ -254,25 +254,35 @@ pub(super) struct DataFile<'a> {
 }
 
 impl DataFile<'_> {
-    /// Starts the file for the image that will be at `image`.
+    /// Starts the file for the image that will be at `image`, and preallocates it.
     pub(super) fn create(
         &self,
         image: &Path,
         replace: Replace,
         cancel: &CancelToken,
     ) -> Result<OutputFile> {
+        let output = self.begin(image, replace)?;
+        self.preallocate(&output, cancel)?;
+        Ok(output)
+    }
+
+    /// Starts the file for the image that will be at `image`.
+    pub(super) fn begin(&self, image: &Path, replace: Replace) -> Result<OutputFile> {
         let name = self.name;
         let path = image.parent().map_or_else(|| name.to_path_buf(), |parent| parent.join(name));
         if path == image {
             return Err(Error::usage("an image cannot be its own data file").file(image));
         }
-        let output = begin(&path, replace)?;
+        begin(&path, replace)
+    }
+
+    /// Gives the file its length, and space or zeros if the image is to have them.
+    pub(super) fn preallocate(&self, output: &OutputFile, cancel: &CancelToken) -> Result<()> {
         let how = match self.preallocation {
             Preallocation::Metadata => Preallocation::Off,
             other => other,
         };
-        preallocate_raw(&output, self.size, how, cancel)?;
-        Ok(output)
+        preallocate_raw(output, self.size, how, cancel)
     }
 }
 

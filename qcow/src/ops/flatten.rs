@@ -1,5 +1,6 @@
 //! Makes one standalone image out of a whole chain.
 
+mod job;
 mod qcow2;
 mod raw;
 mod sinks;
@@ -19,7 +20,7 @@ use crate::chain::{Chain, Foreign, Format};
 use crate::extent::Truncation;
 use crate::io::{OutputFile, Replace};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
-pub use stream::{flatten_from_stream, flatten_to_stream};
+pub use job::FlattenJob;
 
 /// How to flatten.
 #[derive(Debug, Clone, Default)]
@@ -134,27 +135,7 @@ pub fn flatten(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
-    if chain.contains_file(path) {
-        return Err(Error::usage("the target is one of the images being read").file(path));
-    }
-    if options.salvage && options.digest {
-        return Err(Error::usage("a digest of an image with damage would be of another content")
-            .hint("take it of the new image"));
-    }
-    // Where a sector cannot be read, the page cache loses what it would read together with it.
-    if options.direct || options.salvage {
-        chain.read_direct();
-    }
-    let (format, done) = match &options.target {
-        TargetOptions::Raw(target) => {
-            (Format::Raw, raw::flatten(chain, path, target, options, observer, cancel)?)
-        }
-        TargetOptions::Qcow2(target) => {
-            (Format::Qcow2, qcow2::flatten(chain, path, target, options, observer, cancel)?)
-        }
-    };
-    let outcome = outcome(path, format, chain.virtual_size(), done);
-    with_losses(chain, &options.target, outcome)
+    FlattenJob::begin(chain, path, options)?.run(observer, cancel)
 }
 
 /// Adds what of the source is not in the new image.
@@ -262,48 +243,34 @@ fn runs_of(bytes: &[u8], size: usize, keep: impl Fn(&[u8]) -> bool) -> Vec<(usiz
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::sync::Mutex;
-
     use super::*;
     use crate::chain::OpenOptions;
     use crate::ops::create::{CreateOptions, create};
 
-    /// Counts what is in a directory when all is open, and ends the operation there.
-    struct Gate<'a>(&'a Path, Mutex<Cell<usize>>);
-
-    impl Observer for Gate<'_> {
-        fn progress(&self, _done: u64, _total: u64) {
-            panic!("work was done before");
-        }
-
-        fn opened(&self) -> Result<()> {
-            self.1.lock().unwrap().set(std::fs::read_dir(self.0).unwrap().count());
-            Err(Error::denied("no further"))
-        }
-    }
-
     #[test]
-    fn outputs_are_begun_when_all_is_open_and_an_observer_can_end_it_there() {
+    fn all_files_are_open_after_begin_and_a_job_that_is_not_run_leaves_none() {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("source");
         create(&source, &CreateOptions { size: Some(1 << 20), ..Default::default() }).unwrap();
         let chain = Chain::open(&source, &OpenOptions::default()).unwrap();
         let data_file = Some("data".into());
         let with_data = crate::ops::Qcow2Options { data_file, ..Default::default() };
-        for (target, begun) in [
-            (TargetOptions::default(), 1),
-            (TargetOptions::Qcow2(with_data), 2),
-            (TargetOptions::Raw(crate::ops::RawOptions::default()), 1),
-        ] {
+        let raw = TargetOptions::Raw(crate::ops::RawOptions::default());
+        let count = |path: &Path| std::fs::read_dir(path).unwrap().count();
+        for (target, begun) in
+            [(TargetOptions::default(), 1), (TargetOptions::Qcow2(with_data), 2), (raw, 1)]
+        {
             let out = tempfile::tempdir().unwrap();
-            let gate = Gate(out.path(), Mutex::default());
             let options = FlattenOptions { target, ..Default::default() };
-            let target = out.path().join("target");
-            let error = flatten(&chain, &target, &options, &gate, &CancelToken::new()).unwrap_err();
-            assert!(error.to_string().contains("no further"), "{error}");
-            assert_eq!(gate.1.lock().unwrap().get(), begun);
-            assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+            let path = out.path().join("target");
+            let job = FlattenJob::begin(&chain, &path, &options).unwrap();
+            assert_eq!(count(out.path()), begun);
+            drop(job);
+            assert_eq!(count(out.path()), 0);
+            // No name is looked up any more once it has begun.
+            let job = FlattenJob::begin(&chain, &path, &options).unwrap();
+            job.run(&crate::Silent, &CancelToken::new()).unwrap();
+            assert_eq!(count(out.path()), begun);
         }
     }
 

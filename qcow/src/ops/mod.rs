@@ -4,6 +4,7 @@ pub mod check;
 pub mod checksum;
 pub mod compare;
 pub mod create;
+#[cfg(feature = "digest")]
 pub mod digest;
 pub mod flatten;
 pub mod info;

@@ -167,7 +167,7 @@ mod panics {
                 scope.spawn(|| catch_unwind(AssertUnwindSafe(|| sequencer.worker(work))));
             }
         });
-        assert!(turns.finish().unwrap_err().to_string().contains("died"));
+        assert!(sequencer.finish().unwrap_err().to_string().contains("died"));
     }
 }
 
@@ -299,7 +299,7 @@ mod tests {
                 return Err(Error::limit("first"));
             }
             // Whoever is sent home by it may fail as well.
-            turns.in_turn(number, 1, |_| Ok(()))?.ok_or_else(|| Error::usage("later"))
+            sequencer.in_turn(number, 1, |_| Ok(()))?.ok_or_else(|| Error::usage("later"))
         };
         all_orders(3, work, |order| assert_eq!(order.unwrap_err().kind(), ErrorKind::Limit));
     }

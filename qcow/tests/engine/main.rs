@@ -3,5 +3,6 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 mod chains;
+mod examples;
 mod format_properties;
 mod threads;

@@ -13,7 +13,7 @@ pub(in crate::commands) fn metrics(report: &Report) -> String {
     let summary = &report.summary;
     let gauges = [
         ("images", "Images that were found.", summary.images),
-        ("overlays", "Images that stand on others.", summary.overlays),
+        ("overlays", "Images with a backing file.", summary.overlays),
         ("domains", "Domains of the hosts that were asked.", summary.domains),
         ("deepest_chain_images", "Images of the deepest chain.", summary.deepest),
         ("allocated_bytes", "Bytes allocated for all images.", summary.allocated),

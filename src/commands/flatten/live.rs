@@ -9,22 +9,22 @@ use migrate::driver::Hypervisor;
 use migrate::journal::DomainLock;
 use migrate::live::{self, Flattened, LivePlan, Looked, Mark, Means, Method, Options};
 
-use crate::args::Voice;
+use crate::args::Verbosity;
 use crate::commands::migration::{State, refuse};
 use crate::failure::Failure;
 use crate::libvirt::connect;
-use crate::output::{OutputFormat, complain, print, print_json, say, shown};
+use crate::output::{OutputFormat, eprint_line, eprint_lines, print, print_json, shown};
 use crate::progress::{Progress, When};
 use crate::signals::Watch;
 use crate::size::{self, human};
 
 /// The help's heading of all this.
-const LIVE: &str = "Guests that run";
+const LIVE: &str = "Running guests";
 
 /// What belongs to `--live`.
 #[derive(Debug, Args)]
 pub(crate) struct LiveArgs {
-    /// Flatten the disk DISK of the running guest DOMAIN, through libvirt; it goes on meanwhile
+    /// Flatten the disk DISK of the running guest DOMAIN through libvirt, without stopping the guest
     #[arg(long, help_heading = LIVE, conflicts_with_all = [
         "target_format", "compress", "options", "digest", "force", "snapshot", "threads", "format",
         "force_share", "backing_format", "raw_despite_magic", "alone", "allow_dirs", "max_depth", "no_reflink", "salvage", "size", "untrusted",
@@ -32,30 +32,30 @@ pub(crate) struct LiveArgs {
     ])]
     live: bool,
 
-    /// The libvirt of the guest's host, which must be this machine
+    /// libvirt URI of the guest's host, which must be this machine
     #[arg(long, value_name = "URI", default_value = "qemu:///system", requires = "live",
           help_heading = LIVE)]
     connect: String,
 
-    /// Fill the disk's own image, or copy it into a new one that the guest then uses
+    /// Pull the backing data into the active image, or copy the disk to a new image that the guest then uses
     #[arg(long, value_enum, value_name = "METHOD", default_value = "pull", requires = "live",
           help_heading = LIVE)]
     method: MethodArg,
 
-    /// The new image of a copy [default: the old one's name with -flat]
+    /// Destination of --method copy [default: the active image's name with -flat]
     #[arg(long, value_name = "PATH", requires = "live", help_heading = LIVE)]
     target: Option<PathBuf>,
 
-    /// Bytes a second, such as 100M
+    /// Bandwidth limit in bytes per second, such as 100M
     #[arg(long, value_name = "RATE", value_parser = size::parse, requires = "live",
           help_heading = LIVE)]
     bandwidth: Option<u64>,
 
-    /// Abort a job that has not ended after so many seconds
+    /// Abort the job if it has not ended after SECONDS
     #[arg(long, value_name = "SECONDS", requires = "live", help_heading = LIVE)]
     timeout: Option<u64>,
 
-    /// Only say what would be done
+    /// Print the plan without carrying it out
     #[arg(long, requires = "live", help_heading = LIVE)]
     dry_run: bool,
 
@@ -81,7 +81,7 @@ impl LiveArgs {
         domain: &Path,
         disk: &Path,
         format: OutputFormat,
-        voice: &Voice,
+        verbosity: &Verbosity,
         progress: When,
     ) -> Result<(), Failure> {
         let (domain, disk) = (domain.to_string_lossy(), disk.to_string_lossy());
@@ -93,7 +93,9 @@ impl LiveArgs {
         let state = self.state.directory();
         if self.dry_run {
             if Mark::read(state, uuid, name)?.is_some() {
-                say("note: an earlier run was cut off; without --dry-run this goes on with it");
+                eprint_line(
+                    "note: an earlier run was interrupted; without --dry-run this command continues it",
+                );
             }
             let plan = plan(&looked, &options, format)?;
             return match format {
@@ -105,12 +107,12 @@ impl LiveArgs {
         let shown = Progress::new(progress);
         let means =
             Means { hypervisor: &*hypervisor, state, observer: &shown, cancel: watch.token() };
-        let done = self.carry_out(&means, looked, &options, (format, voice), &watch);
+        let done = self.carry_out(&means, looked, &options, (format, verbosity), &watch);
         shown.finish(done.is_ok());
         let done = done?;
         match format {
             OutputFormat::Json => print_json(&done),
-            OutputFormat::Human if voice.quiet => Ok(()),
+            OutputFormat::Human if verbosity.quiet => Ok(()),
             OutputFormat::Human => print(outcome(&done)),
         }
     }
@@ -120,13 +122,13 @@ impl LiveArgs {
         means: &Means<'_>,
         mut looked: Looked,
         options: &Options,
-        (format, voice): (OutputFormat, &Voice),
+        (format, verbosity): (OutputFormat, &Verbosity),
         watch: &Watch,
     ) -> Result<Flattened, Failure> {
         let (uuid, name) = (looked.facts.domain.uuid.clone(), looked.facts.disk.target.clone());
         if let Some(mark) = Mark::read(means.state, &uuid, &name)? {
-            if !voice.quiet {
-                say("going on with an earlier run that was cut off");
+            if !verbosity.quiet {
+                eprint_line("continuing an interrupted run");
             }
             if let Some(done) = watch.settle_migration(live::go_on(mark, means))? {
                 return Ok(done);
@@ -134,8 +136,8 @@ impl LiveArgs {
             looked = again(means.hypervisor, &uuid, &name, options)?;
         }
         let plan = plan(&looked, options, format)?;
-        if voice.verbose {
-            complain(&in_words(&plan))?;
+        if verbosity.verbose {
+            eprint_lines(&in_words(&plan))?;
         }
         // What was deleted stays open until all is done.
         let Looked { cover, held, .. } = looked;
@@ -172,7 +174,7 @@ fn again(
 /// The plan; if there is none, what is in the way has been printed.
 fn plan(looked: &Looked, options: &Options, format: OutputFormat) -> Result<LivePlan, Failure> {
     live::plan(&looked.facts, options)
-        .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))
+        .map_err(|refusals| refuse(refusals, format, |text| eprint_lines(&text)))
 }
 
 fn in_words(plan: &LivePlan) -> String {
@@ -180,7 +182,7 @@ fn in_words(plan: &LivePlan) -> String {
     let _ = match plan.method {
         Method::Pull => writeln!(
             text,
-            "{}, disk {}: '{}' is filled with what is below it, {} at most",
+            "{}, disk {}: up to {} are pulled from the backing chain into '{}'",
             plan.domain,
             plan.disk,
             shown(&plan.image),
@@ -220,21 +222,17 @@ fn outcome(done: &Flattened) -> String {
     let seconds = done.elapsed_ms / 1000;
     let tenths = done.elapsed_ms % 1000 / 100;
     let mut text = format!(
-        "{}, disk {}: '{}' stands alone after {seconds}.{tenths} s, {} long\n",
+        "{}, disk {}: '{}' is standalone after {seconds}.{tenths} s, {} long\n",
         done.domain,
         done.disk,
         shown(&done.image),
         human(done.length_bytes)
     );
     if done.method == Method::Pull {
-        let _ = writeln!(
-            text,
-            "the guest stood still for {} ms, so that all is on the disk",
-            done.paused_ms
-        );
+        let _ = writeln!(text, "the guest was paused for {} ms to flush the disk", done.paused_ms);
     }
     if done.tables_compared {
-        text.push_str("what the tables on the disk lead to is what all layers held\n");
+        text.push_str("the tables on the disk were compared with those of the original chain: the content is the same\n");
     }
     for path in &done.left {
         let _ = writeln!(text, "no longer used: '{}'", shown(path));

@@ -8,16 +8,15 @@ use std::path::Path;
 use qcow::chain::{Chain, Format};
 use qcow::extent::LeftOut;
 use qcow::io::FileStorage;
-use qcow::ops::flatten::{FlattenOptions, FlattenOutcome, flatten_from_stream, flatten_to_stream};
+use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
 use qcow::{Error, Result};
 
-use super::{Closing, Flatten};
+use super::Flatten;
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
 use crate::output::{OutputFormat, warn_line};
-use crate::progress::Progress;
 use crate::sandbox::Plan;
-use crate::signals::Watch;
+use crate::session::{Operation, Session};
 use crate::size;
 
 /// Whether the name means standard input or output.
@@ -34,32 +33,32 @@ impl Flatten {
     ) -> Result<(FlattenOutcome, Option<LeftOut>), Failure> {
         if self.device || self.no_create || self.direct {
             return Err(
-                Error::usage("--device, -n and --direct are for a target with a name").into()
+                Error::usage("--device, -n and --direct need a destination with a name").into()
             );
         }
         let stdout = io::stdout();
         if stdout.is_terminal() {
-            return Err(Error::usage("an image is not for a terminal")
-                .hint("give the name of a file, or send standard output to a file or a program")
+            return Err(Error::usage("refusing to write an image to a terminal")
+                .hint("name a file, or redirect standard output to a file or a program")
                 .into());
         }
         let output = own(stdout)?;
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.work.progress(&self.voice));
+        let operation = Operation::start(&self.common, &self.work)?;
         let open = self.source.open_options(self.snapshot.as_deref());
-        let sandbox = self.sandbox.enter(Plan::new().chain(src, &open))?;
-        self.voice.opening(src, open.format);
-        let chain = self.part.open(src, &open)?;
-        if self.output.output == OutputFormat::Human {
-            self.voice.opened(&chain);
-        }
+        let session = Session::start(&self.common, Plan::new().chain(src, &open))?;
+        let chain = match self.common.format() {
+            OutputFormat::Human => session.open_chain(src, &open, &self.part)?,
+            // Standard error is for the outcome.
+            OutputFormat::Json => session.open_without_warnings(src, &open, &self.part)?,
+        };
         refuse_source(&chain, &output)?;
-        let observer = Closing { progress: &progress, sandbox: &sandbox };
-        let result = flatten_to_stream(&chain, output, options, &observer, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result)?;
+        let outcome = operation.run(|observer, cancel| {
+            let job = FlattenJob::begin_to_stream(&chain, output, options)?;
+            session.all_is_open()?;
+            job.run(observer, cancel)
+        })?;
         // Standard error has the outcome, as JSON with all of this.
-        let left_out = match self.output.output {
+        let left_out = match self.common.format() {
             OutputFormat::Human => warn_left_out(&chain, OutputFormat::Human)?,
             OutputFormat::Json => chain.left_out()?,
         };
@@ -73,11 +72,11 @@ impl Flatten {
         options: &FlattenOptions,
     ) -> Result<FlattenOutcome, Failure> {
         if is_stream(dst) {
-            return Err(Error::usage("nothing to do between two streams").into());
+            return Err(Error::usage("source and destination cannot both be streams").into());
         }
         if self.source.format.is_some_and(|format| format != Format::Raw) {
             return Err(Error::usage("only a raw image can be read from a stream")
-                .hint("a qcow2 image says where its data is in places that may come last: name a file")
+                .hint("a qcow2 image cannot be read sequentially: its tables may come after its data. Name a file")
                 .into());
         }
         if self.snapshot.is_some() {
@@ -89,17 +88,17 @@ impl Flatten {
         let options = &FlattenOptions { raw_stated, ..options.clone() };
         let stdin = io::stdin();
         if stdin.is_terminal() {
-            return Err(Error::usage("an image does not come from a terminal").into());
+            return Err(Error::usage("refusing to read an image from a terminal").into());
         }
         let size = self.size.as_deref().map(size::parse_disk).transpose()?;
-        let watch = Watch::start()?;
-        let progress = Progress::new(self.work.progress(&self.voice));
+        let operation = Operation::start(&self.common, &self.work)?;
         let input = own(stdin)?;
-        let sandbox = self.sandbox.enter(self.outputs(dst, options))?;
-        let observer = Closing { progress: &progress, sandbox: &sandbox };
-        let result = flatten_from_stream(input, size, dst, options, &observer, watch.token());
-        progress.finish(result.is_ok());
-        let outcome = watch.settle(result)?;
+        let session = Session::start(&self.common, self.outputs(dst, options))?;
+        let outcome = operation.run(|observer, cancel| {
+            let job = FlattenJob::begin_from_stream(input, size, dst, options)?;
+            session.all_is_open()?;
+            job.run(observer, cancel)
+        })?;
         if let Some(looks) = outcome.looks_like {
             warn_line(format_args!(
                 "standard input is read as raw, as stated, although it looks like {looks}"

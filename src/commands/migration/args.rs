@@ -15,16 +15,16 @@ use crate::size;
 /// Where guests go, and how that host's files are reached.
 #[derive(Debug, Args)]
 pub(super) struct DestinationArgs {
-    /// The libvirt of the destination as both hosts reach it, or dir:DIRECTORY
+    /// libvirt URI of the destination, as both hosts reach it, or dir:DIRECTORY
     #[arg(long, value_name = "URI")]
     to: String,
 
-    /// Reach the destination's files by this command and the qcowtool there, such as 'ssh host-b';
-    /// left out, through its libvirt alone
+    /// Access the destination's files through this command and the qcowtool there, such as 'ssh host-b'
+    /// [default: through libvirt's storage API alone]
     #[arg(short = 'e', long, value_name = "COMMAND")]
     rsh: Option<String>,
 
-    /// qcowtool at the other end of --rsh
+    /// Path of qcowtool on the destination, for --rsh
     #[arg(long, value_name = "PROGRAM", default_value = "qcowtool", requires = "rsh")]
     rsh_program: String,
 }
@@ -32,18 +32,18 @@ pub(super) struct DestinationArgs {
 /// Which guest goes where.
 #[derive(Debug, Args)]
 pub(crate) struct RouteArgs {
-    /// The guest: its name or UUID
+    /// Name or UUID of the guest
     #[arg(value_name = "DOMAIN", required_unless_present = "domain_xml")]
     domain: Option<String>,
 
-    /// The libvirt of the guest's host, which must be this machine
+    /// libvirt URI of the guest's host, which must be this machine
     #[arg(long, value_name = "URI", default_value = "qemu:///system")]
     connect: String,
 
     #[command(flatten)]
     destination: DestinationArgs,
 
-    /// Take the guest from this file instead of from a libvirt
+    /// Read the guest's XML from this file instead of from libvirt
     #[arg(long, value_name = "FILE", conflicts_with_all = ["domain", "connect"],
           help_heading = WITHOUT)]
     domain_xml: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub(crate) struct RouteArgs {
           hide_default_value = true, help_heading = WITHOUT)]
     source_root: PathBuf,
 
-    /// The guest runs, somewhere: plan for moving it alive
+    /// The guest is running on another machine: plan a live migration
     #[arg(long, requires = "domain_xml", help_heading = WITHOUT)]
     running: bool,
 }
@@ -64,11 +64,11 @@ const WITHOUT: &str = "Without libvirt";
 /// What is wanted and allowed.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyArgs {
-    /// Whether overlays stay overlays: where the same base is there already, always, or never
+    /// Keep overlays: if the same backing file is already at the destination, always, or never
     #[arg(long, value_enum, value_name = "POLICY", default_value = "auto")]
     policy: StyleArg,
 
-    /// What is at OLD (a file or a directory) goes to NEW (may be repeated)
+    /// Map the file or directory OLD to NEW at the destination (may be repeated)
     #[arg(long = "map-path", value_name = "OLD=NEW", value_parser = path_map)]
     map_path: Vec<PathMap>,
 
@@ -80,19 +80,19 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "target_dir")]
     target_pool: Option<String>,
 
-    /// Say that both hosts share what is below DIR (may be repeated)
+    /// State that both hosts share the storage below DIR (may be repeated)
     #[arg(long, value_name = "DIR")]
     shared: Vec<PathBuf>,
 
-    /// Say that they do not (may be repeated)
+    /// State that the hosts do not share the storage below DIR (may be repeated)
     #[arg(long, value_name = "DIR")]
     distinct: Vec<PathBuf>,
 
-    /// Fill images that exist already, if size and format are right
+    /// Use existing images at the destination, if size and format match
     #[arg(long)]
     adopt: bool,
 
-    /// Go on although internal snapshots stay behind
+    /// Continue although internal snapshots are not migrated
     #[arg(long)]
     drop_internal_snapshots: bool,
 
@@ -100,37 +100,37 @@ pub(crate) struct PolicyArgs {
     #[arg(long)]
     allow_data_file: bool,
 
-    /// Empty removable drives whose medium cannot be brought along
+    /// Eject the media of removable drives that cannot be migrated
     #[arg(long)]
     eject: bool,
 
-    /// Refuse a chain of more images than this
+    /// Refuse a chain with more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u64).range(1..=200))]
     max_depth: u64,
 
-    /// How much to compare once the guest has moved; it stands still while content is compared
+    /// How much to compare after the migration; the guest is paused while content is compared
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "meta")]
     verify: VerifyArg,
 
-    /// Bytes a second for all streams together, such as 100M
+    /// Bandwidth limit for all streams together, in bytes per second, such as 100M
     #[arg(long, value_name = "RATE", value_parser = size::parse)]
     bandwidth: Option<u64>,
 
-    /// Encrypt memory and disks on their way; both libvirts must have certificates
+    /// Encrypt the migration streams of memory and disks (TLS); both hosts need certificates
     #[arg(long)]
     tls: bool,
 
-    /// Have the guest's writes wait for the copy, so that it cannot outrun it
+    /// Mirror guest writes synchronously, so that the copy always converges
     #[arg(long)]
     sync_writes: bool,
 
-    /// Stop a migration that has not ended after so many seconds
+    /// Abort the migration if it has not ended after SECONDS
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
 
-    /// Days for which the source's files are kept under another name; 0 removes them as soon
-    /// as all is proven
+    /// Days to keep the archived source files; 0 removes them as soon as the destination is
+    /// verified
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     retain: u32,
 }

@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::args::{PolicyArgs, RouteArgs, reach};
 use super::plan::refuse;
-use super::voice::Teller;
+use super::progress::ProgressReporter;
 use super::{State, look, migration_codes};
-use crate::args::{OutputArgs, Voice};
+use crate::args::{OutputArgs, Verbosity};
 use crate::failure::Failure;
-use crate::output::{OutputFormat, complain, print, print_json, shown};
+use crate::output::{OutputFormat, eprint_lines, print, print_json, shown};
 use crate::progress::When;
 use crate::signals::Watch;
 
@@ -29,13 +29,13 @@ struct Work {
     #[command(flatten)]
     state: State,
     #[command(flatten)]
-    voice: Voice,
+    verbosity: Verbosity,
 
-    /// Carry out this plan of 'qcowtool plan --output json', if both hosts are still as they were
+    /// Carry out this plan of 'qcowtool plan --output json', if both hosts are unchanged
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
 
-    /// Show progress on standard error: as bars on a terminal, else as lines if 'always'
+    /// Show progress on standard error: as bars on a terminal; otherwise as lines, only with 'always'
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     progress: When,
 }
@@ -43,10 +43,10 @@ struct Work {
 /// Arguments of `migrate`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Plans, prepares the destination, has libvirt move the guest, looks at both hosts where it is,
-compares, and puts the source's files away under another name. If anything goes wrong, everything
-is put back, and the guest runs on where it was. A run that was killed is found by
-'qcowtool transactions' and ended by 'qcowtool resume' or 'qcowtool rollback'.
+    "Plans, prepares the destination, has libvirt migrate the guest, asks both hosts where it runs, compares, and
+archives the source files under another name. If a step fails, all changes are rolled back and the guest
+continues on the source. A run that was killed is listed by 'qcowtool transactions' and completed by
+'qcowtool resume' or undone by 'qcowtool rollback'.
 
 A guest that is shut off is copied as files.
 
@@ -64,7 +64,7 @@ pub(crate) struct Migrate {
     #[command(flatten)]
     work: Work,
 
-    /// Only say what would be done, as 'qcowtool plan' does
+    /// Print the plan without carrying it out, as 'qcowtool plan' does
     #[arg(long)]
     dry_run: bool,
 }
@@ -72,9 +72,9 @@ pub(crate) struct Migrate {
 /// Arguments of `prepare`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "For a manager that calls libvirt itself: makes and proves the images at the destination, and says
-with which flags, disks and XML virDomainMigrateToURI3 is to be called. 'qcowtool rollback ID'
-removes what was made, and nothing else.
+    "For a manager that calls libvirt itself: creates and verifies the images at the destination, and prints the
+flags, disks and XML with which to call virDomainMigrateToURI3. 'qcowtool rollback ID' removes what was
+created, and nothing else.
 
 Examples:
   qcowtool prepare web-1 --to qemu+tls://host-b/system --output json
@@ -107,7 +107,7 @@ impl Migrate {
     /// Moves the guest.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let format = self.output.output;
-        let (dry_run, quiet) = (self.dry_run, self.work.voice.quiet);
+        let (dry_run, quiet) = (self.dry_run, self.work.verbosity.quiet);
         self.work.run(format, |plan, means, watch| {
             if dry_run {
                 return match format {
@@ -172,12 +172,12 @@ impl Work {
         let plan = match kept {
             Some(plan) => plan,
             None => plan(&probed.facts, &policy)
-                .map_err(|refusals| refuse(refusals, format, |text| complain(&text)))?,
+                .map_err(|refusals| refuse(refusals, format, |text| eprint_lines(&text)))?,
         };
-        if self.voice.verbose {
-            complain(&plan.to_string())?;
+        if self.verbosity.verbose {
+            eprint_lines(&plan.to_string())?;
         }
-        let teller = Teller::new(self.progress, self.voice.quiet);
+        let reporter = ProgressReporter::new(self.progress, self.verbosity.quiet);
         let Probed { facts, held } = &probed;
         let ends = reached.ends();
         let state = self.state.directory();
@@ -187,11 +187,11 @@ impl Work {
             held,
             route: reached.route(),
             state,
-            report: &teller,
+            report: &reporter,
             cancel: watch.token(),
         };
         let done = act(&plan, &means, &watch);
-        teller.finish();
+        reporter.finish();
         done
     }
 }

@@ -5,8 +5,8 @@ mod args;
 mod migrate;
 mod plan;
 mod preflight;
+mod progress;
 mod transactions;
-mod voice;
 
 pub(crate) use self::migrate::{Migrate, Prepare};
 pub(crate) use agent::Agent;
@@ -30,13 +30,13 @@ macro_rules! migration_codes {
     () => {
         "Exit codes:
   0    done
-  1    the command line was not understood
+  1    wrong usage
   2    refused: it would not be safe, or the policy forbids it; nothing was changed
-  3    a host is no longer as it was when the plan was made; nothing was changed
+  3    a host has changed since the plan was made; nothing was changed
   4    the content at the destination is not what it must be
-  5    nobody can say on which host the guest runs; nothing was deleted
-  6    a host, a file or a service did not do what was asked of it; everything was put back
-  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); everything was put back"
+  5    it is not known on which host the guest runs; nothing was deleted
+  6    a host, a file or a service failed; all changes were rolled back
+  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP); all changes were rolled back"
     };
 }
 pub(crate) use migration_codes;

@@ -15,9 +15,9 @@ use crate::signals::Watch;
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Looks at both hosts and changes nothing, but for an empty file that is made in the directory of
-each disk and removed again, to see whether the other host sees it too. The JSON is a plan that
-'qcowtool migrate --plan FILE' carries out as long as both hosts are as they were.
+    "Examines both hosts and changes nothing, except for an empty file that is created in the directory of
+each disk and removed again, to find out whether the hosts share it. The JSON is a plan that
+'qcowtool migrate --plan FILE' carries out if both hosts are unchanged.
 
 Examples:
   qcowtool plan web-1 --to qemu+tls://host-b/system

@@ -12,7 +12,7 @@ use qcow::Silent;
 
 use super::State;
 use super::args::{DestinationArgs, PolicyArgs, is_directory, reach, way};
-use crate::args::OutputArgs;
+use crate::args::{OutputArgs, exit_codes};
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
 use crate::signals::Watch;
@@ -23,13 +23,14 @@ const FAILED: u8 = 6;
 /// Arguments of `preflight`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Looks at both hosts and at every guest as 'plan' does, and at what only shows when all of them go. Changes
-nothing, but for an empty file that is made in the directory of each disk and removed again. With -e, clocks,
-certificates and ports are looked at too: each end listens for a moment at two of the ports that guests
-arrive at. A guest that cannot be looked at is a line of the table; the others are looked at all the same.
+    after_help = concat!(
+    "Examines both hosts and every guest as 'plan' does, and what only shows when all guests migrate. Changes
+nothing, except for an empty file that is created in the directory of each disk and removed again. With -e,
+clocks, certificates and ports are checked too: each host listens briefly on two of libvirt's migration
+ports. A guest that cannot be examined is a line of the table; the others are examined all the same.
 
-Guests are listed in the order in which they would best be moved: those whose disks need the least bytes
-first, those that cannot go at the end. docs/preflight.md says what each check means.
+Guests are listed in the recommended order of migration: those with the fewest bytes to copy first, those that
+cannot migrate last. docs/preflight.md explains each check.
 
 Examples:
   qcowtool preflight --all --to qemu+tls://host-b/system -e 'ssh host-b'
@@ -37,33 +38,31 @@ Examples:
   qcowtool preflight --all --to qemu+tls://host-b/system --output json | jq '.guests[].name'
   qcowtool preflight --all --connect dir:/mnt/a --to dir:/mnt/b
 
-Exit codes:
-  0    nothing is in the way
-  1    the command line was not understood
-  2    something is in the way: it is red
-  6    a host could not be asked, or nothing is red but a guest could not be looked at
-  130  stopped by SIGINT (143 by SIGTERM, 129 by SIGHUP)"
-)]
+", exit_codes!(
+"  0    no check failed
+  1    wrong usage
+  2    at least one check failed (red)
+  6    a host could not be asked, or no check failed but a guest could not be examined")))]
 pub(crate) struct Preflight {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 
-    /// The guests: their names or UUIDs
+    /// Names or UUIDs of the guests
     #[arg(value_name = "DOMAIN", required_unless_present = "all")]
     domains: Vec<String>,
 
-    /// All guests, running or not
+    /// All guests, running or shut off
     #[arg(long, conflicts_with = "domains")]
     all: bool,
 
-    /// The libvirt of the guests' host, which must be this machine, or dir:DIRECTORY
+    /// libvirt URI of the guests' host, which must be this machine, or dir:DIRECTORY
     #[arg(long, value_name = "URI", default_value = "qemu:///system")]
     connect: String,
 
     #[command(flatten)]
     destination: DestinationArgs,
 
-    /// The guests of a directory run, somewhere: plan for moving them alive
+    /// The guests of a directory are running on another machine: plan live migrations
     #[arg(long)]
     running: bool,
 
@@ -77,8 +76,9 @@ impl Preflight {
     /// Looks, and prints what came of it.
     pub(crate) fn run(self) -> Result<(), Failure> {
         if self.running && !is_directory(&self.connect) {
-            let error =
-                Error::usage("--running is for guests of a directory; libvirt knows itself");
+            let error = Error::usage(
+                "--running applies only to guests of a directory; libvirt reports the state itself",
+            );
             return Err(error.hint("leave it out, or give --connect dir:DIRECTORY").into());
         }
         let reached = reach(&way(&self.connect, &self.destination, self.running))?;

@@ -10,19 +10,19 @@ use serde::Serialize;
 
 use super::args::reach;
 use super::migrate::in_words;
-use super::voice::Teller;
+use super::progress::ProgressReporter;
 use super::{State, migration_codes};
 use crate::args::OutputArgs;
 use crate::failure::Failure;
-use crate::output::{OutputFormat, print, print_json, say, shown};
+use crate::output::{OutputFormat, eprint_line, print, print_json, shown};
 use crate::progress::When;
 use crate::signals::Watch;
 
 /// Arguments of `transactions`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Lists the runs of migrate and prepare on this host: those that have ended, and those that were cut
-off and wait for 'qcowtool resume' or 'qcowtool rollback'.
+    "Lists the runs of migrate and prepare on this host: those that have ended, and interrupted ones that
+wait for 'qcowtool resume' or 'qcowtool rollback'.
 
 Examples:
   qcowtool transactions
@@ -36,11 +36,11 @@ pub(crate) struct Transactions {
     #[command(flatten)]
     state: State,
 
-    /// Only those that have not ended
+    /// List only transactions that have not ended
     #[arg(long)]
     open: bool,
 
-    /// First remove the files of guests that moved away which were kept for as long as --retain said
+    /// First remove archived source files whose retention time (--retain) is over
     #[arg(long)]
     expire: bool,
 }
@@ -48,8 +48,8 @@ pub(crate) struct Transactions {
 /// Arguments of `resume`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Goes on where a run was cut off: waits for libvirt if it is still at it, looks at both hosts where
-the guest is, then does what is left to do there, or puts everything back.
+    "Continues an interrupted run: waits for libvirt's job if it is still running, asks both hosts where the guest
+runs, then completes the migration or rolls it back.
 
 Examples:
   qcowtool resume 20261122-175501-123-0badcafe
@@ -78,7 +78,7 @@ pub(crate) struct Rollback {
     #[command(flatten)]
     ending: Ending,
 
-    /// End the transaction although something that it made is left
+    /// End the transaction although files that it created remain
     #[arg(long)]
     leave: bool,
 }
@@ -86,7 +86,7 @@ pub(crate) struct Rollback {
 /// Which transaction is to be ended, and how its hosts are reached.
 #[derive(Debug, Args)]
 struct Ending {
-    /// The transaction
+    /// Transaction ID
     #[arg(value_name = "ID")]
     id: String,
     #[command(flatten)]
@@ -119,10 +119,10 @@ impl Transactions {
         if self.expire {
             for expired in expire(self.state.directory(), jiff::Timestamp::now())? {
                 match expired.removed {
-                    Ok(()) => say(format_args!("removed: '{}'", shown(&expired.path))),
+                    Ok(()) => eprint_line(format_args!("removed: '{}'", shown(&expired.path))),
                     // The first decides how this ends: a timer must notice.
                     Err(error) if left.is_none() => left = Some(error),
-                    Err(error) => say(format_args!("kept: {error}")),
+                    Err(error) => eprint_line(format_args!("kept: {error}")),
                 }
             }
         }
@@ -181,7 +181,7 @@ fn table(all: &[Listed]) -> String {
         let to = one.to.as_deref().unwrap_or_default();
         let _ = writeln!(text, "{}  {:11}  {domain} to {to}", one.transaction, one.state);
         if let (Some(phase), "open") = (&one.phase, one.state) {
-            let _ = writeln!(text, "    was cut off in: {phase}");
+            let _ = writeln!(text, "    interrupted in phase: {phase}");
         }
         for path in one.made.iter().filter(|_| one.state == "open") {
             let _ = writeln!(text, "    made there: '{path}'");
@@ -210,10 +210,10 @@ impl Ending {
     ) -> Result<T, Failure> {
         let hosts = reach(cut_off.route()?)?;
         let watch = Watch::start()?;
-        let teller = Teller::new(When::Auto, false);
-        let run = cut_off.take_up(&hosts, &teller, watch.token())?;
+        let reporter = ProgressReporter::new(When::Auto, false);
+        let run = cut_off.take_up(&hosts, &reporter, watch.token())?;
         let done = act(run, &watch);
-        teller.finish();
+        reporter.finish();
         done
     }
 }
@@ -267,7 +267,7 @@ impl Rollback {
                     print(format_args!("removed: '{path}'\n"))?;
                 }
                 for left in &put_back.left {
-                    say(format_args!("left: {left}"));
+                    eprint_line(format_args!("left: {left}"));
                 }
             }
         }

@@ -20,7 +20,7 @@ pub(super) const STYLE: &str = include_str!("page.css");
 
 /// What is there before anything was looked at.
 pub(super) fn waiting() -> String {
-    let text = "<p class=\"note\">Nothing was looked at yet: the first scan is going on.</p>";
+    let text = "<p class=\"note\">No scan has finished yet: the first one is running.</p>";
     document(text, 2)
 }
 
@@ -51,7 +51,7 @@ pub(super) fn page(report: &Report, now: SystemTime) -> String {
     findings(report, &mut text);
     bases(report, &mut text);
     text.push_str(
-        "<h2>Who stands on whom</h2>\n<p><a href=\"graph.svg\"><img src=\"graph.svg\" \
+        "<h2>Backing-file dependencies</h2>\n<p><a href=\"graph.svg\"><img src=\"graph.svg\" \
          alt=\"The images and domains as a graph\"></a></p>\n",
     );
     document(&text, 30)

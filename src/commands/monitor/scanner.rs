@@ -14,7 +14,7 @@ use super::pace::Pace;
 use super::page;
 use super::watching::{Bell, Waited, Watching, directories};
 use crate::commands::audit::{hosts, look, prometheus};
-use crate::output::{say, to_json};
+use crate::output::{eprint_line, to_json};
 use crate::picture::{self, Graph};
 
 /// Who may read the textfile: its collector is another user.
@@ -128,7 +128,7 @@ impl Scanner {
     /// Says what is wrong when it begins to be wrong, not with every scan.
     fn complain_once(&self, said: &mut String, problem: String) {
         if !problem.is_empty() && *said != problem {
-            say(format_args!("qcowtool: {problem}"));
+            eprint_line(format_args!("qcowtool: {problem}"));
         }
         *said = problem;
     }

@@ -26,10 +26,10 @@ pub(super) fn plan(plan: &Plan) -> String {
                 match restore {
                     Restore::NotAsked => {}
                     Restore::Planned { .. } => {
-                        let _ = writeln!(text, "    can be put back: its name is free");
+                        let _ = writeln!(text, "    can be restored: its name is free");
                     }
                     Restore::No { why } => {
-                        let _ = writeln!(text, "    cannot be put back: {}", Escaped(why));
+                        let _ = writeln!(text, "    cannot be restored: {}", Escaped(why));
                     }
                 }
             }
@@ -80,7 +80,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
                     let _ = writeln!(text, "    its disk cannot be read: {}", Escaped(why));
                 }
                 if let Some(unrestored) = &saved.unrestored {
-                    let _ = writeln!(text, "    it was not put back: {}", Escaped(&unrestored.why));
+                    let _ = writeln!(text, "    it was not restored: {}", Escaped(&unrestored.why));
                 }
             }
             State::Failed { message, hint, .. } => {
@@ -96,7 +96,7 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
 /// What a disk lacks, and what was found of it.
 pub(super) fn search(search: &Search) -> String {
     let Some(base) = &search.base else {
-        return format!("nothing that {} stands on is gone\n", shown(&search.image));
+        return format!("no backing file of {} is missing\n", shown(&search.image));
     };
     let mut text = String::new();
     let _ =
@@ -120,7 +120,7 @@ pub(super) fn search(search: &Search) -> String {
     if base.restored {
         let _ = writeln!(text, "{} is back", shown(&base.name));
     } else if let Some(why) = &base.unrestored {
-        let _ = writeln!(text, "it was not put back: {}", Escaped(why));
+        let _ = writeln!(text, "it was not restored: {}", Escaped(why));
     }
     if !base.is_found() {
         let _ = writeln!(

@@ -262,7 +262,7 @@ impl<'a> Plan<'a> {
             }
         }
         if !rest.is_empty() {
-            let group = self.group(&rest, column.saturating_add(1), "stand on it");
+            let group = self.group(&rest, column.saturating_add(1), "depend on it");
             let to = self.push(group);
             self.layout.edges.push(Edge { from: own, to, again: false });
         }

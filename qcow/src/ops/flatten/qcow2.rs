@@ -23,25 +23,27 @@ use crate::ops::salvage::Salvage;
 use crate::ops::{Preallocation, Qcow2Options, target};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
-pub(super) fn flatten(
+/// An image whose files are open and whose options were checked; nothing is written to them yet.
+pub(super) struct Begun {
+    /// The checked options.
+    target: Qcow2Options,
+    placer: Placer,
+    output: OutputFile,
+    data_file: Option<OutputFile>,
+}
+
+/// Checks the options and starts the files of the image at `path`.
+pub(super) fn begin(
     chain: &Chain,
     path: &Path,
     target: &Qcow2Options,
     options: &FlattenOptions,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-) -> Result<Done> {
+) -> Result<Begun> {
     let (target, placer) = prepared(chain, target, options).map_err(|error| error.file(path))?;
-    let size = chain.virtual_size();
     let output = output(path, options)?;
-    let data_file = target
-        .data_file
-        .as_ref()
+    let data_file = data_file(chain, &target)
         .filter(|_| output.fixed_len().is_none())
-        .map(|name| {
-            let data = DataFile { name, size, preallocation: target.preallocation };
-            data.create(path, options.replace, cancel)
-        })
+        .map(|data| data.begin(path, options.replace))
         .transpose()?;
     if let Some(data_file) = &data_file
         && chain.contains_file(data_file.target())
@@ -50,7 +52,28 @@ pub(super) fn flatten(
             Error::usage("the data file is one of the images being read").file(data_file.target())
         );
     }
-    observer.opened()?;
+    Ok(Begun { target, placer, output, data_file })
+}
+
+/// The external data file that the image is to have.
+fn data_file<'a>(chain: &Chain, target: &'a Qcow2Options) -> Option<DataFile<'a>> {
+    let (size, preallocation) = (chain.virtual_size(), target.preallocation);
+    target.data_file.as_ref().map(|name| DataFile { name, size, preallocation })
+}
+
+/// Writes the image that was begun.
+pub(super) fn flatten(
+    chain: &Chain,
+    begun: Begun,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Done> {
+    let Begun { target, placer, output, data_file } = begun;
+    let size = chain.virtual_size();
+    if let (Some(file), Some(data)) = (&data_file, self::data_file(chain, &target)) {
+        data.preallocate(file, cancel)?;
+    }
     if let Some(len) = output.fixed_len() {
         start_device(chain, &output, len, &target, options, cancel)?;
     }
@@ -108,21 +131,29 @@ fn start_device(
     output.barrier()
 }
 
-/// Writes the disk that `input` brings to a new image at `path`.
-pub(super) fn receive(
-    input: Input,
+/// As [`begin`], for a disk that comes as a stream, whose size is not known yet.
+pub(super) fn begin_growing(
     path: &Path,
     target: &Qcow2Options,
     options: &FlattenOptions,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-) -> Result<Received> {
+) -> Result<Begun> {
     let target = target.checked(false).map_err(|error| error.file(path))?;
     check_compression(&target, options)?;
     refuse_device(options)?;
     let placer = Placer::growing(target.rules()?, target.refcount_width()?)?;
     let output = output(path, options)?;
-    observer.opened()?;
+    Ok(Begun { target, placer, output, data_file: None })
+}
+
+/// Writes the disk that `input` brings to the image that was begun.
+pub(super) fn receive(
+    input: Input,
+    begun: Begun,
+    options: &FlattenOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<Received> {
+    let Begun { target, placer, output, .. } = begun;
     let job =
         Qcow2Job::new(Some(Files { image: &output, data: &output }), &target, options, cancel);
     let state = State::new(placer, options.digest);

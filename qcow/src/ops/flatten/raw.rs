@@ -25,17 +25,21 @@ const ZEROED: usize = 64 << 10;
 /// A device is told to zero this many bytes at once.
 const PATIENCE: u64 = 256 << 20;
 
+/// Starts the raw image at `path`.
+pub(super) fn begin(path: &Path, options: &FlattenOptions) -> Result<OutputFile> {
+    refuse_compression(options)?;
+    output(path, options)
+}
+
+/// Writes the image that was begun.
 pub(super) fn flatten(
     chain: &Chain,
-    path: &Path,
+    output: OutputFile,
     target: &RawOptions,
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Done> {
-    refuse_compression(options)?;
-    let output = output(path, options)?;
-    observer.opened()?;
     if output.fixed_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
@@ -78,17 +82,14 @@ fn write(
     Ok((TransferStats::of(job.offload.as_ref(), &[output]), totals, damage))
 }
 
-/// Writes the disk that `input` brings to a new raw image at `path`.
+/// Writes the disk that `input` brings to the image that was begun.
 pub(super) fn receive(
     input: Input,
-    path: &Path,
+    output: OutputFile,
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Received> {
-    refuse_compression(options)?;
-    let output = output(path, options)?;
-    observer.opened()?;
     let (size, traffic, totals) = write_stream(input, &output, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;

@@ -19,6 +19,7 @@ use super::totals::Totals;
 use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
+use crate::io::OutputFile;
 use crate::ops::checksum::hash;
 use crate::ops::offload::TransferStats;
 use crate::ops::pipeline::{self, Input, Job};
@@ -31,27 +32,29 @@ const COLLECTED: usize = 256 << 10;
 /// Gaps are filled from a piece of this many zeros.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Writes what a guest would read from `chain` to `output`, which need not be able to seek: a raw
-/// image with its zeros, or a QCOW2 image that is the same byte for byte as the file that
-/// [`flatten`](super::flatten) would write (without cloning). For QCOW2 the source is read twice.
-///
-/// # Errors
-/// As [`flatten`](super::flatten); [`Usage`](crate::ErrorKind::Usage) for what a stream cannot hold: a
-/// data file, preallocation. What was written before an error is of no use.
-pub fn flatten_to_stream(
+/// Refuses what a stream cannot hold.
+pub(super) fn check_sending(options: &FlattenOptions) -> Result<()> {
+    refuse(options.salvage, "salvaging")?;
+    match &options.target {
+        TargetOptions::Raw(target) => {
+            raw::refuse_compression(options)?;
+            refuse(target.preallocation != Preallocation::Off, "preallocation")
+        }
+        TargetOptions::Qcow2(target) => refuse_for_streams(target),
+    }
+}
+
+/// Writes the image to `output`, front to back. The options have been checked.
+pub(super) fn send(
     chain: &Chain,
     output: File,
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
-    refuse(options.salvage, "salvaging")?;
-    observer.opened()?;
     let mut stream = Stream::new(output);
     let (format, done) = match &options.target {
-        TargetOptions::Raw(target) => {
-            raw::refuse_compression(options)?;
-            refuse(target.preallocation != Preallocation::Off, "preallocation")?;
+        TargetOptions::Raw(_) => {
             (Format::Raw, send_raw(chain, &mut stream, options, observer, cancel)?)
         }
         TargetOptions::Qcow2(target) => {
@@ -62,37 +65,43 @@ pub fn flatten_to_stream(
     with_losses(chain, &options.target, outcome)
 }
 
-/// Writes the disk that `input` brings, from its first byte to its last, to a new image at `path`.
-/// If the disk's size is known, the stream must be as long; else the end of the stream is the end
-/// of the disk. Zeros are left out.
-///
-/// A stream that begins or ends as an image of some format does, or as compressed data or an archive, is
-/// refused unless [`raw_stated`](FlattenOptions::raw_stated) is set; its end is known only when all of it
-/// was read.
-///
-/// # Errors
-/// As [`flatten`](super::flatten); [`WrongFormat`](crate::ErrorKind::WrongFormat) for what is no raw disk,
-/// [`Usage`](crate::ErrorKind::Usage) if the stream is not as long as
-/// `size` says, and for options that need the size before: a data file, preallocation.
-pub fn flatten_from_stream(
-    input: File,
-    size: Option<u64>,
-    path: &Path,
+/// What a stream is written to.
+pub(super) enum Receiver {
+    Raw(OutputFile),
+    Qcow2(Box<qcow2::Begun>),
+}
+
+/// Refuses what needs the size of the disk before its end, and starts the image at `path`.
+pub(super) fn begin_receiving(path: &Path, options: &FlattenOptions) -> Result<Receiver> {
+    refuse(options.salvage, "salvaging")?;
+    match &options.target {
+        TargetOptions::Raw(target) => {
+            refuse(target.preallocation != Preallocation::Off, "preallocation")?;
+            Ok(Receiver::Raw(raw::begin(path, options)?))
+        }
+        TargetOptions::Qcow2(target) => {
+            refuse_for_streams(target)?;
+            Ok(Receiver::Qcow2(Box::new(qcow2::begin_growing(path, target, options)?)))
+        }
+    }
+}
+
+/// Reads a disk of `size` bytes, if that is known, from `input`.
+pub(super) fn receive(
+    (input, size): (File, Option<u64>),
+    (path, receiver): (&Path, Receiver),
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<FlattenOutcome> {
-    refuse(options.salvage, "salvaging")?;
     let (looks_like, raw_stated) = (Arc::new(OnceLock::new()), options.raw_stated);
     let input = Input { file: input, size, raw_stated, looks_like: Arc::clone(&looks_like) };
-    let (format, (size, done)) = match &options.target {
-        TargetOptions::Raw(target) => {
-            refuse(target.preallocation != Preallocation::Off, "preallocation")?;
-            (Format::Raw, raw::receive(input, path, options, observer, cancel)?)
+    let (format, (size, done)) = match receiver {
+        Receiver::Raw(output) => {
+            (Format::Raw, raw::receive(input, output, options, observer, cancel)?)
         }
-        TargetOptions::Qcow2(target) => {
-            refuse_for_streams(target)?;
-            (Format::Qcow2, qcow2::receive(input, path, target, options, observer, cancel)?)
+        Receiver::Qcow2(begun) => {
+            (Format::Qcow2, qcow2::receive(input, *begun, options, observer, cancel)?)
         }
     };
     let looks_like = looks_like.get().copied();
@@ -144,7 +153,6 @@ fn send_qcow2(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Done> {
-    refuse_for_streams(target)?;
     let (target, placer) = qcow2::prepared(chain, target, options)?;
     let planning = Qcow2Job::new(None, &target, options, cancel);
     let state = qcow2::State::new(placer, false);

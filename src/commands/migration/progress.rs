@@ -8,11 +8,11 @@ use migrate::driver::JobProgress;
 use migrate::run::{Phase, Report};
 use qcow::Observer;
 
-use crate::output::say;
+use crate::output::eprint_line;
 use crate::progress::{Progress, When};
 
 /// Tells phases, and shows two bars while libvirt is at it: disks and memory.
-pub(crate) struct Teller {
+pub(crate) struct ProgressReporter {
     files: Progress,
     bars: Option<Bars>,
     quiet: bool,
@@ -29,7 +29,7 @@ struct Bars {
 /// Milliseconds between two lines where there is no terminal.
 const LINE_MS: u64 = 1000;
 
-impl Teller {
+impl ProgressReporter {
     pub(crate) fn new(when: When, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal() && when != When::Never;
         Self {
@@ -65,18 +65,18 @@ impl Bars {
     }
 }
 
-impl Report for Teller {
+impl Report for ProgressReporter {
     fn phase(&self, phase: Phase) {
         if !self.quiet {
-            say(match phase {
+            eprint_line(match phase {
                 Phase::Prepare => "preparing the destination",
                 Phase::Migrate => "migrating",
-                Phase::Define => "defining the guest there",
-                Phase::Outcome => "asking both hosts where the guest is",
+                Phase::Define => "defining the guest at the destination",
+                Phase::Outcome => "asking both hosts where the guest runs",
                 Phase::Verify => "comparing",
-                Phase::Resume => "letting the guest run on",
-                Phase::Retire => "putting the source's files away",
-                Phase::RollBack => "putting everything back",
+                Phase::Resume => "resuming the guest",
+                Phase::Retire => "archiving the source files",
+                Phase::RollBack => "rolling back",
             });
         }
     }
@@ -93,7 +93,7 @@ impl Report for Teller {
         let due = last == u64::MAX || job.elapsed_ms.saturating_sub(last) >= LINE_MS;
         if !self.quiet && due {
             self.last.store(job.elapsed_ms, Ordering::Relaxed);
-            say(format_args!(
+            eprint_line(format_args!(
                 "disks {} of {} bytes, memory {} of {} bytes",
                 job.disk_processed, job.disk_total, job.memory_processed, job.memory_total
             ));
@@ -101,7 +101,7 @@ impl Report for Teller {
     }
 
     fn note(&self, text: &str) {
-        say(format_args!("note: {text}"));
+        eprint_line(format_args!("note: {text}"));
     }
 
     fn observer(&self) -> &dyn Observer {

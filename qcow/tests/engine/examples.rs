@@ -1,0 +1,123 @@
+//! Each program of `qcow/examples` does what it says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qcow::{CancelToken, ErrorKind};
+
+/// The programs, each with its `main`, which nothing calls here.
+macro_rules! examples {
+    ($($name:ident $path:literal;)*) => {
+        $(#[path = $path] #[allow(dead_code)] mod $name;)*
+    };
+}
+
+examples! {
+    bitmap "../../examples/bitmap.rs";
+    check_repair "../../examples/check_repair.rs";
+    create "../../examples/create.rs";
+    errors "../../examples/errors.rs";
+    flatten "../../examples/flatten.rs";
+    incremental "../../examples/incremental.rs";
+    info "../../examples/info.rs";
+    own_storage "../../examples/own_storage.rs";
+    read_untrusted "../../examples/read_untrusted.rs";
+    seek "../../examples/seek.rs";
+    snapshot "../../examples/snapshot.rs";
+    threads "../../examples/threads.rs";
+}
+
+fn image(name: &str) -> PathBuf {
+    fixtures::kept::dir().join(name)
+}
+
+/// The disk of a kept image, as a raw file that the example `flatten` and qemu-img agree on.
+fn disk(name: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = dir.path().join("disk.raw");
+    let mut convert = std::process::Command::new("qemu-img");
+    convert.args(["convert", "-U", "-O", "raw"]).arg(image(name)).arg(&raw);
+    assert!(convert.status().unwrap().success());
+    fs::read(raw).unwrap()
+}
+
+#[test]
+fn the_readers_read() {
+    let expected = disk("chain.qcow2");
+    assert_eq!(info::run(&image("chain.qcow2")).unwrap(), 3);
+    let bytes = read_untrusted::run(&image("chain.qcow2"), &fixtures::kept::dir()).unwrap();
+    assert_eq!(bytes[..], expected[..4096]);
+    let elsewhere = read_untrusted::run(&image("chain.qcow2"), Path::new("/proc"));
+    assert_eq!(elsewhere.unwrap_err().kind(), ErrorKind::Denied);
+    let data = expected.iter().filter(|&&byte| byte != 0).count();
+    assert_eq!(threads::run(&image("chain.qcow2")).unwrap(), data);
+    assert_eq!(own_storage::run(&image("v3.qcow2")).unwrap()[..], disk("v3.qcow2")[..16]);
+    let mut disk = std::io::Cursor::new(vec![0; 512]);
+    assert!(!seek::has_partition_table(&mut disk).unwrap());
+    disk.get_mut()[510..].copy_from_slice(&[0x55, 0xaa]);
+    assert!(seek::has_partition_table(&mut disk).unwrap());
+}
+
+#[test]
+fn the_examples_of_snapshots_and_bitmaps_list_them() {
+    let firsts = snapshot::run(&image("snapshots-v3.qcow2")).unwrap();
+    assert_eq!(firsts.len(), 2);
+    assert_eq!(firsts[0], disk("v3.qcow2")[0], "the first snapshot holds what v3.qcow2 does");
+    assert!(bitmap::run(&image("bitmaps.qcow2")).unwrap() > 0);
+}
+
+#[test]
+fn the_writers_write_and_stop_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let base = path("base.qcow2");
+    flatten::run(&image("v3.qcow2"), &base, &CancelToken::new()).unwrap();
+    create::run(&base, &path("overlay.qcow2"), &path("empty.qcow2")).unwrap();
+    assert_eq!(info::run(&path("overlay.qcow2")).unwrap(), 2);
+    assert_eq!(info::run(&path("empty.qcow2")).unwrap(), 1);
+    // The overlay has nothing of its own yet, and then one cluster.
+    assert_eq!(incremental::run(&path("overlay.qcow2"), &path("none.raw")).unwrap(), 0);
+    let written = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c", "write -P 7 0 512"])
+        .arg(path("overlay.qcow2"))
+        .output();
+    assert!(written.unwrap().status.success());
+    assert!(incremental::run(&path("overlay.qcow2"), &path("some.raw")).unwrap() >= 512);
+    assert_eq!(fs::read(path("some.raw")).unwrap()[..512], [7; 512]);
+
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    let stopped = flatten::run(&path("overlay.qcow2"), &path("stopped.qcow2"), &cancel);
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert!(!path("stopped.qcow2").exists());
+}
+
+#[test]
+fn what_is_leaked_is_given_back_if_the_example_may_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("leaks.qcow2");
+    fs::copy(image("v3.qcow2"), &path).unwrap();
+    assert_eq!(check_repair::run(&path, false).unwrap().leaks, 0);
+    // A reference to a cluster that nothing uses: the last one that is counted, counted once more.
+    let mut bytes = fs::read(&path).unwrap();
+    let number = |at: usize, bytes: &[u8]| {
+        usize::try_from(u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())).unwrap()
+    };
+    let block = number(number(48, &bytes), &bytes);
+    bytes[block + 1] += 1;
+    fs::write(&path, bytes).unwrap();
+    let before = fs::read(&path).unwrap();
+    assert_eq!(check_repair::run(&path, false).unwrap().leaks, 1);
+    assert_eq!(fs::read(&path).unwrap(), before, "a look changes nothing");
+    let repaired = check_repair::run(&path, true).unwrap();
+    assert_eq!((repaired.leaks, repaired.corruptions), (0, 0));
+}
+
+#[test]
+fn each_error_leads_somewhere() {
+    assert_eq!(errors::run(&image("v3.qcow2")), "use it");
+    assert_eq!(errors::run(Path::new("/nowhere/at/all")), "look for the file");
+    assert_eq!(errors::run(&image("bad-version.qcow2")), "convert it");
+    assert_eq!(errors::run(&image("bad-reftable.qcow2")), "restore it from a backup");
+    assert_eq!(errors::run(&image("chain.qcow2")), "do not open it");
+}
