@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use clap::ValueEnum;
-use qcow::Printable;
+use qcow::Escaped;
 use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
@@ -21,13 +21,13 @@ pub(crate) enum OutputFormat {
 /// Prints a line to standard error. Nobody can be told if that fails.
 pub(crate) fn eprint_line(line: impl Display) {
     // In one piece: standard error is not buffered, and others may write there too.
-    let line = format!("{}\n", Printable(&line.to_string()));
+    let line = format!("{}\n", Escaped(&line.to_string()));
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// A path as it can be shown on a terminal.
 pub(crate) fn shown(path: &Path) -> String {
-    Printable(&path.to_string_lossy()).to_string()
+    Escaped(&path.to_string_lossy()).to_string()
 }
 
 /// JSON as `qemu-img` lays it out, with a newline at the end.

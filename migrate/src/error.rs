@@ -185,9 +185,9 @@ impl fmt::Display for Error {
         if let Some(host) = self.host() {
             write!(f, "{host}: ")?;
         }
-        f.write_str(&qcow::Printable(self.message()).to_string())?;
+        f.write_str(&qcow::Escaped(self.message()).to_string())?;
         match self.what_next() {
-            Some(hint) => write!(f, " ({})", qcow::Printable(hint)),
+            Some(hint) => write!(f, " ({})", qcow::Escaped(hint)),
             None => Ok(()),
         }
     }

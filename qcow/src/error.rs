@@ -308,7 +308,7 @@ impl fmt::Display for Reason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { message, place, source, .. } = self.0;
         if let Some(file) = &place.file {
-            write!(f, "{}: ", Printable(&file.to_string_lossy()))?;
+            write!(f, "{}: ", Escaped(&file.to_string_lossy()))?;
         }
         let mut parts = Vec::new();
         if let Some(structure) = place.structure {
@@ -368,13 +368,13 @@ impl From<Error> for io::Error {
 /// be shown on a terminal (trap 139).
 ///
 /// ```
-/// use qcow::Printable;
-/// assert_eq!(Printable("a\x1b[2Jb").to_string(), "a\\u{1b}[2Jb");
+/// use qcow::Escaped;
+/// assert_eq!(Escaped("a\x1b[2Jb").to_string(), "a\\u{1b}[2Jb");
 /// ```
 #[derive(Debug, Clone, Copy)]
-pub struct Printable<'a>(pub &'a str);
+pub struct Escaped<'a>(pub &'a str);
 
-impl fmt::Display for Printable<'_> {
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use fmt::Write;
         self.0.chars().try_for_each(|c| {

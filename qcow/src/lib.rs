@@ -108,7 +108,7 @@ mod progress;
 mod remedy;
 mod sync;
 
-pub use error::{Error, ErrorKind, Place, Printable, Result};
+pub use error::{Error, ErrorKind, Escaped, Place, Result};
 pub use progress::{CancelToken, Observer, Silent};
 pub use remedy::{LimitName, Remedy};
 

@@ -8,7 +8,7 @@ use qcow::io::FileStorage;
 use qcow::ops::check::{
     CheckOptions, CheckOutcome, Finding, RepairOptions, RepairOutcome, Scope, Step, check, repair,
 };
-use qcow::{Error, ErrorKind, Printable};
+use qcow::{Error, ErrorKind, Escaped};
 use serde::Serialize;
 
 use crate::args::{CacheArgs, Common, WorkArgs, exit_codes, format_parser};
@@ -259,7 +259,7 @@ fn line(finding: &Finding) -> String {
     if let Some(offset) = finding.guest_offset {
         place.push_str(&format!(", guest offset {offset:#x}"));
     }
-    let message = Printable(&finding.message);
+    let message = Escaped(&finding.message);
     format!("{}: {place}: {message}\n", finding.severity.as_str())
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use migrate::audit::{Dependents as Outcome, Verdict, dependents};
-use qcow::{Error, Printable};
+use qcow::{Error, Escaped};
 
 use super::audit::survey;
 use crate::args::{OutputArgs, exit_codes};
@@ -98,7 +98,7 @@ impl Dependents {
 fn text(outcome: &Outcome) -> String {
     let mut text = String::new();
     let on = |host: &Option<String>| match host {
-        Some(host) => format!(" on {}", Printable(host)),
+        Some(host) => format!(" on {}", Escaped(host)),
         None => String::new(),
     };
     for image in &outcome.images {
@@ -110,7 +110,7 @@ fn text(outcome: &Outcome) -> String {
     }
     for domain in &outcome.domains {
         let state = if domain.runs { "running" } else { "shut off" };
-        let (name, disk) = (Printable(&domain.name), Printable(&domain.disk));
+        let (name, disk) = (Escaped(&domain.name), Escaped(&domain.disk));
         let _ = writeln!(text, "domain {name}{} (disk {disk}, {state})", on(&domain.host));
     }
     for holder in &outcome.holders {
@@ -119,7 +119,7 @@ fn text(outcome: &Outcome) -> String {
             text,
             "process {} ({}) has it open {how}",
             holder.process,
-            Printable(&holder.program)
+            Escaped(&holder.program)
         );
     }
     if text.is_empty() && outcome.verdict == Verdict::Free {

@@ -10,8 +10,8 @@ use clap::Args;
 use qcow::chain::Format;
 use qcow::extent::{Damage, LeftOut};
 use qcow::ops::DamageReport;
-use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome, Traffic};
-use qcow::{Error, ErrorKind, Printable, Remedy};
+use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome, TransferStats};
+use qcow::{Error, ErrorKind, Escaped, Remedy};
 
 use self::stream::is_stream;
 use crate::args::{
@@ -298,7 +298,7 @@ fn damage_text(report: &DamageReport) -> String {
     for range in &report.ranges {
         let Damage { guest_offset, length, filename, reason, .. } = range;
         let structure = range.structure.map(|name| format!("{name}: ")).unwrap_or_default();
-        let (file, reason) = (shown(Path::new(filename)), Printable(reason));
+        let (file, reason) = (shown(Path::new(filename)), Escaped(reason));
         text.push_str(&format!(
             "unreadable: {length} bytes at guest offset {guest_offset:#x}: {file}: {structure}{reason}\n"
         ));
@@ -332,7 +332,7 @@ fn salvaged(src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
 }
 
 /// How many bytes went which way.
-fn ways(traffic: &Traffic) -> String {
+fn ways(traffic: &TransferStats) -> String {
     format!(
         "{} cloned, {} copied by the kernel, {} written",
         human(traffic.cloned_bytes),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use qcow::chain::Format;
 use qcow::format::{CompressionType, Version};
 use qcow::ops::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
-use qcow::{Error, Printable, Result};
+use qcow::{Error, Escaped, Result};
 
 use super::Item;
 use super::table::{self, Key, Kind, Purpose, Spec};
@@ -172,7 +172,7 @@ impl ImageOptions {
                 Value::Switch(true) => "on".to_owned(),
                 Value::Switch(false) => "off".to_owned(),
                 Value::Text(text) => {
-                    Printable(&text.to_string_lossy()).to_string().replace(',', ",,")
+                    Escaped(&text.to_string_lossy()).to_string().replace(',', ",,")
                 }
             };
             let _ = write!(line, " {}={value}", spec.name);

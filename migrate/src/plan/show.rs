@@ -52,7 +52,7 @@ impl fmt::Display for Refusal {
 
 /// A path as it can be shown on a terminal.
 fn shown(path: &Path) -> String {
-    qcow::Printable(&path.to_string_lossy()).to_string()
+    qcow::Escaped(&path.to_string_lossy()).to_string()
 }
 
 fn action(disk: &DiskPlan) -> String {

@@ -212,7 +212,7 @@ impl PinnedFiles {
             }),
             working_directory: working_directory(layers),
             force_share: self.runs,
-            instead: layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
+            overrides: layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
             ..Default::default()
         };
         Chain::open(&top.path, &options)

@@ -367,14 +367,14 @@ impl Run<'_> {
         for found in walk(&files, &item.name, &options) {
             found.map_err(|broken| Error::environment(broken.error.message()))?;
         }
-        let instead = files.opened.into_inner();
+        let overrides = files.opened.into_inner();
         // Nothing is opened by its name.
         let policy =
             Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny, strict: false };
         let options = OpenOptions {
             format: Some(format),
             force_share: true,
-            instead,
+            overrides,
             working_directory,
             policy,
             ..Default::default()

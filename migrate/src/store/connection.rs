@@ -120,7 +120,7 @@ impl Connection {
             let said: Vec<u8> = magic.into_iter().chain(more).collect();
             return Err(Error::environment(format!(
                 "it said \"{}\" instead of a greeting",
-                qcow::Printable(String::from_utf8_lossy(&said).trim())
+                qcow::Escaped(String::from_utf8_lossy(&said).trim())
             ))
             .hint("the command must start qcowtool there, and nothing else may print anything"));
         }
@@ -360,7 +360,7 @@ impl Peer {
     fn start(words: &[String]) -> Result<(Self, OwnedFd, OwnedFd)> {
         let command = words.join(" ");
         let failed = |error: &dyn std::fmt::Display| {
-            Error::environment(format!("could not run '{}': {error}", qcow::Printable(&command)))
+            Error::environment(format!("could not run '{}': {error}", qcow::Escaped(&command)))
         };
         let mut child = Command::new("/bin/sh")
             .args(["-c", RUN])
@@ -394,9 +394,9 @@ impl Peer {
         let tail: Vec<u8> = tail.iter().copied().collect();
         let tail = String::from_utf8_lossy(&tail);
         let said = tail.lines().map(str::trim).filter(|line| !line.is_empty());
-        let said: Vec<String> = said.map(|line| qcow::Printable(line).to_string()).collect();
+        let said: Vec<String> = said.map(|line| qcow::Escaped(line).to_string()).collect();
         let said = if said.is_empty() { "nothing".to_owned() } else { said.join(" / ") };
-        format!("the command '{}' {status} and said: {said}", qcow::Printable(&self.command))
+        format!("the command '{}' {status} and said: {said}", qcow::Escaped(&self.command))
     }
 
     fn end(&mut self) -> String {

@@ -187,7 +187,7 @@ fn check_place(layer: &Layer, last: bool, partial: bool) -> Result<()> {
             let name = String::from_utf8_lossy(name);
             Err(Error::usage(format!(
                 "the image has the backing file '{}', and no layer is given below it",
-                crate::Printable(&name)
+                crate::Escaped(&name)
             ))
             .hint("add its layer, or ask for a partial chain"))
         }

@@ -70,7 +70,7 @@ impl FromStr for Format {
             "raw" => Ok(Self::Raw),
             _ => Err(Error::unsupported(format!(
                 "image format '{}' is not supported",
-                crate::Printable(name)
+                crate::Escaped(name)
             ))
             .hint("the formats are qcow2 and raw")),
         }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::Format;
 use super::name::{Below, ImageName, Start, Window, is_network, network};
-use crate::{Error, Printable, Result};
+use crate::{Error, Escaped, Result};
 
 /// Members of a JSON object, nested ones with dotted keys.
 pub(crate) type Members = Vec<(String, Value)>;
@@ -21,7 +21,7 @@ pub(super) fn parse(json: &[u8]) -> Result<ImageName> {
     let Options(options) = serde_json::from_slice(json).map_err(|error| {
         Error::corrupt(format!(
             "the json: name cannot be understood: {}",
-            Printable(&error.to_string())
+            Escaped(&error.to_string())
         ))
     })?;
     interpret(options)
@@ -58,7 +58,7 @@ fn interpret(options: Members) -> Result<ImageName> {
             let found = name.unwrap_or("none");
             return Err(Error::unsupported(format!(
                 "the json: name puts the driver '{}' below another; only raw is read there",
-                Printable(found)
+                Escaped(found)
             )));
         }
         let range = window(&own)?;
@@ -158,7 +158,7 @@ fn check_keys(own: &Members, known: impl Fn(&str) -> bool) -> Result<()> {
         if !(harmless(key) || known(key)) {
             return Err(Error::unsupported(format!(
                 "the json: name has the option '{}', which is not supported",
-                Printable(key)
+                Escaped(key)
             ))
             .hint("supported are driver, file.driver, file.filename, offset, size and backing"));
         }
@@ -172,7 +172,7 @@ fn text<'a>(own: &'a Members, key: &str) -> Result<Option<&'a str>> {
         None => Ok(None),
         Some((_, Value::String(text))) => Ok(Some(text)),
         Some(_) => {
-            Err(Error::corrupt(format!("in the json: name, '{}' is not text", Printable(key))))
+            Err(Error::corrupt(format!("in the json: name, '{}' is not text", Escaped(key))))
         }
     }
 }
@@ -208,8 +208,8 @@ fn number(own: &Members, key: &str) -> Result<Option<u64>> {
         let value = value.to_string();
         Error::corrupt(format!(
             "in the json: name, '{}' is {}, expected a number of bytes",
-            Printable(key),
-            Printable(&value)
+            Escaped(key),
+            Escaped(&value)
         ))
     };
     bytes.map(Some).ok_or_else(refused)

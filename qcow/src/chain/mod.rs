@@ -56,7 +56,7 @@ pub struct OpenOptions {
     /// Files to open in place of others: wherever the chain comes to the first path, the second is
     /// opened, whatever `policy` says. For a base that was deleted while a process holds it open: its
     /// name, and `/proc/PID/fd/N`.
-    pub instead: Vec<(PathBuf, PathBuf)>,
+    pub overrides: Vec<(PathBuf, PathBuf)>,
     /// Where relative names behind `json:` and `file:` start.
     pub working_directory: WorkingDirectory,
     /// What may be opened.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::Format;
 use super::json::{self, Members};
-use crate::{Error, Printable, Remedy, Result};
+use crate::{Error, Escaped, Remedy, Result};
 
 /// A name, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl ImageName {
                 return Err(Error::unsupported(format!(
                     "the name '{}' is relative behind json: or file:, and the working directory of the \
                      process that opens the image is not known",
-                    Printable(&self.path.to_string_lossy())
+                    Escaped(&self.path.to_string_lossy())
                 ))
                 .hint("record an absolute name in the image, or a plain relative one"));
             }
@@ -188,7 +188,7 @@ pub(super) fn is_network(driver: &str) -> bool {
 pub(super) fn network(protocol: &str) -> Error {
     Error::unsupported(format!(
         "the image is reached through the protocol '{}'; only local files and block devices are",
-        Printable(protocol)
+        Escaped(protocol)
     ))
     .hint(Remedy::CopyToLocalFile)
 }

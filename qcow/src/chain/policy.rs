@@ -193,7 +193,7 @@ impl Limits {
                 if kept > self.max_metadata {
                     return Err(self.too_much(kept));
                 }
-                image.check_used_once()
+                image.check_overlap_limits()
             }
             _ => Ok(()),
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Format;
 use super::name::ImageName;
 use crate::io::Storage;
-use crate::{Error, ErrorKind, Printable, Remedy, Result};
+use crate::{Error, ErrorKind, Escaped, Remedy, Result};
 
 /// Formats of backing files that no header records. A recorded format is never overruled.
 ///
@@ -202,7 +202,7 @@ fn unrecorded(name: &Path) -> Error {
 }
 
 fn shown(path: &Path) -> String {
-    Printable(&path.to_string_lossy()).to_string()
+    Escaped(&path.to_string_lossy()).to_string()
 }
 
 #[cfg(test)]

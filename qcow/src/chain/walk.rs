@@ -70,8 +70,8 @@ impl Open for Files<'_> {
     fn open(&self, path: &Path, depth: usize) -> Result<FileStorage> {
         let policy = &self.options.policy;
         let backing = &policy.backing;
-        let instead = self.options.instead.iter().find(|(name, _)| name == path);
-        match instead {
+        let replacement = self.options.overrides.iter().find(|(name, _)| name == path);
+        match replacement {
             Some((_, file)) if !matches!(backing, FilePolicy::InRoot(_)) => FileStorage::open(file),
             Some((_, file)) => backing.open(file),
             None if depth == 0 => policy.open_active(path),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::Foreign;
-use crate::Printable;
+use crate::Escaped;
 
 /// A chain was opened, but may not be what it seems.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,18 +39,18 @@ impl fmt::Display for Warning {
                 f,
                 "backing file '{}': its name is relative behind json: or file:, so it depends on the \
                  working directory of each process that opens the image",
-                Printable(&layer.to_string_lossy())
+                Escaped(&layer.to_string_lossy())
             ),
             Self::BackingLeftOut { layer, backing } => write!(
                 f,
                 "the backing file '{}' of '{}' was not read: what it holds is shown as zeros",
-                Printable(backing),
-                Printable(&layer.to_string_lossy())
+                Escaped(backing),
+                Escaped(&layer.to_string_lossy())
             ),
             Self::ReadAsRaw { layer, looks } => write!(
                 f,
                 "'{}' is read as raw, as stated, although it looks like {looks}",
-                Printable(&layer.to_string_lossy())
+                Escaped(&layer.to_string_lossy())
             ),
         }
     }

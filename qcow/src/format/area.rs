@@ -7,7 +7,7 @@ use super::{
     Autoclear, BitmapsExtension, CryptMethod, Extension, Extensions, FeatureKind, Geometry, Header,
     HostOffset, MAX_BACKING_NAME,
 };
-use crate::{Error, Printable, Result};
+use crate::{Error, Escaped, Result};
 
 /// An extension of type 0 and length 0.
 const END_MARKER: [u8; 8] = [0; 8];
@@ -219,7 +219,7 @@ fn refuse_unknown_features(preamble: &Preamble, first_cluster: &[u8]) -> Result<
             match name {
                 // The name is the image's own text (trap 18).
                 Some(name) => {
-                    format!("'{}' (bit {bit})", Printable(&String::from_utf8_lossy(&name.name)))
+                    format!("'{}' (bit {bit})", Escaped(&String::from_utf8_lossy(&name.name)))
                 }
                 None => format!("bit {bit}"),
             }

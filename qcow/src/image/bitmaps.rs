@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::FARTHEST;
+use super::MAX_FILE_OFFSET;
 use crate::format::{
     Autoclear, BitmapEntry, BitmapFlags, BitmapTableEntry, Geometry, HeaderArea, HostOffset,
     MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS,
@@ -101,7 +101,7 @@ fn check(
     }
     let len = u64::from(entry.table_entries).saturating_mul(8);
     let end = entry.table_offset.checked_add(len)?;
-    if end.0 > FARTHEST {
+    if end.0 > MAX_FILE_OFFSET {
         return Err(damaged("the bitmap's table is past any file".into()));
     }
     // Behind the end of the file all is zero, which every entry may be.

@@ -11,7 +11,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::{BitmapInfo, Image};
 use crate::format::{BitmapTableEntry, GuestOffset, HostOffset};
 use crate::io::read_padded;
-use crate::{Error, Printable, Result};
+use crate::{Error, Escaped, Result};
 
 /// Entries of a bitmap's table, and its bits, are read in pieces of at most this many bytes.
 const PIECE: u64 = 64 << 10;
@@ -46,7 +46,7 @@ impl Image {
     pub fn bitmap(&self, name: &[u8]) -> Result<Bitmap<'_>> {
         let info = self.bitmaps().iter().find(|info| info.name == name).ok_or_else(|| {
             let name = String::from_utf8_lossy(name);
-            Error::usage(format!("the image has no bitmap named '{}'", Printable(&name)))
+            Error::usage(format!("the image has no bitmap named '{}'", Escaped(&name)))
         })?;
         Ok(Bitmap { image: self, info })
     }
@@ -69,7 +69,7 @@ impl<'a> Bitmap<'a> {
         if self.info.in_use {
             return Err(Error::corrupt(format!(
                 "the bitmap '{}' was not stored cleanly, so it does not tell what is dirty",
-                Printable(&String::from_utf8_lossy(&self.info.name))
+                Escaped(&String::from_utf8_lossy(&self.info.name))
             ))
             .structure("bitmap directory")
             .hint("make a full backup, and remove the bitmap"));

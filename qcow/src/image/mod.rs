@@ -4,12 +4,12 @@ mod bitmaps;
 mod cache;
 mod dirty;
 mod fault;
+mod overlap_limits;
 mod past_end;
 mod preallocation;
 mod skeleton;
 mod snapshots;
 mod tables;
-mod used_once;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,7 +34,7 @@ pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
 const PEEK: usize = 24;
 
 /// QEMU cannot read beyond this offset of a file.
-pub(crate) const FARTHEST: u64 = (1 << 63) - (1 << 30);
+pub(crate) const MAX_FILE_OFFSET: u64 = (1 << 63) - (1 << 30);
 
 /// An L1 table: that of the active image or of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Image {
     pub(crate) fn with_area(storage: Arc<dyn Storage>, area: HeaderArea) -> Result<Self> {
         let header = &area.header;
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
-        if l1.offset.0.saturating_add(l1.entries.saturating_mul(8)) > FARTHEST {
+        if l1.offset.0.saturating_add(l1.entries.saturating_mul(8)) > MAX_FILE_OFFSET {
             return Err(Error::corrupt(format!("the L1 table at {} is past any file", l1.offset))
                 .structure("header"));
         }

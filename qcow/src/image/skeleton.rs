@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{FARTHEST, L1Table, bitmaps, read_first_cluster, snapshots};
+use super::{L1Table, MAX_FILE_OFFSET, bitmaps, read_first_cluster, snapshots};
 use crate::exact::to_usize;
 use crate::format::{Autoclear, EntryRules, Geometry, HeaderArea, Incompatible, Snapshot, field};
 use crate::io::Storage;
@@ -36,7 +36,7 @@ impl Skeleton {
             ("L1 table", l1.offset.0.saturating_add(l1.entries.saturating_mul(8))),
             ("refcount table", header.refcount_table_offset.0),
         ] {
-            if offset > FARTHEST {
+            if offset > MAX_FILE_OFFSET {
                 return Err(Error::corrupt("the table is past any file").structure(structure));
             }
         }

@@ -92,7 +92,7 @@ impl Wanted {
                 _ => {
                     return Err(Error::usage(format!(
                         "'{}' does not say which snapshot is meant",
-                        crate::Printable(&option)
+                        crate::Escaped(&option)
                     ))
                     .hint(
                         "give snapshot.id=ID, snapshot.name=NAME, or both with a comma between",
@@ -122,14 +122,14 @@ impl Wanted {
 
 impl std::fmt::Display for Wanted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        use crate::Printable;
+        use crate::Escaped;
         match self {
-            Self::IdOrName(text) => write!(f, "id or name '{}'", Printable(text)),
-            Self::Exactly { id: Some(id), name: None } => write!(f, "id '{}'", Printable(id)),
-            Self::Exactly { id: None, name: Some(name) } => write!(f, "name '{}'", Printable(name)),
+            Self::IdOrName(text) => write!(f, "id or name '{}'", Escaped(text)),
+            Self::Exactly { id: Some(id), name: None } => write!(f, "id '{}'", Escaped(id)),
+            Self::Exactly { id: None, name: Some(name) } => write!(f, "name '{}'", Escaped(name)),
             Self::Exactly { id, name } => {
                 let [id, name] = [id, name].map(|text| text.as_deref().unwrap_or_default());
-                write!(f, "id '{}' and the name '{}'", Printable(id), Printable(name))
+                write!(f, "id '{}' and the name '{}'", Escaped(id), Escaped(name))
             }
         }
     }

@@ -109,7 +109,7 @@ pub struct FileStorage {
     opened: FileStatus,
     /// Bytes known to be without a hole, from start to end: some file systems look at every page
     /// to find the next hole, which may be far away.
-    solid: Mutex<Range<u64>>,
+    known_data: Mutex<Range<u64>>,
     /// Reads past the page cache.
     direct: OnceLock<File>,
 }
@@ -204,7 +204,7 @@ impl FileStorage {
             len: AtomicU64::new(len),
             allocated,
             opened: FileStatus::of(&status),
-            solid: Mutex::new(0..0),
+            known_data: Mutex::new(0..0),
             direct: OnceLock::new(),
         })
     }
@@ -261,7 +261,7 @@ impl FileStorage {
 
     /// Holes may be where none was.
     pub(super) fn has_new_holes(&self) {
-        *self.solid.lock().unwrap_or_else(PoisonError::into_inner) = 0..0;
+        *self.known_data.lock().unwrap_or_else(PoisonError::into_inner) = 0..0;
     }
 
     /// The open file, for what only the system can do with it.
@@ -348,16 +348,16 @@ impl Storage for FileStorage {
     }
 
     fn next_hole(&self, offset: u64) -> std::io::Result<u64> {
-        let mut solid = self.solid.lock().unwrap_or_else(PoisonError::into_inner);
-        if solid.contains(&offset) {
-            return Ok(solid.end);
+        let mut known_data = self.known_data.lock().unwrap_or_else(PoisonError::into_inner);
+        if known_data.contains(&offset) {
+            return Ok(known_data.end);
         }
         let found = match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
             Ok(found) => found,
             Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => self.len().max(offset),
             Err(error) => return Err(error.into()),
         };
-        *solid = offset..found;
+        *known_data = offset..found;
         Ok(found)
     }
 }

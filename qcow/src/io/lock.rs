@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use crate::{Error, ErrorKind, Printable, Result};
+use crate::{Error, ErrorKind, Escaped, Result};
 
 const DOES: i64 = 100;
 const FORBIDS: i64 = 200;
@@ -133,7 +133,7 @@ impl Holder {
         if let Some(process) = self.process {
             text.push_str(&format!(", process {process}"));
             if let Ok(name) = std::fs::read_to_string(format!("/proc/{process}/comm")) {
-                text.push_str(&format!(" ({})", Printable(name.trim_end())));
+                text.push_str(&format!(" ({})", Escaped(name.trim_end())));
             }
         }
         // QEMU's locks are shared, and of one byte or a few of the same kind.

@@ -286,7 +286,7 @@ impl OutputFile {
             Ok(false) => warnings.push(format!(
                 "{}: the file system cannot sync directories: a power cut soon after this may undo \
                  the file's name",
-                crate::Printable(&target.to_string_lossy())
+                crate::Escaped(&target.to_string_lossy())
             )),
             Err(error) => {
                 let error = Error::io("could not sync the directory", error.into())
@@ -313,7 +313,7 @@ impl OutputFile {
             Place::Existing(existing) if existing.is_touched() => error.remark(&format!(
                 " (the {} '{}' is partly overwritten)",
                 existing.noun(),
-                crate::Printable(&self.target.to_string_lossy())
+                crate::Escaped(&self.target.to_string_lossy())
             )),
             _ => error,
         }
@@ -435,7 +435,7 @@ impl Unnamed {
         match kept {
             Some(path) => error.remark(&format!(
                 " (the finished file is kept as '{}')",
-                crate::Printable(&path.to_string_lossy())
+                crate::Escaped(&path.to_string_lossy())
             )),
             None => error,
         }

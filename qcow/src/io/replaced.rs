@@ -113,7 +113,7 @@ impl Replaced {
                 }
                 Err(error) => self.warnings.push(format!(
                     "the attribute '{}' of the file that is replaced could not be kept: {}",
-                    crate::Printable(&name.to_string_lossy()),
+                    crate::Escaped(&name.to_string_lossy()),
                     std::io::Error::from(error)
                 )),
             }
@@ -168,7 +168,7 @@ fn attributes(file: &File, warnings: &mut Vec<String>) -> Result<Vec<(CString, V
             Err(error) if name == ACL => return Err(lost("access control list", error)),
             Err(error) => warnings.push(format!(
                 "the attribute '{}' of the file that is replaced could not be read: {}",
-                crate::Printable(&name.to_string_lossy()),
+                crate::Escaped(&name.to_string_lossy()),
                 std::io::Error::from(error)
             )),
         }

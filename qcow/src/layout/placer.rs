@@ -87,8 +87,8 @@ impl Placer {
         Ok(())
     }
 
-    /// Everything before this offset has been given out, and nothing will be placed there any more.
-    pub(crate) fn settled(&self) -> u64 {
+    /// Everything below this offset of the file is allocated: nothing will be placed there any more.
+    pub(crate) fn low_water_mark(&self) -> u64 {
         let end = self.refcounts.clusters() << self.rules.geometry.cluster_bits();
         self.packing.unwrap_or(end)
     }
@@ -98,9 +98,9 @@ impl Placer {
         self.place(first, count, u32::MAX, sink)
     }
 
-    /// Places the runs of data clusters (the first and how many) in the file in the order in which they are
-    /// given. They lie behind all that is placed yet on the guest's disk, and do not overlap.
-    pub(crate) fn place_strewn(
+    /// Allocates host clusters for `runs` (first guest cluster, count) in the order given. All runs must be
+    /// above every guest cluster mapped so far, and must not overlap.
+    pub(crate) fn place_in_source_order(
         &mut self,
         runs: impl Iterator<Item = (u64, u64)>,
         sink: &mut impl Sink,
@@ -361,8 +361,8 @@ impl Placer {
     /// Writes refcount blocks that nothing can change any more.
     fn settle(&mut self, sink: &mut impl Sink) -> Result<()> {
         let bits = self.rules.geometry.cluster_bits();
-        let settled = self.packing.map_or(self.refcounts.clusters(), |at| at >> bits);
-        self.refcounts.finish_blocks(settled, |offset, bytes| sink.metadata(offset, bytes))
+        let low_water_mark = self.packing.map_or(self.refcounts.clusters(), |at| at >> bits);
+        self.refcounts.finish_blocks(low_water_mark, |offset, bytes| sink.metadata(offset, bytes))
     }
 }
 
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn strewn_runs_have_places_of_their_own_in_the_order_in_which_they_come() {
+    fn runs_in_source_order_get_clusters_of_their_own_in_the_order_given() {
         const CLUSTER: u64 = 512;
         // 64 entries in an L2 table, 64 counts in a refcount block: the runs cross both.
         let geometry = Geometry::new(CLUSTER.trailing_zeros(), false).unwrap();
@@ -404,7 +404,7 @@ mod tests {
         let mut placer = Placer::new(rules, width, 1 << 20).unwrap();
         let runs = [(300, 100), (10, 150), (200, 1), (160, 40)];
         let mut notes = Notes::default();
-        placer.place_strewn(runs.into_iter(), &mut notes).unwrap();
+        placer.place_in_source_order(runs.into_iter(), &mut notes).unwrap();
         let finished = placer.finish(&mut notes).unwrap();
 
         let guests = notes.data.iter().flat_map(|&(first, count, _)| first..first + count);

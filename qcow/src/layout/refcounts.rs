@@ -83,15 +83,15 @@ impl Refcounts {
         Ok(true)
     }
 
-    /// Gives out each block that counts only clusters below `settled`: its place and its bytes.
+    /// Gives out each block that counts only clusters below the low-water mark: its place and its bytes.
     pub(super) fn finish_blocks(
         &mut self,
-        settled: u64,
+        low_water_mark: u64,
         mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
     ) -> Result<()> {
         loop {
             let done = (self.table.len() as u64).plus(1)?.times(self.per_block)?;
-            if done > settled {
+            if done > low_water_mark {
                 return Ok(());
             }
             // The block's own cluster lies in a later stretch, never in the one it counts.

@@ -8,10 +8,10 @@
 //! and a few dozen bytes for each L2 table.
 
 mod bitmaps;
-mod census;
 mod clusters;
 mod counters;
 mod refcounts;
+mod references;
 mod repair;
 mod report;
 mod stored;
@@ -28,8 +28,8 @@ use crate::image::Skeleton;
 use crate::io::{Access, Storage};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
-use census::{Census, whole};
 use clusters::Figures;
+use references::{ReferenceCounts, whole};
 use report::{FindingKind, Report, Spot};
 use stored::Stored;
 use tables::L2Table;
@@ -205,14 +205,14 @@ fn check_image(
 ) -> Result<CheckOutcome> {
     let image = Skeleton::open(storage)?;
     let report = Report::new(options.max_findings);
-    let survey = Survey::new(&image, &report, cancel)?;
-    let found = survey.run(observer)?;
-    Ok(survey.outcome(&found))
+    let checker = Checker::new(&image, &report, cancel)?;
+    let found = checker.run(observer)?;
+    Ok(checker.outcome(&found))
 }
 
-/// What a survey found besides what is in its report.
+/// The results of a check besides the findings in its report.
 #[derive(Debug)]
-struct Found {
+struct CheckState {
     /// All L2 tables, each once.
     tables: Vec<L2Table>,
     figures: Figures,
@@ -223,26 +223,26 @@ struct Found {
 /// One image being checked. Its parts are in the modules below: L1 tables in `tables`, L2 tables
 /// in `clusters`, refcounts in `refcounts`, bitmaps in `bitmaps`.
 #[derive(Debug)]
-struct Survey<'a> {
+struct Checker<'a> {
     image: &'a Skeleton,
     geometry: Geometry,
     rules: EntryRules,
     stored: Stored<'a>,
-    census: Census<'a>,
+    references: ReferenceCounts<'a>,
     report: &'a Report,
     cancel: &'a CancelToken,
 }
 
-impl<'a> Survey<'a> {
+impl<'a> Checker<'a> {
     fn new(image: &'a Skeleton, report: &'a Report, cancel: &'a CancelToken) -> Result<Self> {
         let geometry = image.geometry();
-        let census = Census::new(geometry, image.storage.len(), report)?;
-        let stored = Stored::read(image, census.clusters(), cancel)?;
-        Ok(Self { image, geometry, rules: image.rules(), stored, census, report, cancel })
+        let references = ReferenceCounts::new(geometry, image.storage.len(), report)?;
+        let stored = Stored::read(image, references.clusters(), cancel)?;
+        Ok(Self { image, geometry, rules: image.rules(), stored, references, report, cancel })
     }
 
     /// Counts everything that refers to clusters, then compares.
-    fn run(&self, observer: &dyn Observer) -> Result<Found> {
+    fn run(&self, observer: &dyn Observer) -> Result<CheckState> {
         let tables = self.mapping()?;
         self.refcount_table()?;
         self.claim_refcount_blocks();
@@ -251,16 +251,16 @@ impl<'a> Survey<'a> {
         self.bitmaps()?;
         self.count_refcount_blocks()?;
         let highest = self.compare()?;
-        Ok(Found { tables, figures, highest })
+        Ok(CheckState { tables, figures, highest })
     }
 
     /// Counts everything but the refcount structures, and compares nothing.
-    fn run_without_refcounts(&self) -> Result<Found> {
+    fn run_without_refcounts(&self) -> Result<CheckState> {
         let tables = self.mapping()?;
         self.claim(&tables)?;
         let figures = self.l2_tables(&tables, &Silent)?;
         self.bitmaps()?;
-        Ok(Found { tables, figures, highest: 0 })
+        Ok(CheckState { tables, figures, highest: 0 })
     }
 
     /// Counts what leads to the L2 tables, and lists them.
@@ -278,16 +278,16 @@ impl<'a> Survey<'a> {
         self.claim_bitmaps()?;
         for table in tables {
             let spot = whole(Structure::L2Table, table.offset);
-            self.census.claim(table.offset, self.geometry.cluster_size(), spot);
+            self.references.claim(table.offset, self.geometry.cluster_size(), spot);
         }
         Ok(())
     }
 
-    fn outcome(&self, found: &Found) -> CheckOutcome {
+    fn outcome(&self, found: &CheckState) -> CheckOutcome {
         let (findings, findings_left_out) = self.report.findings();
         let end = found.highest.saturating_add(1);
         CheckOutcome {
-            image_end_offset: self.census.offset_of(end),
+            image_end_offset: self.references.offset_of(end),
             total_clusters: self.geometry.clusters_for(self.image.area.header.virtual_size()),
             corruptions: self.report.corruptions(),
             check_errors: self.report.check_errors(),
@@ -306,12 +306,12 @@ impl<'a> Survey<'a> {
     fn header(&self) -> Result<()> {
         let cluster_size = self.geometry.cluster_size();
         let header = whole(Structure::Header, 0);
-        self.census.count(0, cluster_size, 1, header)?;
-        self.census.claim(0, cluster_size, header);
+        self.references.count(0, cluster_size, 1, header)?;
+        self.references.claim(0, cluster_size, header);
         if let Some((offset, len)) = self.image.area.extensions.crypto_header() {
             let spot = whole(Structure::EncryptionHeader, offset.0);
-            self.census.count(offset.0, len, 1, spot)?;
-            self.census.claim(offset.0, len, spot);
+            self.references.count(offset.0, len, 1, spot)?;
+            self.references.claim(offset.0, len, spot);
         }
         Ok(())
     }
@@ -321,8 +321,8 @@ impl<'a> Survey<'a> {
         let header = &self.image.area.header;
         let (offset, len) = (header.snapshots_offset.0, self.image.snapshot_table_len);
         let spot = whole(Structure::SnapshotTable, offset);
-        self.census.count(offset, len, 1, spot)?;
-        self.census.claim(offset, len, spot);
+        self.references.count(offset, len, 1, spot)?;
+        self.references.claim(offset, len, spot);
         for (index, snapshot) in (0u64..).zip(&self.image.snapshots) {
             if snapshot.is_incomplete(header.version) {
                 let spot = Spot { index: Some(index), ..Spot::new(Structure::SnapshotTable) };

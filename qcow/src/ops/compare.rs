@@ -6,7 +6,7 @@ mod status;
 use serde::Serialize;
 
 use self::pieces::{Pieces, Work};
-use super::turns::{self, Turns};
+use super::sequencer::{self, Sequencer};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::extent::{Extent, Reader, Truncation};
@@ -235,8 +235,8 @@ fn contents<'f>(
     cancel: &CancelToken,
 ) -> Result<State<'f>, CompareError> {
     let pieces = Mutex::new(Pieces::new(chains, limit));
-    let done = turns::run(threads, (state, Ok(())), limit, observer, |turns| {
-        work_through(chains, &pieces, turns, cancel)
+    let done = sequencer::run(threads, (state, Ok(())), limit, observer, |sequencer| {
+        work_through(chains, &pieces, sequencer, cancel)
     });
     let (mut state, result) = done.map_err(CompareError::Reading)?;
     result?;
@@ -249,7 +249,7 @@ type Ordered<'f> = (State<'f>, Result<(), CompareError>);
 fn work_through(
     chains: [&Chain; 2],
     pieces: &Mutex<Pieces<'_>>,
-    turns: &Turns<'_, Ordered<'_>>,
+    sequencer: &Sequencer<'_, Ordered<'_>>,
     cancel: &CancelToken,
 ) -> Result<()> {
     let mut sides = [Side::new(chains[0])?, Side::new(chains[1])?];
@@ -260,7 +260,7 @@ fn work_through(
             Err(error) => (0, (Differences::default(), Err(CompareError::Allocation(error)))),
             Ok(work) => (work.len, differences(&mut sides, &work)),
         };
-        let over = turns.in_turn(number, len, |(state, verdict)| {
+        let over = sequencer.in_turn(number, len, |(state, verdict)| {
             // Another worker may get here before it hears that all is over.
             if verdict.is_ok() && !state.is_answered() {
                 state.add(&found);
@@ -272,7 +272,7 @@ fn work_through(
             Ok(verdict.is_err() || state.is_answered())
         })?;
         if over != Some(false) {
-            turns.end();
+            sequencer.end();
             return Ok(());
         }
     }

@@ -5,16 +5,16 @@ mod qcow2;
 mod raw;
 mod sinks;
 mod stream;
-mod tally;
+mod totals;
 
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use self::tally::Tally;
+use self::totals::Totals;
 use super::not_carried::{SourceFacts, not_carried};
+pub use super::offload::TransferStats;
 use super::salvage::Salvage;
-pub use super::shortcut::Traffic;
 use super::{DamageReport, NotCarried, TargetOptions, users};
 use crate::chain::{Chain, Foreign, Format};
 use crate::extent::Truncation;
@@ -78,7 +78,7 @@ pub struct FlattenOutcome {
     pub zero_bytes: u64,
     /// How the bytes of the new image got there.
     #[serde(flatten)]
-    pub traffic: Traffic,
+    pub traffic: TransferStats,
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
@@ -155,10 +155,10 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         format,
         virtual_size,
         file_length: done.file_length,
-        data_bytes: done.tally.data_bytes,
-        zero_bytes: virtual_size.saturating_sub(done.tally.data_bytes),
+        data_bytes: done.totals.data_bytes,
+        zero_bytes: virtual_size.saturating_sub(done.totals.data_bytes),
         traffic: done.traffic,
-        crc32: done.tally.digest(),
+        crc32: done.totals.digest(),
         damage: done.damage,
         truncated: Vec::new(),
         not_carried_over: Vec::new(),
@@ -187,8 +187,8 @@ pub(super) fn file_length(
 /// What a target knows when it is finished.
 struct Done {
     file_length: u64,
-    traffic: Traffic,
-    tally: Tally,
+    traffic: TransferStats,
+    totals: Totals,
     warnings: Vec<String>,
     damage: Option<DamageReport>,
 }

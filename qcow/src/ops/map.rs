@@ -34,7 +34,7 @@ pub struct MapEntry {
     pub length: u64,
     /// The layer that decides; 0 is the active one.
     pub depth: usize,
-    /// Whether that layer has something for it, be it data or the word that it is zeros.
+    /// Whether this layer provides the range, as data or as explicit zeroes.
     pub present: bool,
     /// Whether it is known to read as zeros without looking at any byte.
     pub zero: bool,

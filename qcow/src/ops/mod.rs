@@ -11,11 +11,11 @@ pub mod info;
 pub mod map;
 pub mod measure;
 mod not_carried;
+mod offload;
 mod pipeline;
 mod salvage;
-mod shortcut;
+mod sequencer;
 mod target;
-mod turns;
 mod users;
 
 pub use not_carried::{NotCarried, Property};

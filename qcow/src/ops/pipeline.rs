@@ -10,9 +10,9 @@ use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::offload::{Offload, OffloadRange, Place, none_here};
 use super::salvage::Salvage;
-use super::shortcut::{Moved, Place, Shortcuts, none_here};
-use super::turns::{self, Turns};
+use super::sequencer::{self, Sequencer};
 use crate::chain::{Chain, END, Foreign};
 use crate::extent::{Extent, Extents, Reader};
 use crate::io::Buffer;
@@ -53,7 +53,7 @@ pub(super) trait Job: Sync {
     ) -> Result<()>;
 
     /// What need not pass through memory.
-    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
+    fn offload(&self) -> Option<&Offload<'_>> {
         None
     }
 
@@ -66,7 +66,7 @@ pub(super) trait Job: Sync {
     fn place_moved(
         &self,
         _ordered: &mut Self::Ordered,
-        _moved: &Moved,
+        _range: &OffloadRange,
         _hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
         Err(none_here())
@@ -99,10 +99,10 @@ pub(super) fn run<J: Job>(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<J::Ordered> {
-    let items = Mutex::new(Items::new(chain, job.shortcuts(), job.salvage()));
-    let ordered = turns::run(threads, ordered, chain.virtual_size(), observer, |turns| {
+    let items = Mutex::new(Items::new(chain, job.offload(), job.salvage()));
+    let ordered = sequencer::run(threads, ordered, chain.virtual_size(), observer, |sequencer| {
         let leaving = Leaving(job);
-        work_through(chain, job, &items, turns, cancel)?;
+        work_through(chain, job, &items, sequencer, cancel)?;
         std::mem::forget(leaving);
         Ok(())
     })?;
@@ -148,9 +148,9 @@ pub(super) fn receive<J: Job>(
     let total = input.size.unwrap_or(0);
     let observer = if input.size.is_some() { observer } else { &Silent };
     let incoming = Mutex::new(Incoming { input, number: 0, at: 0, ended: false, end: Vec::new() });
-    let ordered = turns::run(threads, ordered, total, observer, |turns| {
+    let ordered = sequencer::run(threads, ordered, total, observer, |sequencer| {
         let leaving = Leaving(job);
-        take_in(job, &incoming, turns, cancel)?;
+        take_in(job, &incoming, sequencer, cancel)?;
         std::mem::forget(leaving);
         Ok(())
     })?;
@@ -161,7 +161,7 @@ pub(super) fn receive<J: Job>(
 fn take_in<J: Job>(
     job: &J,
     incoming: &Mutex<Incoming>,
-    turns: &Turns<'_, J::Ordered>,
+    sequencer: &Sequencer<'_, J::Ordered>,
     cancel: &CancelToken,
 ) -> Result<()> {
     let mut worker = job.worker()?;
@@ -172,7 +172,7 @@ fn take_in<J: Job>(
         let Some((number, guest, bytes)) = next else { return Ok(()) };
         let ready = job.prepare(&mut worker, guest, bytes)?;
         let place = |ordered: &mut _| job.place(ordered, &ready);
-        let Some(placed) = turns.in_turn(number, bytes.len() as u64, place)? else {
+        let Some(placed) = sequencer.in_turn(number, bytes.len() as u64, place)? else {
             return Ok(());
         };
         job.write(&mut worker, bytes, ready, placed)?;
@@ -268,7 +268,7 @@ fn work_through<J: Job>(
     chain: &Chain,
     job: &J,
     items: &Mutex<Items<'_>>,
-    turns: &Turns<'_, J::Ordered>,
+    sequencer: &Sequencer<'_, J::Ordered>,
     cancel: &CancelToken,
 ) -> Result<()> {
     let mut worker = job.worker()?;
@@ -285,24 +285,26 @@ fn work_through<J: Job>(
             Item::Data { guest, len, extents } => (guest, len, extents),
             Item::Zeros { guest, len } => {
                 let place = |ordered: &mut _| job.place_zeros(ordered, guest, len);
-                if turns.in_turn(number, len, place)?.is_none() {
+                if sequencer.in_turn(number, len, place)?.is_none() {
                     return Ok(());
                 }
                 continue;
             }
-            Item::Moved(moved) => {
-                let Some(shortcuts) = job.shortcuts() else { return Err(none_here()) };
-                let hash = shortcuts.digest(&mut reader, &mut buffer, &moved)?;
-                let place = |ordered: &mut _| job.place_moved(ordered, &moved, hash.as_ref());
-                let Some(places) = turns.in_turn(number, moved.len, place)? else { return Ok(()) };
-                shortcuts.carry(&mut reader, &mut buffer, &moved, &places, cancel)?;
+            Item::Offload(range) => {
+                let Some(offload) = job.offload() else { return Err(none_here()) };
+                let hash = offload.digest(&mut reader, &mut buffer, &range)?;
+                let place = |ordered: &mut _| job.place_moved(ordered, &range, hash.as_ref());
+                let Some(places) = sequencer.in_turn(number, range.len, place)? else {
+                    return Ok(());
+                };
+                offload.carry(&mut reader, &mut buffer, &range, &places, cancel)?;
                 continue;
             }
         };
         let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
         let damage = reader.take_damage();
         let ready = job.prepare(&mut worker, guest, bytes)?;
-        let placed = turns.in_turn(number, len, |ordered| {
+        let placed = sequencer.in_turn(number, len, |ordered| {
             if let Some(salvage) = job.salvage() {
                 salvage.add_data(damage);
             }
@@ -334,13 +336,13 @@ enum Item {
     /// `len` bytes, at most [`ITEM`], and where they come from.
     Data { guest: u64, len: u64, extents: Vec<Extent> },
     /// A stretch that does not pass through memory.
-    Moved(Moved),
+    Offload(OffloadRange),
 }
 
 /// Cuts the extents of a chain into numbered items. The cut depends on nothing but the chain.
 struct Items<'a> {
     extents: Extents,
-    shortcuts: Option<&'a Shortcuts<'a>>,
+    offload: Option<&'a Offload<'a>>,
     salvage: Option<&'a Salvage>,
     /// An extent of which a part is left.
     left: Option<Extent>,
@@ -350,14 +352,14 @@ struct Items<'a> {
 impl<'a> Items<'a> {
     fn new(
         chain: &'a Chain,
-        shortcuts: Option<&'a Shortcuts<'a>>,
+        offload: Option<&'a Offload<'a>>,
         salvage: Option<&'a Salvage>,
     ) -> Self {
         let mut extents = chain.extents();
         if salvage.is_some() {
             extents.tolerate();
         }
-        Self { extents, shortcuts, salvage, left: None, number: 0 }
+        Self { extents, offload, salvage, left: None, number: 0 }
     }
 
     fn next_item(&mut self) -> Option<Result<(u64, Item)>> {
@@ -370,8 +372,8 @@ impl<'a> Items<'a> {
     fn cut(&mut self) -> Result<Option<Item>> {
         let Some(first) = self.take()? else { return Ok(None) };
         let guest = first.guest.0;
-        if self.movable(&first).is_some_and(|(start, _)| start == guest) {
-            return self.cut_moved(first).map(|moved| Some(Item::Moved(moved)));
+        if self.offloadable(&first).is_some_and(|(start, _)| start == guest) {
+            return self.cut_offload(first).map(|range| Some(Item::Offload(range)));
         }
         // Zeros go in one piece up to the last item boundary they reach.
         let whole = first.end() & !IN_ITEM;
@@ -383,8 +385,8 @@ impl<'a> Items<'a> {
         let (mut extents, mut at) = (Vec::new(), guest);
         let mut next = Some(first);
         while let Some(extent) = next {
-            let moved = self.movable(&extent).map_or(boundary, |(start, _)| start);
-            let cut = extent.end().min(boundary).min(moved);
+            let range = self.offloadable(&extent).map_or(boundary, |(start, _)| start);
+            let cut = extent.end().min(boundary).min(range);
             if cut == extent.guest.0 {
                 self.give_back(extent, cut);
                 break;
@@ -392,7 +394,7 @@ impl<'a> Items<'a> {
             extents.push(extent.slice(extent.guest.0, cut));
             at = cut;
             self.give_back(extent, cut);
-            next = if at < boundary.min(moved) { self.take()? } else { None };
+            next = if at < boundary.min(range) { self.take()? } else { None };
         }
         let len = at.saturating_sub(guest);
         if extents.iter().all(Extent::is_zero) {
@@ -402,16 +404,18 @@ impl<'a> Items<'a> {
     }
 
     /// The stretch from `first` on that can be moved.
-    fn cut_moved(&mut self, first: Extent) -> Result<Moved> {
+    fn cut_offload(&mut self, first: Extent) -> Result<OffloadRange> {
         let guest = first.guest.0;
         let (mut extents, mut at) = (Vec::new(), guest);
-        let Some(shortcuts) = self.shortcuts else { return Ok(Moved { guest, len: 0, extents }) };
-        let (limit, most) = (shortcuts.reach(guest)?, shortcuts.most_extents());
+        let Some(offload) = self.offload else {
+            return Ok(OffloadRange { guest, len: 0, extents });
+        };
+        let (limit, most) = (offload.reach(guest)?, offload.most_extents());
         let mut next = Some(first);
         while let Some(extent) = next.take() {
-            let end = match shortcuts.movable(&extent) {
+            let end = match offload.offloadable(&extent) {
                 Some((start, end)) if start == at && extents.len() < most => end.min(limit),
-                None if extent.is_zero() => shortcuts.passable(extent.end()).unwrap_or(at),
+                None if extent.is_zero() => offload.passable(extent.end()).unwrap_or(at),
                 _ => at,
             };
             if end > at {
@@ -425,11 +429,11 @@ impl<'a> Items<'a> {
                 next = self.take()?;
             }
         }
-        Ok(Moved { guest, len: at.saturating_sub(guest), extents })
+        Ok(OffloadRange { guest, len: at.saturating_sub(guest), extents })
     }
 
-    fn movable(&self, extent: &Extent) -> Option<(u64, u64)> {
-        self.shortcuts.and_then(|shortcuts| shortcuts.movable(extent))
+    fn offloadable(&self, extent: &Extent) -> Option<(u64, u64)> {
+        self.offload.and_then(|offload| offload.offloadable(extent))
     }
 
     fn take(&mut self) -> Result<Option<Extent>> {

@@ -12,7 +12,7 @@ use crate::format::{
 };
 use crate::io::{OutputFile, Unnamed};
 use crate::layout::Finished;
-use crate::{Error, Printable, Result};
+use crate::{Error, Escaped, Result};
 
 /// The usual block of a file system, in bytes.
 const BLOCK: usize = 4096;
@@ -242,7 +242,7 @@ pub(crate) fn publish(image: OutputFile, data_file: Option<OutputFile>) -> Resul
             let kept = image.keep().unwrap_or_default();
             return Err(unnamed
                 .into_error()
-                .remark(&format!(" (and the image as '{}')", Printable(&kept.to_string_lossy()))));
+                .remark(&format!(" (and the image as '{}')", Escaped(&kept.to_string_lossy()))));
         }
     };
     warnings.extend(image.give_name().map_err(Unnamed::into_error)?);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::chain::{Format, WorkingDirectory, resolve_name};
 use crate::image::Image;
 use crate::io::{FileStorage, Identity, OutputFile, Replace};
-use crate::{Error, Printable, Remedy, Result};
+use crate::{Error, Escaped, Remedy, Result};
 
 /// Where the kernel lists block devices.
 const DEVICES: &str = "/sys/block";
@@ -66,7 +66,7 @@ fn entries(directory: &Path) -> std::io::Result<ReadDir> {
 }
 
 fn shown(path: &Path) -> String {
-    Printable(&path.to_string_lossy()).to_string()
+    Escaped(&path.to_string_lossy()).to_string()
 }
 
 fn unknown(what: &str, error: std::io::Error) -> Error {

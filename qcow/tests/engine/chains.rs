@@ -30,7 +30,7 @@ fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() 
     let mut options = OpenOptions::default();
     Chain::open(&path("top"), &options).unwrap_err();
     let descriptor = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
-    options.instead = vec![(path("middle"), descriptor)];
+    options.overrides = vec![(path("middle"), descriptor)];
     let chain = Chain::open(&path("top"), &options).unwrap();
     let names: Vec<_> = chain.layers().iter().map(|layer| layer.path().to_owned()).collect();
     assert_eq!(names, [path("top"), path("middle"), path("base")]);

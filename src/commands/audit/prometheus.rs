@@ -53,7 +53,7 @@ pub(in crate::commands) fn metrics(report: &Report) -> String {
             let _ = writeln!(
                 text,
                 "qcowtool_audit_{name}{{host=\"{}\",path=\"{}\"}} {value}",
-                label(&qcow::Printable(host).to_string()),
+                label(&qcow::Escaped(host).to_string()),
                 label(&shown(&base.path))
             );
         }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use migrate::audit::Report;
-use qcow::Printable;
+use qcow::Escaped;
 
 use crate::output::shown;
 use crate::size::human;
@@ -15,7 +15,7 @@ const BASES: usize = 20;
 pub(super) fn text(report: &Report) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        let host = finding.host.as_ref().map(|host| format!(" on {}", Printable(host)));
+        let host = finding.host.as_ref().map(|host| format!(" on {}", Escaped(host)));
         let _ = writeln!(
             text,
             "{}: {}: {}{}\n    {}\n    {}",
@@ -23,8 +23,8 @@ pub(super) fn text(report: &Report) -> String {
             finding.code.as_str(),
             shown(&finding.path),
             host.unwrap_or_default(),
-            Printable(&finding.what),
-            Printable(&finding.way_out),
+            Escaped(&finding.what),
+            Escaped(&finding.way_out),
         );
     }
     let mut bases: Vec<_> = report.bases.iter().filter(|base| base.shared > 0).collect();

@@ -77,7 +77,7 @@ fn label(graph: &Graph<'_>, at: usize, again: bool) -> String {
         Presence::Deleted { .. } => Some("deleted, held open".to_owned()),
         Presence::Missing => Some("missing".to_owned()),
         Presence::Unusable { .. } => Some("cannot be used".to_owned()),
-        Presence::Elsewhere => image.key.host().map(|host| format!("on {}", qcow::Printable(host))),
+        Presence::Elsewhere => image.key.host().map(|host| format!("on {}", qcow::Escaped(host))),
     };
     if let Some(note) = note {
         let _ = write!(label, " [{note}]");

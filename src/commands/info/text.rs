@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use qcow::Printable;
+use qcow::Escaped;
 use qcow::ops::info::{Child, FormatSpecific, ImageInfo, SnapshotInfo};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ pub(super) fn text(image: &ImageInfo) -> String {
     snapshots(&mut lines, &image.snapshots);
     specifics(&mut lines, image.format_specific.as_ref());
     image.children.iter().for_each(|child| self::child(&mut lines, child));
-    lines.iter().map(|line| format!("{}\n", Printable(line))).collect()
+    lines.iter().map(|line| format!("{}\n", Escaped(line))).collect()
 }
 
 fn head(lines: &mut Vec<String>, image: &ImageInfo) {
@@ -59,8 +59,8 @@ fn snapshots(lines: &mut Vec<String>, snapshots: &[SnapshotInfo]) {
     let zone = TimeZone::system();
     for snapshot in snapshots {
         lines.push(row(
-            &Printable(&snapshot.id).to_string(),
-            &Printable(&snapshot.name).to_string(),
+            &Escaped(&snapshot.id).to_string(),
+            &Escaped(&snapshot.name).to_string(),
             &human(snapshot.vm_state_size),
             &date(snapshot.date_sec, &zone),
             &clock(snapshot.vm_clock_sec, snapshot.vm_clock_nsec),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use migrate::audit::{Finding, Report, Severity};
-use qcow::Printable;
+use qcow::Escaped;
 
 use crate::output::shown;
 use crate::size::human;
@@ -143,7 +143,7 @@ fn name(path: &Path) -> String {
 
 /// Text of which nothing is known.
 fn escaped(text: &str) -> String {
-    in_html(&Printable(text).to_string())
+    in_html(&Escaped(text).to_string())
 }
 
 fn in_html(text: &str) -> String {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use migrate::rescue::{Action, Holder, Item, Lost, Outcome, Plan, Restore, Search, State, Verdict};
-use qcow::Printable;
+use qcow::Escaped;
 
 use crate::output::shown;
 use crate::size::human;
@@ -18,7 +18,7 @@ pub(super) fn plan(plan: &Plan) -> String {
             let _ = writeln!(text, "    needed by {}", shown(above));
         }
         for note in &item.notes {
-            let _ = writeln!(text, "    note: {}", Printable(note));
+            let _ = writeln!(text, "    note: {}", Escaped(note));
         }
         match &item.action {
             Action::Save { copy, restore } => {
@@ -29,7 +29,7 @@ pub(super) fn plan(plan: &Plan) -> String {
                         let _ = writeln!(text, "    can be restored: its name is free");
                     }
                     Restore::No { why } => {
-                        let _ = writeln!(text, "    cannot be restored: {}", Printable(why));
+                        let _ = writeln!(text, "    cannot be restored: {}", Escaped(why));
                     }
                 }
             }
@@ -37,8 +37,8 @@ pub(super) fn plan(plan: &Plan) -> String {
                 text.push_str("    is back: what has its name is equal to it\n");
             }
             Action::Refuse { why, way_out, .. } => {
-                let _ = writeln!(text, "    cannot be saved: {}", Printable(why));
-                let _ = writeln!(text, "    {}", Printable(way_out));
+                let _ = writeln!(text, "    cannot be saved: {}", Escaped(why));
+                let _ = writeln!(text, "    {}", Escaped(way_out));
             }
         }
     }
@@ -46,7 +46,7 @@ pub(super) fn plan(plan: &Plan) -> String {
         let _ = writeln!(text, "{}", gone(lost));
     }
     for unseen in &plan.unseen {
-        let (program, why) = (Printable(&unseen.program), Printable(&unseen.why));
+        let (program, why) = (Escaped(&unseen.program), Escaped(&unseen.why));
         let _ = writeln!(
             text,
             "process {} ({program}) could not be looked into: {why}",
@@ -77,20 +77,16 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
                     let _ = writeln!(text, "    tree hash {hash}");
                 }
                 if let Some(why) = &saved.unreadable {
-                    let _ = writeln!(text, "    its disk cannot be read: {}", Printable(why));
+                    let _ = writeln!(text, "    its disk cannot be read: {}", Escaped(why));
                 }
                 if let Some(unrestored) = &saved.unrestored {
-                    let _ =
-                        writeln!(text, "    it was not restored: {}", Printable(&unrestored.why));
+                    let _ = writeln!(text, "    it was not restored: {}", Escaped(&unrestored.why));
                 }
             }
             State::Failed { message, hint, .. } => {
                 let hint = hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                let _ = writeln!(
-                    text,
-                    "{name} is not saved: {}",
-                    Printable(&(message.clone() + &hint))
-                );
+                let _ =
+                    writeln!(text, "{name} is not saved: {}", Escaped(&(message.clone() + &hint)));
             }
         }
     }
@@ -107,7 +103,7 @@ pub(super) fn search(search: &Search) -> String {
         writeln!(text, "{} is gone\n    needed by {}", shown(&base.name), shown(&base.needed_by));
     match (&base.tree_hash, &base.manifest_of) {
         (Some(hash), Some(of)) => {
-            let _ = writeln!(text, "    tree hash {hash}, of the manifest of {}", Printable(of));
+            let _ = writeln!(text, "    tree hash {hash}, of the manifest of {}", Escaped(of));
         }
         _ => text.push_str("    no manifest tells what it held, so no file can be taken for it\n"),
     }
@@ -118,13 +114,13 @@ pub(super) fn search(search: &Search) -> String {
             Verdict::Unproven => "is refused",
             Verdict::Unreadable => "could not be read",
         };
-        let why = candidate.why.as_ref().map(|why| format!(": {}", Printable(why)));
+        let why = candidate.why.as_ref().map(|why| format!(": {}", Escaped(why)));
         let _ = writeln!(text, "{} {verdict}{}", shown(&candidate.path), why.unwrap_or_default());
     }
     if base.restored {
         let _ = writeln!(text, "{} is back", shown(&base.name));
     } else if let Some(why) = &base.unrestored {
-        let _ = writeln!(text, "it was not restored: {}", Printable(why));
+        let _ = writeln!(text, "it was not restored: {}", Escaped(why));
     }
     if !base.is_found() {
         let _ = writeln!(
@@ -152,7 +148,7 @@ fn about(item: &Item) -> String {
 
 fn holders(holders: &[Holder]) -> String {
     let one =
-        |holder: &Holder| format!("process {} ({})", holder.process, Printable(&holder.program));
+        |holder: &Holder| format!("process {} ({})", holder.process, Escaped(&holder.program));
     holders.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
@@ -161,7 +157,7 @@ fn gone(lost: &Lost) -> String {
         "{} is gone, and process {} ({}) has no deleted file open that could be it\n    needed by {}",
         shown(&lost.name),
         lost.holder.process,
-        Printable(&lost.holder.program),
+        Escaped(&lost.holder.program),
         shown(&lost.needed_by)
     )
 }

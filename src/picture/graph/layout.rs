@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use migrate::audit::{Code, Finding, Graph, Image, Key, Presence, Report, Severity, Survey};
-use qcow::Printable;
+use qcow::Escaped;
 
 use crate::output::shown;
 use crate::size::human;
@@ -113,7 +113,7 @@ impl<'a> Plan<'a> {
                 let state = if domain.runs { "running" } else { "shut off" };
                 let text = of.entry(domain.name.as_str()).or_insert_with(|| state.to_owned());
                 text.push_str(", ");
-                text.push_str(&Printable(&disk.target).to_string());
+                text.push_str(&Escaped(&disk.target).to_string());
             }
         }
         let images = graph.images().len();
@@ -289,7 +289,7 @@ impl<'a> Plan<'a> {
         let named = domains
             .into_iter()
             .take(shown)
-            .map(|(name, state)| (Look::Domain, Printable(name).to_string(), state));
+            .map(|(name, state)| (Look::Domain, Escaped(name).to_string(), state));
         let rest = (count > 0).then(|| {
             (Look::Group, format!("{count} more domains"), "have it as their disk".to_owned())
         });
@@ -316,7 +316,7 @@ impl<'a> Plan<'a> {
                 (Look::Deleted, format!("deleted, held open: {}", human(image.status.allocated)))
             }
             Presence::Elsewhere => {
-                let host = Printable(image.key.host().unwrap_or_default()).to_string();
+                let host = Escaped(image.key.host().unwrap_or_default()).to_string();
                 (Look::Image, format!("{} on {host}", human(image.status.allocated)))
             }
         };

@@ -168,7 +168,7 @@ pub fn unit_of(entry: u64, bitmap: u64, rules: Rules, guest: u64, unit: u64) -> 
 
 const LARGEST_FILE: u64 = (1 << 63) - 1;
 /// Tables that are read must start and end before this.
-const FARTHEST: u64 = (1 << 63) - (1 << 30);
+const MAX_FILE_OFFSET: u64 = (1 << 63) - (1 << 30);
 
 fn check_table(offset: u64, len: Option<u64>, most: u64, cluster: u64) -> Result<()> {
     let end = len.and_then(|len| len.checked_add(offset));
@@ -221,7 +221,7 @@ impl<'a> Image<'a> {
         // An entry has at least 40 bytes.
         check_table(snapshots, Some(u64::from(u32_at(file, 60)) * 40), 65_536 * 40, cluster)?;
         check_table(l1, Some(l1_entries * 8), 32 << 20, cluster)?;
-        refuse_if(l1 + l1_entries * 8 > FARTHEST, "the L1 table is past any file")?;
+        refuse_if(l1 + l1_entries * 8 > MAX_FILE_OFFSET, "the L1 table is past any file")?;
 
         let data_file = incompatible >> 2 & 1 == 1;
         let rules = Rules { version, cluster_bits, extended, data_file };

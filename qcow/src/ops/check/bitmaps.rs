@@ -4,8 +4,8 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::Survey;
-use super::census::whole;
+use super::Checker;
+use super::references::whole;
 use super::report::{FindingKind, Spot, Structure};
 use super::tables::{Stretch, stretches};
 use crate::format::{BitmapEntry, BitmapTableEntry};
@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Tables are read in pieces of this many bytes.
 const PIECE: u64 = 64 << 10;
 
-impl Survey<'_> {
+impl Checker<'_> {
     /// Calls `each` with every bitmap of the directory, whose form was checked on opening.
     fn each_bitmap(&self, mut each: impl FnMut(u64, &BitmapEntry) -> Result<()>) -> Result<()> {
         let Some(extension) = self.image.area.bitmaps() else { return Ok(()) };
@@ -38,11 +38,11 @@ impl Survey<'_> {
         if let Some(extension) = self.image.area.bitmaps() {
             let offset = extension.directory_offset.0;
             let spot = whole(Structure::BitmapDirectory, offset);
-            self.census.claim(offset, extension.directory_size, spot);
+            self.references.claim(offset, extension.directory_size, spot);
         }
         self.each_bitmap(|index, entry| {
             let (offset, len) = table_place(entry);
-            self.census.claim(offset, len, bitmap(index));
+            self.references.claim(offset, len, bitmap(index));
             Ok(())
         })
     }
@@ -52,13 +52,13 @@ impl Survey<'_> {
         if let Some(extension) = self.image.area.bitmaps() {
             let offset = extension.directory_offset.0;
             let spot = whole(Structure::BitmapDirectory, offset);
-            self.census.count(offset, extension.directory_size, 1, spot)?;
+            self.references.count(offset, extension.directory_size, 1, spot)?;
         }
         let mut tables = Vec::new();
         self.each_bitmap(|index, entry| {
             let (offset, len) = table_place(entry);
             tables.push(offset..offset.saturating_add(len));
-            self.census.count(offset, len, 1, bitmap(index))
+            self.references.count(offset, len, 1, bitmap(index))
         })?;
         stretches(&tables).into_iter().try_for_each(|part| self.bitmap_table(part))
     }
@@ -89,11 +89,11 @@ impl Survey<'_> {
         match BitmapTableEntry::decode(entry, self.geometry) {
             Ok(BitmapTableEntry::Stored(offset)) => {
                 let len = self.geometry.cluster_size();
-                self.census.count(offset.0, len, times, spot)?;
+                self.references.count(offset.0, len, times, spot)?;
                 // Guest data was counted before.
                 let cluster = offset.0 >> self.geometry.cluster_bits();
-                let shared = self.census.references(cluster) > 1;
-                if shared || self.census.hits_metadata(offset.0, len) {
+                let shared = self.references.references(cluster) > 1;
+                if shared || self.references.hits_metadata(offset.0, len) {
                     self.report.note(FindingKind::Overlap, spot, || {
                         format!("the bits at {offset} lie in a cluster of something else")
                     });

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::Survey;
+use super::Checker;
 use super::report::{FindingKind, Spot, Structure};
 use super::tables::{L2Table, copied_message};
 use crate::exact::to_usize;
@@ -45,7 +45,7 @@ impl Sum for Figures {
     }
 }
 
-impl Survey<'_> {
+impl Checker<'_> {
     /// Counts what all L2 tables name.
     pub(super) fn l2_tables(&self, list: &[L2Table], observer: &dyn Observer) -> Result<Figures> {
         let total = (list.len() as u64).saturating_mul(self.geometry.cluster_size());
@@ -77,7 +77,7 @@ impl Survey<'_> {
         let own = self.stored.is_one(table.offset >> self.geometry.cluster_bits());
         let flagged = if own.is_some() && table.offset != 0 { table.active } else { 0 };
         let mut walk = L2Walk {
-            survey: self,
+            checker: self,
             table,
             times: table.active.saturating_add(table.others),
             flagged,
@@ -91,7 +91,7 @@ impl Survey<'_> {
 
 /// One table on its way.
 struct L2Walk<'a> {
-    survey: &'a Survey<'a>,
+    checker: &'a Checker<'a>,
     table: &'a L2Table,
     /// How many L1 entries name the table.
     times: u64,
@@ -105,8 +105,8 @@ struct L2Walk<'a> {
 impl L2Walk<'_> {
     /// Looks at all entries of the table; those that continue each other together.
     fn all(&mut self, bytes: &[u8]) -> Result<()> {
-        let width = to_usize(self.survey.geometry.l2_entry_size());
-        let cluster_size = self.survey.geometry.cluster_size();
+        let width = to_usize(self.checker.geometry.l2_entry_size());
+        let cluster_size = self.checker.geometry.cluster_size();
         let mut rest = bytes;
         let mut index: u64 = 0;
         while let Some((first, others)) = rest.split_at_checked(width) {
@@ -135,7 +135,7 @@ impl L2Walk<'_> {
 
     /// Whether an entry is an ordinary one for a cluster, with nothing to say about it alone.
     fn is_plain(&self, raw: RawL2Entry) -> bool {
-        let rules = self.survey.rules;
+        let rules = self.checker.rules;
         let offset = raw.offset().0;
         !raw.is_compressed()
             && raw.reserved(&rules) == 0
@@ -149,21 +149,21 @@ impl L2Walk<'_> {
     /// Looks at `count` plain entries from `index` on, whose clusters follow each other, the first
     /// of which is `raw`.
     fn run(&mut self, index: u64, raw: RawL2Entry, count: u64) -> Result<()> {
-        let survey = self.survey;
-        let cluster_size = survey.geometry.cluster_size();
+        let checker = self.checker;
+        let cluster_size = checker.geometry.cluster_size();
         let (offset, len) = (raw.offset().0, cluster_size.saturating_mul(count));
-        let clusters = survey.census.touched(offset, len);
+        let clusters = checker.references.touched(offset, len);
         let copied = raw.is_copied();
-        if survey.census.is_past_end(offset, len)
-            || !survey.census.is_free_of_metadata(clusters.clone())
-            || (self.flagged > 0 && survey.stored.uniform(clusters.clone()) != Some(copied))
+        if checker.references.is_past_end(offset, len)
+            || !checker.references.is_free_of_metadata(clusters.clone())
+            || (self.flagged > 0 && checker.stored.uniform(clusters.clone()) != Some(copied))
         {
             return (0..count).try_for_each(|step| {
                 let raw = raw.moved_by(cluster_size.wrapping_mul(step));
                 self.entry(index.saturating_add(step), RawL2Entry { bitmap: 0, ..raw })
             });
         }
-        survey.census.count_clusters(clusters, self.times);
+        checker.references.count_clusters(clusters, self.times);
         self.count_allocated(offset, count);
         Ok(())
     }
@@ -174,7 +174,7 @@ impl L2Walk<'_> {
         if self.next != 0 && self.next != offset {
             self.figures.fragmented = self.figures.fragmented.saturating_add(1);
         }
-        let len = self.survey.geometry.cluster_size().saturating_mul(count);
+        let len = self.checker.geometry.cluster_size().saturating_mul(count);
         self.next = offset.saturating_add(len);
     }
 
@@ -182,15 +182,15 @@ impl L2Walk<'_> {
         if raw.is_compressed() {
             return self.compressed(index, raw);
         }
-        if raw.reserved(&self.survey.rules) != 0 {
+        if raw.reserved(&self.checker.rules) != 0 {
             self.corruption(FindingKind::ReservedBits, index, || {
                 format!("entry {:#018x} has reserved bits set", raw.word)
             });
         }
-        let rules = self.survey.rules;
+        let rules = self.checker.rules;
         let zero = raw.has_zero_flag() && !rules.geometry.extended_l2();
         if zero && rules.version == Version::V2 {
-            self.survey.report.note(FindingKind::ZeroFlag, self.spot(index), || {
+            self.checker.report.note(FindingKind::ZeroFlag, self.spot(index), || {
                 format!("entry {:#018x} has the zero flag, which version 2 does not have", raw.word)
             });
         }
@@ -214,13 +214,13 @@ impl L2Walk<'_> {
     }
 
     fn compressed(&mut self, index: u64, raw: RawL2Entry) -> Result<()> {
-        let survey = self.survey;
+        let checker = self.checker;
         if raw.is_copied() {
             self.corruption(FindingKind::CopiedFlag, index, || {
                 "the copied flag is set on a compressed cluster".into()
             });
         }
-        if survey.rules.data_file {
+        if checker.rules.data_file {
             self.corruption(FindingKind::Compressed, index, || {
                 "a compressed cluster, but data lives in a data file".into()
             });
@@ -232,8 +232,8 @@ impl L2Walk<'_> {
             });
             return Ok(());
         }
-        let span = CompressedSpan::decode(raw.word, survey.geometry.cluster_bits());
-        survey.census.count(span.host.0, span.len, self.times, self.spot(index))?;
+        let span = CompressedSpan::decode(raw.word, checker.geometry.cluster_bits());
+        checker.references.count(span.host.0, span.len, self.times, self.spot(index))?;
         self.overlap(index, span.host.0, span.len);
         let one = Figures { allocated: 1, fragmented: 1, compressed: 1 };
         self.figures = self.figures.plus(one);
@@ -241,15 +241,15 @@ impl L2Walk<'_> {
     }
 
     fn allocated(&mut self, index: u64, raw: RawL2Entry, zero: bool) -> Result<()> {
-        let survey = self.survey;
-        let (offset, cluster_size) = (raw.offset().0, survey.geometry.cluster_size());
+        let checker = self.checker;
+        let (offset, cluster_size) = (raw.offset().0, checker.geometry.cluster_size());
         if raw.contradicts_itself() {
             let bitmap = raw.bitmap;
             self.corruption(FindingKind::Subclusters, index, || {
                 format!("subclusters {bitmap:#018x} are both allocated and zero")
             });
         }
-        if !survey.geometry.is_aligned(offset) {
+        if !checker.geometry.is_aligned(offset) {
             let contains = if zero { "preallocated" } else { "data" };
             self.corruption(FindingKind::Misaligned, index, || {
                 format!(
@@ -258,19 +258,19 @@ impl L2Walk<'_> {
             });
         }
         self.count_allocated(offset, 1);
-        let cluster = offset >> survey.geometry.cluster_bits();
-        let one = if survey.rules.data_file {
+        let cluster = offset >> checker.geometry.cluster_bits();
+        let one = if checker.rules.data_file {
             self.check_place(index, offset);
             Some(true)
         } else {
-            survey.census.count(offset, cluster_size, self.times, self.spot(index))?;
+            checker.references.count(offset, cluster_size, self.times, self.spot(index))?;
             self.overlap(index, offset, cluster_size);
-            survey.stored.is_one(cluster)
+            checker.stored.is_one(cluster)
         };
         let copied = raw.is_copied();
         if one.is_some_and(|one| one != copied) && self.flagged > 0 {
             let spot = self.spot(index);
-            survey.report.corruption(FindingKind::CopiedFlag, self.flagged, spot, || {
+            checker.report.corruption(FindingKind::CopiedFlag, self.flagged, spot, || {
                 copied_message("the cluster", copied)
             });
         }
@@ -278,8 +278,8 @@ impl L2Walk<'_> {
     }
 
     fn overlap(&self, index: u64, offset: u64, len: u64) {
-        if self.survey.census.hits_metadata(offset, len) {
-            self.survey.report.note(FindingKind::Overlap, self.spot(index), || {
+        if self.checker.references.hits_metadata(offset, len) {
+            self.checker.report.note(FindingKind::Overlap, self.spot(index), || {
                 format!("the data at {offset:#x} lies in a cluster of metadata")
             });
         }
@@ -289,24 +289,24 @@ impl L2Walk<'_> {
     fn check_place(&self, index: u64, offset: u64) {
         let guest = self.guest(index);
         if self.table.active > 0 && offset != guest {
-            self.survey.report.note(FindingKind::DataFileOffset, self.spot(index), || {
+            self.checker.report.note(FindingKind::DataFileOffset, self.spot(index), || {
                 format!("the cluster is at {offset:#x} of the data file, expected {guest:#x}")
             });
         }
     }
 
     fn corruption(&self, kind: FindingKind, index: u64, message: impl FnOnce() -> String) {
-        self.survey.report.corruption(kind, self.times, self.spot(index), message);
+        self.checker.report.corruption(kind, self.times, self.spot(index), message);
     }
 
     fn guest(&self, index: u64) -> u64 {
-        let geometry = self.survey.geometry;
+        let geometry = self.checker.geometry;
         let table = self.table.l1_index.saturating_mul(geometry.l2_coverage());
         table.saturating_add(index.saturating_mul(geometry.cluster_size()))
     }
 
     fn spot(&self, index: u64) -> Spot {
-        let within = index.saturating_mul(self.survey.geometry.l2_entry_size());
+        let within = index.saturating_mul(self.checker.geometry.l2_entry_size());
         let mut spot =
             Spot::entry(Structure::L2Table, index, self.table.offset.saturating_add(within));
         spot.guest_offset = Some(self.guest(index));

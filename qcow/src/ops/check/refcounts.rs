@@ -2,21 +2,21 @@
 
 use rayon::prelude::*;
 
-use super::Survey;
-use super::census::whole;
+use super::Checker;
+use super::references::whole;
 use super::report::{FindingKind, Severity, Spot, Structure};
 use super::stored::Block;
 use crate::Result;
 use crate::format::RefcountTableEntry;
 
-impl Survey<'_> {
+impl Checker<'_> {
     /// Counts the refcount table.
     pub(super) fn refcount_table(&self) -> Result<()> {
         let offset = self.image.area.header.refcount_table_offset.0;
         let len = (self.stored.table().len() as u64).saturating_mul(8);
         let spot = whole(Structure::RefcountTable, offset);
-        self.census.count(offset, len, 1, spot)?;
-        self.census.claim(offset, len, spot);
+        self.references.count(offset, len, 1, spot)?;
+        self.references.claim(offset, len, spot);
         Ok(())
     }
 
@@ -25,7 +25,7 @@ impl Survey<'_> {
         for (index, at) in self.refcount_blocks() {
             if let Block::At(offset) = self.stored.block(index) {
                 let spot = Spot::entry(Structure::RefcountTable, index, at);
-                self.census.claim(offset, self.geometry.cluster_size(), spot);
+                self.references.claim(offset, self.geometry.cluster_size(), spot);
             }
         }
     }
@@ -62,12 +62,12 @@ impl Survey<'_> {
 
     fn count_refcount_block(&self, offset: u64, spot: Spot) -> Result<()> {
         let cluster = offset >> self.geometry.cluster_bits();
-        if cluster >= self.census.clusters() {
+        if cluster >= self.references.clusters() {
             self.block_past_end(offset, spot);
             return Ok(());
         }
-        self.census.count(offset, self.geometry.cluster_size(), 1, spot)?;
-        let references = self.census.references(cluster).min(self.stored.width().max());
+        self.references.count(offset, self.geometry.cluster_size(), 1, spot)?;
+        let references = self.references.references(cluster).min(self.stored.width().max());
         if references != 1 {
             self.report.corruption(FindingKind::SharedRefcountBlock, 1, spot, || {
                 format!("the block at {offset:#x} has {references} references, expected 1")
@@ -93,7 +93,7 @@ impl Survey<'_> {
 
     /// Compares refcounts with references, and gives the highest cluster that has either.
     pub(super) fn compare(&self) -> Result<u64> {
-        let clusters = self.census.clusters();
+        let clusters = self.references.clusters();
         let highest = (0..self.stored.blocks_for(clusters))
             .into_par_iter()
             .map(|index| {
@@ -111,12 +111,12 @@ impl Survey<'_> {
         match self.stored.block(index) {
             Block::At(offset) => return self.compare_groups(offset, first, end),
             Block::Missing => {
-                let mut cluster = self.census.next_referenced(first);
+                let mut cluster = self.references.next_referenced(first);
                 while cluster < end {
                     if self.compare_cluster(cluster, 0) {
                         highest = cluster;
                     }
-                    cluster = self.census.next_referenced(cluster.saturating_add(1));
+                    cluster = self.references.next_referenced(cluster.saturating_add(1));
                 }
             }
             Block::Misaligned | Block::TooFar => {
@@ -143,7 +143,7 @@ impl Survey<'_> {
         let mut group = first;
         while group < end {
             let next = group.saturating_add(64);
-            if next <= end && self.stored.are_one(group) && self.census.are_one(group) {
+            if next <= end && self.stored.are_one(group) && self.references.are_one(group) {
                 highest = next.saturating_sub(1);
             } else {
                 if block.is_empty() {
@@ -180,7 +180,7 @@ impl Survey<'_> {
 
     /// The references to a cluster as far as refcounts can express them; each one more is wrong.
     fn bounded_references(&self, cluster: u64) -> u64 {
-        let references = self.census.references(cluster);
+        let references = self.references.references(cluster);
         let most = self.stored.width().max();
         let excess = references.saturating_sub(most);
         self.report.corruption(
@@ -193,6 +193,6 @@ impl Survey<'_> {
     }
 
     fn cluster(&self, cluster: u64) -> Spot {
-        Spot::entry(Structure::Cluster, cluster, self.census.offset_of(cluster))
+        Spot::entry(Structure::Cluster, cluster, self.references.offset_of(cluster))
     }
 }

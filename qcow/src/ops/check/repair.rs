@@ -1,4 +1,4 @@
-//! Makes an image whole again, where it can be told what whole means.
+//! Repairs metadata where there is exactly one correct repair.
 //!
 //! The plan is made against a copy of the image in memory and proven there: it is carried out only
 //! if the image would be clean afterwards (or, for [`Scope::Leaks`], no worse). It then goes to
@@ -18,7 +18,7 @@
 //! set without right, and such a cluster may be written to in place though others use it.
 //!
 //! An image in which something is not understood (reserved bits, misaligned data, two structures
-//! in one cluster) is left alone: freeing what nobody seems to use could be the end of its data.
+//! in one cluster) is left alone: freeing clusters that merely seem unused could destroy data.
 
 mod bitmaps;
 mod entries;
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::report::{FindingKind, Report};
-use super::{CheckOptions, CheckOutcome, Found, Structure, Survey, check, in_pool};
+use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure, check, in_pool};
 use crate::chain::{Format, local_path, probe_format};
 use crate::format::{HeaderPatch, Incompatible, Version, field};
 use crate::image::Skeleton;
@@ -163,8 +163,8 @@ fn open(path: &Path, options: &RepairOptions) -> Result<Opened> {
 
 /// One look at the image as the plan has made it so far.
 struct Look<'a> {
-    survey: &'a Survey<'a>,
-    found: &'a Found,
+    checker: &'a Checker<'a>,
+    found: &'a CheckState,
     sound: bool,
 }
 
@@ -225,12 +225,12 @@ fn make_whole(
     let in_place = loop {
         let image = Skeleton::open(plan.result())?;
         let report = Report::new(options.check.max_findings);
-        let survey = Survey::new(&image, &report, cancel)?;
+        let checker = Checker::new(&image, &report, cancel)?;
         let first = plan.writes() == given;
-        let found = survey.run(if first { observer } else { &Silent })?;
-        let mut outcome = survey.outcome(&found);
+        let found = checker.run(if first { observer } else { &Silent })?;
+        let mut outcome = checker.outcome(&found);
         let sound = outcome.corruptions == 0 && outcome.check_errors == 0;
-        let look = Look { survey: &survey, found: &found, sound };
+        let look = Look { checker: &checker, found: &found, sound };
         if before.is_none() && given > 0 {
             // Bitmaps were dropped before anything could be opened.
             outcome.corruptions = outcome.corruptions.saturating_add(1);
@@ -263,7 +263,7 @@ fn drop_dead(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
 /// Plans refcounts and copied flags for an image in which all entries lead somewhere; says whether
 /// that can be done in place.
 fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool> {
-    let report = look.survey.report;
+    let report = look.checker.report;
     if report.corruptions() == 0 && report.leaks() == 0 && report.check_errors() == 0 {
         return Ok(true);
     }
@@ -296,12 +296,12 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool
 fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
     let image = Skeleton::open(plan.result())?;
     let report = Report::new(0);
-    let survey = Survey::new(&image, &report, cancel)?;
-    let found = survey.run_without_refcounts()?;
+    let checker = Checker::new(&image, &report, cancel)?;
+    let found = checker.run_without_refcounts()?;
     refuse_overlaps(&report)?;
-    let look = Look { survey: &survey, found: &found, sound: false };
+    let look = Look { checker: &checker, found: &found, sound: false };
     entries::copied_flags(&look, Target::Exact, false, plan)?;
-    refcounts::rebuild(&survey, plan)?;
+    refcounts::rebuild(&checker, plan)?;
     entries::copied_flags(&look, Target::Exact, true, plan)
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::counters::ClusterSet;
 use crate::format::{Geometry, RefcountTableEntry, RefcountWidth};
-use crate::image::{FARTHEST, Skeleton};
+use crate::image::{MAX_FILE_OFFSET, Skeleton};
 use crate::io::read_padded;
 use crate::{CancelToken, Result};
 
@@ -85,7 +85,7 @@ impl<'a> Stored<'a> {
         match entry.and_then(|&entry| RefcountTableEntry(entry).block_offset()) {
             None => Block::Missing,
             Some(offset) if !self.geometry.is_aligned(offset.0) => Block::Misaligned,
-            Some(offset) if offset.0 > FARTHEST => Block::TooFar,
+            Some(offset) if offset.0 > MAX_FILE_OFFSET => Block::TooFar,
             Some(offset) => Block::At(offset.0),
         }
     }

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::Survey;
-use super::census::whole;
+use super::Checker;
+use super::references::whole;
 use super::report::{FindingKind, Spot, Structure};
 use crate::format::{L1Entry, MAX_L1_BYTES};
-use crate::image::FARTHEST;
+use crate::image::MAX_FILE_OFFSET;
 use crate::io::read_padded;
 use crate::{Error, Result};
 
@@ -35,15 +35,15 @@ pub(super) struct L2Table {
     pub(super) others: u64,
 }
 
-impl Survey<'_> {
+impl Checker<'_> {
     /// Counts the active L1 table and what it names, in the order of their offsets.
     pub(super) fn active_l1(&self) -> Result<Vec<L2Table>> {
         let header = &self.image.area.header;
         let offset = header.l1_table_offset.0;
         let len = u64::from(header.l1_entries).saturating_mul(ENTRY);
         let spot = whole(Structure::L1Table, offset);
-        self.census.count(offset, len, 1, spot)?;
-        self.census.claim(offset, len, spot);
+        self.references.count(offset, len, 1, spot)?;
+        self.references.claim(offset, len, spot);
         let table =
             Stretch { from: offset, to: offset.saturating_add(len), times: 1, start: offset };
         let mut list = Vec::new();
@@ -70,22 +70,22 @@ impl Survey<'_> {
                 continue;
             }
             tables.push(offset..offset.saturating_add(len));
-            if offset.saturating_add(len) > FARTHEST {
+            if offset.saturating_add(len) > MAX_FILE_OFFSET {
                 return Err(Error::corrupt(format!("an L1 table at {offset:#x} is past any file"))
                     .structure("snapshot table")
                     .index(index as u64));
             }
-            if self.census.is_past_end(offset, len) {
-                self.census.count(offset, len, 1, spot)?;
+            if self.references.is_past_end(offset, len) {
+                self.references.count(offset, len, 1, spot)?;
             } else {
-                clusters.push(self.census.touched(offset, len));
+                clusters.push(self.references.touched(offset, len));
             }
         }
         for part in stretches(&clusters) {
-            self.census.count_clusters(part.from..part.to, part.times);
-            let offset = self.census.offset_of(part.from);
-            let len = self.census.offset_of(part.to).saturating_sub(offset);
-            self.census.claim(offset, len, whole(Structure::SnapshotL1Table, offset));
+            self.references.count_clusters(part.from..part.to, part.times);
+            let offset = self.references.offset_of(part.from);
+            let len = self.references.offset_of(part.to).saturating_sub(offset);
+            self.references.claim(offset, len, whole(Structure::SnapshotL1Table, offset));
         }
         for part in stretches(&tables) {
             self.walk_l1(part, Structure::SnapshotL1Table, list)?;
@@ -141,7 +141,7 @@ impl Survey<'_> {
             });
         }
         // An entry that only has flags counts as one for offset 0, as in QEMU.
-        self.census.count(offset, cluster_size, part.times, spot)?;
+        self.references.count(offset, cluster_size, part.times, spot)?;
         if !self.geometry.is_aligned(offset) {
             self.report.corruption(FindingKind::Misaligned, part.times, spot, || {
                 format!("the L2 table is at {offset:#x}, expected a multiple of {cluster_size}")

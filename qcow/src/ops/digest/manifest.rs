@@ -166,7 +166,7 @@ impl Manifest {
             return Err(Error::unsupported(format!(
                 "the manifest is of {} version {} with leaves of {} bytes, expected {ALGORITHM} \
                  version {VERSION} with {LEAF}",
-                crate::Printable(&parsed.algorithm),
+                crate::Escaped(&parsed.algorithm),
                 parsed.version,
                 parsed.leaf_size
             )));

@@ -7,7 +7,7 @@ use crc32fast::Hasher;
 
 use super::raw::refuse_on_device;
 use super::sinks::{Collect, Metadata, Places};
-use super::tally::Tally;
+use super::totals::Totals;
 use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
@@ -17,9 +17,9 @@ use crate::io::OutputFile;
 use crate::layout::Placer;
 use crate::ops::checksum::hash;
 use crate::ops::create::{DataFile, ReserveSink};
+use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::salvage::Salvage;
-use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{Preallocation, Qcow2Options, target};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
@@ -81,10 +81,9 @@ pub(super) fn flatten(
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
     job.salvage = salvage(options);
     if job.sparse && !options.compress && !options.no_reflink && !options.salvage {
-        let shortcuts =
-            Shortcuts::find(chain, files.data, Some(target.cluster_size), options.digest)?;
+        let offload = Offload::find(chain, files.data, Some(target.cluster_size), options.digest)?;
         let anywhere = target.preallocation == Preallocation::Off && data_file.is_none();
-        job.shortcuts = if anywhere { shortcuts.map(Shortcuts::strewn) } else { shortcuts };
+        job.offload = if anywhere { offload.map(Offload::in_source_order) } else { offload };
     }
     let state = State::new(placer, options.digest);
     let partly = |error| output.abandoned(error);
@@ -100,11 +99,11 @@ pub(super) fn flatten(
     output.write_at(&header, 0).map_err(partly)?;
     cancel.check().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
-    let traffic = Traffic::of(job.shortcuts.as_ref(), &written);
+    let traffic = TransferStats::of(job.offload.as_ref(), &written);
     let damage = job.salvage.as_ref().map(Salvage::report);
     let warnings = target::publish(output, data_file)?;
-    let (file_length, tally) = (finished.file_length, state.tally);
-    Ok(Done { file_length, traffic, tally, warnings, damage })
+    let (file_length, totals) = (finished.file_length, state.totals);
+    Ok(Done { file_length, traffic, totals, warnings, damage })
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
@@ -161,17 +160,17 @@ pub(super) fn receive(
     let (len, mut state) =
         pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
-    state.tally.add_zeros(size.minus(len)?);
+    state.totals.add_zeros(size.minus(len)?);
     state.placer.grow(size)?;
     let finished = state.placer.finish(&mut Metadata::Written(&output))?;
     output.set_len(finished.file_length)?;
     let header = target.header_area(size, &finished, None)?.to_bytes()?;
     output.write_at(&header, 0)?;
     cancel.check()?;
-    let traffic = Traffic::of(None, &[&output]);
+    let traffic = TransferStats::of(None, &[&output]);
     let warnings = output.publish()?;
-    let (file_length, tally) = (finished.file_length, state.tally);
-    Ok((size, Done { file_length, traffic, tally, warnings, damage: None }))
+    let (file_length, totals) = (finished.file_length, state.totals);
+    Ok((size, Done { file_length, traffic, totals, warnings, damage: None }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -188,9 +187,9 @@ pub(super) fn measure(
     let state = State::new(placer, false);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
-    let traffic = Traffic::default();
-    let (file_length, tally, warnings) = (finished.file_length, state.tally, Vec::new());
-    Ok(Done { file_length, traffic, tally, warnings, damage: None })
+    let traffic = TransferStats::default();
+    let (file_length, totals, warnings) = (finished.file_length, state.totals, Vec::new());
+    Ok(Done { file_length, traffic, totals, warnings, damage: None })
 }
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
@@ -247,7 +246,7 @@ pub(super) struct Files<'a> {
 pub(super) struct Qcow2Job<'a> {
     /// `None` to find out how long the file would be.
     files: Option<Files<'a>>,
-    shortcuts: Option<Shortcuts<'a>>,
+    offload: Option<Offload<'a>>,
     salvage: Option<Salvage>,
     data_file: bool,
     cluster_size: usize,
@@ -263,12 +262,12 @@ pub(super) struct Qcow2Job<'a> {
 
 pub(super) struct State {
     pub(super) placer: Placer,
-    pub(super) tally: Tally,
+    pub(super) totals: Totals,
 }
 
 impl State {
     pub(super) fn new(placer: Placer, digest: bool) -> Self {
-        Self { placer, tally: Tally::new(digest) }
+        Self { placer, totals: Totals::new(digest) }
     }
 }
 
@@ -290,8 +289,8 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    pub(super) fn count_in(&self, tally: &mut Tally) {
-        tally.add(self.data_bytes, self.hash.as_ref());
+    pub(super) fn count_in(&self, totals: &mut Totals) {
+        totals.add(self.data_bytes, self.hash.as_ref());
     }
 }
 
@@ -350,13 +349,13 @@ impl Job for Qcow2Job<'_> {
     }
 
     fn place(&self, state: &mut State, ready: &Ready) -> Result<Vec<Write>> {
-        ready.count_in(&mut state.tally);
+        ready.count_in(&mut state.totals);
         let mut metadata = Metadata::to(self.files.map(|files| files.image));
         self.place_clusters(&mut state.placer, ready, &mut metadata)
     }
 
     fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
-        state.tally.add_zeros(len);
+        state.totals.add_zeros(len);
         if self.preallocation == Preallocation::Off {
             return Ok(());
         }
@@ -372,8 +371,8 @@ impl Job for Qcow2Job<'_> {
         state.placer.reserve_run(first, count, &mut sink)
     }
 
-    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
-        self.shortcuts.as_ref()
+    fn offload(&self) -> Option<&Offload<'_>> {
+        self.offload.as_ref()
     }
 
     fn salvage(&self) -> Option<&Salvage> {
@@ -383,20 +382,20 @@ impl Job for Qcow2Job<'_> {
     fn place_moved(
         &self,
         state: &mut State,
-        moved: &Moved,
+        range: &OffloadRange,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        state.tally.add(moved.data_bytes()?, hash);
+        state.totals.add(range.data_bytes()?, hash);
         let cluster_size = self.cluster_size as u64;
         let metadata = Metadata::to(self.files.map(|files| files.image));
         let mut sink = Places { metadata, cluster_size, places: Vec::new() };
         let number = |bytes: u64| bytes.checked_div(cluster_size).unwrap_or_default();
-        if self.shortcuts.as_ref().is_some_and(Shortcuts::may_strew) {
-            let runs = moved.in_source_order().into_iter();
+        if self.offload.as_ref().is_some_and(Offload::is_in_source_order) {
+            let runs = range.in_source_order().into_iter();
             let runs = runs.map(|run| (number(run.guest.0), number(run.len)));
-            state.placer.place_strewn(runs, &mut sink)?;
+            state.placer.place_in_source_order(runs, &mut sink)?;
         } else {
-            state.placer.place_run(number(moved.guest), number(moved.len), &mut sink)?;
+            state.placer.place_run(number(range.guest), number(range.len), &mut sink)?;
         }
         Ok(sink.places)
     }
@@ -435,7 +434,7 @@ impl<'a> Qcow2Job<'a> {
     ) -> Self {
         Self {
             files,
-            shortcuts: None,
+            offload: None,
             salvage: None,
             data_file: target.data_file.is_some(),
             cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
-use super::tally::Tally;
+use super::totals::Totals;
 use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::is_zero;
@@ -12,9 +12,9 @@ use crate::exact::Exact;
 use crate::io::OutputFile;
 use crate::ops::checksum::hash;
 use crate::ops::create::preallocate_raw;
+use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::salvage::Salvage;
-use crate::ops::shortcut::{Moved, Place, Shortcuts, Traffic};
 use crate::ops::{DamageReport, Preallocation, RawOptions};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
@@ -43,10 +43,10 @@ pub(super) fn flatten(
     if output.fixed_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
-    let (traffic, tally, damage) = write(chain, &output, target, options, observer, cancel)
+    let (traffic, totals, damage) = write(chain, &output, target, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), traffic, tally, warnings, damage })
+    Ok(Done { file_length: chain.virtual_size(), traffic, totals, warnings, damage })
 }
 
 fn write(
@@ -56,30 +56,30 @@ fn write(
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<(Traffic, Tally, Option<DamageReport>)> {
+) -> Result<(TransferStats, Totals, Option<DamageReport>)> {
     // What exists is overwritten, not shared: trying that out would change its length.
     let may_share = target.preallocation == Preallocation::Off
         && !options.no_reflink
         && !options.salvage
         && output.fixed_len().is_none();
-    let shortcuts =
-        if may_share { Shortcuts::find(chain, output, None, options.digest)? } else { None };
+    let offload =
+        if may_share { Offload::find(chain, output, None, options.digest)? } else { None };
     // Of what exists this only says whether the disk fits.
     preallocate_raw(output, chain.virtual_size(), target.preallocation, cancel)?;
     let job = RawJob {
         output,
-        shortcuts,
+        offload,
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
         keep_zeros: target.preallocation == Preallocation::Full,
         salvage: salvage(options),
         cancel,
     };
-    let tally = Tally::new(options.digest);
-    let tally = pipeline::run(chain, &job, tally, options.threads, observer, cancel)?;
+    let totals = Totals::new(options.digest);
+    let totals = pipeline::run(chain, &job, totals, options.threads, observer, cancel)?;
     cancel.check()?;
     let damage = job.salvage.as_ref().map(Salvage::report);
-    Ok((Traffic::of(job.shortcuts.as_ref(), &[output]), tally, damage))
+    Ok((TransferStats::of(job.offload.as_ref(), &[output]), totals, damage))
 }
 
 /// Writes the disk that `input` brings to the image that was begun.
@@ -90,10 +90,10 @@ pub(super) fn receive(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Received> {
-    let (size, traffic, tally) = write_stream(input, &output, options, observer, cancel)
+    let (size, traffic, totals) = write_stream(input, &output, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;
-    Ok((size, Done { file_length: size, traffic, tally, warnings, damage: None }))
+    Ok((size, Done { file_length: size, traffic, totals, warnings, damage: None }))
 }
 
 fn write_stream(
@@ -102,27 +102,27 @@ fn write_stream(
     options: &FlattenOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<(u64, Traffic, Tally)> {
+) -> Result<(u64, TransferStats, Totals)> {
     if let (Some(size), Some(_)) = (input.size, output.fixed_len()) {
         output.set_len(size)?;
     }
     let job = RawJob {
         output,
-        shortcuts: None,
+        offload: None,
         digest: options.digest,
         keep_zeros: false,
         salvage: None,
         cancel,
     };
-    let tally = Tally::new(options.digest);
-    let (len, mut tally) =
-        pipeline::receive(input, &job, tally, options.threads, observer, cancel)?;
+    let totals = Totals::new(options.digest);
+    let (len, mut totals) =
+        pipeline::receive(input, &job, totals, options.threads, observer, cancel)?;
     let size = super::stream::whole_sectors(len)?;
-    tally.add_zeros(size.minus(len)?);
+    totals.add_zeros(size.minus(len)?);
     output.set_len(size)?;
     blank(output, len, size.minus(len)?, cancel)?;
     cancel.check()?;
-    Ok((size, Traffic::of(None, &[output]), tally))
+    Ok((size, TransferStats::of(None, &[output]), totals))
 }
 
 pub(super) fn refuse_compression(options: &FlattenOptions) -> Result<()> {
@@ -157,7 +157,7 @@ pub(super) fn blank(output: &OutputFile, at: u64, len: u64, cancel: &CancelToken
 
 struct RawJob<'a> {
     output: &'a OutputFile,
-    shortcuts: Option<Shortcuts<'a>>,
+    offload: Option<Offload<'a>>,
     digest: bool,
     keep_zeros: bool,
     salvage: Option<Salvage>,
@@ -182,7 +182,7 @@ impl RawJob<'_> {
 impl Job for RawJob<'_> {
     type Worker = ();
     type Ready = Ready;
-    type Ordered = Tally;
+    type Ordered = Totals;
     type Placed = ();
 
     fn worker(&self) -> Result<()> {
@@ -195,20 +195,20 @@ impl Job for RawJob<'_> {
         Ok(Ready { guest, runs, hash: self.digest.then(|| hash(bytes)) })
     }
 
-    fn place(&self, tally: &mut Tally, ready: &Ready) -> Result<()> {
+    fn place(&self, totals: &mut Totals, ready: &Ready) -> Result<()> {
         let mut runs = ready.runs.iter();
         let bytes = runs.try_fold(0, |sum: u64, (from, to)| sum.plus(to.minus(*from)? as u64))?;
-        tally.add(bytes, ready.hash.as_ref());
+        totals.add(bytes, ready.hash.as_ref());
         Ok(())
     }
 
-    fn place_zeros(&self, tally: &mut Tally, guest: u64, len: u64) -> Result<()> {
-        tally.add_zeros(len);
+    fn place_zeros(&self, totals: &mut Totals, guest: u64, len: u64) -> Result<()> {
+        totals.add_zeros(len);
         blank(self.output, guest, len, self.cancel)
     }
 
-    fn shortcuts(&self) -> Option<&Shortcuts<'_>> {
-        self.shortcuts.as_ref()
+    fn offload(&self) -> Option<&Offload<'_>> {
+        self.offload.as_ref()
     }
 
     fn salvage(&self) -> Option<&Salvage> {
@@ -217,12 +217,12 @@ impl Job for RawJob<'_> {
 
     fn place_moved(
         &self,
-        tally: &mut Tally,
-        moved: &Moved,
+        totals: &mut Totals,
+        range: &OffloadRange,
         hash: Option<&Hasher>,
     ) -> Result<Vec<Place>> {
-        tally.add(moved.len, hash);
-        Ok(vec![Place { guest: moved.guest, len: moved.len, to: moved.guest }])
+        totals.add(range.len, hash);
+        Ok(vec![Place { guest: range.guest, len: range.len, to: range.guest }])
     }
 
     fn write(&self, (): &mut (), bytes: &[u8], ready: Ready, (): ()) -> Result<()> {

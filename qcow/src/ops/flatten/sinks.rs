@@ -6,7 +6,7 @@ use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;
 use crate::io::OutputFile;
 use crate::layout::Sink;
-use crate::ops::shortcut::Place;
+use crate::ops::offload::Place;
 use crate::ops::target;
 
 /// What becomes of metadata, where there is no data to place.

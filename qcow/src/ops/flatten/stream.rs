@@ -15,14 +15,14 @@ use crc32fast::Hasher;
 use super::qcow2::{self, Qcow2Job};
 use super::raw::{self, BLOCK};
 use super::sinks::Metadata;
-use super::tally::Tally;
+use super::totals::Totals;
 use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::io::OutputFile;
 use crate::ops::checksum::hash;
+use crate::ops::offload::TransferStats;
 use crate::ops::pipeline::{self, Input, Job};
-use crate::ops::shortcut::Traffic;
 use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
@@ -137,12 +137,12 @@ fn send_raw(
     cancel: &CancelToken,
 ) -> Result<Done> {
     let job = RawStream { stream, digest: options.digest };
-    let state = RawState { tickets: 0, tally: Tally::new(options.digest) };
+    let state = RawState { tickets: 0, totals: Totals::new(options.digest) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let written = stream.finish(chain.virtual_size())?;
     let (file_length, traffic) = (chain.virtual_size(), sent(written));
-    let (tally, warnings) = (state.tally, Vec::new());
-    Ok(Done { file_length, traffic, tally, warnings, damage: None })
+    let (totals, warnings) = (state.totals, Vec::new());
+    Ok(Done { file_length, traffic, totals, warnings, damage: None })
 }
 
 fn send_qcow2(
@@ -189,12 +189,12 @@ fn send_qcow2(
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
     let (file_length, traffic) = (finished.file_length, sent(written));
-    let (tally, warnings) = (state.tally, Vec::new());
-    Ok(Done { file_length, traffic, tally, warnings, damage: None })
+    let (totals, warnings) = (state.totals, Vec::new());
+    Ok(Done { file_length, traffic, totals, warnings, damage: None })
 }
 
-fn sent(written_bytes: u64) -> Traffic {
-    Traffic { written_bytes, ..Traffic::default() }
+fn sent(written_bytes: u64) -> TransferStats {
+    TransferStats { written_bytes, ..TransferStats::default() }
 }
 
 /// Shows two runs over the disk as one.
@@ -231,7 +231,7 @@ struct Written {
 struct Ticket {
     number: u64,
     /// No later item has anything before this offset.
-    settled: u64,
+    low_water_mark: u64,
 }
 
 impl Stream {
@@ -254,14 +254,14 @@ impl Stream {
         }
         pieces.sort_unstable_by_key(|(offset, _)| *offset);
         for (offset, bytes) in pieces {
-            state.write_pending(offset.min(ticket.settled))?;
-            if offset < ticket.settled {
+            state.write_pending(offset.min(ticket.low_water_mark))?;
+            if offset < ticket.low_water_mark {
                 state.write(offset, bytes)?;
             } else {
                 state.pending.insert(offset, bytes.to_vec());
             }
         }
-        state.write_pending(ticket.settled)?;
+        state.write_pending(ticket.low_water_mark)?;
         state.next = state.next.saturating_add(1);
         drop(state);
         self.advanced.notify_all();
@@ -336,7 +336,7 @@ struct RawStream<'a> {
 
 struct RawState {
     tickets: u64,
-    tally: Tally,
+    totals: Totals,
 }
 
 struct RawReady {
@@ -362,12 +362,12 @@ impl Job for RawStream<'_> {
     }
 
     fn place(&self, state: &mut RawState, ready: &RawReady) -> Result<Ticket> {
-        state.tally.add(ready.data_bytes, ready.hash.as_ref());
-        Ok(Ticket { number: next(&mut state.tickets), settled: u64::MAX })
+        state.totals.add(ready.data_bytes, ready.hash.as_ref());
+        Ok(Ticket { number: next(&mut state.tickets), low_water_mark: u64::MAX })
     }
 
     fn place_zeros(&self, state: &mut RawState, _guest: u64, len: u64) -> Result<()> {
-        state.tally.add_zeros(len);
+        state.totals.add_zeros(len);
         Ok(())
     }
 
@@ -416,11 +416,11 @@ impl Job for Qcow2Stream<'_> {
     }
 
     fn place(&self, state: &mut Sending, ready: &qcow2::Ready) -> Result<Placed> {
-        ready.count_in(&mut state.image.tally);
+        ready.count_in(&mut state.image.totals);
         let mut metadata = Metadata::Kept(Vec::new());
         let writes = self.inner.place_clusters(&mut state.image.placer, ready, &mut metadata)?;
         let number = next(&mut state.tickets);
-        let ticket = Ticket { number, settled: state.image.placer.settled() };
+        let ticket = Ticket { number, low_water_mark: state.image.placer.low_water_mark() };
         Ok(Placed { writes, tables: metadata.into_kept().collect(), ticket })
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use migrate::facts::{DomainState, Storage};
 use migrate::plan::{CopyMode, Mode};
 use migrate::preflight::{Check, GuestReport, Is, Place, Report};
-use qcow::Printable;
+use qcow::Escaped;
 
 use crate::output::shown;
 use crate::size::human;
@@ -13,7 +13,7 @@ use crate::size::human;
 /// The whole report; every line says its colour in words as well.
 pub(super) fn text(report: &Report, colours: bool) -> String {
     let mut table = Table { text: String::new(), colours };
-    let host = |name: &str| Printable(name).to_string();
+    let host = |name: &str| Escaped(name).to_string();
     let (from, to) = (host(&report.source.hostname), host(&report.destination.hostname));
     table.heading(&format!("{from} to {to}"));
     let width = report.checks.iter().map(|check| check.check.len()).max().unwrap_or(0);
@@ -47,11 +47,11 @@ impl Table {
     fn line(&mut self, is: Is, line: &str) {
         let word = word(is);
         let (on, off) = if self.colours { (colour(is), "\x1b[0m") } else { ("", "") };
-        let _ = writeln!(self.text, "  {on}{word:6}{off}  {}", Printable(line));
+        let _ = writeln!(self.text, "  {on}{word:6}{off}  {}", Escaped(line));
     }
 
     fn more(&mut self, line: &str) {
-        let _ = writeln!(self.text, "          {}", Printable(line));
+        let _ = writeln!(self.text, "          {}", Escaped(line));
     }
 
     fn check(&mut self, check: &Check, before: &str) {

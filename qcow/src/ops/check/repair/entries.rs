@@ -10,7 +10,7 @@ use super::refcounts::Target;
 use crate::format::{L1Entry, RawL2Entry, Version, raw_l2_entry, set_raw_l2_entry};
 use crate::io::read_padded;
 use crate::ops::check::tables::L2Table;
-use crate::ops::check::{Structure, Survey};
+use crate::ops::check::{Checker, Structure};
 use crate::{Error, Result};
 
 /// L1 tables are read in pieces of this many bytes.
@@ -19,25 +19,25 @@ const PIECE: u64 = 64 << 10;
 /// Drops entries that lead past the end of the file, where all is zeros, and clears copied flags of
 /// compressed clusters, in the active image and in snapshots. What a guest reads stays the same.
 pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
-    let survey = look.survey;
-    let cluster_size = survey.geometry.cluster_size();
+    let checker = look.checker;
+    let cluster_size = checker.geometry.cluster_size();
     let without_dead = |entry: L1Entry| {
-        let past_end = survey.geometry.is_aligned(entry.offset().0)
-            && survey.census.is_past_end(entry.offset().0, cluster_size);
+        let past_end = checker.geometry.is_aligned(entry.offset().0)
+            && checker.references.is_past_end(entry.offset().0, cluster_size);
         // A flag without an offset means nothing either.
         let dead = entry.reserved() == 0 && (past_end || entry.is_empty());
         (Action::DropEntry, if dead { 0 } else { entry.0 })
     };
-    edit_l1(survey, plan, without_dead)?;
-    for range in snapshot_l1s(survey) {
-        edit_entries(survey, plan, Structure::SnapshotL1Table, range, without_dead)?;
+    edit_l1(checker, plan, without_dead)?;
+    for range in snapshot_l1s(checker) {
+        edit_entries(checker, plan, Structure::SnapshotL1Table, range, without_dead)?;
     }
     for table in &look.found.tables {
-        edit_l2(survey, table, plan, |entry| {
+        edit_l2(checker, table, plan, |entry| {
             if entry.is_compressed() {
                 return (Action::ClearCopied, entry.with_copied(false));
             }
-            (Action::DropEntry, without_dead_cluster(survey, entry).unwrap_or(entry))
+            (Action::DropEntry, without_dead_cluster(checker, entry).unwrap_or(entry))
         })?;
     }
     plan.barrier();
@@ -46,8 +46,8 @@ pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
 
 /// The entry that reads like this one, if that leads to a cluster that is not there, or keeps one
 /// for later where none can be.
-fn without_dead_cluster(survey: &Survey<'_>, entry: RawL2Entry) -> Option<RawL2Entry> {
-    let rules = survey.rules;
+fn without_dead_cluster(checker: &Checker<'_>, entry: RawL2Entry) -> Option<RawL2Entry> {
+    let rules = checker.rules;
     let offset = entry.offset().0;
     let wide = rules.geometry.extended_l2();
     if entry.reserved(&rules) != 0 || offset == 0 || rules.data_file {
@@ -56,7 +56,7 @@ fn without_dead_cluster(survey: &Survey<'_>, entry: RawL2Entry) -> Option<RawL2E
     let (allocated, zero) = (entry.allocated_subclusters(), entry.zero_subclusters());
     let holds_data = if wide { allocated != 0 } else { !entry.has_zero_flag() };
     let aligned = rules.geometry.is_aligned(offset);
-    let past_end = survey.census.is_past_end(offset, rules.geometry.cluster_size());
+    let past_end = checker.references.is_past_end(offset, rules.geometry.cluster_size());
     let dead = if aligned { past_end } else { !holds_data };
     if !dead || entry.contradicts_itself() {
         return None;
@@ -68,7 +68,7 @@ fn without_dead_cluster(survey: &Survey<'_>, entry: RawL2Entry) -> Option<RawL2E
         Version::V3 => Some(RawL2Entry::ZEROS),
         // Version 2 cannot say "zeros" over a backing file.
         Version::V2 => {
-            (holds_data && survey.image.area.backing_name.is_none()).then(RawL2Entry::default)
+            (holds_data && checker.image.area.backing_name.is_none()).then(RawL2Entry::default)
         }
     }
 }
@@ -80,25 +80,25 @@ pub(super) fn copied_flags(
     set: bool,
     plan: &mut Plan,
 ) -> Result<()> {
-    let survey = look.survey;
-    let bits = survey.geometry.cluster_bits();
+    let checker = look.checker;
+    let bits = checker.geometry.cluster_bits();
     let action = if set { Action::SetCopied } else { Action::ClearCopied };
     let right = |offset: u64, copied: bool| {
-        let one = target.refcount(survey, offset >> bits) == 1;
+        let one = target.refcount(checker, offset >> bits) == 1;
         if one == set { set } else { copied }
     };
     plan.barrier();
-    edit_l1(survey, plan, |entry| {
+    edit_l1(checker, plan, |entry| {
         let copied = entry.is_empty() || right(entry.offset().0, entry.copied());
         let copied = if entry.is_empty() { entry.copied() } else { copied };
         (action, entry.with_copied(copied).0)
     })?;
     for table in look.found.tables.iter().filter(|table| table.active > 0) {
-        edit_l2(survey, table, plan, |entry| {
+        edit_l2(checker, table, plan, |entry| {
             let (offset, copied) = (entry.offset().0, entry.is_copied());
             let copied = if entry.is_compressed() || offset == 0 {
                 copied
-            } else if survey.rules.data_file {
+            } else if checker.rules.data_file {
                 copied || set
             } else {
                 right(offset, copied)
@@ -112,21 +112,21 @@ pub(super) fn copied_flags(
 
 /// Rewrites entries of the active L1 table; entries of zero are not asked about.
 fn edit_l1(
-    survey: &Survey<'_>,
+    checker: &Checker<'_>,
     plan: &mut Plan,
     edit: impl FnMut(L1Entry) -> (Action, u64),
 ) -> Result<()> {
-    let header = &survey.image.area.header;
+    let header = &checker.image.area.header;
     let start = header.l1_table_offset.0;
     let end = start.saturating_add(u64::from(header.l1_entries).saturating_mul(8));
-    edit_entries(survey, plan, Structure::L1Table, start..end, edit)
+    edit_entries(checker, plan, Structure::L1Table, start..end, edit)
 }
 
 /// Where the snapshots' L1 tables lie, as far as the file reaches, each byte once.
-fn snapshot_l1s(survey: &Survey<'_>) -> Vec<Range<u64>> {
+fn snapshot_l1s(checker: &Checker<'_>) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    let tables = survey.image.snapshots.iter();
-    for table in tables.filter(|table| table.check_l1(survey.geometry).is_ok()) {
+    let tables = checker.image.snapshots.iter();
+    for table in tables.filter(|table| table.check_l1(checker.geometry).is_ok()) {
         let start = table.l1_table_offset.0;
         ranges.push(start..start.saturating_add(u64::from(table.l1_entries).saturating_mul(8)));
     }
@@ -143,7 +143,7 @@ fn snapshot_l1s(survey: &Survey<'_>) -> Vec<Range<u64>> {
 
 /// Rewrites entries of L1 tables, as far as the file reaches; entries of zero are not asked about.
 fn edit_entries(
-    survey: &Survey<'_>,
+    checker: &Checker<'_>,
     plan: &mut Plan,
     structure: Structure,
     range: Range<u64>,
@@ -153,7 +153,7 @@ fn edit_entries(
     let end = range.end.min(result.len());
     let mut at = range.start;
     while at < end {
-        survey.cancel.check()?;
+        checker.cancel.check()?;
         let data = result.next_data(at).map_err(|error| Error::io("could not read", error))?;
         at = at.max(data.unwrap_or(end) & !PIECE.wrapping_sub(1)).min(end);
         // Pieces start at the table's, or at multiples of their own length: never within a sector.
@@ -183,16 +183,16 @@ fn edit_entries(
 
 /// Shows the entries of one L2 table, if it lies where one can, but those of zero.
 pub(super) fn read_l2(
-    survey: &Survey<'_>,
+    checker: &Checker<'_>,
     table: &L2Table,
     mut see: impl FnMut(RawL2Entry),
 ) -> Result<()> {
-    let geometry = survey.geometry;
-    if !is_whole(survey, table) {
+    let geometry = checker.geometry;
+    if !is_whole(checker, table) {
         return Ok(());
     }
     let mut bytes = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
-    read_padded(&*survey.image.storage, &mut bytes, table.offset)?;
+    read_padded(&*checker.image.storage, &mut bytes, table.offset)?;
     for index in 0..geometry.l2_entries() {
         let entry = raw_l2_entry(&bytes, index, geometry);
         if !entry.is_empty() {
@@ -202,22 +202,22 @@ pub(super) fn read_l2(
     Ok(())
 }
 
-fn is_whole(survey: &Survey<'_>, table: &L2Table) -> bool {
-    let geometry = survey.geometry;
+fn is_whole(checker: &Checker<'_>, table: &L2Table) -> bool {
+    let geometry = checker.geometry;
     geometry.is_aligned(table.offset)
         && table.offset != 0
-        && !survey.census.is_past_end(table.offset, geometry.cluster_size())
+        && !checker.references.is_past_end(table.offset, geometry.cluster_size())
 }
 
 /// Rewrites entries of one L2 table, if it lies where one can; entries of zero are not asked about.
 pub(super) fn edit_l2(
-    survey: &Survey<'_>,
+    checker: &Checker<'_>,
     table: &L2Table,
     plan: &mut Plan,
     mut edit: impl FnMut(RawL2Entry) -> (Action, RawL2Entry),
 ) -> Result<()> {
-    let geometry = survey.geometry;
-    if !is_whole(survey, table) {
+    let geometry = checker.geometry;
+    if !is_whole(checker, table) {
         return Ok(());
     }
     let mut old = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];

@@ -9,7 +9,7 @@ use super::{Look, Scope, entries, refcounts};
 use crate::format::{HeaderPatch, HostOffset, RawL2Entry, Snapshot, Version, field};
 use crate::io::read_padded;
 use crate::ops::check::stored::Block;
-use crate::ops::check::{FindingKind, Structure, Survey};
+use crate::ops::check::{Checker, FindingKind, Structure};
 use crate::{Error, Remedy, Result};
 
 /// Most data that is moved, in bytes: it is held in memory.
@@ -23,9 +23,9 @@ pub(super) fn part_data_from_metadata(
     scope: Scope,
     plan: &mut Plan,
 ) -> Result<()> {
-    let survey = look.survey;
+    let checker = look.checker;
     let (structure, kind) = (Structure::L2Table, FindingKind::Overlap);
-    if scope != Scope::All || !survey.report.sorts().contains(&(structure, kind)) {
+    if scope != Scope::All || !checker.report.sorts().contains(&(structure, kind)) {
         return Ok(());
     }
     // New refcounts part refcount structures from what shares their clusters.
@@ -35,14 +35,14 @@ pub(super) fn part_data_from_metadata(
     let mut references: BTreeMap<u64, u64> = BTreeMap::new();
     for table in &look.found.tables {
         let times = table.active.saturating_add(table.others);
-        entries::read_l2(survey, table, |entry| {
-            if let Some(offset) = shared(survey, entry) {
+        entries::read_l2(checker, table, |entry| {
+            if let Some(offset) = shared(checker, entry) {
                 let count = references.entry(offset).or_default();
                 *count = count.saturating_add(times);
             }
         })?;
     }
-    let cluster_size = survey.geometry.cluster_size();
+    let cluster_size = checker.geometry.cluster_size();
     if (references.len() as u64).saturating_mul(cluster_size) > MOST_MOVED {
         return Err(Error::unsupported("too much data lies in clusters of metadata")
             .structure(structure.as_str())
@@ -52,16 +52,16 @@ pub(super) fn part_data_from_metadata(
     let mut copies = Vec::new();
     for (&offset, &count) in &references {
         let mut bytes = vec![0; usize::try_from(cluster_size).unwrap_or_default()];
-        read_padded(&*survey.image.storage, &mut bytes, offset)?;
+        read_padded(&*checker.image.storage, &mut bytes, offset)?;
         copies.push((offset, count, bytes));
     }
     for (offset, count, bytes) in copies {
-        moved.insert(offset, append(survey, plan, bytes, count)?);
+        moved.insert(offset, append(checker, plan, bytes, count)?);
     }
     plan.barrier();
     for table in &look.found.tables {
-        entries::edit_l2(survey, table, plan, |entry| {
-            let to = shared(survey, entry).and_then(|offset| moved.get(&offset));
+        entries::edit_l2(checker, table, plan, |entry| {
+            let to = shared(checker, entry).and_then(|offset| moved.get(&offset));
             let to = to.map_or(entry, |to| {
                 let alone = references.get(&entry.offset().0) == Some(&1);
                 entry.with_offset(HostOffset(*to)).with_copied(alone)
@@ -74,14 +74,14 @@ pub(super) fn part_data_from_metadata(
 }
 
 /// Where an entry's cluster lies, if that is one of metadata and can be moved.
-fn shared(survey: &Survey<'_>, entry: RawL2Entry) -> Option<u64> {
+fn shared(checker: &Checker<'_>, entry: RawL2Entry) -> Option<u64> {
     let offset = entry.offset().0;
     let plain = !entry.is_compressed()
         && offset != 0
-        && !survey.rules.data_file
-        && survey.geometry.is_aligned(offset)
-        && entry.reserved(&survey.rules) == 0;
-    let shared = plain && survey.census.hits_metadata(offset, survey.geometry.cluster_size());
+        && !checker.rules.data_file
+        && checker.geometry.is_aligned(offset)
+        && entry.reserved(&checker.rules) == 0;
+    let shared = plain && checker.references.hits_metadata(offset, checker.geometry.cluster_size());
     shared.then_some(offset)
 }
 
@@ -89,14 +89,14 @@ fn shared(survey: &Survey<'_>, entry: RawL2Entry) -> Option<u64> {
 /// the image's where an entry does not say (trap 81). Images that were upgraded from version 2 are
 /// like this.
 pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
-    let survey = look.survey;
-    let header = &survey.image.area.header;
-    let snapshots = &survey.image.snapshots;
+    let checker = look.checker;
+    let header = &checker.image.area.header;
+    let snapshots = &checker.image.snapshots;
     let lacking = |snapshot: &Snapshot| snapshot.is_incomplete(header.version);
     if scope != Scope::All || header.version == Version::V2 || !snapshots.iter().any(lacking) {
         return Ok(());
     }
-    if !snapshots.iter().all(|snapshot| is_plausible(survey, snapshot)) {
+    if !snapshots.iter().all(|snapshot| is_plausible(checker, snapshot)) {
         return Err(Error::unsupported("the snapshot table is damaged; nothing was written")
             .structure(Structure::SnapshotTable.as_str())
             .hint(Remedy::Salvage));
@@ -107,7 +107,7 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
         snapshot.disk_size.get_or_insert(header.virtual_size());
         table.extend(snapshot.to_bytes()?);
     }
-    let offset = append(survey, plan, table, 1)?;
+    let offset = append(checker, plan, table, 1)?;
     let mut step = Step {
         action: Action::WriteSnapshots,
         structure: Structure::SnapshotTable,
@@ -134,24 +134,24 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
 
 /// Whether an entry looks like one that somebody wrote: it can be told from others, and leads to
 /// an L1 table in the file.
-fn is_plausible(survey: &Survey<'_>, snapshot: &Snapshot) -> bool {
+fn is_plausible(checker: &Checker<'_>, snapshot: &Snapshot) -> bool {
     let len = u64::from(snapshot.l1_entries).saturating_mul(8);
     !snapshot.id.is_empty()
         && snapshot.l1_entries > 0
-        && snapshot.check_l1(survey.geometry).is_ok()
-        && !survey.census.is_past_end(snapshot.l1_table_offset.0, len)
+        && snapshot.check_l1(checker.geometry).is_ok()
+        && !checker.references.is_past_end(snapshot.l1_table_offset.0, len)
 }
 
 /// Writes `bytes` in whole clusters behind everything, where nobody looks yet, and gives these
 /// clusters that many references. Returns where they are. Refused while anything leads past the end of the
 /// file: it would find there what is written now.
 fn append(
-    survey: &Survey<'_>,
+    checker: &Checker<'_>,
     plan: &mut Plan,
     mut bytes: Vec<u8>,
     references: u64,
 ) -> Result<u64> {
-    let mut sorts = survey.report.sorts().into_iter();
+    let mut sorts = checker.report.sorts().into_iter();
     if let Some((structure, _)) = sorts.find(|(_, kind)| *kind == FindingKind::PastEnd) {
         return Err(Error::unsupported(
             "an entry leads past the end of the file, to where something has to be moved; \
@@ -160,25 +160,25 @@ fn append(
         .structure(structure.as_str())
         .hint(Remedy::Salvage));
     }
-    let geometry = survey.geometry;
+    let geometry = checker.geometry;
     let in_file = geometry.clusters_for(plan.result().len());
-    let first = in_file.max(survey.census.clusters());
+    let first = in_file.max(checker.references.clusters());
     let end = first.saturating_add(geometry.clusters_for(bytes.len() as u64));
     let len = end.saturating_sub(first).saturating_mul(geometry.cluster_size());
     bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
-    let offset = survey.census.offset_of(first);
+    let offset = checker.references.offset_of(first);
     plan.write(offset, bytes)?;
-    count(survey, plan, first..end, references)?;
+    count(checker, plan, first..end, references)?;
     Ok(offset)
 }
 
 fn count(
-    survey: &Survey<'_>,
+    checker: &Checker<'_>,
     plan: &mut Plan,
     clusters: Range<u64>,
     references: u64,
 ) -> Result<()> {
-    let (stored, width) = (&survey.stored, survey.stored.width());
+    let (stored, width) = (&checker.stored, checker.stored.width());
     for cluster in clusters {
         let block = cluster.checked_div(stored.per_block()).unwrap_or_default();
         let room = matches!(stored.block(block), Block::At(_)) && references <= width.max();
@@ -189,7 +189,7 @@ fn count(
             .structure(Structure::RefcountTable.as_str())
             .hint(Remedy::Salvage));
         };
-        let len = usize::try_from(survey.geometry.cluster_size()).unwrap_or_default();
+        let len = usize::try_from(checker.geometry.cluster_size()).unwrap_or_default();
         let mut old = vec![0; len];
         read_padded(&*plan.result(), &mut old, offset)?;
         let mut new = old.clone();

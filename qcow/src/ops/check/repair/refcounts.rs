@@ -10,7 +10,7 @@ use crate::format::{
 };
 use crate::ops::check::counters::Counters;
 use crate::ops::check::stored::Block;
-use crate::ops::check::{Structure, Survey};
+use crate::ops::check::{Checker, Structure};
 use crate::{Error, Remedy, Result};
 
 /// What refcounts will be when the repair is done.
@@ -24,18 +24,18 @@ pub(super) enum Target {
 
 impl Target {
     /// The refcount of a cluster as it will be; 0 where that is not known to be the truth.
-    pub(super) fn refcount(self, survey: &Survey<'_>, cluster: u64) -> u64 {
-        let references = survey.census.references(cluster);
+    pub(super) fn refcount(self, checker: &Checker<'_>, cluster: u64) -> u64 {
+        let references = checker.references.references(cluster);
         match self {
             Self::Exact => references,
-            Self::Lowered if survey.stored.is_one(cluster) == Some(true) => {
+            Self::Lowered if checker.stored.is_one(cluster) == Some(true) => {
                 if references <= 1 {
                     references
                 } else {
                     0
                 }
             }
-            Self::Lowered => match survey.stored.refcount_of(cluster) {
+            Self::Lowered => match checker.stored.refcount_of(cluster) {
                 Some(stored) if stored >= references => references,
                 _ => 0,
             },
@@ -45,18 +45,18 @@ impl Target {
 
 /// Whether the refcount structures are sound, and have room for every refcount that is needed.
 pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
-    let survey = look.survey;
-    let sorts = survey.report.sorts();
+    let checker = look.checker;
+    let sorts = checker.report.sorts();
     let broken = sorts.iter().any(|(structure, _)| *structure == Structure::RefcountTable);
-    if broken || survey.stored.table().is_empty() || table_is_shared(survey) {
+    if broken || checker.stored.table().is_empty() || table_is_shared(checker) {
         return Ok(false);
     }
-    let clusters = survey.census.clusters();
-    let missing = |index: &u64| survey.stored.block(*index) == Block::Missing;
-    for index in (0..survey.stored.blocks_for(clusters)).filter(missing) {
-        let first = index.saturating_mul(survey.stored.per_block());
-        let end = first.saturating_add(survey.stored.per_block()).min(clusters);
-        if next_referenced(survey, first, end).is_some() {
+    let clusters = checker.references.clusters();
+    let missing = |index: &u64| checker.stored.block(*index) == Block::Missing;
+    for index in (0..checker.stored.blocks_for(clusters)).filter(missing) {
+        let first = index.saturating_mul(checker.stored.per_block());
+        let end = first.saturating_add(checker.stored.per_block()).min(clusters);
+        if next_referenced(checker, first, end).is_some() {
             return Ok(false);
         }
     }
@@ -64,19 +64,22 @@ pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
 }
 
 /// Whether anything else refers to the refcount table: then it must not be written to.
-fn table_is_shared(survey: &Survey<'_>) -> bool {
-    let offset = survey.image.area.header.refcount_table_offset.0;
-    let len = (survey.stored.table().len() as u64).saturating_mul(8);
-    survey.census.touched(offset, len).any(|cluster| survey.census.references(cluster) != 1)
+fn table_is_shared(checker: &Checker<'_>) -> bool {
+    let offset = checker.image.area.header.refcount_table_offset.0;
+    let len = (checker.stored.table().len() as u64).saturating_mul(8);
+    checker
+        .references
+        .touched(offset, len)
+        .any(|cluster| checker.references.references(cluster) != 1)
 }
 
-fn next_referenced(survey: &Survey<'_>, from: u64, end: u64) -> Option<u64> {
-    let mut cluster = survey.census.next_referenced(from);
+fn next_referenced(checker: &Checker<'_>, from: u64, end: u64) -> Option<u64> {
+    let mut cluster = checker.references.next_referenced(from);
     while cluster < end {
-        if survey.census.references(cluster) > 0 {
+        if checker.references.references(cluster) > 0 {
             return Some(cluster);
         }
-        cluster = survey.census.next_referenced(cluster.saturating_add(1));
+        cluster = checker.references.next_referenced(cluster.saturating_add(1));
     }
     None
 }
@@ -97,26 +100,26 @@ fn adjust(
     action: Action,
     wrong: impl Fn(u64, u64) -> bool,
 ) -> Result<()> {
-    let survey = look.survey;
+    let checker = look.checker;
     // What lies past the last cluster in use may have refcounts too, but QEMU does not look there.
-    let clusters = survey.census.clusters();
-    let width = survey.stored.width();
+    let clusters = checker.references.clusters();
+    let width = checker.stored.width();
     plan.barrier();
-    for index in 0..survey.stored.blocks_for(clusters) {
-        survey.cancel.check()?;
-        let Block::At(offset) = survey.stored.block(index) else { continue };
-        let first = index.saturating_mul(survey.stored.per_block());
-        let count = survey.stored.per_block().min(clusters.saturating_sub(first));
-        let mut old = vec![0; usize::try_from(survey.geometry.cluster_size()).unwrap_or_default()];
+    for index in 0..checker.stored.blocks_for(clusters) {
+        checker.cancel.check()?;
+        let Block::At(offset) = checker.stored.block(index) else { continue };
+        let first = index.saturating_mul(checker.stored.per_block());
+        let count = checker.stored.per_block().min(clusters.saturating_sub(first));
+        let mut old = vec![0; usize::try_from(checker.geometry.cluster_size()).unwrap_or_default()];
         crate::io::read_padded(&*plan.result(), &mut old, offset)?;
         let mut new = old.clone();
         for at in 0..count {
             let cluster = first.saturating_add(at);
-            let from = survey.stored.refcount(&old, at)?;
-            let to = survey.census.references(cluster);
+            let from = checker.stored.refcount(&old, at)?;
+            let to = checker.references.references(cluster);
             if wrong(from, to) {
                 width.set(&mut new, at, to)?;
-                let host_offset = survey.census.offset_of(cluster);
+                let host_offset = checker.references.offset_of(cluster);
                 let structure = Structure::Cluster;
                 plan.step(Step { action, structure, index: cluster, host_offset, from, to });
             }
@@ -130,26 +133,26 @@ fn adjust(
 /// Writes refcount blocks and table anew behind everything that is in use or in the file, then
 /// makes the header name them. The old ones are free from then on. The blocks are made when they
 /// are written or looked at, because all of them together may be large.
-pub(super) fn rebuild(fresh: &Survey<'_>, plan: &mut Plan) -> Result<()> {
+pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
     let geometry = fresh.geometry;
-    let start = fresh.census.clusters().max(geometry.clusters_for(plan.result().len()));
+    let start = fresh.references.clusters().max(geometry.clusters_for(plan.result().len()));
     let layout = Layout::new(fresh, start)?;
     plan.barrier();
     let mut table = vec![0; layout.table_entries(geometry)];
     for (number, &index) in (0u64..).zip(&layout.blocks) {
-        let offset = fresh.census.offset_of(start.saturating_add(number));
+        let offset = fresh.references.offset_of(start.saturating_add(number));
         if let Some(entry) = usize::try_from(index).ok().and_then(|index| table.get_mut(index)) {
             *entry = offset;
         }
     }
     plan.write_blocks(NewBlocks {
-        counters: fresh.census.counters(),
+        counters: fresh.references.counters(),
         own: start..layout.end(),
         indexes: layout.blocks.clone(),
         width: fresh.stored.width(),
         geometry,
     });
-    let table_offset = fresh.census.offset_of(layout.table_start());
+    let table_offset = fresh.references.offset_of(layout.table_start());
     plan.write(table_offset, encode_table(&table))?;
     let old = &fresh.image.area.header;
     let mut step = Step {
@@ -235,7 +238,7 @@ struct Layout {
 
 impl Layout {
     /// Grows until the structures have room for their own refcounts (trap 70).
-    fn new(fresh: &Survey<'_>, start: u64) -> Result<Self> {
+    fn new(fresh: &Checker<'_>, start: u64) -> Result<Self> {
         let (stored, geometry) = (&fresh.stored, fresh.geometry);
         let used: Vec<u64> = (0..stored.blocks_for(start))
             .filter(|index| {

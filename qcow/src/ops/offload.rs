@@ -1,9 +1,8 @@
-//! Runs that go from a source file to the new one without passing through this process: cloned,
-//! where both files are on one file system that can share space (XFS, Btrfs), or copied where the
-//! bytes are kept, if that is another machine.
+//! Copy offload: reflinks ranges (`FICLONERANGE`) where the file system can (XFS, Btrfs), or uses
+//! server-side copy (`copy_file_range`) on network file systems.
 //!
-//! What may take the shortcut depends on the tables and the file system alone, never on content or
-//! threads: a run that turns out not to be movable is read and written to the same place.
+//! Which ranges are offloaded depends on the image's tables and the file system alone, never on content or
+//! threads: a range for which the kernel refuses the call is read and written to the same place.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -28,13 +27,13 @@ const LONGEST: u64 = 1 << 30;
 /// No item has more extents than this.
 const MOST_EXTENTS: usize = 256;
 /// No item has more extents than this where they are put in the order of the source: 2 MiB.
-const MOST_STREWN: usize = 1 << 15;
+const MOST_IN_SOURCE_ORDER: usize = 1 << 15;
 
 /// How many bytes of a new image went which way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub struct Traffic {
+pub struct TransferStats {
     /// Bytes whose space the new image shares with a source.
     pub cloned_bytes: u64,
     /// Bytes that the kernel, or the machine that keeps them, copied.
@@ -43,10 +42,10 @@ pub struct Traffic {
     pub written_bytes: u64,
 }
 
-impl Traffic {
-    /// What went into `files`, by `shortcuts` and otherwise.
-    pub(super) fn of(shortcuts: Option<&Shortcuts<'_>>, files: &[&OutputFile]) -> Self {
-        let (cloned_bytes, copied_bytes) = shortcuts.map_or((0, 0), Shortcuts::moved);
+impl TransferStats {
+    /// The bytes that went into `files`, by `offload` and by writes.
+    pub(super) fn of(offload: Option<&Offload<'_>>, files: &[&OutputFile]) -> Self {
+        let (cloned_bytes, copied_bytes) = offload.map_or((0, 0), Offload::moved);
         let written_bytes = files.iter().map(|file| file.written()).sum();
         Self { cloned_bytes, copied_bytes, written_bytes }
     }
@@ -54,22 +53,22 @@ impl Traffic {
 
 /// How the data of a layer gets into the new image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum CopyMethod {
     Clone,
     Copy,
     Memory,
 }
 
-/// A stretch of the disk that is moved as it is: extents of data in ascending order. What lies between
-/// them, if they may be strewn, is zeros.
+/// A range of the guest's disk that is offloaded as it is stored: extents of data in ascending order. Gaps between
+/// them, which only an offload in source order has, are zeros.
 #[derive(Debug)]
-pub(super) struct Moved {
+pub(super) struct OffloadRange {
     pub(super) guest: u64,
     pub(super) len: u64,
     pub(super) extents: Vec<Extent>,
 }
 
-impl Moved {
+impl OffloadRange {
     /// How much of it is not zeros.
     pub(super) fn data_bytes(&self) -> Result<u64> {
         self.extents.iter().try_fold(0, |sum: u64, extent| sum.plus(extent.len))
@@ -83,7 +82,7 @@ impl Moved {
     }
 }
 
-/// Where a part of a [`Moved`] goes: `len` bytes from `guest` on to offset `to` of the new file.
+/// Where a part of an [`OffloadRange`] goes: `len` bytes from `guest` on to offset `to` of the new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) guest: u64,
@@ -91,12 +90,12 @@ pub(super) struct Place {
     pub(super) to: u64,
 }
 
-/// Knows what can be moved from the layers of a chain to one new file, and moves it.
+/// Knows what can be offloaded from the layers of a chain to one new file, and does it.
 #[derive(Debug)]
-pub(super) struct Shortcuts<'a> {
+pub(super) struct Offload<'a> {
     chain: &'a Chain,
     target: &'a OutputFile,
-    ways: Vec<Way>,
+    methods: Vec<CopyMethod>,
     /// Offsets in both files must be multiples of this.
     block: u64,
     /// What is moved starts and ends at multiples of this on the guest's disk.
@@ -104,15 +103,15 @@ pub(super) struct Shortcuts<'a> {
     /// Bytes of one item at most.
     longest: u64,
     /// The target's clusters may lie in any order.
-    strewn: bool,
+    source_order: bool,
     /// What is moved is read all the same, for a digest.
     read_all: bool,
     cloned: AtomicU64,
     copied: AtomicU64,
 }
 
-impl<'a> Shortcuts<'a> {
-    /// Finds out, layer by layer, what can be moved to `target`, which holds nothing yet. `cluster` is
+impl<'a> Offload<'a> {
+    /// Finds out, layer by layer, what can be offloaded to `target`, which is empty. `cluster` is
     /// the unit in which the target places data, `None` if every byte goes to its guest offset.
     /// `None` if nothing can be moved.
     ///
@@ -129,16 +128,16 @@ impl<'a> Shortcuts<'a> {
         if granule & system.block.wrapping_sub(1) != 0 {
             return Ok(None);
         }
-        let way = |layer| way_of(layer, target, system);
-        let ways = chain.layers().iter().map(way).collect::<Result<Vec<_>>>()?;
-        Ok(ways.iter().any(|way| *way != Way::Memory).then(|| Self {
+        let way = |layer| method_of(layer, target, system);
+        let methods = chain.layers().iter().map(way).collect::<Result<Vec<_>>>()?;
+        Ok(methods.iter().any(|way| *way != CopyMethod::Memory).then(|| Self {
             chain,
             target,
-            ways,
+            methods,
             block: system.block,
             granule,
             longest: if read_all { ITEM } else { LONGEST },
-            strewn: false,
+            source_order: false,
             read_all,
             cloned: AtomicU64::new(0),
             copied: AtomicU64::new(0),
@@ -147,33 +146,33 @@ impl<'a> Shortcuts<'a> {
 
     /// Allows that what is cloned lies in the new file in the order that it has in the source, zeros left out:
     /// then what lies side by side in the source is cloned by one call, and lies side by side again.
-    pub(super) fn strewn(mut self) -> Self {
-        let local = self.ways.iter().all(|way| *way != Way::Copy);
-        self.strewn = local && !self.read_all;
+    pub(super) fn in_source_order(mut self) -> Self {
+        let local = self.methods.iter().all(|way| *way != CopyMethod::Copy);
+        self.source_order = local && !self.read_all;
         self
     }
 
     /// Whether an item may have gaps, and its extents any order in the new file.
-    pub(super) fn may_strew(&self) -> bool {
-        self.strewn
+    pub(super) fn is_in_source_order(&self) -> bool {
+        self.source_order
     }
 
     /// How many extents an item may have.
     pub(super) fn most_extents(&self) -> usize {
-        if self.strewn { MOST_STREWN } else { MOST_EXTENTS }
+        if self.source_order { MOST_IN_SOURCE_ORDER } else { MOST_EXTENTS }
     }
 
     /// Up to where zeros from `at` on, which end at `end`, can be passed over.
     pub(super) fn passable(&self, end: u64) -> Option<u64> {
-        self.strewn.then_some(end & !self.granule.wrapping_sub(1))
+        self.source_order.then_some(end & !self.granule.wrapping_sub(1))
     }
 
     /// Start and end of what can be moved of `extent`, on the guest's disk.
-    pub(super) fn movable(&self, extent: &Extent) -> Option<(u64, u64)> {
+    pub(super) fn offloadable(&self, extent: &Extent) -> Option<(u64, u64)> {
         let ExtentKind::Data { host } = extent.kind else { return None };
-        let way = self.ways.get(extent.depth).copied().unwrap_or(Way::Memory);
+        let way = self.methods.get(extent.depth).copied().unwrap_or(CopyMethod::Memory);
         let in_block = self.block.wrapping_sub(1);
-        if way == Way::Memory || (host.0 ^ extent.guest.0) & in_block != 0 {
+        if way == CopyMethod::Memory || (host.0 ^ extent.guest.0) & in_block != 0 {
             return None;
         }
         // What the file does not have reads as zeros, and an unfinished block cannot be shared.
@@ -186,7 +185,7 @@ impl<'a> Shortcuts<'a> {
 
     /// How far an item that starts at `guest` may reach.
     pub(super) fn reach(&self, guest: u64) -> Result<u64> {
-        if self.strewn { Ok(u64::MAX) } else { guest.plus(self.longest) }
+        if self.source_order { Ok(u64::MAX) } else { guest.plus(self.longest) }
     }
 
     /// The digest of what is moved, if one is wanted.
@@ -194,12 +193,12 @@ impl<'a> Shortcuts<'a> {
         &self,
         reader: &mut Reader,
         buffer: &mut Buffer,
-        moved: &Moved,
+        range: &OffloadRange,
     ) -> Result<Option<Hasher>> {
         if !self.read_all {
             return Ok(None);
         }
-        let bytes = read_item(reader, buffer, moved.guest, moved.len, &moved.extents)?;
+        let bytes = read_item(reader, buffer, range.guest, range.len, &range.extents)?;
         Ok(Some(hash(bytes)))
     }
 
@@ -208,12 +207,12 @@ impl<'a> Shortcuts<'a> {
         &self,
         reader: &mut Reader,
         buffer: &mut Buffer,
-        moved: &Moved,
+        range: &OffloadRange,
         places: &[Place],
         cancel: &CancelToken,
     ) -> Result<()> {
-        let mut runs = runs_of(moved, places)?;
-        if self.strewn {
+        let mut runs = runs_of(range, places)?;
+        if self.source_order {
             runs.sort_unstable_by_key(|(run, _)| source_order(run));
         }
         for row in runs.chunk_by(|(run, to), next| joins(run, *to, next)) {
@@ -241,9 +240,9 @@ impl<'a> Shortcuts<'a> {
         run: &Extent,
         to: u64,
     ) -> Result<()> {
-        let done = match self.ways.get(run.depth) {
-            Some(Way::Clone) => self.clone_run(run, to)?,
-            Some(Way::Copy) => self.copy_run(run, to)?,
+        let done = match self.methods.get(run.depth) {
+            Some(CopyMethod::Clone) => self.clone_run(run, to)?,
+            Some(CopyMethod::Copy) => self.copy_run(run, to)?,
             _ => 0,
         };
         if done == run.len {
@@ -256,7 +255,7 @@ impl<'a> Shortcuts<'a> {
     /// Clones runs that lie side by side in both files; `false` if that cannot be done with all of them.
     fn clone_row(&self, row: &[(Extent, u64)], cancel: &CancelToken) -> Result<bool> {
         let Some((first, to)) = row.first() else { return Ok(true) };
-        if self.ways.get(first.depth) != Some(&Way::Clone) {
+        if self.methods.get(first.depth) != Some(&CopyMethod::Clone) {
             return Ok(false);
         }
         let len = row.iter().try_fold(0, |len: u64, (run, _)| len.plus(run.len))?;
@@ -340,9 +339,9 @@ impl<'a> Shortcuts<'a> {
 }
 
 /// The parts of the extents with their places in the new file, in the order of the disk.
-fn runs_of(moved: &Moved, places: &[Place]) -> Result<Vec<(Extent, u64)>> {
-    let mut runs = Vec::with_capacity(moved.extents.len());
-    let mut extents = moved.extents.iter().peekable();
+fn runs_of(range: &OffloadRange, places: &[Place]) -> Result<Vec<(Extent, u64)>> {
+    let mut runs = Vec::with_capacity(range.extents.len());
+    let mut extents = range.extents.iter().peekable();
     for place in places {
         let place_end = place.guest.plus(place.len)?;
         while let Some(extent) = extents.peek() {
@@ -377,20 +376,20 @@ fn joins(run: &Extent, to: u64, (next, next_to): &(Extent, u64)) -> bool {
 }
 
 /// Tries it out: one block is cloned into the new file and cut off again.
-fn way_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Result<Way> {
-    let Some(source) = layer.data_file() else { return Ok(Way::Memory) };
-    let Ok(status) = target.file().metadata() else { return Ok(Way::Memory) };
+fn method_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Result<CopyMethod> {
+    let Some(source) = layer.data_file() else { return Ok(CopyMethod::Memory) };
+    let Ok(status) = target.file().metadata() else { return Ok(CopyMethod::Memory) };
     let same = status.is_file() && status.dev() == source.identity().device();
     if !same || source.kind() != OpenedAs::File || source.len() < system.block {
-        return Ok(Way::Memory);
+        return Ok(CopyMethod::Memory);
     }
     if clone_range((source.file(), 0), (target.file(), 0), system.block).is_ok() {
         // A target of another length would be another image.
         target.set_len(0)?;
         target.set_len(status.len())?;
-        return Ok(Way::Clone);
+        return Ok(CopyMethod::Clone);
     }
-    Ok(if system.remote { Way::Copy } else { Way::Memory })
+    Ok(if system.remote { CopyMethod::Copy } else { CopyMethod::Memory })
 }
 
 /// Trying another way would not help.
@@ -400,7 +399,7 @@ fn is_final(error: Errno) -> bool {
         || error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }
 
-/// The error that a job without shortcuts gives when it is asked for one.
+/// The error of a job that has no offload and is asked for one.
 pub(super) fn none_here() -> Error {
     Error::internal("nothing can be moved to this target")
 }

@@ -1,4 +1,4 @@
-//! Counts who refers to which host cluster, by QEMU's rules, and knows which clusters are metadata.
+//! Counts the references to each host cluster, by QEMU's rules, and records which clusters are metadata.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ const MAX_CLUSTERS: u64 = i32::MAX.unsigned_abs() as u64;
 
 /// References to the clusters of one file.
 #[derive(Debug)]
-pub(super) struct Census<'a> {
+pub(super) struct ReferenceCounts<'a> {
     geometry: Geometry,
     /// Length of the file, rounded up to sectors as QEMU sees it.
     file_len: u64,
@@ -25,7 +25,7 @@ pub(super) struct Census<'a> {
     report: &'a Report,
 }
 
-impl<'a> Census<'a> {
+impl<'a> ReferenceCounts<'a> {
     /// Nothing counted yet.
     ///
     /// # Errors
@@ -141,7 +141,7 @@ impl<'a> Census<'a> {
         self.references.get(cluster)
     }
 
-    /// All counts, to be kept when the census is gone.
+    /// All counts, which outlive this value.
     pub(super) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.references)
     }

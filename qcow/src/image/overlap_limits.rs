@@ -8,7 +8,7 @@ use super::{Image, Run, RunKind, TableWindow, Tables};
 use crate::format::{HostOffset, L1Entry};
 use crate::{Error, Remedy, Result};
 
-/// L1 entries are looked at in pieces of so many.
+/// L1 entries read at a time.
 const PIECE: u64 = 8192;
 /// Compressed guest bytes for each byte of the file. Deflate cannot do better; zstd can, but a cluster
 /// that is so small is nearly always one of zeros, for which nothing is stored.
@@ -28,7 +28,7 @@ impl Image {
     /// that all of them lie in the file, and that the compressed clusters together take no more bytes than it
     /// has. Metadata does not count but for L2 tables. Where data lives in a data file, each cluster has its
     /// own place there by definition.
-    pub(crate) fn check_used_once(&self) -> Result<()> {
+    pub(crate) fn check_overlap_limits(&self) -> Result<()> {
         let mut used = Used::new(self)?;
         used.l2_tables()?;
         used.clusters()
@@ -69,7 +69,7 @@ impl<'a> Used<'a> {
             super::tables::read_l1(self.image, Tables::Direct, first, &mut bytes)?;
             for (index, entry) in (first..).zip(bytes.chunks_exact(8)) {
                 let entry = L1Entry(BigEndian::read_u64(entry));
-                // What is not aligned is refused by whoever reads it.
+                // Unaligned entries are rejected when they are read.
                 if !entry.is_empty() && self.image.geometry().is_aligned(entry.offset().0) {
                     let cluster = self.cluster(entry.offset());
                     self.mark(cluster, 1)

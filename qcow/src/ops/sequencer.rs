@@ -1,4 +1,4 @@
-//! Workers that do things in parallel, and one thing in order.
+//! Workers that process items in parallel, with one step per item in order.
 //!
 //! Work comes in numbered items, handed out in order. A worker that is ready waits only for items
 //! before its own, all of which are held by other workers, so there is always one that can go on.
@@ -19,10 +19,10 @@ pub(super) fn run<O: Send>(
     ordered: O,
     total: u64,
     observer: &dyn Observer,
-    work: impl Fn(&Turns<'_, O>) -> Result<()> + Sync,
+    work: impl Fn(&Sequencer<'_, O>) -> Result<()> + Sync,
 ) -> Result<O> {
-    let turns = Turns::new(ordered, total, observer);
-    let worker = || turns.worker(&work);
+    let sequencer = Sequencer::new(ordered, total, observer);
+    let worker = || sequencer.worker(&work);
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
         threads => threads.min(MOST_THREADS),
@@ -37,11 +37,11 @@ pub(super) fn run<O: Send>(
             .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
         pool.broadcast(|_| worker());
     }
-    turns.finish()
+    sequencer.finish()
 }
 
-/// Whose turn it is.
-pub(super) struct Turns<'a, O> {
+/// Lets numbered items run one step each in order, whichever worker has them.
+pub(super) struct Sequencer<'a, O> {
     turn: Mutex<Turn<O>>,
     advanced: Condvar,
     total: u64,
@@ -53,14 +53,14 @@ struct Turn<O> {
     next: u64,
     /// Guest bytes before that item.
     done: u64,
-    /// Nobody needs to go on.
+    /// The result is known: workers stop.
     ended: bool,
-    /// `None` only while somebody holds it, so a worker that dies leaves no half-made state.
+    /// `None` only while a worker uses it, so a worker that panics leaves no half-made state.
     ordered: Option<O>,
     failure: Option<Error>,
 }
 
-impl<'a, O> Turns<'a, O> {
+impl<'a, O> Sequencer<'a, O> {
     fn new(ordered: O, total: u64, observer: &'a dyn Observer) -> Self {
         let turn = Turn { next: 0, done: 0, ended: false, ordered: Some(ordered), failure: None };
         Self { turn: Mutex::new(turn), advanced: Condvar::new(), total, observer }
@@ -109,7 +109,7 @@ impl<'a, O> Turns<'a, O> {
         Ok(Some(result))
     }
 
-    /// Sends everybody home: the result is complete.
+    /// Stops all workers early; the result is already known.
     pub(super) fn end(&self) {
         lock(&self.turn).ended = true;
         self.advanced.notify_all();
@@ -127,8 +127,8 @@ impl<O> Turn<O> {
     }
 }
 
-/// Lets the others go home if a worker panics, instead of waiting for its turn for ever.
-struct Watch<'t, 'a, O>(&'t Turns<'a, O>);
+/// Stops the other workers if one panics; they would wait for its item for ever.
+struct Watch<'t, 'a, O>(&'t Sequencer<'a, O>);
 
 impl<O> Drop for Watch<'_, '_, O> {
     fn drop(&mut self) {
@@ -153,21 +153,21 @@ mod panics {
 
     #[test]
     fn a_panic_in_a_turn_leaves_nobody_waiting() {
-        let (turns, next) = (Turns::new((), 0, &Silent), AtomicU64::new(0));
-        let work = |turns: &Turns<'_, ()>| {
+        let (sequencer, next) = (Sequencer::new((), 0, &Silent), AtomicU64::new(0));
+        let work = |sequencer: &Sequencer<'_, ()>| {
             let number = next.fetch_add(1, Relaxed);
             let step = |(): &mut ()| {
                 assert!(number != 1, "on purpose");
                 Ok(())
             };
-            turns.in_turn(number, 1, step).map(drop)
+            sequencer.in_turn(number, 1, step).map(drop)
         };
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| catch_unwind(AssertUnwindSafe(|| turns.worker(work))));
+                scope.spawn(|| catch_unwind(AssertUnwindSafe(|| sequencer.worker(work))));
             }
         });
-        assert!(turns.finish().unwrap_err().to_string().contains("died"));
+        assert!(sequencer.finish().unwrap_err().to_string().contains("died"));
     }
 }
 
@@ -187,20 +187,24 @@ mod tests {
     /// Runs `work` in `threads` threads, in all orders of their steps. Loom fails where anybody waits for ever.
     fn all_orders(
         threads: usize,
-        work: impl Fn(&Turns<'static, Order>, &AtomicU64) -> Result<()> + Clone + Send + Sync + 'static,
+        work: impl Fn(&Sequencer<'static, Order>, &AtomicU64) -> Result<()>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
         judge: impl Fn(Result<Order>) + Send + Sync + 'static,
     ) {
         // More switches than this away from a thread that could go on take too long to try.
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(move || {
-            let shared = Arc::new((Turns::new(Order::new(), 0, &Silent), AtomicU64::new(0)));
+            let shared = Arc::new((Sequencer::new(Order::new(), 0, &Silent), AtomicU64::new(0)));
             let run =
-                |shared: &(Turns<'static, Order>, AtomicU64),
-                 work: &dyn Fn(&Turns<'static, Order>, &AtomicU64) -> Result<()>| {
+                |shared: &(Sequencer<'static, Order>, AtomicU64),
+                 work: &dyn Fn(&Sequencer<'static, Order>, &AtomicU64) -> Result<()>| {
                     // A panic ends its thread and nothing else, as it does under rayon until all have ended.
                     let _ = catch_unwind(AssertUnwindSafe(|| {
-                        shared.0.worker(|turns| work(turns, &shared.1));
+                        shared.0.worker(|sequencer| work(sequencer, &shared.1));
                     }));
                 };
             let others: Vec<_> = (1..threads)
@@ -219,20 +223,20 @@ mod tests {
     /// Takes numbers up to `last` as the pipeline does, and notes each in its turn; `odd` may make an end of it.
     fn numbered(
         last: u64,
-        odd: impl Fn(u64, &Turns<'static, Order>) -> Result<()> + Clone,
-    ) -> impl Fn(&Turns<'static, Order>, &AtomicU64) -> Result<()> + Clone {
-        move |turns, next| {
+        odd: impl Fn(u64, &Sequencer<'static, Order>) -> Result<()> + Clone,
+    ) -> impl Fn(&Sequencer<'static, Order>, &AtomicU64) -> Result<()> + Clone {
+        move |sequencer, next| {
             loop {
                 let number = next.fetch_add(1, Relaxed);
                 if number > last {
                     return Ok(());
                 }
-                odd(number, turns)?;
+                odd(number, sequencer)?;
                 let note = |order: &mut Order| {
                     order.push(number);
                     Ok(())
                 };
-                if turns.in_turn(number, 1, note)?.is_none() {
+                if sequencer.in_turn(number, 1, note)?.is_none() {
                     return Ok(());
                 }
             }
@@ -250,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_error_of_one_sends_all_home() {
-        let fail = |number, _: &Turns<'_, Order>| {
+        let fail = |number, _: &Sequencer<'_, Order>| {
             if number == 1 { Err(Error::limit("enough")) } else { Ok(()) }
         };
         for threads in [2, 3] {
@@ -262,13 +266,13 @@ mod tests {
 
     #[test]
     fn an_error_in_a_turn_sends_all_home() {
-        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+        let work = |sequencer: &Sequencer<'static, Order>, next: &AtomicU64| {
             let number = next.fetch_add(1, Relaxed);
             let fail = |_: &mut Order| Err::<(), _>(Error::limit("enough"));
             if number == 0 {
-                turns.in_turn(0, 1, fail)?;
+                sequencer.in_turn(0, 1, fail)?;
             }
-            turns.in_turn(number, 1, |_| Ok(()))?;
+            sequencer.in_turn(number, 1, |_| Ok(()))?;
             Ok(())
         };
         all_orders(3, work, |order| assert_eq!(order.unwrap_err().kind(), ErrorKind::Limit));
@@ -277,7 +281,7 @@ mod tests {
     #[test]
     fn a_panic_leaves_nobody_waiting() {
         std::panic::set_hook(Box::new(|_| {}));
-        let die = |number, _: &Turns<'_, Order>| {
+        let die = |number, _: &Sequencer<'_, Order>| {
             assert!(number != 1);
             Ok(())
         };
@@ -289,39 +293,39 @@ mod tests {
 
     #[test]
     fn the_first_error_is_the_one_that_is_told() {
-        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+        let work = |sequencer: &Sequencer<'static, Order>, next: &AtomicU64| {
             let number = next.fetch_add(1, Relaxed);
             if number == 0 {
                 return Err(Error::limit("first"));
             }
             // Whoever is sent home by it may fail as well.
-            turns.in_turn(number, 1, |_| Ok(()))?.ok_or_else(|| Error::usage("later"))
+            sequencer.in_turn(number, 1, |_| Ok(()))?.ok_or_else(|| Error::usage("later"))
         };
         all_orders(3, work, |order| assert_eq!(order.unwrap_err().kind(), ErrorKind::Limit));
     }
 
     #[test]
     fn an_end_sends_home_all_who_wait() {
-        let work = |turns: &Turns<'static, Order>, next: &AtomicU64| {
+        let work = |sequencer: &Sequencer<'static, Order>, next: &AtomicU64| {
             let number = next.fetch_add(1, Relaxed);
             if number == 0 {
-                turns.end();
+                sequencer.end();
                 return Ok(());
             }
             let step = |order: &mut Order| {
                 order.push(number);
                 Ok(())
             };
-            turns.in_turn(number, 1, step).map(drop)
+            sequencer.in_turn(number, 1, step).map(drop)
         };
         all_orders(3, work, |order| assert_eq!(order.unwrap(), Order::new()));
     }
 
     #[test]
     fn a_result_that_is_complete_early_ends_all() {
-        let end = |number, turns: &Turns<'_, Order>| {
+        let end = |number, sequencer: &Sequencer<'_, Order>| {
             if number == 2 {
-                turns.end();
+                sequencer.end();
             }
             Ok(())
         };
