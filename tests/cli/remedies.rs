@@ -104,7 +104,7 @@ const WORDS: &[(&str, &str)] = &[
     ("state it with -F qcow2 or -F raw", "advice::advice_about_options_is_right"),
     ("name a file instead of '-'", "advice::advice_about_options_is_right"),
     ("make a qcow2 image: leave out -f raw", "remedies::plain_words"),
-    ("a qcow2 image says where its data is", "remedies::plain_words"),
+    ("a qcow2 image cannot be read sequentially", "remedies::plain_words"),
     ("give --candidates or --manifest", "remedies::plain_words"),
     // Not tried yet, or what no test can do: for callers of the library, about another kernel, a mounted device, a terminal.
     ("take it of the new image", ""),
@@ -126,10 +126,13 @@ const WORDS: &[(&str, &str)] = &[
     ("install qcowtool-libvirt", ""),
     ("choose another port", ""),
     ("add --method copy", ""),
-    ("give the name of a file, or send standard output", ""),
+    ("name a file, or redirect standard output", ""),
     ("remove it by hand if it is not needed", ""),
     ("leave it out, or give --connect dir:", ""),
     ("give the guest's XML with --domain-xml", ""),
+    ("build it with the cargo feature 'pictures'", ""),
+    ("build it with the cargo feature 'monitor'", ""),
+    ("build it with the feature `zstd`", ""),
 ];
 
 /// Runs a line of shell in the directory, in which `qcowtool` is the binary.
@@ -493,7 +496,7 @@ fn plain_words() {
         ),
         ("checksum --untrusted -f raw image", "a program that guesses formats", ""),
         ("create -f raw -b image -F qcow2 n9", "leave out -f raw", "create -b image -F qcow2 n9"),
-        ("flatten -f qcow2 - n10 < image", "name a file", "flatten -f qcow2 image n10"),
+        ("flatten -f qcow2 - n10 < image", "Name a file", "flatten -f qcow2 image n10"),
         ("rescue -f qcow2 image", "give --candidates or --manifest", ""),
         ("checksum newer", "a newer program wrote this image", ""),
         ("create -o encrypt.format=luks n5 1M", "encrypt inside the guest", "create n5 1M"),
