@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use qcow::chain::{BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions, Policy};
+use qcow::chain::{
+    BackingFormats, Chain, FilePolicy, Format, Limits, OpenOptions, Policy, Warning,
+};
 use qcow::io::Replace;
 use qcow::{Error, Result};
 
@@ -92,13 +94,10 @@ impl Verbosity {
     /// read as raw and look like something else, of names that depend on the working directory.
     pub(crate) fn opened(&self, chain: &Chain) {
         chain.warnings().iter().for_each(warn_line);
-        // What cannot be read, the operation will say.
+        // The operation reports what cannot be read.
         for (depth, looks) in chain.raw_lookalikes().unwrap_or_default() {
             if let Some(layer) = chain.layers().get(depth) {
-                let path = shown(layer.path());
-                warn_line(format_args!(
-                    "'{path}' is read as raw, as stated, although it looks like {looks}"
-                ));
+                warn_line(Warning::ReadAsRaw { layer: layer.path().into(), looks });
             }
         }
         if self.verbose {
@@ -202,7 +201,7 @@ pub(crate) fn backing_formats(stated: &[StatedFormat], raw_despite_magic: bool) 
     })
 }
 
-/// The help's heading of what is said about backing files.
+/// Help heading of the options about backing files.
 pub(crate) const CHAIN: &str = "Backing chain";
 
 /// Which files an image may pull in.
@@ -238,7 +237,7 @@ impl ChainArgs {
     }
 }
 
-/// The help's heading of what is said about images from others.
+/// Help heading of the options about untrusted images.
 const TRUST: &str = "Untrusted images";
 
 /// Whether a file that exists is replaced.
@@ -289,7 +288,7 @@ pub(crate) struct TrustArgs {
 }
 
 impl TrustArgs {
-    /// Whether the image is not trusted, and nobody said how large its disk may be.
+    /// Whether the image is not trusted and no limit of its virtual size was given.
     pub(crate) fn is_unbounded(&self) -> bool {
         self.untrusted && self.max_virtual_size.is_none()
     }
@@ -316,7 +315,7 @@ impl TrustArgs {
     }
 }
 
-/// What a command gives up before it reads an image.
+/// Which privileges a command drops before it reads an image.
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
     /// Drop privileges before reading an image: other files, programs, the network

@@ -1,4 +1,4 @@
-//! The commands and the words that lead to them.
+//! The commands and their names.
 
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 

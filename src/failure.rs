@@ -42,7 +42,7 @@ pub(crate) enum Failure {
     },
     /// A migration was refused or failed. Interrupted ones are [`Stopped`](Self::Stopped).
     Migration(migrate::Error),
-    /// The reader of standard output went away; there is nobody to tell.
+    /// The reader of standard output has closed it; no message is printed.
     OutputClosed,
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::output::{OutputFormat, eprint_line};
 use crate::size::human;
 
-/// At most so many ranges are listed as text.
+/// At most this number of ranges are listed as text.
 const LISTED: usize = 100;
 
 /// An outcome, with what it lacks.

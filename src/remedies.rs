@@ -104,9 +104,9 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
             &["`qemu-img check -r all` removes the snapshots that cannot be read"]
         }
         Remedy::ListSnapshots => &["`qcowtool info` lists the snapshots"],
-        Remedy::Convert => &[
-            "convert it with `qemu-img convert`, or give -f raw if these are a disk's own bytes",
-            "convert it with `qemu-img convert`",
+        // Of its second image, the option is another one.
+        Remedy::ConvertFrom(_) if command == "compare" => &[
+            "convert it with `qemu-img convert -f PROGRAM -O qcow2 FILE NEW`, or give -f raw, or -F raw for the second image, if these are a disk's own bytes",
         ],
         Remedy::ConvertFrom(_) => &[
             "convert it with `qemu-img convert -f PROGRAM -O qcow2 FILE NEW`, or give -f raw if these are a disk's own bytes",
@@ -136,7 +136,12 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
             "save it to a file and name that instead of '-', or give -f raw, without --untrusted, if these are a \
              disk's own bytes",
         ],
-        Remedy::Decrypt => &["decrypt it with `qemu-img convert --object secret,...`"],
+        Remedy::Decrypt("luks") => &[
+            "decrypt it with `qemu-img convert --object secret,id=key,file=PASSWORD --image-opts driver=luks,key-secret=key,file.filename=FILE -O qcow2 NEW`",
+        ],
+        Remedy::Decrypt(_) => &[
+            "decrypt it with `qemu-img convert --object secret,id=key,file=PASSWORD --image-opts driver=qcow2,encrypt.key-secret=key,file.filename=FILE -O qcow2 NEW`",
+        ],
         Remedy::CopyToLocalFile => &[
             "copy it to a local file first, for example with `qemu-img convert`; a local file of such a \
                name is written with its directory: ./NAME",
@@ -222,7 +227,6 @@ mod tests {
         Remedy::Check,
         Remedy::DropSnapshots,
         Remedy::ListSnapshots,
-        Remedy::Convert,
         Remedy::ConvertFrom("vmdk"),
         Remedy::Decompress("gzip"),
         Remedy::Unpack("tar"),
@@ -230,7 +234,8 @@ mod tests {
         Remedy::Unpack("7z"),
         Remedy::DecompressStream("gzip"),
         Remedy::SaveStream,
-        Remedy::Decrypt,
+        Remedy::Decrypt("qcow2"),
+        Remedy::Decrypt("luks"),
         Remedy::CopyToLocalFile,
         Remedy::GiveSize,
         Remedy::DestinationFormat("qcow2"),

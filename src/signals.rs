@@ -86,7 +86,7 @@ impl Watch {
     pub(crate) fn settle_migration<T>(&self, result: migrate::Result<T>) -> Result<T, Failure> {
         result.map_err(|error| match self.caught() {
             signal if signal != 0 && error.kind() == migrate::ErrorKind::Interrupted => {
-                // With what could not be put back, if there is any.
+                // With what could not be rolled back, if there is any.
                 let error = Error::new(ErrorKind::Interrupted, error.to_string());
                 Failure::Stopped { signal, error }
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::driver::{Directory, Hypervisor};
 use crate::facts::{DomainState, Route};
 use crate::preflight;
-use crate::probe::Ends;
+use crate::probe::Hosts;
 use crate::store::{LocalStore, RemoteStore, Store};
 use crate::{Error, Result};
 
@@ -100,8 +100,8 @@ impl Route {
 
 impl Connections {
     /// As a probe and a run take them.
-    pub fn ends(&self) -> Ends<'_> {
-        Ends {
+    pub fn hosts(&self) -> Hosts<'_> {
+        Hosts {
             source: &*self.source,
             source_root: &self.route.source_root,
             destination: &*self.destination,
@@ -110,8 +110,8 @@ impl Connections {
     }
 
     /// As a preflight takes them.
-    pub fn hosts(&self) -> preflight::Hosts<'_> {
-        preflight::Hosts { ends: self.ends(), agent: self.agent.as_deref() }
+    pub fn participants(&self) -> preflight::Participants<'_> {
+        preflight::Participants { hosts: self.hosts(), agent: self.agent.as_deref() }
     }
 
     /// The names of the domains of the source.

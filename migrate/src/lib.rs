@@ -14,14 +14,14 @@
 //! use migrate::facts::Route;
 //! use migrate::plan::{Policy, plan};
 //! use migrate::probe::{Probing, probe};
-//! use migrate::run::{Means, Report, Run};
+//! use migrate::run::{RunContext, Report, Run};
 //! use migrate::{CancelToken, Silent};
 //!
 //! fn go(route: &Route, state: &std::path::Path, report: &dyn Report) -> migrate::Result<()> {
-//!     let hosts = route.connect_by(|uri| Err(migrate::Error::usage(format!("no way to {uri}"))))?;
+//!     let connections = route.connect_by(|uri| Err(migrate::Error::usage(format!("no way to {uri}"))))?;
 //!     let (policy, cancel) = (Policy::default(), CancelToken::new());
 //!     let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
-//!     let probed = probe(&hosts.ends(), &route.domain, &probing)?;
+//!     let probed = probe(&connections.hosts(), &route.domain, &probing)?;
 //!     let plan = match plan(&probed.facts, &policy) {
 //!         Ok(plan) => plan,
 //!         Err(refusals) => {
@@ -31,16 +31,16 @@
 //!     };
 //!     print!("{plan}");
 //!     migrate::journal::make_directory(state)?;
-//!     let means = Means {
-//!         ends: hosts.ends(),
+//!     let context = RunContext {
+//!         hosts: connections.hosts(),
 //!         facts: &probed.facts,
-//!         held: &probed.held,
+//!         pinned: &probed.pinned,
 //!         route,
 //!         state,
 //!         report,
 //!         cancel: &cancel,
 //!     };
-//!     let finished = Run::begin(&plan, &means)?.migrate()?;
+//!     let finished = Run::begin(&plan, &context)?.migrate()?;
 //!     println!("{} is at {}", finished.domain, finished.to);
 //!     Ok(())
 //! }

@@ -57,7 +57,7 @@ pub enum Remedy {
     AllowDirectory,
     /// Allow more.
     RaiseLimit(LimitName),
-    /// Bring the backing file back under the name that the image has for it.
+    /// Bring the backing file or data file back under the name that the image has for it.
     RestoreBacking,
     /// Copy the image, all of which can be read, to a new one.
     Flatten,
@@ -73,9 +73,8 @@ pub enum Remedy {
     DropSnapshots,
     /// Look which snapshots there are.
     ListSnapshots,
-    /// Convert the image to a supported format, or state that its bytes are a raw disk's.
-    Convert,
-    /// As [`Convert`](Self::Convert), from the format that QEMU calls so.
+    /// Convert the image from the format that QEMU calls so to a supported one, or state that its bytes are
+    /// a raw disk's.
     ConvertFrom(&'static str),
     /// Decompress the file first, with the program of this name, or state that its bytes are a raw
     /// disk's.
@@ -86,8 +85,8 @@ pub enum Remedy {
     DecompressStream(&'static str),
     /// Save the stream to a file first, and open that.
     SaveStream,
-    /// Decrypt the image first.
-    Decrypt,
+    /// Decrypt the image first, which is in the format that QEMU calls so: `qcow2` or `luks`.
+    Decrypt(&'static str),
     /// Copy the image to a local file first.
     CopyToLocalFile,
     /// Give the size of the new image.
@@ -183,11 +182,11 @@ impl fmt::Display for Remedy {
             Self::SaveStream => {
                 "save it to a file first, or state that it is raw if these are a disk's own bytes"
             }
-            Self::Convert | Self::ConvertFrom(_) => {
+            Self::ConvertFrom(_) => {
                 "convert it to a supported format, or state that it is raw if these are a disk's \
                  own bytes"
             }
-            Self::Decrypt => "decrypt it first",
+            Self::Decrypt(_) => "decrypt it first",
             Self::CopyToLocalFile => "copy it to a local file first",
             Self::GiveSize => "give a size, or a backing file that exists",
             Self::DestinationFormat(name) => return write!(f, "make a {name} image"),

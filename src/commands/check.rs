@@ -30,8 +30,8 @@ const NOT_SUPPORTED: u8 = 63;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Only the image itself is checked. Its backing files must be there, but only their headers are
-looked at (with --alone and --untrusted they are not opened at all); its data file is not opened.
+    "Only the image itself is checked. Its backing files and data file must be there, but only headers
+are looked at (with --alone and --untrusted they are not opened at all).
 The counts are those of `qemu-img check`. Findings marked 'note' are qcowtool's own and are not
 counted.
 
@@ -64,7 +64,7 @@ pub(crate) struct Check {
     #[arg(short = 'U', long)]
     force_share: bool,
 
-    /// Check the image even if its backing file is missing
+    /// Check the image even if its backing file or data file is missing
     #[arg(long)]
     alone: bool,
 

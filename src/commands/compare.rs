@@ -125,7 +125,7 @@ impl Compare {
         })?;
         warn_truncated(&outcome.truncated);
         list.finish(&outcome, self.all).or_else(|error| match Failure::from_output(error) {
-            // Nobody reads on; the exit code still tells.
+            // The reader has closed standard output; the exit code still tells.
             Failure::OutputClosed => Ok(()),
             Failure::Error(error) => Err(coded(NOT_READ)(error)),
             other => Err(other),

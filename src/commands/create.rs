@@ -247,7 +247,7 @@ pub(crate) fn outputs(path: &Path, target: &TargetOptions) -> Plan {
     }
 }
 
-/// Only writing zeros to a whole disk takes long enough for somebody to stop it.
+/// Only writing zeros to a whole disk takes long enough for a user to interrupt it.
 fn takes_long(target: &TargetOptions) -> bool {
     match target {
         TargetOptions::Qcow2(qcow2) => qcow2.preallocation == Preallocation::Full,

@@ -1,4 +1,4 @@
-//! `qcowtool dependents`: what stands on an image.
+//! `qcowtool dependents`: what depends on an image.
 
 use std::fmt::Write;
 use std::path::PathBuf;

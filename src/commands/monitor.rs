@@ -104,7 +104,7 @@ struct Listening {
 enum End {
     /// A signal.
     Asked,
-    /// Whoever scans cannot go on.
+    /// The scanner cannot continue.
     Scanner(std::io::Result<()>),
 }
 

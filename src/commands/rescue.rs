@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use migrate::ErrorKind;
 use migrate::rescue::{
-    LostBase, Outcome, Plan, SearchOptions, State, Whose, Wishes, carry_out, look, plan, search,
+    LostBase, Options, Outcome, Plan, SearchOptions, State, Whose, carry_out, look, plan, search,
 };
 use qcow::chain::Format;
 
@@ -27,7 +27,7 @@ const UNVERIFIED: u8 = 4;
 /// A host, a file or a service did not do what was asked of it.
 const ENVIRONMENT: u8 = 6;
 
-/// The help's heading of what is said about guests that do not run.
+/// Help heading of the options about guests that are shut off.
 const STOPPED: &str = "Guests that are shut off";
 
 /// Arguments of `rescue`.
@@ -139,7 +139,7 @@ impl Rescue {
         };
         let looked =
             operation.settle_migration(|cancel| look(&whose, self.to.as_deref(), cancel))?;
-        let plan = plan(&looked.facts, &Wishes { restore: self.restore });
+        let plan = plan(&looked.facts, &Options { restore: self.restore });
         let json = self.output.output == OutputFormat::Json;
         if !json {
             print(text::plan(&plan))?;
@@ -151,7 +151,7 @@ impl Rescue {
             return verdict(code_of_plan(&plan));
         }
         let outcome = operation.run_migration(|observer, cancel| {
-            carry_out(&plan, &looked.facts, &looked.held, observer, cancel)
+            carry_out(&plan, &looked.facts, &looked.pinned_files, observer, cancel)
         })?;
         match json {
             true => print_json(&outcome)?,

@@ -24,7 +24,7 @@ const LAYERS: [RGBColor; 8] = [
     RGBColor(0x7a, 0x5c, 0xb8),
 ];
 
-/// Up to so many layers, the legend has a line for each.
+/// Up to this number of layers, the legend has a line for each.
 const NAMED: usize = 4;
 
 const LEGEND: i32 = 64;

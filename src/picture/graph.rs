@@ -1,4 +1,4 @@
-//! Who stands on whom, drawn: boxes for images and domains, lines between them, colours for what is wrong.
+//! Backing-file dependencies, drawn: boxes for images and domains, lines between them, colours for problems.
 
 mod layout;
 
@@ -20,7 +20,7 @@ const GUEST: RGBColor = RGBColor(0x00, 0x9e, 0x73);
 const EDGE: RGBColor = RGBColor(0x9a, 0xa5, 0xb1);
 /// Behind what is not there.
 const GONE: RGBColor = RGBColor(0xfd, 0xee, 0xee);
-/// Behind what is there only as long as somebody has it open.
+/// Suffix of a deleted file that a process still has open.
 const GOING: RGBColor = RGBColor(0xff, 0xf6, 0xe0);
 /// Behind domains.
 const DOMAIN: RGBColor = RGBColor(0xe8, 0xf6, 0xf1);

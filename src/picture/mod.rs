@@ -1,5 +1,5 @@
-//! Pictures: a map as bands, one for the disk as the guest sees it and one for each layer; and who stands on
-//! whom as boxes with lines between them.
+//! Pictures: a map as bands, one for the disk as the guest sees it and one for each layer; and backing-file
+//! dependencies as boxes with lines between them.
 
 mod canvas;
 mod draw;

@@ -66,7 +66,7 @@ enum Way {
     Answer(Answer),
 }
 
-/// The program, `None` where nobody has made a list for the architecture.
+/// The program, `None` if there is no list for the architecture.
 fn program() -> Option<BpfProgram> {
     let checks = checked();
     let blocks: Vec<_> = checks.iter().map(|(_, check)| block(check)).collect::<Option<_>>()?;

@@ -48,7 +48,7 @@ fn try_restrict(rights: &Rights<'_>) -> Result<RulesetStatus, Box<dyn Error>> {
     Ok(rules.restrict_self()?.ruleset)
 }
 
-/// Names that lead nowhere are left out: whoever opens them is told. What is there and cannot be looked at now is
+/// Names that do not exist are left out: opening them reports the error. What is there and cannot be looked at now is
 /// an error: a directory that is left out could not be written to later, nor cleaned up.
 fn allow(
     mut rules: RulesetCreated,

@@ -44,7 +44,7 @@ impl Plan {
     /// The image that a person calls `name` is read, and nothing that it names.
     #[must_use]
     pub fn image(self, name: &Path) -> Self {
-        // What is wrong with the name, opening it will say.
+        // Opening the name reports what is wrong with it.
         match local_path(name) {
             Ok(path) => self.reading(path),
             Err(_) => self,

@@ -58,8 +58,8 @@ fn advice_about_options_is_right() {
             ("create -f qcow2 n1", "give a size", &["create -f qcow2 n1 1M"]),
             (
                 "create -f raw -b base -F qcow2 n2",
-                "-f qcow2",
-                &["create -f qcow2 -b base -F qcow2 n2"],
+                "leave out -f raw",
+                &["create -b base -F qcow2 n2"],
             ),
             (
                 "create -f qcow2 -F qcow2 n3 1M",

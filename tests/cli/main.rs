@@ -9,5 +9,6 @@ mod info;
 mod interrupt;
 mod locks;
 mod monitor;
+mod remedies;
 mod sandbox;
 mod untrusted;

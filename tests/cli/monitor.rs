@@ -274,7 +274,7 @@ fn an_address_that_others_reach_is_warned_of() {
     let monitor = Monitor::unscanned(args!["--listen", "0.0.0.0:0", scratch.dir()]);
     let (code, said) = monitor.end("TERM");
     assert_eq!(code, Some(0));
-    assert!(said.contains("warning: whoever reaches 0.0.0.0:"), "{said}");
+    assert!(said.contains("warning: any client that reaches 0.0.0.0:"), "{said}");
 }
 
 #[test]

@@ -470,9 +470,10 @@ fn where_the_kernel_cannot_who_insists_is_refused_and_who_does_not_is_served() {
     if !offered() {
         return;
     }
-    for (missing, words) in
-        [("landlock", "files cannot be taken"), ("seccomp", "system calls cannot be filtered")]
-    {
+    for (missing, words) in [
+        ("landlock", "file access cannot be restricted"),
+        ("seccomp", "system calls cannot be filtered"),
+    ] {
         for mode in ["auto", "on"] {
             let scratch = Scratch::new();
             let mut child = Command::new(env::current_exe().unwrap());

@@ -172,7 +172,7 @@ fn what_a_stream_cannot_hold_is_refused() {
         assert!(line.contains(word), "{options}: {line}");
         assert!(!target.exists(), "{options}");
     }
-    assert!(complaint(&received("", vec![1; 512], Path::new("-"))).contains("two streams"));
+    assert!(complaint(&received("", vec![1; 512], Path::new("-"))).contains("both be streams"));
 }
 
 #[test]

@@ -365,7 +365,7 @@ fn text_for_people_says_before_and_after() {
     fs::remove_file(guest.template()).unwrap();
     let run = qcowtool(args!["rescue", "--pid", guest.pid(), "--restore"]);
     let text = run.ok();
-    let says = ["can be saved as", "can be put back", "is back", "tree hash"];
+    let says = ["can be saved as", "can be restored", "is back", "tree hash"];
     let places: Vec<_> =
         says.iter().map(|words| text.find(words).unwrap_or_else(|| panic!("{text}"))).collect();
     assert!(places.is_sorted(), "{text}");

@@ -128,7 +128,7 @@ impl GuestDisk {
 
 /// What libvirt is asked for; the XML as what changes in it.
 #[derive(Debug, Clone, Default)]
-pub struct Order {
+pub struct MigrationRequest {
     /// The flags.
     pub flags: Vec<Flag>,
     /// The disks to copy.
@@ -139,7 +139,7 @@ pub struct Order {
 
 /// What happens on the way.
 #[derive(Debug, Clone, Default)]
-pub struct Weather {
+pub struct Scenario {
     /// The guest writes meanwhile: disk, cluster, value.
     pub writes: Vec<(usize, usize, u8)>,
     /// What fails.
@@ -297,15 +297,15 @@ impl Model {
     ///
     /// # Errors
     /// What libvirt would say.
-    pub fn migrate(&mut self, order: &Order, weather: &Weather) -> Result<()> {
-        let full = order.flags.contains(&Flag::NonSharedDisk);
-        let incremental = order.flags.contains(&Flag::NonSharedInc);
+    pub fn migrate(&mut self, request: &MigrationRequest, scenario: &Scenario) -> Result<()> {
+        let full = request.flags.contains(&Flag::NonSharedDisk);
+        let incremental = request.flags.contains(&Flag::NonSharedInc);
         if full && incremental {
             return fail("the storage flags exclude each other");
         }
-        let copied = self.copied(order, full || incremental)?;
+        let copied = self.copied(request, full || incremental)?;
         let edited: Vec<GuestDisk> =
-            self.disks.iter().map(|disk| edited(disk, &order.edits)).collect();
+            self.disks.iter().map(|disk| edited(disk, &request.edits)).collect();
 
         // Prepare: what exists is taken as it is.
         for disk in edited.iter().filter(|disk| copied.contains(&disk.target)) {
@@ -322,23 +322,24 @@ impl Model {
         for disk in &mut arrived {
             disk.open = self.open(Side::Destination, disk)?;
         }
-        if weather.fault == Some(Fault::Start) {
+        if scenario.fault == Some(Fault::Start) {
             return fail("the destination's process did not start");
         }
-        for (here, there) in self.disks.iter().zip(&arrived) {
-            let same = here.open.first().map(|it| it.1) == there.open.first().map(|it| it.1);
-            if same && copied.contains(&here.target) {
+        for (source, destination) in self.disks.iter().zip(&arrived) {
+            let same =
+                source.open.first().map(|it| it.1) == destination.open.first().map(|it| it.1);
+            if same && copied.contains(&source.target) {
                 return fail("failed to get a write lock");
             }
         }
 
         // Perform.
-        for (here, there) in self.disks.clone().iter().zip(&arrived) {
-            if copied.contains(&here.target) {
-                self.mirror(here, there, full, weather.fault == Some(Fault::HalfWay))?;
+        for (source, destination) in self.disks.clone().iter().zip(&arrived) {
+            if copied.contains(&source.target) {
+                self.mirror(source, destination, full, scenario.fault == Some(Fault::HalfWay))?;
             }
         }
-        for (disk, cluster, value) in &weather.writes {
+        for (disk, cluster, value) in &scenario.writes {
             self.write(*disk, *cluster, *value);
             let mirrored = arrived
                 .get(*disk)
@@ -348,7 +349,7 @@ impl Model {
                 image.set(*cluster, Some(*value));
             }
         }
-        if weather.fault == Some(Fault::Memory) {
+        if scenario.fault == Some(Fault::Memory) {
             return fail("the connection was lost");
         }
 
@@ -357,24 +358,24 @@ impl Model {
             *disk = GuestDisk { content: std::mem::take(&mut disk.content), ..arrived };
         }
         self.on = Side::Destination;
-        match weather.fault {
+        match scenario.fault {
             Some(Fault::Answer) => fail("the connection was lost"),
             _ => Ok(()),
         }
     }
 
     /// Names of the disks that are copied; an empty list is all of them.
-    fn copied(&self, order: &Order, storage: bool) -> Result<Vec<String>> {
+    fn copied(&self, request: &MigrationRequest, storage: bool) -> Result<Vec<String>> {
         let writable = |disk: &&GuestDisk| !disk.readonly;
         if !storage {
-            if !order.migrate_disks.is_empty() {
+            if !request.migrate_disks.is_empty() {
                 return fail("disks without a storage flag");
             }
-        } else if order.migrate_disks.is_empty() {
+        } else if request.migrate_disks.is_empty() {
             let all = self.disks.iter().filter(writable);
             return Ok(all.map(|disk| disk.target.clone()).collect());
         }
-        for name in &order.migrate_disks {
+        for name in &request.migrate_disks {
             match self.disks.iter().find(|disk| disk.target == *name) {
                 None => return fail(format!("no disk {name}")),
                 Some(disk) if disk.readonly => return fail("cannot migrate a read-only disk"),
@@ -382,13 +383,13 @@ impl Model {
             }
         }
         for disk in self.disks.iter().filter(writable) {
-            let listed = order.migrate_disks.contains(&disk.target);
+            let listed = request.migrate_disks.contains(&disk.target);
             let path = &top_of(disk)?.path;
             if !listed && self.storage(path) == Some(false) {
                 return fail("migration without shared storage is unsafe");
             }
         }
-        Ok(order.migrate_disks.clone())
+        Ok(request.migrate_disks.clone())
     }
 
     /// Whether both hosts have the same storage at the directory of `path`.
@@ -401,24 +402,24 @@ impl Model {
     /// One disk's copy.
     fn mirror(
         &mut self,
-        here: &GuestDisk,
-        there: &GuestDisk,
+        source: &GuestDisk,
+        destination: &GuestDisk,
         full: bool,
         half: bool,
     ) -> Result<()> {
         let inode = |disk: &GuestDisk| disk.open.first().map(|(_, inode)| *inode);
-        let (Some(source), Some(target)) = (inode(here), inode(there)) else {
+        let (Some(from), Some(to)) = (inode(source), inode(destination)) else {
             return fail("a disk is not open");
         };
         let size = |inode| self.files.get(inode).map(|image| image.clusters.len());
-        if size(&source) != size(&target) {
+        if size(&from) != size(&to) {
             return fail("source and target have different sizes");
         }
-        let content = self.content(&here.open);
-        let held = self.files.get(&source).map(|image| image.clusters.clone()).unwrap_or_default();
+        let content = self.content(&source.open);
+        let held = self.files.get(&from).map(|image| image.clusters.clone()).unwrap_or_default();
         // Zeros under a base have to be written; without one, letting go of the cluster is enough.
-        let zero = if there.open.len() > 1 { Some(0) } else { None };
-        let Some(target) = self.files.get_mut(&target) else { return fail("the target is gone") };
+        let zero = if destination.open.len() > 1 { Some(0) } else { None };
+        let Some(target) = self.files.get_mut(&to) else { return fail("the target is gone") };
         let stop_at = if half { held.len() / 2 } else { held.len() };
         for (cluster, (value, held)) in content.iter().zip(&held).enumerate() {
             if cluster >= stop_at {

@@ -109,7 +109,8 @@ pub struct DiskFacts {
     /// The chain as the headers tell it; `None` where there is no file or device to look into.
     pub chain: Option<ChainFacts>,
     /// The place where it shall go; `None` if it stays where it is, or has no content.
-    pub there: Option<TargetFacts>,
+    #[serde(rename = "there")]
+    pub destination: Option<TargetFacts>,
 }
 
 /// A backing chain as the headers on the source host tell it.

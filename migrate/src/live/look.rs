@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cover::{Cover, needs};
+use super::allocation::{AllocationSummary, needs};
 use super::value::{Facts, Method, Options, Place};
 use crate::Result;
 use crate::driver::Hypervisor;
 use crate::facts::LayerFacts;
-use crate::probe::{Held, alone};
+use crate::probe::{PinnedFiles, alone};
 use crate::store::{LocalStore, Store};
 
 /// The facts, and what belongs to them and is no part of a plan.
@@ -16,9 +16,9 @@ pub struct Looked {
     /// The facts.
     pub facts: Facts,
     /// How much of the disk its layers hold.
-    pub cover: Cover,
+    pub allocation: AllocationSummary,
     /// Deleted layers, held open as long as this lives.
-    pub held: Held,
+    pub pinned: PinnedFiles,
 }
 
 /// Looks at the disk of this name, or with this source, of the domain of this name or UUID. The domain's
@@ -36,14 +36,14 @@ pub fn look(
     let found = alone(hypervisor, domain, disk)?;
     let layers = found.disk.chain.as_ref().map_or(&[][..], |chain| &chain.layers);
     let complete = found.disk.chain.as_ref().is_some_and(|chain| chain.missing.is_none());
-    let (mut measured, mut cover) = (None, Cover::empty(0));
+    let (mut measured, mut allocation) = (None, AllocationSummary::empty(0));
     if complete && let Some(top) = layers.first() {
-        let chain = found.held.open(layers)?;
+        let chain = found.pinned.open(layers)?;
         let qcow2 = top.qcow2.as_ref();
         let cluster = qcow2.map_or(65536, |qcow2| qcow2.cluster_size);
         let entry = if qcow2.is_some_and(|qcow2| qcow2.extended_l2) { 16 } else { 8 };
         measured = Some(needs(&chain, cluster, entry)?);
-        cover = Cover::of(&chain)?;
+        allocation = AllocationSummary::of(&chain)?;
     }
     let place = place(layers.first(), options)?;
     let facts = Facts {
@@ -53,7 +53,7 @@ pub fn look(
         needs: measured,
         place,
     };
-    Ok(Looked { facts, cover, held: found.held })
+    Ok(Looked { facts, allocation, pinned: found.pinned })
 }
 
 fn place(top: Option<&LayerFacts>, options: &Options) -> Result<Place> {

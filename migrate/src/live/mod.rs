@@ -14,16 +14,16 @@
 //! run that is killed leaves a job of libvirt's that nobody waits for. Hence the mark: the same command, called
 //! again, goes on where it was.
 
-mod cover;
+mod allocation;
 mod look;
-mod mark;
 mod plan;
+mod resume_record;
 mod run;
 mod value;
 
-pub use cover::Cover;
+pub use allocation::AllocationSummary;
 pub use look::{Looked, look};
-pub use mark::Mark;
 pub use plan::plan;
-pub use run::{Means, flatten, go_on};
+pub use resume_record::ResumeRecord;
+pub use run::{RunContext, flatten, go_on};
 pub use value::{Below, Facts, Flattened, LivePlan, Method, Needs, Options, Place};

@@ -7,8 +7,8 @@ use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::ops::create::{create, like};
 use qcow::{CancelToken, Observer};
 
-use super::cover::Cover;
-use super::mark::Mark;
+use super::allocation::AllocationSummary;
+use super::resume_record::ResumeRecord;
 use super::value::{Flattened, LivePlan, Method};
 use crate::domain::{Change, DiskEdit, XmlDisk, parse, persistent_xml};
 use crate::driver::{BlockCopy, BlockJobKind, BlockJobs, Hypervisor, TICK};
@@ -24,7 +24,7 @@ const LOW: u64 = 8 << 20;
 
 /// What a run needs besides its plan.
 #[derive(Clone, Copy)]
-pub struct Means<'a> {
+pub struct RunContext<'a> {
     /// The guest's host.
     pub hypervisor: &'a dyn Hypervisor,
     /// Directory of marks and locks. The caller holds the guest's [lock](crate::journal::DomainLock) there.
@@ -35,22 +35,26 @@ pub struct Means<'a> {
     pub cancel: &'a CancelToken,
 }
 
-impl std::fmt::Debug for Means<'_> {
+impl std::fmt::Debug for RunContext<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Means").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("RunContext").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
-/// Carries out `plan`, made of facts that were looked at just now; `cover` was looked at with them.
+/// Carries out `plan`, made of facts that were looked at just now; `allocation` was looked at with them.
 ///
 /// # Errors
 /// What went wrong. The guest then has the chain that it had, unless the error says otherwise:
 /// [`Unverified`](ErrorKind::Unverified) if the image stands alone but its tables are not on the disk,
 /// [`InDoubt`](ErrorKind::InDoubt) if libvirt could not be asked; the same run can then be [taken up](go_on).
-pub fn flatten(plan: &LivePlan, cover: Cover, means: &Means<'_>) -> Result<Flattened> {
-    means.cancel.check()?;
-    let mut run = Run::new(Mark::new(plan.clone(), cover), means);
-    run.mark.write(means.state)?;
+pub fn flatten(
+    plan: &LivePlan,
+    allocation: AllocationSummary,
+    context: &RunContext<'_>,
+) -> Result<Flattened> {
+    context.cancel.check()?;
+    let mut run = Run::new(ResumeRecord::new(plan.clone(), allocation), context);
+    run.record.write(context.state)?;
     match run.begin() {
         Ok(()) => run.settle(false),
         Err(error) => {
@@ -66,13 +70,13 @@ pub fn flatten(plan: &LivePlan, cover: Cover, means: &Means<'_>) -> Result<Flatt
 ///
 /// # Errors
 /// As [`flatten`].
-pub fn go_on(mark: Mark, means: &Means<'_>) -> Result<Option<Flattened>> {
-    let mut run = Run::new(mark, means);
-    if run.mark.stopped {
+pub fn go_on(record: ResumeRecord, context: &RunContext<'_>) -> Result<Option<Flattened>> {
+    let mut run = Run::new(record, context);
+    if run.record.stopped {
         run.let_go()?;
     }
-    let (uuid, disk) = (run.mark.plan.uuid.clone(), run.mark.plan.disk.clone());
-    let wanted = match run.mark.plan.method {
+    let (uuid, disk) = (run.record.plan.uuid.clone(), run.record.plan.disk.clone());
+    let wanted = match run.record.plan.method {
         Method::Pull => BlockJobKind::Pull,
         Method::Copy => BlockJobKind::Copy,
     };
@@ -81,19 +85,19 @@ pub fn go_on(mark: Mark, means: &Means<'_>) -> Result<Option<Flattened>> {
         Some(job) if job.kind == wanted => run.settle(true).map(Some),
         Some(_) => Err(Error::refused(format!("another job runs on disk {disk}"))
             .hint("wait for it, or abort it (virsh blockjob GUEST DISK --abort)")),
-        None => match run.stands()? {
-            Stands::AsBefore | Stands::Off => match run.is_flat_on_disk() {
+        None => match run.backing_state()? {
+            BackingState::AsBefore | BackingState::Off => match run.is_flat_on_disk() {
                 true => run.finish(true).map(Some),
                 false => run.forget().map(|()| None),
             },
-            Stands::Alone => run.finish(true).map(Some),
+            BackingState::Alone => run.finish(true).map(Some),
         },
     }
 }
 
 /// What the disk stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stands {
+enum BackingState {
     /// What it stood on when the plan was made.
     AsBefore,
     /// On nothing.
@@ -107,30 +111,30 @@ enum Waited {
     /// There is no job any more.
     Gone,
     /// The copy is in step with the disk.
-    InStep,
+    Ready,
     /// It has to be aborted.
     Stop(Error),
 }
 
 struct Run<'a> {
-    means: &'a Means<'a>,
-    mark: Mark,
+    context: &'a RunContext<'a>,
+    record: ResumeRecord,
     start: Instant,
     paused: Duration,
 }
 
 impl<'a> Run<'a> {
-    fn new(mark: Mark, means: &'a Means<'a>) -> Self {
-        Self { means, mark, start: Instant::now(), paused: Duration::ZERO }
+    fn new(record: ResumeRecord, context: &'a RunContext<'a>) -> Self {
+        Self { context, record, start: Instant::now(), paused: Duration::ZERO }
     }
 
     fn jobs(&self) -> Result<&'a dyn BlockJobs> {
-        let jobs = self.means.hypervisor.block_jobs();
+        let jobs = self.context.hypervisor.block_jobs();
         jobs.ok_or_else(|| Error::environment("this host has no jobs on disks"))
     }
 
     fn plan(&self) -> &LivePlan {
-        &self.mark.plan
+        &self.record.plan
     }
 
     /// Asks again, for a while, where the connection broke.
@@ -157,7 +161,7 @@ impl<'a> Run<'a> {
     /// Has libvirt begin the job.
     fn begin(&mut self) -> Result<()> {
         let jobs = self.jobs()?;
-        let Mark { plan, .. } = &self.mark;
+        let ResumeRecord { plan, .. } = &self.record;
         match plan.method {
             Method::Pull => jobs.block_pull(&plan.uuid, &plan.disk, plan.bandwidth),
             Method::Copy => {
@@ -169,8 +173,8 @@ impl<'a> Run<'a> {
                 };
                 create(&plan.becomes, &like(&plan.image, &open)?.create)?;
                 let made = LocalStore::new(Path::new("/"))?.look(&plan.becomes)?;
-                self.mark.made = made.map(|object| object.identity);
-                self.mark.write(self.means.state)?;
+                self.record.made = made.map(|object| object.identity);
+                self.record.write(self.context.state)?;
                 let copy = BlockCopy {
                     to: plan.becomes.clone(),
                     format: Format::Qcow2,
@@ -186,25 +190,25 @@ impl<'a> Run<'a> {
         let stopped = match self.wait()? {
             Waited::Gone => None,
             Waited::Stop(error) => Some(error),
-            Waited::InStep => self.pivot()?,
+            Waited::Ready => self.pivot()?,
         };
         if stopped.is_some() {
             self.abort()?;
         }
-        match (self.stands()?, stopped) {
+        match (self.backing_state()?, stopped) {
             // It was done before it could be stopped.
-            (Stands::Alone, _) => self.finish(again),
-            (Stands::Off, stopped) if self.is_flat_on_disk() => {
+            (BackingState::Alone, _) => self.finish(again),
+            (BackingState::Off, stopped) if self.is_flat_on_disk() => {
                 drop(stopped);
                 self.finish(again)
             }
             (_, Some(error)) => Err(self.put_back(error)),
-            (Stands::Off, None) => {
+            (BackingState::Off, None) => {
                 let error = Error::environment("the guest ended meanwhile")
                     .hint("its disk has the chain that it had");
                 Err(self.put_back(error))
             }
-            (Stands::AsBefore, None) => {
+            (BackingState::AsBefore, None) => {
                 let error = self.ended_early();
                 Err(self.put_back(error))
             }
@@ -218,7 +222,7 @@ impl<'a> Run<'a> {
 
     fn wait(&self) -> Result<Waited> {
         let jobs = self.jobs()?;
-        let Means { hypervisor, observer, cancel, .. } = *self.means;
+        let RunContext { hypervisor, observer, cancel, .. } = *self.context;
         let plan = self.plan();
         let limit = plan.timeout.map(Duration::from_secs);
         loop {
@@ -242,7 +246,7 @@ impl<'a> Run<'a> {
                 Some(job) => {
                     observer.progress(job.done, job.total);
                     if plan.method == Method::Copy && job.total > 0 && job.done >= job.total {
-                        return Ok(Waited::InStep);
+                        return Ok(Waited::Ready);
                     }
                 }
             }
@@ -272,13 +276,13 @@ impl<'a> Run<'a> {
     fn pivot(&self) -> Result<Option<Error>> {
         let plan = self.plan();
         let jobs = self.jobs()?;
-        let hypervisor = self.means.hypervisor;
+        let hypervisor = self.context.hypervisor;
         loop {
             match jobs.pivot(&plan.uuid, &plan.disk) {
                 Ok(true) => return Ok(None),
                 // Not in step any more, or yet.
                 Ok(false) => match self.wait()? {
-                    Waited::InStep => hypervisor.wait(TICK),
+                    Waited::Ready => hypervisor.wait(TICK),
                     Waited::Gone => return Ok(None),
                     Waited::Stop(error) => return Ok(Some(error)),
                 },
@@ -306,16 +310,16 @@ impl<'a> Run<'a> {
 
     fn look(&self) -> Result<Option<(DomainFacts, Option<XmlDisk>)>> {
         let plan = self.plan();
-        let Some(domain) = self.patiently(|| self.means.hypervisor.domain(&plan.uuid))? else {
+        let Some(domain) = self.patiently(|| self.context.hypervisor.domain(&plan.uuid))? else {
             return Ok(None);
         };
         let disk = parse(&domain.live_xml)?.disks.into_iter().find(|disk| disk.target == plan.disk);
         Ok(Some((domain, disk)))
     }
 
-    fn stands(&self) -> Result<Stands> {
+    fn backing_state(&self) -> Result<BackingState> {
         let plan = self.plan();
-        let Some((domain, Some(disk))) = self.look()? else { return Ok(Stands::Off) };
+        let Some((domain, Some(disk))) = self.look()? else { return Ok(BackingState::Off) };
         let off = domain.state == DomainState::ShutOff;
         let alone = match plan.method {
             // What a definition says of layers below is nothing that a job did.
@@ -324,9 +328,9 @@ impl<'a> Run<'a> {
             Method::Copy => is_at(&disk, &plan.becomes),
         };
         Ok(match (alone, off) {
-            (true, _) => Stands::Alone,
-            (false, true) => Stands::Off,
-            (false, false) => Stands::AsBefore,
+            (true, _) => BackingState::Alone,
+            (false, true) => BackingState::Off,
+            (false, false) => BackingState::AsBefore,
         })
     }
 
@@ -350,7 +354,7 @@ impl<'a> Run<'a> {
         }
         self.prove()?;
         self.define()?;
-        self.mark.remove(self.means.state)?;
+        self.record.remove(self.context.state)?;
         let plan = self.plan();
         let old = (plan.method == Method::Copy).then(|| plan.image.clone());
         let milliseconds =
@@ -377,7 +381,7 @@ impl<'a> Run<'a> {
     /// guest that has stopped already does not do it again.
     fn flush(&mut self) -> Result<()> {
         let uuid = self.plan().uuid.clone();
-        let hypervisor = self.means.hypervisor;
+        let hypervisor = self.context.hypervisor;
         match self.patiently(|| hypervisor.state(&uuid))? {
             Some(DomainState::Running) => {}
             None | Some(DomainState::ShutOff) => return Ok(()),
@@ -391,8 +395,8 @@ impl<'a> Run<'a> {
                 ));
             }
         }
-        self.mark.stopped = true;
-        self.mark.write(self.means.state)?;
+        self.record.stopped = true;
+        self.record.write(self.context.state)?;
         let stopped = Instant::now();
         let suspended = self.patiently(|| hypervisor.suspend(&uuid));
         self.let_go()?;
@@ -403,7 +407,7 @@ impl<'a> Run<'a> {
     /// Lets the guest go on that we stopped.
     fn let_go(&mut self) -> Result<()> {
         let uuid = self.plan().uuid.clone();
-        let hypervisor = self.means.hypervisor;
+        let hypervisor = self.context.hypervisor;
         let gone_on = self.patiently(|| match hypervisor.state(&uuid)? {
             Some(DomainState::Paused) => hypervisor.resume(&uuid),
             _ => Ok(()),
@@ -411,8 +415,8 @@ impl<'a> Run<'a> {
         gone_on.map_err(|error| {
             error.and_also("the guest may stand still").hint("virsh resume lets it go on")
         })?;
-        self.mark.stopped = false;
-        self.mark.write(self.means.state)
+        self.record.stopped = false;
+        self.record.write(self.context.state)
     }
 
     /// Looks at what is on the disk: the image stands alone, and its tables lead to all that the layers held.
@@ -437,7 +441,7 @@ impl<'a> Run<'a> {
             return Err(wrong(format!("the header of '{name}' still names a layer below")));
         }
         if plan.tables_compared {
-            let lacking = self.mark.cover.lacking_in(&Cover::of(&chain)?);
+            let lacking = self.record.allocation.lacking_in(&AllocationSummary::of(&chain)?);
             if let Some((offset, bytes)) = lacking {
                 return Err(wrong(format!(
                     "'{name}' lacks {bytes} bytes of what it and the layers below held, from about guest offset \
@@ -475,7 +479,7 @@ impl<'a> Run<'a> {
         };
         let edit = DiskEdit { target: plan.disk.clone(), change };
         let xml = persistent_xml(&inactive, &[edit])?;
-        self.patiently(|| self.means.hypervisor.define(&xml))
+        self.patiently(|| self.context.hypervisor.define(&xml))
     }
 
     /// Takes away what was made, and the mark. The error says what could not be.
@@ -496,25 +500,25 @@ impl<'a> Run<'a> {
 
     /// Takes away the new image, if nobody uses it, and the mark.
     fn forget(&self) -> Result<()> {
-        if let Some(made) = &self.mark.made {
+        if let Some(made) = &self.record.made {
             let path = &self.plan().becomes;
             // Where the guest has ended nobody can say whether the last that it wrote is in there.
             let runs = matches!(
                 self.look()?,
                 Some((domain, Some(_))) if domain.state != DomainState::ShutOff
             );
-            let used = self.patiently(|| self.means.hypervisor.paths_in_use())?.contains(path);
+            let used = self.patiently(|| self.context.hypervisor.paths_in_use())?.contains(path);
             if runs && !used {
                 LocalStore::new(Path::new("/"))?.remove(path, made)?;
             } else {
-                self.mark.remove(self.means.state)?;
+                self.record.remove(self.context.state)?;
                 let message = format!("the new image '{}' is left", path.display());
                 return Err(Error::environment(message).hint(
                     "the guest may have written to it: look at its definition before it is removed",
                 ));
             }
         }
-        self.mark.remove(self.means.state)
+        self.record.remove(self.context.state)
     }
 }
 

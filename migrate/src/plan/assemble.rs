@@ -149,7 +149,7 @@ fn disk_plan(
         Verdict::Copy(copy) => (&copy.why, fill(disk, copy)?),
     };
     let again = match &action {
-        Action::Create { base: Some(BasePlan::Seed { path, .. }), .. } => {
+        Action::Create { base: Some(BasePlan::BaseCopy { path, .. }), .. } => {
             !brought.insert(path.clone())
         }
         _ => false,
@@ -167,8 +167,8 @@ fn disk_plan(
 }
 
 fn fill(disk: &Disk<'_>, copy: &Copy) -> Option<Action> {
-    let (top, there) = (disk.top()?, disk.there()?);
-    let path = there.path.clone();
+    let (top, destination) = (disk.top()?, disk.destination()?);
+    let path = destination.path.clone();
     if copy.adopt {
         return Some(Action::Adopt { path, format: top.format });
     }

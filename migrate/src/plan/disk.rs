@@ -82,8 +82,8 @@ impl<'a> Disk<'a> {
         self.layers().get(1..).unwrap_or_default()
     }
 
-    pub(super) fn there(&self) -> Option<&'a TargetFacts> {
-        self.disk.there.as_ref()
+    pub(super) fn destination(&self) -> Option<&'a TargetFacts> {
+        self.disk.destination.as_ref()
     }
 
     /// The guest's size of the disk: what the hypervisor reports, or else the header; in whole sectors,

@@ -48,7 +48,7 @@ fn change(disk: &DiskPlan, facts: &Facts) -> Option<Change> {
 fn below(base: &BasePlan) -> Vec<NamedLayer> {
     match base {
         BasePlan::Existing { chain, .. } => chain.clone(),
-        BasePlan::Seed { path, format, .. } => {
+        BasePlan::BaseCopy { path, format, .. } => {
             vec![NamedLayer { path: path.clone(), format: Some(format.as_str().to_owned()) }]
         }
     }
@@ -56,7 +56,7 @@ fn below(base: &BasePlan) -> Vec<NamedLayer> {
 
 fn object_of<'a>(disk: &DiskPlan, facts: &'a Facts) -> Option<&'a ObjectFacts> {
     let disk = facts.disks.iter().find(|it| it.target == disk.target)?;
-    disk.there.as_ref()?.object.as_ref()
+    disk.destination.as_ref()?.object.as_ref()
 }
 
 /// A raw device may be larger than the disk: then only the start of it is the disk.

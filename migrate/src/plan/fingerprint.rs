@@ -37,8 +37,8 @@ fn without_what_passes(facts: &Facts) -> Facts {
         if let Some(chain) = &mut disk.chain {
             forget_allocation(chain, written);
         }
-        if let Some(there) = &mut disk.there {
-            forget_free_space(there, written && on_itself);
+        if let Some(destination) = &mut disk.destination {
+            forget_free_space(destination, written && on_itself);
         }
     }
     facts
@@ -46,8 +46,9 @@ fn without_what_passes(facts: &Facts) -> Facts {
 
 /// The disk's own image is what is at its place there.
 fn stays(disk: &DiskFacts) -> bool {
-    disk.there.as_ref().is_some_and(|there| {
-        there.storage == Storage::Shared && source_path(&disk.source) == Some(&there.path)
+    disk.destination.as_ref().is_some_and(|destination| {
+        destination.storage == Storage::Shared
+            && source_path(&disk.source) == Some(&destination.path)
     })
 }
 
@@ -63,9 +64,9 @@ fn forget_allocation(chain: &mut ChainFacts, written: bool) {
     }
 }
 
-fn forget_free_space(there: &mut TargetFacts, written: bool) {
-    there.available = None;
-    if let Some(object) = there.object.as_mut().filter(|_| written) {
+fn forget_free_space(destination: &mut TargetFacts, written: bool) {
+    destination.available = None;
+    if let Some(object) = destination.object.as_mut().filter(|_| written) {
         object.identity.size = 0;
         object.identity.mtime_ns = 0;
         object.identity.ctime_ns = 0;

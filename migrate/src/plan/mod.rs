@@ -27,8 +27,8 @@ pub(crate) use predicted::{Brought, brought};
 pub use seeds::seed_name;
 pub use show::human;
 pub use value::{
-    Action, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted, Proof, Refusal,
-    Row, SCHEMA, SeedHow, Warning,
+    Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted,
+    Proof, Refusal, Row, SCHEMA, Warning,
 };
 
 use crate::domain::{DiskEdit, XmlDomain, destination_xml, parse, persistent_xml};

@@ -11,7 +11,7 @@ use qcow::chain::Format;
 use super::disk::Disk;
 use super::policy::Policy;
 use super::seeds::SeedNames;
-use super::value::{Action, BasePlan, DiskPlan, Predicted, Refusal, Row, SeedHow};
+use super::value::{Action, BaseCopyMethod, BasePlan, DiskPlan, Predicted, Refusal, Row};
 use super::words::refuse;
 use crate::facts::Facts;
 
@@ -66,13 +66,13 @@ fn seed(disk: &Disk<'_>, base: &BasePlan) -> u64 {
     let data = disk.chain().and_then(|chain| chain.guest_bytes).unwrap_or(u64::MAX);
     match base {
         BasePlan::Existing { .. } => 0,
-        BasePlan::Seed { how: SeedHow::CopyFile { .. }, format: Format::Qcow2, .. } => {
-            lower.identity.size
-        }
-        BasePlan::Seed { how: SeedHow::CopyFile { .. }, format: Format::Raw, .. } => {
-            lower.identity.size.min(data)
-        }
-        BasePlan::Seed { how: SeedHow::Flatten { .. }, .. } => {
+        BasePlan::BaseCopy {
+            how: BaseCopyMethod::CopyFile { .. }, format: Format::Qcow2, ..
+        } => lower.identity.size,
+        BasePlan::BaseCopy {
+            how: BaseCopyMethod::CopyFile { .. }, format: Format::Raw, ..
+        } => lower.identity.size.min(data),
+        BasePlan::BaseCopy { how: BaseCopyMethod::Flatten { .. }, .. } => {
             lower.virtual_size.min(data).saturating_add(metadata(disk))
         }
     }
@@ -95,7 +95,7 @@ pub(crate) fn brought(facts: &Facts, policy: &Policy, plans: &[DiskPlan]) -> Vec
     let mut all: Vec<Brought> = Vec::new();
     for plan in plans {
         let Action::Create { base: Some(base), .. } = &plan.action else { continue };
-        let BasePlan::Seed { path, digest, .. } = base else { continue };
+        let BasePlan::BaseCopy { path, digest, .. } = base else { continue };
         let Some(disk) = facts.disks.iter().find(|disk| disk.target == plan.target) else {
             continue;
         };
@@ -127,8 +127,10 @@ pub(super) fn worst_file(disk: &Disk<'_>) -> u64 {
 /// Refuses what does not fit, directory by directory.
 pub(super) fn check_space(facts: &Facts, disks: &[DiskPlan]) -> Vec<Refusal> {
     let mut free: BTreeMap<&Path, u64> = BTreeMap::new();
-    for there in facts.disks.iter().filter_map(|disk| disk.there.as_ref()) {
-        if let (Some(available), Some(directory)) = (there.available, there.path.parent()) {
+    for destination in facts.disks.iter().filter_map(|disk| disk.destination.as_ref()) {
+        if let (Some(available), Some(directory)) =
+            (destination.available, destination.path.parent())
+        {
             let known = free.entry(directory).or_insert(available);
             *known = available.min(*known);
         }

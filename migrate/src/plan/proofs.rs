@@ -8,7 +8,7 @@ use qcow::chain::Format;
 
 use super::disk::Disk;
 use super::policy::Style;
-use super::value::{Action, BasePlan, CopyMode, Proof, SeedHow};
+use super::value::{Action, BaseCopyMethod, BasePlan, CopyMode, Proof};
 use crate::facts::{BaseFacts, Content, LayerFacts};
 
 /// Whether a disk can be an overlay at the destination.
@@ -61,7 +61,7 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
 pub(super) fn on_existing<'a>(disk: &Disk<'a>) -> Option<&'a BaseFacts> {
     let below = disk.below().first()?;
     let wanted = disk.chain()?.below.as_ref()?;
-    disk.there()?.bases.iter().find(|base| {
+    disk.destination()?.bases.iter().find(|base| {
         let equal = matches!(&base.content, Content::Equal { digest } if digest == wanted);
         let as_long = base.virtual_size == below.virtual_size;
         let nobody_writes = base.in_use.is_none();
@@ -82,15 +82,20 @@ fn seed(disk: &Disk<'_>, digest: &str) -> Thin {
         return Thin::Not("no name is free for its base at the destination".to_owned());
     };
     let (how, format) = if one_file(lower).is_some() {
-        (SeedHow::CopyFile { from: base.read_from.clone() }, base.format)
+        (BaseCopyMethod::CopyFile { from: base.read_from.clone() }, base.format)
     } else if lower.iter().any(|layer| layer.deleted) {
         // What lies below is found by its name, and behind that may be another file by now.
         return Thin::Not("of several lower layers one was deleted".to_owned());
     } else {
-        let how = SeedHow::Flatten { from: base.read_from.clone(), format: base.format };
+        let how = BaseCopyMethod::Flatten { from: base.read_from.clone(), format: base.format };
         (how, Format::Qcow2)
     };
-    Thin::Base(BasePlan::Seed { path: path.to_path_buf(), format, how, digest: digest.to_owned() })
+    Thin::Base(BasePlan::BaseCopy {
+        path: path.to_path_buf(),
+        format,
+        how,
+        digest: digest.to_owned(),
+    })
 }
 
 /// What preparation still has to prove before the disk may be filled.
@@ -107,7 +112,7 @@ pub(super) fn obligations(action: &Action, copy: CopyMode) -> Vec<Proof> {
     match base {
         Some(base) => {
             proofs.extend([Proof::TargetEmpty, Proof::BaseFixed, Proof::SourceLayersFixed]);
-            if matches!(base, BasePlan::Seed { .. }) {
+            if matches!(base, BasePlan::BaseCopy { .. }) {
                 proofs.push(Proof::ContentBelowEqual);
             }
         }

@@ -16,19 +16,23 @@ impl SeedNames {
         let taken: BTreeSet<&Path> = facts
             .disks
             .iter()
-            .filter_map(|disk| disk.there.as_ref())
-            .flat_map(|there| {
-                let bases = there.bases.iter().flat_map(|base| {
+            .filter_map(|disk| disk.destination.as_ref())
+            .flat_map(|destination| {
+                let bases = destination.bases.iter().flat_map(|base| {
                     base.chain.iter().map(|layer| layer.path.as_path()).chain([base.path.as_path()])
                 });
-                bases.chain([there.path.as_path()])
+                bases.chain([destination.path.as_path()])
             })
             .collect();
         let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
         let mut contents: BTreeMap<PathBuf, &str> = BTreeMap::new();
         for disk in &facts.disks {
-            let (Some(chain), Some(there)) = (&disk.chain, &disk.there) else { continue };
-            let (Some(digest), Some(path)) = (&chain.below, &there.base_path) else { continue };
+            let (Some(chain), Some(destination)) = (&disk.chain, &disk.destination) else {
+                continue;
+            };
+            let (Some(digest), Some(path)) = (&chain.below, &destination.base_path) else {
+                continue;
+            };
             let free = |path: &PathBuf| {
                 // One file serves all disks that stand on the same.
                 let same = contents.get(path).is_none_or(|content| content == digest);

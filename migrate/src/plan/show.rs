@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use super::value::{Action, BasePlan, CopyMode, DiskPlan, Mode, NewImage, Plan, Refusal, SeedHow};
+use super::value::{
+    Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, Mode, NewImage, Plan, Refusal,
+};
 
 /// The whole plan, in lines.
 impl fmt::Display for Plan {
@@ -77,10 +79,10 @@ fn over(base: &BasePlan) -> String {
             let base = chain.first().map(|layer| shown(&layer.path)).unwrap_or_default();
             format!("'{base}', which is there and proven equal")
         }
-        BasePlan::Seed { path, how: SeedHow::CopyFile { from }, .. } => {
+        BasePlan::BaseCopy { path, how: BaseCopyMethod::CopyFile { from }, .. } => {
             format!("'{}', copied from '{}' first", shown(path), shown(from))
         }
-        BasePlan::Seed { path, how: SeedHow::Flatten { from, .. }, .. } => {
+        BasePlan::BaseCopy { path, how: BaseCopyMethod::Flatten { from, .. }, .. } => {
             format!("'{}', made of '{}' and what is below it first", shown(path), shown(from))
         }
     }

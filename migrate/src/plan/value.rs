@@ -307,7 +307,7 @@ impl Plan {
                 Action::Skip | Action::Eject | Action::Adopt { .. } => {}
                 Action::CopyMedium { to, .. } => paths.push(to.as_path()),
                 Action::Create { image, base } => {
-                    if let Some(BasePlan::Seed { path, .. }) = base {
+                    if let Some(BasePlan::BaseCopy { path, .. }) = base {
                         paths.push(path);
                     }
                     paths.push(&image.path);
@@ -355,13 +355,14 @@ pub enum BasePlan {
         digest: String,
     },
     /// It is brought there first, under a name that is still free; then it is digested.
-    Seed {
+    #[serde(rename = "seed")]
+    BaseCopy {
         /// Its path at the destination.
         path: PathBuf,
         /// Its format there.
         format: Format,
         /// How it comes to be.
-        how: SeedHow,
+        how: BaseCopyMethod,
         /// Digest of the source's lower layers.
         digest: String,
     },
@@ -370,7 +371,7 @@ pub enum BasePlan {
 /// How a base is brought to the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "how")]
-pub enum SeedHow {
+pub enum BaseCopyMethod {
     /// The one lower layer, as the file it is.
     CopyFile {
         /// Where it can be read: its path, or the descriptor that a process holds open.

@@ -12,7 +12,7 @@ use super::{Found, Looked, Room, Seeing, Seen, Setups, Way, Ways, judge, why};
 use crate::facts::{Cpu, CpuFit, HostFacts, Setup, Storage};
 use crate::plan::{Action, BasePlan, plan};
 use crate::preflight::Report;
-use crate::probe::{Ends, Probing, is_this_machine, ports, probe, setup};
+use crate::probe::{Hosts, Probing, is_this_machine, ports, probe, setup};
 use crate::store::RemoteStore;
 use crate::{ErrorKind, Result};
 
@@ -21,16 +21,16 @@ const AT_ONCE: usize = 8;
 
 /// The two hosts, as they are reached.
 #[derive(Clone, Copy)]
-pub struct Hosts<'a> {
+pub struct Participants<'a> {
     /// Their virtualisation and their files.
-    pub ends: Ends<'a>,
+    pub hosts: Hosts<'a>,
     /// The program at the destination, if it is there.
     pub agent: Option<&'a RemoteStore>,
 }
 
-impl std::fmt::Debug for Hosts<'_> {
+impl std::fmt::Debug for Participants<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hosts").field("ends", &self.ends).finish_non_exhaustive()
+        f.debug_struct("Participants").field("hosts", &self.hosts).finish_non_exhaustive()
     }
 }
 
@@ -41,29 +41,33 @@ impl std::fmt::Debug for Hosts<'_> {
 ///
 /// # Errors
 /// [`Environment`](ErrorKind::Environment) if a host itself cannot be asked; [`Interrupted`](ErrorKind::Interrupted).
-pub fn preflight(hosts: &Hosts<'_>, names: &[String], probing: &Probing<'_>) -> Result<Report> {
-    let ends = &hosts.ends;
-    let (source, destination) = (ends.source.host()?, ends.destination.host()?);
+pub fn preflight(
+    participants: &Participants<'_>,
+    names: &[String],
+    probing: &Probing<'_>,
+) -> Result<Report> {
+    let hosts = &participants.hosts;
+    let (source, destination) = (hosts.source.host()?, hosts.destination.host()?);
     if source.libvirt.is_some() {
         is_this_machine(&source)?;
     }
-    let abilities = ends.destination.abilities()?;
+    let abilities = hosts.destination.abilities()?;
     // Before any is started to look through it.
-    let pools = ends.destination.pools()?;
-    let cpu = processors(ends)?;
-    let setup = setups(hosts, &source, &destination);
-    let ways = ways(hosts, &setup, &source, &destination);
-    let guests = guests(ends, names, probing, &cpu)?;
-    let directories = directories(ends, &guests, probing.cancel)?;
+    let pools = hosts.destination.pools()?;
+    let cpu = processors(hosts)?;
+    let setup = setups(participants, &source, &destination);
+    let ways = ways(participants, &setup, &source, &destination);
+    let guests = guests(hosts, names, probing, &cpu)?;
+    let directories = directories(hosts, &guests, probing.cancel)?;
     let seeing =
         Seeing { source, destination, abilities, cpu, setup, ways, pools, directories, guests };
     Ok(judge(&seeing, probing.policy))
 }
 
 /// How the source's processor compares with what the destination offers.
-fn processors(ends: &Ends<'_>) -> Result<Seen<CpuFit>> {
-    Ok(match ends.source.abilities()?.and_then(|abilities| abilities.cpu) {
-        Some(cpu) => Ok(ends.destination.compare_cpu(&Cpu::OfHost(&cpu))?),
+fn processors(hosts: &Hosts<'_>) -> Result<Seen<CpuFit>> {
+    Ok(match hosts.source.abilities()?.and_then(|abilities| abilities.cpu) {
+        Some(cpu) => Ok(hosts.destination.compare_cpu(&Cpu::OfHost(&cpu))?),
         None => Err("the source does not tell of its processor".into()),
     })
 }
@@ -71,11 +75,15 @@ fn processors(ends: &Ends<'_>) -> Result<Seen<CpuFit>> {
 /// Why what needs a program at the destination was not looked at.
 const NO_AGENT: &str = "not looked at: give -e, for a qcowtool at the destination";
 
-fn setups(hosts: &Hosts<'_>, source: &HostFacts, destination: &HostFacts) -> Seen<Setups> {
+fn setups(
+    participants: &Participants<'_>,
+    source: &HostFacts,
+    destination: &HostFacts,
+) -> Seen<Setups> {
     if source.libvirt.is_none() || destination.libvirt.is_none() {
         return Err("a directory has no such thing".into());
     }
-    let agent = hosts.agent.ok_or(NO_AGENT)?;
+    let agent = participants.agent.ok_or(NO_AGENT)?;
     // The quickest of some answers is the one that says most about the clock.
     let asked = || -> Result<(i64, i64, Setup)> {
         let before = setup::now();
@@ -99,12 +107,12 @@ fn setups(hosts: &Hosts<'_>, source: &HostFacts, destination: &HostFacts) -> See
 
 /// Tries the ports, both ways. Where nobody can listen at the other end, only what is certainly shut can be told.
 fn ways(
-    hosts: &Hosts<'_>,
+    participants: &Participants<'_>,
     setup: &Seen<Setups>,
     source: &HostFacts,
     destination: &HostFacts,
 ) -> Ways {
-    let (Some(agent), Ok(setups)) = (hosts.agent, setup) else {
+    let (Some(agent), Ok(setups)) = (participants.agent, setup) else {
         let why = setup.as_ref().err().cloned().unwrap_or_default();
         return Ways { there: Err(why.clone()), back: Err(why) };
     };
@@ -148,7 +156,7 @@ fn closed(tried: Vec<(u16, Option<String>)>, heard: &[u16]) -> Vec<(u16, String)
 /// Looks at all guests, some at once. Not by rayon: a thread of its pools that waits for one guest's digest takes up
 /// another guest meanwhile, on the same stack.
 fn guests(
-    ends: &Ends<'_>,
+    hosts: &Hosts<'_>,
     names: &[String],
     probing: &Probing<'_>,
     hosts_cpu: &Seen<CpuFit>,
@@ -162,8 +170,10 @@ fn guests(
                     let at = next.fetch_add(1, Ordering::SeqCst);
                     names.get(at).map(|name| (at, name))
                 } {
-                    let looked =
-                        Looked { name: name.clone(), found: guest(ends, name, probing, hosts_cpu) };
+                    let looked = Looked {
+                        name: name.clone(),
+                        found: guest(hosts, name, probing, hosts_cpu),
+                    };
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((at, looked));
                 }
             });
@@ -190,16 +200,16 @@ fn guests(
 }
 
 fn guest(
-    ends: &Ends<'_>,
+    hosts: &Hosts<'_>,
     name: &str,
     probing: &Probing<'_>,
     hosts_cpu: &Seen<CpuFit>,
 ) -> Result<Found> {
-    let facts = probe(ends, name, probing)?.facts;
+    let facts = probe(hosts, name, probing)?.facts;
     let needs = Needs::read(&facts.domain.migratable_xml)?;
     let cpu = match (needs.compares(facts.domain.state), &needs.cpu) {
         (Some(Compares::Hosts), _) => hosts_cpu.clone(),
-        (Some(Compares::Own), Some(xml)) => Ok(ends.destination.compare_cpu(&Cpu::OfGuest {
+        (Some(Compares::Own), Some(xml)) => Ok(hosts.destination.compare_cpu(&Cpu::OfGuest {
             xml,
             arch: &needs.arch,
             machine: &needs.machine,
@@ -214,17 +224,18 @@ fn guest(
 /// Looks once at every directory where something is made: what the guests' own looks found there was so at different
 /// times.
 fn directories(
-    ends: &Ends<'_>,
+    hosts: &Hosts<'_>,
     guests: &[Looked],
     cancel: &CancelToken,
 ) -> Result<BTreeMap<PathBuf, Seen<Room>>> {
     let mut all: BTreeSet<PathBuf> = BTreeSet::new();
     let parent = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
     for found in guests.iter().filter_map(|guest| guest.found.as_ref().ok()) {
-        let there = found.facts.disks.iter().filter_map(|disk| disk.there.as_ref());
+        let there = found.facts.disks.iter().filter_map(|disk| disk.destination.as_ref());
         all.extend(there.filter(|it| it.storage != Storage::Shared).map(|it| parent(&it.path)));
         for disk in found.plan.iter().flat_map(|plan| &plan.disks) {
-            if let Action::Create { base: Some(BasePlan::Seed { path, .. }), .. } = &disk.action {
+            if let Action::Create { base: Some(BasePlan::BaseCopy { path, .. }), .. } = &disk.action
+            {
                 all.insert(parent(path));
             }
         }
@@ -232,8 +243,8 @@ fn directories(
     all.into_iter()
         .map(|directory| {
             cancel.check()?;
-            let room = ends.store.available(&directory).and_then(|available| {
-                Ok(Room { available, filesystem: ends.store.filesystem(&directory)? })
+            let room = hosts.store.available(&directory).and_then(|available| {
+                Ok(Room { available, filesystem: hosts.store.filesystem(&directory)? })
             });
             Ok((directory, room.map_err(|error| why(&error))))
         })

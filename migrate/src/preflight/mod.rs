@@ -18,7 +18,7 @@ use crate::facts::{Abilities, CpuFit, Facts, HostFacts, PoolFacts, Setup};
 use crate::plan::{Plan, Policy, Refusal};
 use crate::{Error, Result};
 
-pub use look::{Hosts, preflight};
+pub use look::{Participants, preflight};
 pub use needs::Needs;
 pub use report::{Check, DiskReport, GuestReport, Is, Place, Report, SCHEMA, Total};
 

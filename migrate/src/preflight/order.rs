@@ -137,7 +137,9 @@ fn made(disk: &DiskPlan) -> Option<&Path> {
 
 fn base_of(disk: &DiskPlan) -> Option<&PathBuf> {
     match &disk.action {
-        Action::Create { base: Some(crate::plan::BasePlan::Seed { path, .. }), .. } => Some(path),
+        Action::Create { base: Some(crate::plan::BasePlan::BaseCopy { path, .. }), .. } => {
+            Some(path)
+        }
         _ => None,
     }
 }

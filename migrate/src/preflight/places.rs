@@ -15,16 +15,19 @@ pub(super) fn judge(seeing: &Seeing, order: &Order) -> Vec<Place> {
     let mut of: BTreeMap<PathBuf, Vec<&TargetFacts>> = BTreeMap::new();
     for found in seeing.guests.iter().filter_map(|guest| guest.found.as_ref().ok()) {
         for disk in &found.facts.disks {
-            if let Some((there, directory)) =
-                disk.there.as_ref().and_then(|there| Some((there, there.path.parent()?)))
+            if let Some((destination, directory)) = disk
+                .destination
+                .as_ref()
+                .and_then(|destination| Some((destination, destination.path.parent()?)))
             {
-                of.entry(directory.to_path_buf()).or_default().push(there);
+                of.entry(directory.to_path_buf()).or_default().push(destination);
             }
         }
         // Bases may go elsewhere than what stands on them.
         for disk in found.plan.iter().flat_map(|plan| &plan.disks) {
-            if let Action::Create { base: Some(crate::plan::BasePlan::Seed { path, .. }), .. } =
-                &disk.action
+            if let Action::Create {
+                base: Some(crate::plan::BasePlan::BaseCopy { path, .. }), ..
+            } = &disk.action
             {
                 of.entry(path.parent().unwrap_or(Path::new("/")).to_path_buf()).or_default();
             }

@@ -18,8 +18,8 @@ use crate::driver::Hypervisor;
 use crate::facts::{Content, Facts, LayerFacts, NamedLayer};
 use crate::fs::{fd_path, same_bytes};
 use crate::journal::{Journal, Record, Side};
-use crate::plan::{Action, BasePlan, DiskPlan, Mode as CopyAs, NewImage, Plan, SeedHow};
-use crate::probe::Held;
+use crate::plan::{Action, BaseCopyMethod, BasePlan, DiskPlan, Mode as CopyAs, NewImage, Plan};
+use crate::probe::PinnedFiles;
 use crate::store::{Mode, Store, Wanted};
 use crate::{Error, ErrorKind, Result};
 
@@ -32,7 +32,7 @@ const LONGEST_EMPTY: u64 = 1 << 30;
 pub(crate) struct Preparation<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) facts: &'a Facts,
-    pub(crate) held: &'a Held,
+    pub(crate) pinned: &'a PinnedFiles,
     pub(crate) destination: &'a dyn Hypervisor,
     pub(crate) store: &'a dyn Store,
     pub(crate) journal: &'a mut Journal,
@@ -156,12 +156,12 @@ impl Preparation<'_> {
                 let made = directory.path().join("image");
                 let options =
                     FlattenOptions { target: image::options(image), ..Default::default() };
-                let chain = self.held.open(layers)?;
+                let chain = self.pinned.open(layers)?;
                 flatten(&chain, &made, &options, self.observer, self.cancel)?;
                 (open(&made)?, Some(directory))
             }
         };
-        let chain = self.held.open(layers)?;
+        let chain = self.pinned.open(layers)?;
         let digest = tree_hash(&chain, 0, self.observer, self.cancel)?.root.to_string();
         self.put(&image.path, &file, Mode::Private)?;
         self.arrived(&image.path, image.format, &digest, &file)
@@ -178,7 +178,7 @@ impl Preparation<'_> {
             BasePlan::Existing { chain, .. } => chain.first().cloned().ok_or_else(|| {
                 Error::usage(format!("the plan does not say what {} stands on", disk.target))
             }),
-            BasePlan::Seed { path, format, how, digest } => {
+            BasePlan::BaseCopy { path, format, how, digest } => {
                 // Disks that share a base share its copy.
                 if !seeded.contains(path) {
                     self.seed(path, *format, how, digest)?;
@@ -189,10 +189,16 @@ impl Preparation<'_> {
         }
     }
 
-    fn seed(&mut self, path: &Path, format: Format, how: &SeedHow, digest: &str) -> Result<()> {
+    fn seed(
+        &mut self,
+        path: &Path,
+        format: Format,
+        how: &BaseCopyMethod,
+        digest: &str,
+    ) -> Result<()> {
         let (file, _directory) = match how {
-            SeedHow::CopyFile { from } => (open(from)?, None),
-            SeedHow::Flatten { from, .. } => {
+            BaseCopyMethod::CopyFile { from } => (open(from)?, None),
+            BaseCopyMethod::Flatten { from, .. } => {
                 let directory =
                     scratch_beside(from).map_err(io("could not make a temporary directory"))?;
                 (open(&self.flatten(from, directory.path())?)?, Some(directory))
@@ -207,7 +213,7 @@ impl Preparation<'_> {
         let below = self.lower_layers(from).ok_or_else(|| {
             Error::usage(format!("the plan names {}, which no disk stands on", from.display()))
         })?;
-        let chain = self.held.open(below)?;
+        let chain = self.pinned.open(below)?;
         let made = scratch.join("base");
         flatten(&chain, &made, &FlattenOptions::default(), self.observer, self.cancel)?;
         Ok(made)
@@ -228,7 +234,7 @@ impl Preparation<'_> {
             return Err(Error::usage(format!("{} has no such medium", disk.target)));
         };
         let file = open(&medium.read_from)?;
-        let digest = tree_hash(&self.held.open(layers)?, 0, self.observer, self.cancel)?;
+        let digest = tree_hash(&self.pinned.open(layers)?, 0, self.observer, self.cancel)?;
         self.put(to, &file, Mode::ReadOnly)?;
         self.arrived(to, medium.format, &digest.root.to_string(), &file)
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Held, files, is_this_machine, local, on_path};
+use super::{PinnedFiles, files, is_this_machine, local, on_path};
 use crate::domain::{XmlDisk, parse};
 use crate::driver::Hypervisor;
 use crate::facts::{DiskFacts, DomainFacts, DomainState, Source};
@@ -18,7 +18,7 @@ pub struct Alone {
     /// What the guest discards is given back to the host.
     pub discard: bool,
     /// Deleted layers, held open from now on.
-    pub held: Held,
+    pub pinned: PinnedFiles,
 }
 
 /// Finds out everything about the disk of this name, or with this source, of the domain of this name or UUID.
@@ -53,9 +53,10 @@ pub fn alone(hypervisor: &dyn Hypervisor, domain: &str, disk: &str) -> Result<Al
         files(Path::new("/"), &domain).chain(path, xml_disk.format.as_deref(), &xml_disk.chain)
     });
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
-    let mut held = Held::of_guest(runs);
+    let mut pinned = PinnedFiles::of_guest(runs);
     if let Some(chain) = &chain {
-        held.hold(&chain.layers)
+        pinned
+            .hold(&chain.layers)
             .map_err(|error| Error::io("a deleted base could not be held open", error))?;
     }
     let live = runs && path.is_some();
@@ -81,7 +82,7 @@ pub fn alone(hypervisor: &dyn Hypervisor, domain: &str, disk: &str) -> Result<Al
         migratable_chain: Default::default(),
         source,
         chain,
-        there: None,
+        destination: None,
     };
-    Ok(Alone { disk, discard: xml_disk.discard, domain, held })
+    Ok(Alone { disk, discard: xml_disk.discard, domain, pinned })
 }

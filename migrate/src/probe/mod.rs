@@ -5,11 +5,11 @@
 //! [`Store`].
 
 mod alone;
+mod destination;
 pub(crate) mod ports;
 mod process;
 pub(crate) mod setup;
 mod source;
-mod there;
 
 use std::fs::File;
 use std::path::Path;
@@ -29,12 +29,12 @@ use crate::store::{Store, Wanted};
 use crate::{Error, Result, host};
 
 pub use alone::{Alone, alone};
-pub use source::Held;
+pub use source::PinnedFiles;
 use source::SourceFiles;
 
 /// The two ends of a migration, as they are reached.
 #[derive(Clone, Copy)]
-pub struct Ends<'a> {
+pub struct Hosts<'a> {
     /// The virtualisation of the guest's host.
     pub source: &'a dyn Hypervisor,
     /// That of the other host.
@@ -45,9 +45,9 @@ pub struct Ends<'a> {
     pub store: &'a dyn Store,
 }
 
-impl std::fmt::Debug for Ends<'_> {
+impl std::fmt::Debug for Hosts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ends").field("source_root", &self.source_root).finish_non_exhaustive()
+        f.debug_struct("Hosts").field("source_root", &self.source_root).finish_non_exhaustive()
     }
 }
 
@@ -76,7 +76,7 @@ pub struct Probed {
     /// The facts.
     pub facts: Facts,
     /// Deleted files, held open from now on.
-    pub held: Held,
+    pub pinned: PinnedFiles,
 }
 
 /// Finds out everything about the domain of this name or UUID.
@@ -84,21 +84,21 @@ pub struct Probed {
 /// # Errors
 /// [`Usage`](crate::ErrorKind::Usage) if there is no such domain; [`Environment`](crate::ErrorKind::Environment)
 /// if a host cannot be asked; [`Interrupted`](crate::ErrorKind::Interrupted).
-pub fn probe(ends: &Ends<'_>, domain: &str, probing: &Probing<'_>) -> Result<Probed> {
-    let source = ends.source.host()?;
-    let destination = ends.destination.host()?;
-    let domain = ends.source.domain(domain)?.ok_or_else(|| {
+pub fn probe(hosts: &Hosts<'_>, domain: &str, probing: &Probing<'_>) -> Result<Probed> {
+    let source = hosts.source.host()?;
+    let destination = hosts.destination.host()?;
+    let domain = hosts.source.domain(domain)?.ok_or_else(|| {
         Error::usage(format!("there is no domain '{domain}'")).on(&source.hostname)
     })?;
     if source.libvirt.is_some() {
         is_this_machine(&source)?;
     }
-    let clash = clash(ends.destination, &domain)?;
+    let clash = clash(hosts.destination, &domain)?;
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
-    let mut held = Held::of_guest(runs);
-    let disks =
-        Disks { ends, probing, files: files(ends.source_root, &domain) }.all(&domain, &mut held)?;
-    Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, held })
+    let mut pinned = PinnedFiles::of_guest(runs);
+    let disks = Disks { hosts, probing, files: files(hosts.source_root, &domain) }
+        .all(&domain, &mut pinned)?;
+    Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, pinned })
 }
 
 /// The images of the guest are files of its host: only there can they be read.
@@ -106,8 +106,8 @@ pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     if host::is_local(source) {
         return Ok(());
     }
-    let here = host::name();
-    Err(Error::environment(format!("the guest is on {}, and this is {here}", source.hostname))
+    let this_host = host::name();
+    Err(Error::environment(format!("the guest is on {}, and this is {this_host}", source.hostname))
         .hint("run qcowtool on the guest's host: it reads the headers of its images there"))
 }
 
@@ -130,16 +130,16 @@ fn files(root: &Path, domain: &DomainFacts) -> SourceFiles {
 
 /// Goes through the disks of one domain.
 struct Disks<'a> {
-    ends: &'a Ends<'a>,
+    hosts: &'a Hosts<'a>,
     probing: &'a Probing<'a>,
     files: SourceFiles,
 }
 
 impl Disks<'_> {
-    fn all(&self, domain: &DomainFacts, held: &mut Held) -> Result<Vec<DiskFacts>> {
+    fn all(&self, domain: &DomainFacts, pinned: &mut PinnedFiles) -> Result<Vec<DiskFacts>> {
         let live = parse(&domain.live_xml)?;
         let migratable = parse(&domain.migratable_xml)?;
-        live.disks.iter().map(|disk| self.disk(domain, disk, &migratable, held)).collect()
+        live.disks.iter().map(|disk| self.disk(domain, disk, &migratable, pinned)).collect()
     }
 
     fn disk(
@@ -147,7 +147,7 @@ impl Disks<'_> {
         domain: &DomainFacts,
         disk: &XmlDisk,
         migratable: &XmlDomain,
-        held: &mut Held,
+        pinned: &mut PinnedFiles,
     ) -> Result<DiskFacts> {
         self.probing.cancel.check()?;
         let source = self.named(disk)?;
@@ -155,11 +155,12 @@ impl Disks<'_> {
         let mut chain =
             path.as_deref().map(|path| self.files.chain(path, disk.format.as_deref(), &disk.chain));
         if let Some(chain) = &chain {
-            held.hold(&chain.layers)
+            pinned
+                .hold(&chain.layers)
                 .map_err(|error| Error::io("a deleted base could not be held open", error))?;
         }
-        let there = match (&path, &mut chain) {
-            (Some(path), Some(chain)) => Some(self.there(disk, path, chain, held)?),
+        let destination = match (&path, &mut chain) {
+            (Some(path), Some(chain)) => Some(self.destination(disk, path, chain, pinned)?),
             _ => None,
         };
         let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
@@ -175,11 +176,11 @@ impl Disks<'_> {
             cache: disk.cache.clone(),
             block_job: match &disk.mirror {
                 Some(job) => Some(job.clone()),
-                None if live => self.ends.source.block_job(&domain.uuid, &disk.target)?,
+                None if live => self.hosts.source.block_job(&domain.uuid, &disk.target)?,
                 None => None,
             },
             live_capacity: if live {
-                Some(self.ends.source.capacity(&domain.uuid, &disk.target)?)
+                Some(self.hosts.source.capacity(&domain.uuid, &disk.target)?)
             } else {
                 None
             },
@@ -189,7 +190,7 @@ impl Disks<'_> {
                 .unwrap_or_default(),
             source,
             chain,
-            there,
+            destination,
         })
     }
 
@@ -197,7 +198,7 @@ impl Disks<'_> {
     fn named(&self, disk: &XmlDisk) -> Result<Source> {
         Ok(match &disk.source {
             Source::Volume { pool, volume, path: None } => Source::Volume {
-                path: self.ends.source.volume_path(pool, volume)?,
+                path: self.hosts.source.volume_path(pool, volume)?,
                 pool: pool.clone(),
                 volume: volume.clone(),
             },
@@ -206,25 +207,30 @@ impl Disks<'_> {
     }
 
     /// The place where the disk at `path` shall go, and what could be its base there.
-    fn there(
+    fn destination(
         &self,
         disk: &XmlDisk,
         path: &Path,
         chain: &mut ChainFacts,
-        held: &Held,
+        pinned: &PinnedFiles,
     ) -> Result<TargetFacts> {
-        let (policy, store) = (self.probing.policy, self.ends.store);
+        let (policy, store) = (self.probing.policy, self.hosts.store);
         let target = policy.mapped(path);
         let directory = |path: &Path| path.parent().unwrap_or(Path::new("/")).to_path_buf();
-        let (named, there) = (directory(path), directory(&target));
+        let (named, destination) = (directory(path), directory(&target));
         // A directory that is not there cannot be the same.
-        let storage = match store.available(&there) {
-            Ok(_) => there::storage(policy, (&named, &self.files.real(&named)), store, &there),
+        let storage = match store.available(&destination) {
+            Ok(_) => destination::storage(
+                policy,
+                (&named, &self.files.real(&named)),
+                store,
+                &destination,
+            ),
             Err(_) => Storage::Distinct,
         };
-        let mut facts = there::place(store, policy, target, storage, Some(chain))?;
+        let mut facts = destination::place(store, policy, target, storage, Some(chain))?;
         if disk.readonly && facts.storage != Storage::Shared && chain.layers.len() == 1 {
-            self.medium(&mut facts, &chain.layers, held)?;
+            self.medium(&mut facts, &chain.layers, pinned)?;
         }
         let read_only = disk.readonly || facts.storage == Storage::Shared;
         let below = chain.layers.get(1..).unwrap_or_default().to_vec();
@@ -232,38 +238,43 @@ impl Disks<'_> {
         else {
             return Ok(facts);
         };
-        facts.bases = there::bases(store, std::slice::from_ref(&path), base.format);
+        facts.bases = destination::bases(store, std::slice::from_ref(&path), base.format);
         let complete = chain.missing.is_none();
-        if !complete || !there::wants_digest(policy.style, &facts.bases, base.virtual_size) {
+        if !complete || !destination::wants_digest(policy.style, &facts.bases, base.virtual_size) {
             return Ok(facts);
         }
-        let digest = self.digest(&below, held)?;
+        let digest = self.digest(&below, pinned)?;
         // A base that an earlier migration brought there.
-        facts.bases.extend(there::bases(store, &[seed_name(&path, &digest)], base.format));
+        facts.bases.extend(destination::bases(store, &[seed_name(&path, &digest)], base.format));
         chain.below = Some(digest);
-        self.compare(&mut facts, &below, chain.below.as_deref().unwrap_or_default(), held)?;
+        self.compare(&mut facts, &below, chain.below.as_deref().unwrap_or_default(), pinned)?;
         Ok(facts)
     }
 
     /// Whether what is at the place of a read-only medium is that medium.
-    fn medium(&self, facts: &mut TargetFacts, layers: &[LayerFacts], held: &Held) -> Result<()> {
+    fn medium(
+        &self,
+        facts: &mut TargetFacts,
+        layers: &[LayerFacts],
+        pinned: &PinnedFiles,
+    ) -> Result<()> {
         if facts.object.is_none() {
             return Ok(());
         }
         let Some(medium) = layers.first() else { return Ok(()) };
         let names = std::slice::from_ref(&facts.path);
-        facts.bases = there::bases(self.ends.store, names, medium.format);
+        facts.bases = destination::bases(self.hosts.store, names, medium.format);
         let size = medium.virtual_size;
         if facts.bases.iter().any(|base| base.virtual_size == size) {
-            let digest = self.digest(layers, held)?;
-            self.compare(facts, layers, &digest, held)?;
+            let digest = self.digest(layers, pinned)?;
+            self.compare(facts, layers, &digest, pinned)?;
         }
         Ok(())
     }
 
     /// The tree hash of what `layers` show, read once and kept while no layer changes.
-    fn digest(&self, layers: &[LayerFacts], held: &Held) -> Result<String> {
-        let chain = held.open(layers)?;
+    fn digest(&self, layers: &[LayerFacts], pinned: &PinnedFiles) -> Result<String> {
+        let chain = pinned.open(layers)?;
         let kept = self.probing.cache.zip(layers.first()).map(|(cache, top)| {
             let name = blake3::hash(top.path.as_os_str().as_encoded_bytes()).to_hex();
             cache.join(format!("{name}.manifest"))
@@ -287,12 +298,12 @@ impl Disks<'_> {
         facts: &mut TargetFacts,
         below: &[LayerFacts],
         digest: &str,
-        held: &Held,
+        pinned: &PinnedFiles,
     ) -> Result<()> {
         let size = below.first().map_or(0, |layer| layer.virtual_size);
         // Where the other end can only hand out files, one file can be compared with one file.
         let file = match below {
-            [only] => File::open(held.place(only)).ok(),
+            [only] => File::open(pinned.place(only)).ok(),
             _ => None,
         };
         let wanted = Wanted { digest, file: file.as_ref() };
@@ -305,7 +316,7 @@ impl Disks<'_> {
                 continue;
             }
             let Probing { observer, cancel, .. } = self.probing;
-            base.content = self.ends.store.same_content(
+            base.content = self.hosts.store.same_content(
                 &base.path,
                 format.parse()?,
                 &wanted,

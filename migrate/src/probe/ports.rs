@@ -33,8 +33,8 @@ impl Ears {
     /// The ports at which somebody came.
     pub(crate) fn heard(self) -> Vec<u16> {
         let came = |(port, ear): &(u16, TcpListener)| {
-            let mut ends = [PollFd::new(ear, PollFlags::IN)];
-            (poll(&mut ends, Some(&ARRIVAL)).is_ok_and(|ready| ready > 0)).then_some(*port)
+            let mut hosts = [PollFd::new(ear, PollFlags::IN)];
+            (poll(&mut hosts, Some(&ARRIVAL)).is_ok_and(|ready| ready > 0)).then_some(*port)
         };
         self.0.iter().filter_map(came).collect()
     }

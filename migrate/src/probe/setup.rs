@@ -60,8 +60,8 @@ fn read(text: &str, exists: &dyn Fn(&str) -> bool) -> Setup {
         None if exists(OF_MIGRATIONS) => OF_MIGRATIONS.into(),
         None => default(),
     };
-    let there = |name: &&str| exists(&format!("{tls_directory}/{name}"));
-    let tls_files = [CA].into_iter().chain(SERVER).chain(CLIENT).filter(there);
+    let destination = |name: &&str| exists(&format!("{tls_directory}/{name}"));
+    let tls_files = [CA].into_iter().chain(SERVER).chain(CLIENT).filter(destination);
     Setup {
         clock_ns: 0,
         ports: (

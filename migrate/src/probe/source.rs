@@ -44,9 +44,9 @@ impl SourceFiles {
         let (layers, missing) = self.layers(top, format, xml);
         let complete = missing.is_none();
         let bytes = if complete { bytes(&layers) } else { None };
-        let held = layers.first().map_or(0, |layer| allocated(&layer.read_from));
+        let pinned = layers.first().map_or(0, |layer| allocated(&layer.read_from));
         ChainFacts {
-            top_bytes: bytes.map_or(held, |(top, _)| top),
+            top_bytes: bytes.map_or(pinned, |(top, _)| top),
             guest_bytes: bytes.map(|(_, all)| all),
             below: None,
             layers,
@@ -162,14 +162,14 @@ fn working_directory(layers: &[LayerFacts]) -> WorkingDirectory {
 /// Keeps files open that have no name any more, so that they can be read after the guest's process is
 /// gone.
 #[derive(Debug)]
-pub struct Held {
+pub struct PinnedFiles {
     files: Vec<(Identity, File)>,
     /// The guest runs, so its images are locked. Its lower layers do not change, and the active ones are
     /// looked at only.
     runs: bool,
 }
 
-impl Held {
+impl PinnedFiles {
     /// Of a guest that runs, or does not.
     pub fn of_guest(runs: bool) -> Self {
         Self { files: Vec::new(), runs }
@@ -255,7 +255,7 @@ fn qcow2(image: &ImageInfo) -> Option<Qcow2Facts> {
 
 /// Bytes of data that the active layer holds, and that all layers together show.
 fn bytes(layers: &[LayerFacts]) -> Option<(u64, u64)> {
-    let chain = Held::of_guest(true).open(layers).ok()?;
+    let chain = PinnedFiles::of_guest(true).open(layers).ok()?;
     let (mut top, mut all) = (0_u64, 0_u64);
     for extent in chain.extents() {
         let extent = extent.ok()?;

@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use super::execute::{At, Run, discard};
 use super::facts::Facts;
-use super::held::Held;
 use super::missing::{Cut, find, in_use, ranges};
+use super::pinned_files::PinnedFiles;
 use super::value::lossy;
 use crate::store::{LocalStore, identity_of};
 use crate::{Error, ErrorKind, Result};
@@ -329,9 +329,9 @@ impl Judge<'_> {
         let mut beside = name.file_name().unwrap_or_default().to_owned();
         beside.push(format!(".rescued-{}", wanted.get(..8).unwrap_or_default()));
         let at = At { store: LocalStore::new(Path::new("/"))?, path: name.with_file_name(beside) };
-        let (facts, held) = (Facts::default(), Held::default());
+        let (facts, pinned_files) = (Facts::default(), PinnedFiles::default());
         let SearchOptions { observer, cancel, .. } = *self.options;
-        let run = Run { facts: &facts, held: &held, observer, cancel };
+        let run = Run { facts: &facts, pinned_files: &pinned_files, observer, cancel };
         let copied = run.copied(&at, &file, &identity, object)?;
         let open = OpenOptions { format: Some(candidate.format), ..Default::default() };
         let proven = Chain::open(&at.path, &open).map_err(in_use).and_then(|chain| {

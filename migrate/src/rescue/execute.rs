@@ -12,8 +12,8 @@ use rustix::fs::{Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
 use serde::Serialize;
 
 use super::facts::{Facts, Gone, OpenImage, ProcessFacts, Unseen};
-use super::held::Held;
 use super::look::object;
+use super::pinned_files::PinnedFiles;
 use super::refer::below;
 use super::value::{Action, Item, Lost, Plan, Restore, lossy};
 use super::writers::Writers;
@@ -25,7 +25,7 @@ use crate::{Error, ErrorKind, Result};
 /// Opens the layers below a copy through what the process has open, whatever their names mean here.
 struct Through<'a> {
     process: &'a ProcessFacts,
-    held: &'a Held,
+    pinned_files: &'a PinnedFiles,
     /// The object that is copied, and where the copy can be read.
     top: ((u64, u64), PathBuf),
     /// The layer above.
@@ -42,7 +42,7 @@ impl Open for &Through<'_> {
             None => self.top.clone(),
             Some(above) => {
                 let is = below(self.process, above);
-                is.and_then(|is| Some((is, self.held.path(is)?))).ok_or_else(|| {
+                is.and_then(|is| Some((is, self.pinned_files.path(is)?))).ok_or_else(|| {
                     let path = path.display();
                     qcow::Error::denied(format!(
                         "the backing file '{path}' is not open in the process"
@@ -158,11 +158,11 @@ fn some_lossy<S: serde::Serializer>(
 pub fn carry_out(
     plan: &Plan,
     facts: &Facts,
-    held: &Held,
+    pinned_files: &PinnedFiles,
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Outcome> {
-    let run = Run { facts, held, observer, cancel };
+    let run = Run { facts, pinned_files, observer, cancel };
     let mut items = Vec::new();
     for item in &plan.items {
         cancel.check()?;
@@ -187,7 +187,7 @@ pub fn carry_out(
 
 pub(super) struct Run<'a> {
     pub(super) facts: &'a Facts,
-    pub(super) held: &'a Held,
+    pub(super) pinned_files: &'a PinnedFiles,
     pub(super) observer: &'a dyn Observer,
     pub(super) cancel: &'a CancelToken,
 }
@@ -209,13 +209,13 @@ impl Run<'_> {
     fn save(&self, item: &Item, copy: &Path, restore: &Restore) -> Result<Saved> {
         let object = (item.device, item.inode);
         let missing = || Error::environment("the file is not held open");
-        let held = self.held.file(object).ok_or_else(missing)?;
+        let pinned_files = self.pinned_files.file(object).ok_or_else(missing)?;
         let (process, image) = self.image(object).ok_or_else(missing)?;
         let at = match &self.facts.to {
             Some(_) => At { store: LocalStore::new(Path::new("/"))?, path: copy.to_path_buf() },
             None => self.seen_by(process, copy)?,
         };
-        let copied = self.copied(&at, held, &image.identity, object)?;
+        let copied = self.copied(&at, pinned_files, &image.identity, object)?;
         let hash = self.chain(item, process, &copied.file).and_then(|chain| {
             Ok(tree_hash(&chain, 0, self.observer, self.cancel)?.root.to_string())
         });
@@ -264,7 +264,7 @@ impl Run<'_> {
     }
 
     fn seen_by(&self, process: &ProcessFacts, path: &Path) -> Result<At> {
-        let view = self.held.view(process.process);
+        let view = self.pinned_files.view(process.process);
         let view = view.ok_or_else(|| Error::environment("what the process sees is not known"))?;
         Ok(At { store: LocalStore::new(&view.root())?, path: view.inside(path) })
     }
@@ -274,38 +274,45 @@ impl Run<'_> {
     pub(super) fn copied(
         &self,
         at: &At,
-        held: &File,
+        pinned_files: &File,
         before: &Identity,
         object: (u64, u64),
     ) -> Result<Copied> {
-        self.still(held, before, object)?;
+        self.still(pinned_files, before, object)?;
         let found = at.store.look(&at.path)?;
         let identity = match &found {
             Some(found) => found.identity,
             None => {
-                let put = at.store.put(&at.path, held, Rights::Private, self.observer, self.cancel);
-                put.inspect_err(|_| at.store.abandon(&at.path, held))?
+                let put = at.store.put(
+                    &at.path,
+                    pinned_files,
+                    Rights::Private,
+                    self.observer,
+                    self.cancel,
+                );
+                put.inspect_err(|_| at.store.abandon(&at.path, pinned_files))?
             }
         };
         let copied =
             Copied { file: at.store.open(&at.path, &identity)?, identity, found: found.is_some() };
-        let proven = same_bytes(held, &copied.file, self.observer, self.cancel).and_then(|same| {
-            if !same && copied.found {
-                return Err(Error::refused(format!(
-                    "{}: something else is there already",
-                    at.path.display()
-                ))
-                .hint("move it away, then try again"));
-            }
-            if !same {
-                return Err(Error::new(
-                    ErrorKind::Unverified,
-                    format!("{}: it reads back as something else", at.path.display()),
-                ));
-            }
-            self.still(held, before, object)?;
-            like(&copied.file, held)
-        });
+        let proven =
+            same_bytes(pinned_files, &copied.file, self.observer, self.cancel).and_then(|same| {
+                if !same && copied.found {
+                    return Err(Error::refused(format!(
+                        "{}: something else is there already",
+                        at.path.display()
+                    ))
+                    .hint("move it away, then try again"));
+                }
+                if !same {
+                    return Err(Error::new(
+                        ErrorKind::Unverified,
+                        format!("{}: it reads back as something else", at.path.display()),
+                    ));
+                }
+                self.still(pinned_files, before, object)?;
+                like(&copied.file, pinned_files)
+            });
         match proven {
             Ok(()) => Ok(copied),
             Err(error) => {
@@ -316,15 +323,15 @@ impl Run<'_> {
     }
 
     /// Whether the file is as it was when it was looked at, and nobody can change it.
-    fn still(&self, held: &File, before: &Identity, object: (u64, u64)) -> Result<()> {
-        let storage = FileStorage::from_file(held.try_clone().map_err(system)?)?;
+    fn still(&self, pinned_files: &File, before: &Identity, object: (u64, u64)) -> Result<()> {
+        let storage = FileStorage::from_file(pinned_files.try_clone().map_err(system)?)?;
         let now = identity_of(&storage)?;
         if (now.size, now.mtime_ns, now.ctime_ns) != (before.size, before.mtime_ns, before.ctime_ns)
         {
             return Err(Error::changed("the file was changed meanwhile")
                 .hint("make sure that nobody changes it, then try again"));
         }
-        match Writers::of(&[object]).to(held, object) {
+        match Writers::of(&[object]).to(pinned_files, object) {
             Some(writers) if writers.is_empty() => Ok(()),
             Some(writers) => {
                 let who = writers.join(", ");
@@ -352,7 +359,7 @@ impl Run<'_> {
         };
         let files = Through {
             process,
-            held: self.held,
+            pinned_files: self.pinned_files,
             last: Cell::new(None),
             opened: RefCell::new(Vec::new()),
             top: ((item.device, item.inode), here),
@@ -398,9 +405,11 @@ impl Run<'_> {
             beside.store.rename(&beside.path, &target.path, &copied.identity)?;
             return Ok(true);
         }
-        let held = object(image).and_then(|object| Some((object, self.held.file(object)?)));
-        let (object, held) = held.ok_or_else(|| Error::environment("the file is not held open"))?;
-        let second = self.copied(&beside, held, &image.identity, object)?;
+        let pinned_files =
+            object(image).and_then(|object| Some((object, self.pinned_files.file(object)?)));
+        let (object, pinned_files) =
+            pinned_files.ok_or_else(|| Error::environment("the file is not held open"))?;
+        let second = self.copied(&beside, pinned_files, &image.identity, object)?;
         let renamed = beside.store.rename(&beside.path, &target.path, &second.identity);
         renamed.inspect_err(|_| discard(&beside, &second))?;
         Ok(false)
@@ -416,9 +425,9 @@ pub(super) fn discard(at: &At, copied: &Copied) {
 
 /// Gives a copy the owner, the rights and the time of the file that it is of: whoever opened that shall be
 /// able to open it too, and whoever compares times shall not take it for changed.
-fn like(copy: &File, held: &File) -> Result<()> {
+fn like(copy: &File, pinned_files: &File) -> Result<()> {
     let failed = |error: rustix::io::Errno| system(error.into());
-    let is = rustix::fs::fstat(held).map_err(failed)?;
+    let is = rustix::fs::fstat(pinned_files).map_err(failed)?;
     let (owner, group) = (Uid::from_raw(is.st_uid), Gid::from_raw(is.st_gid));
     match rustix::fs::fchown(copy, Some(owner), Some(group)) {
         // Only root can give files away.
@@ -449,7 +458,7 @@ mod tests {
     use qcow::ops::create::{Backing, CreateOptions, create};
 
     use super::super::look::{Whose, look};
-    use super::super::plan::{Wishes, plan};
+    use super::super::plan::{Options, plan};
     use super::*;
 
     /// Deletes a base that this process holds open, looks, does something to the file, and carries the plan
@@ -470,16 +479,16 @@ mod tests {
         let writer = File::options().write(true).open(&base).unwrap();
         writer.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         drop(writer);
-        let held = [&base, &top].map(|path| File::open(path).unwrap());
+        let pinned_files = [&base, &top].map(|path| File::open(path).unwrap());
         std::fs::remove_file(&base).unwrap();
         let cancel = CancelToken::new();
         let looked = look(&Whose::Process(std::process::id()), None, &cancel).unwrap();
-        let mut plan = plan(&looked.facts, &Wishes { restore: true });
+        let mut plan = plan(&looked.facts, &Options { restore: true });
         // Other tests of this process have files open as well.
         plan.items.retain(|item| item.name == base);
-        let again = fd_path(&held[0]);
+        let again = fd_path(&pinned_files[0]);
         let kept = meanwhile(File::options().write(true).open(again).unwrap());
-        let outcome = carry_out(&plan, &looked.facts, &looked.held, &Silent, &cancel);
+        let outcome = carry_out(&plan, &looked.facts, &looked.pinned_files, &Silent, &cancel);
         drop(kept);
         let mut states = outcome.unwrap().items.into_iter().map(|rescue| rescue.state);
         let names = std::fs::read_dir(&real).unwrap();

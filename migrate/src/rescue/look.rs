@@ -15,8 +15,8 @@ use super::facts::{
     Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Taken,
     Unseen,
 };
-use super::held::Held;
 use super::pinned::{Pinned, content, io_error, pin};
+use super::pinned_files::PinnedFiles;
 use super::view::{View, is_ours, mount};
 use super::writers::Writers;
 use crate::domain::{XmlDisk, parse};
@@ -59,7 +59,7 @@ pub struct Looked {
     /// The facts.
     pub facts: Facts,
     /// The files that are gone and what they stand on, held open from now on.
-    pub held: Held,
+    pub pinned_files: PinnedFiles,
 }
 
 /// Looks into one process or all, and opens what is gone. `to` is the directory that copies shall go to.
@@ -93,7 +93,7 @@ pub fn look(whose: &Whose<'_>, to: Option<&Path>, cancel: &CancelToken) -> Resul
     cancel.check()?;
     look.writers();
     look.facts.processes.sort_by_key(|process| process.process);
-    Ok(Looked { facts: look.facts, held: look.held })
+    Ok(Looked { facts: look.facts, pinned_files: look.pinned_files })
 }
 
 /// Why a process could not be looked into.
@@ -145,7 +145,7 @@ struct Named {
 #[derive(Default)]
 struct Look {
     facts: Facts,
-    held: Held,
+    pinned_files: PinnedFiles,
 }
 
 impl Look {
@@ -257,7 +257,7 @@ impl Look {
             if (image.gone != Gone::No || !image.written)
                 && let Some(object) = object(&image)
             {
-                self.held.hold(object, file);
+                self.pinned_files.hold(object, file);
             }
             kept.push(image);
         }
@@ -267,7 +267,7 @@ impl Look {
             images: kept,
             references,
         });
-        self.held.see(process.number, view);
+        self.pinned_files.see(process.number, view);
         Ok(())
     }
 
@@ -281,8 +281,9 @@ impl Look {
         objects.dedup();
         let writers = Writers::of(&objects);
         for image in &mut images {
-            let held = object(image).and_then(|object| Some((object, self.held.file(object)?)));
-            image.writers = held.and_then(|(object, file)| writers.to(file, object));
+            let pinned_files =
+                object(image).and_then(|object| Some((object, self.pinned_files.file(object)?)));
+            image.writers = pinned_files.and_then(|(object, file)| writers.to(file, object));
         }
     }
 }

@@ -13,10 +13,10 @@
 mod candidates;
 mod execute;
 mod facts;
-mod held;
 mod look;
 mod missing;
 mod pinned;
+mod pinned_files;
 mod plan;
 mod refer;
 mod value;
@@ -29,7 +29,7 @@ pub use facts::{
     Content, DirectoryFacts, Facts, Gone, Need, OpenImage, Place, ProcessFacts, Reference, Taken,
     Unseen,
 };
-pub use held::Held;
 pub use look::{Looked, Whose, look};
-pub use plan::{Wishes, plan};
+pub use pinned_files::PinnedFiles;
+pub use plan::{Options, plan};
 pub use value::{Action, Code, Holder, Item, Lost, Plan, Restore};

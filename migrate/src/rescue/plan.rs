@@ -16,7 +16,7 @@ use super::value::{Action, Code, Holder, Item, Lost, Plan, Restore};
 
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct Options {
     /// Put what is saved back under its own name.
     pub restore: bool,
 }
@@ -28,7 +28,7 @@ pub struct Wishes {
 /// let plan = plan(&Facts::default(), &Wishes::default());
 /// assert!(plan.items.is_empty() && plan.is_whole());
 /// ```
-pub fn plan(facts: &Facts, wishes: &Wishes) -> Plan {
+pub fn plan(facts: &Facts, options: &Options) -> Plan {
     let mut found: BTreeMap<(u64, u64), Found<'_>> = BTreeMap::new();
     let mut lost: Vec<Lost> = Vec::new();
     for process in &facts.processes {
@@ -55,7 +55,7 @@ pub fn plan(facts: &Facts, wishes: &Wishes) -> Plan {
     lost.sort_by(|a, b| (&a.name, &a.needed_by).cmp(&(&b.name, &b.needed_by)));
     lost.dedup_by(|a, b| (&a.name, &a.needed_by) == (&b.name, &b.needed_by));
     let mut items: Vec<Item> =
-        found.values().filter_map(|found| found.item(facts, wishes)).collect();
+        found.values().filter_map(|found| found.item(facts, options)).collect();
     items.sort_by(|a, b| (&a.name, a.device, a.inode).cmp(&(&b.name, b.device, b.inode)));
     one_for_each_name(&mut items);
     enough_space(facts, &mut items);
@@ -79,7 +79,7 @@ type Refusal = (Code, String, String);
 
 impl Found<'_> {
     /// `None` for what is no image.
-    fn item(&self, facts: &Facts, wishes: &Wishes) -> Option<Item> {
+    fn item(&self, facts: &Facts, options: &Options) -> Option<Item> {
         let (_, image) = self.seen.first()?;
         let (device, inode) = object(image)?;
         let is_image = image.content != Content::Raw || image.locked || !self.references.is_empty();
@@ -98,7 +98,7 @@ impl Found<'_> {
             Ok(_) if back => Action::Nothing { path: name.clone() },
             Ok(directory) => Action::Save {
                 copy: directory.path.join(copy_name(&name, image)),
-                restore: if wishes.restore {
+                restore: if options.restore {
                     self.restore(image, &name)
                 } else {
                     Restore::NotAsked
@@ -420,7 +420,7 @@ mod tests {
     }
 
     fn planned(facts: &Facts) -> Vec<Item> {
-        plan(facts, &Wishes { restore: true }).items
+        plan(facts, &Options { restore: true }).items
     }
 
     fn code(item: &Item) -> Option<Code> {
@@ -508,7 +508,7 @@ mod tests {
     fn a_base_that_nobody_has_is_told() {
         let top = top("/v/top", 1);
         let plan =
-            plan(&process(vec![top.clone()], vec![names(&top, "/v/base")]), &Wishes::default());
+            plan(&process(vec![top.clone()], vec![names(&top, "/v/base")]), &Options::default());
         assert_eq!(plan.lost[0].name, Path::new("/v/base"));
         assert!(!plan.is_whole());
     }

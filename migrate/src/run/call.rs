@@ -75,7 +75,7 @@ impl Run<'_> {
                         .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
                 );
             }
-            if pace.borrow_mut().stalls(job) && self.ends.destination.state(&request.uuid).is_err()
+            if pace.borrow_mut().stalls(job) && self.hosts.destination.state(&request.uuid).is_err()
             {
                 give_up(Error::environment("the destination cannot be reached any more"));
             }
@@ -89,7 +89,7 @@ impl Run<'_> {
                 }
             }
         };
-        let called = self.ends.source.migrate(&request, &watch, &stop);
+        let called = self.hosts.source.migrate(&request, &watch, &stop);
         match why.take() {
             Some(error) if called.is_err() => Err(error),
             _ => called,
@@ -99,10 +99,10 @@ impl Run<'_> {
     /// Waits until no job runs on the guest.
     pub(super) fn wait_for_job(&self) -> Result<()> {
         let uuid = &self.plan().uuid;
-        while let Ok(Some(job)) = self.ends.source.job(uuid) {
+        while let Ok(Some(job)) = self.hosts.source.job(uuid) {
             self.report.job(&job);
             if self.cancel.is_cancelled() {
-                self.ends.source.abort(uuid)?;
+                self.hosts.source.abort(uuid)?;
             }
             std::thread::sleep(crate::driver::TICK);
         }

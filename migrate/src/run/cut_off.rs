@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use qcow::CancelToken;
 
-use super::{JOURNALS, Means, Report, Run};
+use super::{JOURNALS, Report, Run, RunContext};
 use crate::facts::Route;
 use crate::hosts::Connections;
 use crate::journal::{Ended, Journal, Record, Transaction};
-use crate::probe::Held;
+use crate::probe::PinnedFiles;
 use crate::{Error, Result};
 
 /// A transaction whose run was cut off, found by its name. It has all that ending it takes: only its hosts have
@@ -33,7 +33,7 @@ pub struct CutOff {
     state: PathBuf,
     transaction: Transaction,
     /// Deleted files that were held open went with the process that held them.
-    held: Held,
+    pinned: PinnedFiles,
 }
 
 impl CutOff {
@@ -43,7 +43,7 @@ impl CutOff {
     /// As [`Journal::peek`].
     pub fn find(state: &Path, id: &str) -> Result<Self> {
         let transaction = Journal::peek(&state.join(JOURNALS), id)?;
-        Ok(Self { state: state.to_path_buf(), transaction, held: Held::of_guest(true) })
+        Ok(Self { state: state.to_path_buf(), transaction, pinned: PinnedFiles::of_guest(true) })
     }
 
     /// What its journal says.
@@ -96,7 +96,7 @@ impl CutOff {
     /// As [`route`](Self::route) and [`Run::again`].
     pub fn take_up<'a>(
         &'a self,
-        hosts: &'a Connections,
+        connections: &'a Connections,
         report: &'a dyn Report,
         cancel: &'a CancelToken,
     ) -> Result<Run<'a>> {
@@ -104,15 +104,15 @@ impl CutOff {
         let facts = self.transaction.facts.as_ref();
         let facts =
             facts.ok_or_else(|| Error::environment("the run was cut off before it began"))?;
-        let means = Means {
-            ends: hosts.ends(),
+        let context = RunContext {
+            hosts: connections.hosts(),
             facts,
-            held: &self.held,
+            pinned: &self.pinned,
             route,
             state: &self.state,
             report,
             cancel,
         };
-        Run::again(&self.transaction.id, &means)
+        Run::again(&self.transaction.id, &context)
     }
 }

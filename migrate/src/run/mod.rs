@@ -1,13 +1,13 @@
 //! Carries out plans, each step under a journal: prepare, migrate, look where the guest is, verify,
 //! resume, put the source's files away; or put everything back.
 
+mod archive;
 mod call;
 mod cut_off;
 mod expire;
 mod offline;
 mod outcome;
 mod report;
-mod retire;
 mod settle;
 mod still;
 mod verify;
@@ -21,13 +21,13 @@ use crate::facts::{DomainState, Facts, Route};
 use crate::journal::{DomainLock, Ended, Journal, Record, RolledBack, roll_back};
 use crate::plan::{Mode, Plan};
 use crate::prepare::Preparation;
-use crate::probe::{Ends, Held};
+use crate::probe::{Hosts, PinnedFiles};
 use crate::store::LocalStore;
 use crate::{Error, ErrorKind, Result};
 
 pub use cut_off::CutOff;
 pub use expire::{Expired, expire};
-use outcome::Whereabouts;
+use outcome::GuestLocation;
 pub use report::{Finished, Phase, Report, Retained, Verified};
 
 /// Where journals are, below the state directory.
@@ -36,11 +36,11 @@ pub const JOURNALS: &str = "transactions";
 /// A plan that is being carried out.
 pub struct Run<'a> {
     /// Both hosts.
-    ends: Ends<'a>,
+    hosts: Hosts<'a>,
     /// The files of the guest's own host.
-    here: LocalStore,
+    source_store: LocalStore,
     facts: &'a Facts,
-    held: &'a Held,
+    pinned: &'a PinnedFiles,
     journal: Journal,
     report: &'a dyn Report,
     cancel: &'a CancelToken,
@@ -56,13 +56,13 @@ impl std::fmt::Debug for Run<'_> {
 
 /// What a run needs besides its plan.
 #[derive(Clone, Copy)]
-pub struct Means<'a> {
+pub struct RunContext<'a> {
     /// Both hosts.
-    pub ends: Ends<'a>,
+    pub hosts: Hosts<'a>,
     /// What a probe found just now; the plan must be of these facts.
     pub facts: &'a Facts,
     /// Deleted files that the probe holds open.
-    pub held: &'a Held,
+    pub pinned: &'a PinnedFiles,
     /// How both hosts are reached.
     pub route: &'a Route,
     /// Directory of journals and locks.
@@ -73,9 +73,9 @@ pub struct Means<'a> {
     pub cancel: &'a CancelToken,
 }
 
-impl std::fmt::Debug for Means<'_> {
+impl std::fmt::Debug for RunContext<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Means").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("RunContext").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -86,37 +86,37 @@ impl<'a> Run<'a> {
     /// [`Changed`](ErrorKind::Changed) if the plan was made of other facts,
     /// [`Refused`](ErrorKind::Refused) if another run is at this guest,
     /// [`Environment`](ErrorKind::Environment) if there can be no journal.
-    pub fn begin(plan: &Plan, means: &Means<'a>) -> Result<Self> {
-        if plan.facts != means.facts.fingerprint() {
+    pub fn begin(plan: &Plan, context: &RunContext<'a>) -> Result<Self> {
+        if plan.facts != context.facts.fingerprint() {
             return Err(Error::changed("a host is no longer as it was when the plan was made")
                 .hint("plan again, and look what is different"));
         }
-        let lock = DomainLock::take(means.state, &plan.uuid)?;
-        let mut journal = Journal::create(&means.state.join(JOURNALS), plan)?;
-        let (facts, route) = (Box::new(means.facts.clone()), Box::new(means.route.clone()));
+        let lock = DomainLock::take(context.state, &plan.uuid)?;
+        let mut journal = Journal::create(&context.state.join(JOURNALS), plan)?;
+        let (facts, route) = (Box::new(context.facts.clone()), Box::new(context.route.clone()));
         journal.write(Record::Begun { facts, route })?;
-        Self::over(journal, lock, means)
+        Self::over(journal, lock, context)
     }
 
     /// Takes up the transaction `id` again.
     ///
     /// # Errors
     /// As [`Journal::open`]; [`Refused`](ErrorKind::Refused) if another run is at this guest.
-    pub fn again(id: &str, means: &Means<'a>) -> Result<Self> {
-        let journal = Journal::open(&means.state.join(JOURNALS), id)?;
-        let lock = DomainLock::take(means.state, &journal.transaction().plan.uuid)?;
-        Self::over(journal, lock, means)
+    pub fn again(id: &str, context: &RunContext<'a>) -> Result<Self> {
+        let journal = Journal::open(&context.state.join(JOURNALS), id)?;
+        let lock = DomainLock::take(context.state, &journal.transaction().plan.uuid)?;
+        Self::over(journal, lock, context)
     }
 
-    fn over(journal: Journal, lock: DomainLock, means: &Means<'a>) -> Result<Self> {
+    fn over(journal: Journal, lock: DomainLock, context: &RunContext<'a>) -> Result<Self> {
         Ok(Self {
-            ends: means.ends,
-            here: LocalStore::new(means.ends.source_root)?,
-            facts: means.facts,
-            held: means.held,
+            hosts: context.hosts,
+            source_store: LocalStore::new(context.hosts.source_root)?,
+            facts: context.facts,
+            pinned: context.pinned,
             journal,
-            report: means.report,
-            cancel: means.cancel,
+            report: context.report,
+            cancel: context.cancel,
             _lock: lock,
         })
     }
@@ -203,17 +203,17 @@ impl<'a> Run<'a> {
         } else if !self.journal.transaction().migrate_called {
             self.nobody_else_moved_it()?;
         } else {
-            let _ = self.ends.source.abort(&uuid);
+            let _ = self.hosts.source.abort(&uuid);
             match self.look()? {
-                Whereabouts::Source => {}
-                Whereabouts::Destination => {
+                GuestLocation::Source => {}
+                GuestLocation::Destination => {
                     return Err(Error::refused("the guest has arrived at the destination")
                         .hint(format!("qcowtool resume {} does what is left to do", self.id())));
                 }
                 other => return Err(self.in_doubt(other)),
             }
         }
-        let done = roll_back(&mut self.journal, &self.here, self.ends.store)?;
+        let done = roll_back(&mut self.journal, &self.source_store, self.hosts.store)?;
         if leave && !done.is_complete() {
             self.journal.write(Record::Closed { result: Ended::RolledBack })?;
         }
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
     /// and somebody has.
     fn defined_there(&self) -> Result<bool> {
         let offline = self.plan().mode == Mode::Offline && self.has_begun(Phase::Define);
-        Ok(offline && self.ends.destination.state(&self.plan().uuid)?.is_some())
+        Ok(offline && self.hosts.destination.state(&self.plan().uuid)?.is_some())
     }
 
     fn has_begun(&self, phase: Phase) -> bool {
@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
 
     /// Whoever asked for a preparation may have moved the guest since. Then the images are its disks.
     fn nobody_else_moved_it(&self) -> Result<()> {
-        match self.ends.destination.state(&self.plan().uuid)? {
+        match self.hosts.destination.state(&self.plan().uuid)? {
             None => Ok(()),
             Some(_) => {
                 Err(Error::refused("the destination has the guest: the images are its disks")
@@ -248,14 +248,14 @@ impl<'a> Run<'a> {
     fn undefine_there(&self) -> Result<()> {
         let uuid = &self.plan().uuid;
         let shut_off = Some(DomainState::ShutOff);
-        if self.has_begun(Phase::Retire)
-            || self.ends.source.state(uuid)? != shut_off
-            || self.ends.destination.state(uuid)? != shut_off
+        if self.has_begun(Phase::Archive)
+            || self.hosts.source.state(uuid)? != shut_off
+            || self.hosts.destination.state(uuid)? != shut_off
         {
             return Err(Error::refused("the guest has arrived at the destination")
                 .hint(format!("qcowtool resume {} does what is left to do", self.id())));
         }
-        self.ends.destination.undefine(uuid)
+        self.hosts.destination.undefine(uuid)
     }
 
     fn not_ended(&self) -> Result<()> {
@@ -271,9 +271,9 @@ impl<'a> Run<'a> {
         Preparation {
             plan: &plan,
             facts: self.facts,
-            held: self.held,
-            destination: self.ends.destination,
-            store: self.ends.store,
+            pinned: self.pinned,
+            destination: self.hosts.destination,
+            store: self.hosts.store,
             journal: &mut self.journal,
             observer: self.report.observer(),
             cancel: self.cancel,
@@ -292,7 +292,7 @@ impl<'a> Run<'a> {
         {
             return error.and_also(format!("the guest is defined on both hosts: {undo}"));
         }
-        match roll_back(&mut self.journal, &self.here, self.ends.store) {
+        match roll_back(&mut self.journal, &self.source_store, self.hosts.store) {
             Ok(done) if done.left.is_empty() => {
                 let _ = self.refresh();
                 match error.kind() {
@@ -316,6 +316,6 @@ impl<'a> Run<'a> {
     }
 
     fn refresh(&self) -> Result<()> {
-        self.ends.destination.refresh_pools(&self.plan().made_directories())
+        self.hosts.destination.refresh_pools(&self.plan().made_directories())
     }
 }

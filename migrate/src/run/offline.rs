@@ -9,7 +9,7 @@ impl Run<'_> {
         self.phase(Phase::Define)?;
         let plan = self.plan();
         let xml = plan.persistent_xml.as_deref().unwrap_or(&plan.destination_xml);
-        self.ends.destination.define(xml)?;
+        self.hosts.destination.define(xml)?;
         Ok(Verified::Content)
     }
 }

@@ -14,7 +14,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where the guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whereabouts {
+pub(super) enum GuestLocation {
     /// Only on the source: the migration failed, or never began.
     Source,
     /// Only on the destination: it succeeded, even if the call failed.
@@ -31,24 +31,24 @@ pub(super) enum Whereabouts {
 fn judge(
     source: &Result<Option<DomainState>>,
     destination: &Result<Option<DomainState>>,
-) -> Result<Whereabouts, Whereabouts> {
+) -> Result<GuestLocation, GuestLocation> {
     use DomainState::{Paused, Running, ShutOff};
     match (source, destination) {
-        (Ok(Some(Running | Paused)), Ok(None)) => Ok(Whereabouts::Source),
-        (Ok(None | Some(ShutOff)), Ok(Some(Running | Paused))) => Ok(Whereabouts::Destination),
+        (Ok(Some(Running | Paused)), Ok(None)) => Ok(GuestLocation::Source),
+        (Ok(None | Some(ShutOff)), Ok(Some(Running | Paused))) => Ok(GuestLocation::Destination),
         // A host that was just reached may still be at it; one that was not may come back.
-        (Ok(Some(Running)), Err(_)) => Err(Whereabouts::SourceAndUnreachable),
-        (Ok(None | Some(ShutOff)), Ok(None | Some(ShutOff))) => Err(Whereabouts::Nowhere),
-        _ => Err(Whereabouts::Unknown),
+        (Ok(Some(Running)), Err(_)) => Err(GuestLocation::SourceAndUnreachable),
+        (Ok(None | Some(ShutOff)), Ok(None | Some(ShutOff))) => Err(GuestLocation::Nowhere),
+        _ => Err(GuestLocation::Unknown),
     }
 }
 
 /// Finds out where the guest is, and waits a while for hosts that are still at it.
-pub(super) fn whereabouts(
+pub(super) fn guest_location(
     source: &dyn Hypervisor,
     destination: &dyn Hypervisor,
     uuid: &str,
-) -> Whereabouts {
+) -> GuestLocation {
     let start = Instant::now();
     loop {
         match judge(&source.state(uuid), &destination.state(uuid)) {
@@ -69,32 +69,32 @@ mod tests {
         use DomainState::{Other, Paused, Running, ShutOff};
         let down = || Err(Error::environment("no route"));
         let sure = [
-            (Some(Running), None, Whereabouts::Source),
-            (Some(Paused), None, Whereabouts::Source),
-            (None, Some(Running), Whereabouts::Destination),
-            (None, Some(Paused), Whereabouts::Destination),
-            (Some(ShutOff), Some(Running), Whereabouts::Destination),
+            (Some(Running), None, GuestLocation::Source),
+            (Some(Paused), None, GuestLocation::Source),
+            (None, Some(Running), GuestLocation::Destination),
+            (None, Some(Paused), GuestLocation::Destination),
+            (Some(ShutOff), Some(Running), GuestLocation::Destination),
         ];
         for (source, destination, expected) in sure {
             assert_eq!(judge(&Ok(source), &Ok(destination)), Ok(expected));
         }
         let unsure = [
-            (Some(Running), Some(Paused), Whereabouts::Unknown),
-            (Some(Running), Some(Running), Whereabouts::Unknown),
-            (Some(Paused), Some(Paused), Whereabouts::Unknown),
-            (Some(Running), Some(ShutOff), Whereabouts::Unknown),
-            (Some(Paused), Some(Running), Whereabouts::Unknown),
-            (Some(Other), None, Whereabouts::Unknown),
-            (None, None, Whereabouts::Nowhere),
-            (Some(ShutOff), None, Whereabouts::Nowhere),
+            (Some(Running), Some(Paused), GuestLocation::Unknown),
+            (Some(Running), Some(Running), GuestLocation::Unknown),
+            (Some(Paused), Some(Paused), GuestLocation::Unknown),
+            (Some(Running), Some(ShutOff), GuestLocation::Unknown),
+            (Some(Paused), Some(Running), GuestLocation::Unknown),
+            (Some(Other), None, GuestLocation::Unknown),
+            (None, None, GuestLocation::Nowhere),
+            (Some(ShutOff), None, GuestLocation::Nowhere),
         ];
         for (source, destination, expected) in unsure {
             assert_eq!(judge(&Ok(source), &Ok(destination)), Err(expected));
         }
-        let unreachable = Err(Whereabouts::SourceAndUnreachable);
+        let unreachable = Err(GuestLocation::SourceAndUnreachable);
         assert_eq!(judge(&Ok(Some(Running)), &down()), unreachable);
-        assert_eq!(judge(&Ok(Some(Paused)), &down()), Err(Whereabouts::Unknown));
-        assert_eq!(judge(&down(), &Ok(Some(Running))), Err(Whereabouts::Unknown));
-        assert_eq!(judge(&down(), &down()), Err(Whereabouts::Unknown));
+        assert_eq!(judge(&Ok(Some(Paused)), &down()), Err(GuestLocation::Unknown));
+        assert_eq!(judge(&down(), &Ok(Some(Running))), Err(GuestLocation::Unknown));
+        assert_eq!(judge(&down(), &down()), Err(GuestLocation::Unknown));
     }
 }

@@ -36,7 +36,7 @@ pub enum Phase {
     /// The guest runs on.
     Resume,
     /// The source's files are put away.
-    Retire,
+    Archive,
     /// What was made is removed.
     RollBack,
 }
@@ -51,7 +51,7 @@ impl Phase {
             Self::Outcome => "outcome",
             Self::Verify => "verify",
             Self::Resume => "resume",
-            Self::Retire => "retire",
+            Self::Archive => "retire",
             Self::RollBack => "roll-back",
         }
     }
@@ -64,7 +64,7 @@ impl Phase {
             Self::Outcome => 8,
             Self::Verify => 9,
             Self::Resume => 10,
-            Self::Retire => 11,
+            Self::Archive => 11,
             Self::RollBack => 12,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::outcome::{Whereabouts, whereabouts};
+use super::outcome::{GuestLocation, guest_location};
 use super::{Finished, Phase, Run, Verified};
 use crate::facts::DomainState;
 use crate::journal::{Ended, Outcome, Record};
@@ -11,14 +11,14 @@ use crate::{Error, ErrorKind, Result};
 
 impl Run<'_> {
     /// Where the guest is, also on record.
-    pub(super) fn look(&mut self) -> Result<Whereabouts> {
+    pub(super) fn look(&mut self) -> Result<GuestLocation> {
         let uuid = self.plan().uuid.clone();
-        let place = whereabouts(self.ends.source, self.ends.destination, &uuid);
+        let place = guest_location(self.hosts.source, self.hosts.destination, &uuid);
         let guest = match place {
-            Whereabouts::Source => Outcome::AtSource,
-            Whereabouts::Destination => Outcome::AtDestination,
-            Whereabouts::Nowhere => Outcome::Lost,
-            Whereabouts::SourceAndUnreachable | Whereabouts::Unknown => Outcome::InDoubt,
+            GuestLocation::Source => Outcome::AtSource,
+            GuestLocation::Destination => Outcome::AtDestination,
+            GuestLocation::Nowhere => Outcome::Lost,
+            GuestLocation::SourceAndUnreachable | GuestLocation::Unknown => Outcome::InDoubt,
         };
         self.journal.write(Record::Outcome { guest })?;
         Ok(place)
@@ -28,7 +28,7 @@ impl Run<'_> {
     pub(super) fn settle(mut self, start: Instant, called: Result<()>) -> Result<Finished> {
         self.report.phase(Phase::Outcome);
         match self.look()? {
-            Whereabouts::Destination => {
+            GuestLocation::Destination => {
                 if let Err(error) = called {
                     self.report
                         .note(&format!("libvirt reported an error, but the guest moved: {error}"));
@@ -49,7 +49,7 @@ impl Run<'_> {
                 };
                 self.finish(start, verified)
             }
-            Whereabouts::Source => {
+            GuestLocation::Source => {
                 let error = match called {
                     Err(error) => error,
                     Ok(()) => Error::environment("libvirt reported success, but the guest stayed"),
@@ -57,7 +57,7 @@ impl Run<'_> {
                 self.wake_source();
                 Err(self.put_back(error))
             }
-            Whereabouts::SourceAndUnreachable => Err(self.unreachable(called.err())),
+            GuestLocation::SourceAndUnreachable => Err(self.unreachable(called.err())),
             other => Err(self.in_doubt(other)),
         }
     }
@@ -66,8 +66,8 @@ impl Run<'_> {
     fn wake_source(&self) {
         let uuid = &self.plan().uuid;
         let ran = self.facts.domain.state == DomainState::Running;
-        if ran && matches!(self.ends.source.state(uuid), Ok(Some(DomainState::Paused))) {
-            let _ = self.ends.source.resume(uuid);
+        if ran && matches!(self.hosts.source.state(uuid), Ok(Some(DomainState::Paused))) {
+            let _ = self.hosts.source.resume(uuid);
         }
     }
 
@@ -79,9 +79,9 @@ impl Run<'_> {
         .hint(format!("once it can: qcowtool rollback {} removes what was made there", self.id()))
     }
 
-    pub(super) fn in_doubt(&self, place: Whereabouts) -> Error {
+    pub(super) fn in_doubt(&self, place: GuestLocation) -> Error {
         let (what, hint) = match place {
-            Whereabouts::Nowhere => (
+            GuestLocation::Nowhere => (
                 "the guest runs on neither host; its files are all there",
                 "if the destination's guest never ran, start it at the source; otherwise there",
             ),
@@ -109,12 +109,12 @@ impl Run<'_> {
             self.phase(Phase::Resume)?;
             let uuid = self.plan().uuid.clone();
             // A run that was cut off may have got so far already.
-            if self.ends.destination.state(&uuid)? == Some(DomainState::Paused) {
-                self.ends.destination.resume(&uuid)?;
+            if self.hosts.destination.state(&uuid)? == Some(DomainState::Paused) {
+                self.hosts.destination.resume(&uuid)?;
             }
         }
         let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let retained = self.retire()?;
+        let retained = self.archive()?;
         self.journal.write(Record::Closed { result: Ended::Done })?;
         let plan = self.plan();
         Ok(Finished {

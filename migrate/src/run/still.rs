@@ -30,7 +30,7 @@ impl Run<'_> {
     }
 
     fn is_still(&self, layer: &LayerFacts) -> bool {
-        std::fs::metadata(self.held.place(layer)).is_ok_and(|now| {
+        std::fs::metadata(self.pinned.place(layer)).is_ok_and(|now| {
             let same =
                 Some(now.dev()) == layer.identity.device && Some(now.ino()) == layer.identity.inode;
             same && mtime_ns(&now) == layer.identity.mtime_ns
@@ -57,10 +57,10 @@ impl Run<'_> {
                 continue;
             };
             let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target);
-            let there = facts.and_then(|facts| facts.there.as_ref());
-            let base = there
+            let destination = facts.and_then(|facts| facts.destination.as_ref());
+            let base = destination
                 .into_iter()
-                .flat_map(|there| &there.bases)
+                .flat_map(|destination| &destination.bases)
                 .find(|base| base.chain == *chain && matches!(base.content, Content::Equal { .. }));
             let Some(base) = base else {
                 return Err(Error::changed(format!("{} has lost its base", disk.target)));
@@ -76,7 +76,7 @@ impl Run<'_> {
                 .on(&self.facts.destination.hostname)
                 .hint("something else works on the destination's files: stop it, then plan again"))
         };
-        let Some(object) = self.ends.store.look(path)? else { return changed("is gone") };
+        let Some(object) = self.hosts.store.look(path)? else { return changed("is gone") };
         let now = object.identity;
         // Owner and mode may have changed: libvirt sees to that.
         let same = (now.device, now.inode, now.size, now.mtime_ns)

@@ -27,7 +27,7 @@ impl Run<'_> {
         }
         let uuid = &self.plan().uuid;
         if !matches!(
-            self.ends.destination.state(uuid)?,
+            self.hosts.destination.state(uuid)?,
             Some(DomainState::Paused | DomainState::ShutOff)
         ) {
             self.report.note("the guest runs already: its content cannot be compared any more");
@@ -44,7 +44,7 @@ impl Run<'_> {
     /// The guest that runs there uses exactly the images that were prepared.
     fn definition_names_the_targets(&self) -> Result<()> {
         let plan = self.plan();
-        let Some(domain) = self.ends.destination.domain(&plan.uuid)? else { return Ok(()) };
+        let Some(domain) = self.hosts.destination.domain(&plan.uuid)? else { return Ok(()) };
         let live = crate::domain::parse(&domain.live_xml)?;
         for disk in &plan.disks {
             let Some(wanted) = disk.action.path() else { continue };
@@ -64,7 +64,7 @@ impl Run<'_> {
         else {
             return Ok(Verified::Content);
         };
-        let chain = match self.held.open(self.facts.layers(&disk.target)) {
+        let chain = match self.pinned.open(self.facts.layers(&disk.target)) {
             Ok(chain) => chain,
             // A deleted layer went with the run that held it open.
             Err(error) => {
@@ -78,7 +78,7 @@ impl Run<'_> {
             _ => (sample(&chain)?, Verified::Sample),
         };
         let observer = self.report.observer();
-        let found = self.ends.store.still_digest(path, format, &part, observer, self.cancel)?;
+        let found = self.hosts.store.still_digest(path, format, &part, observer, self.cancel)?;
         let found = match found {
             Some(found) => found,
             // Only an image that stands alone can be read without its host.
@@ -90,7 +90,7 @@ impl Run<'_> {
                 return Ok(Verified::Structure);
             }
             None => {
-                let copy = self.ends.store.fetch(path, u64::MAX)?;
+                let copy = self.hosts.store.fetch(path, u64::MAX)?;
                 let open = OpenOptions { format: Some(format), ..Default::default() };
                 let copy = Chain::open_alone(&crate::fs::fd_path(&copy), &open)?;
                 part.digest(&copy, observer, self.cancel)?

@@ -7,8 +7,8 @@ use migrate::driver::{Hypervisor, JobProgress};
 use migrate::facts::{DomainState, Route};
 use migrate::memory::{Fault, MemoryHost, pair};
 use migrate::plan::{CopyMode, Plan, Policy, Verify, plan};
-use migrate::probe::{Ends, Probing, probe};
-use migrate::run::{Finished, Means, Phase, Report, Run};
+use migrate::probe::{Hosts, Probing, probe};
+use migrate::run::{Finished, Phase, Report, Run, RunContext};
 use migrate::store::LocalStore;
 use migrate::{CancelToken, Format, Observer, Result, Silent};
 use qcow::chain::{Chain, OpenOptions};
@@ -75,7 +75,7 @@ impl World {
     fn migrate(&self) -> (Plan, Result<Finished>) {
         let (store, cancel) =
             (LocalStore::new(&self.dir.path().join("destination")).unwrap(), CancelToken::new());
-        let ends = Ends {
+        let hosts = Hosts {
             source: &self.source,
             destination: &self.destination,
             source_root: "/".as_ref(),
@@ -83,7 +83,7 @@ impl World {
         };
         let policy = Policy { verify: Verify::Content, ..Policy::default() };
         let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
-        let probed = probe(&ends, "web", &probing).unwrap();
+        let probed = probe(&hosts, "web", &probing).unwrap();
         let plan = plan(&probed.facts, &policy).unwrap();
         let route = Route {
             domain: "web".into(),
@@ -95,16 +95,16 @@ impl World {
             source_root: "/".into(),
             running: true,
         };
-        let means = Means {
-            ends,
+        let context = RunContext {
+            hosts,
             facts: &probed.facts,
-            held: &probed.held,
+            pinned: &probed.pinned,
             route: &route,
             state: &self.dir.path().join("state"),
             report: &Quiet,
             cancel: &cancel,
         };
-        let run = Run::begin(&plan, &means).unwrap();
+        let run = Run::begin(&plan, &context).unwrap();
         // A run may end on another thread than it began on.
         let finished =
             std::thread::scope(|scope| scope.spawn(move || run.migrate()).join().unwrap());

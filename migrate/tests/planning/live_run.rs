@@ -12,7 +12,9 @@ use migrate::driver::{
 use migrate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
 };
-use migrate::live::{Below, Cover, LivePlan, Mark, Means, Method, flatten, go_on};
+use migrate::live::{
+    AllocationSummary, Below, LivePlan, Method, ResumeRecord, RunContext, flatten, go_on,
+};
 use migrate::{Error, ErrorKind, Result};
 use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::ops::create::{Backing, CreateOptions, create};
@@ -118,20 +120,28 @@ impl World {
         }
     }
 
-    fn cover(&self) -> Cover {
-        Cover::of(&Chain::open(&self.at("disk.qcow2"), &OpenOptions::default()).unwrap()).unwrap()
+    fn allocation(&self) -> AllocationSummary {
+        AllocationSummary::of(
+            &Chain::open(&self.at("disk.qcow2"), &OpenOptions::default()).unwrap(),
+        )
+        .unwrap()
     }
 
-    fn means(&self) -> Means<'_> {
-        Means { hypervisor: self, state: self.dir.path(), observer: &Silent, cancel: &self.cancel }
+    fn context(&self) -> RunContext<'_> {
+        RunContext {
+            hypervisor: self,
+            state: self.dir.path(),
+            observer: &Silent,
+            cancel: &self.cancel,
+        }
     }
 
     fn flatten(&self, method: Method) -> Result<migrate::live::Flattened> {
-        flatten(&self.plan(method), self.cover(), &self.means())
+        flatten(&self.plan(method), self.allocation(), &self.context())
     }
 
-    fn mark(&self) -> Option<Mark> {
-        Mark::read(self.dir.path(), UUID, "vda").unwrap()
+    fn record(&self) -> Option<ResumeRecord> {
+        ResumeRecord::read(self.dir.path(), UUID, "vda").unwrap()
     }
 
     fn xml(&self, disk: &Path, alone: bool) -> String {
@@ -346,7 +356,7 @@ fn a_pull_stops_the_guest_for_a_moment_and_a_copy_does_not() {
         assert_eq!(done.image, world.plan(method).becomes);
         assert_eq!(world.now().suspends, suspends);
         assert_eq!(world.now().state, DomainState::Running);
-        assert_eq!(world.mark(), None);
+        assert_eq!(world.record(), None);
         assert!(!world.at("defined").exists(), "the definition was right already");
     }
 }
@@ -369,7 +379,7 @@ fn a_job_that_ends_early_changes_nothing() {
         let error = world.flatten(method).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Environment, "{error}");
         assert!(!world.at("new.qcow2").exists(), "the new image is left");
-        assert_eq!(world.mark(), None);
+        assert_eq!(world.record(), None);
     }
 }
 
@@ -394,10 +404,10 @@ fn a_guest_that_others_stopped_is_left_standing_and_the_run_can_be_taken_up() {
     assert_eq!(world.now().state, DomainState::Paused);
     assert_eq!(world.now().suspends, 0);
     world.now().state = DomainState::Running;
-    let done = go_on(world.mark().unwrap(), &world.means()).unwrap().unwrap();
+    let done = go_on(world.record().unwrap(), &world.context()).unwrap().unwrap();
     assert!(done.went_on);
     assert_eq!(world.now().suspends, 1);
-    assert_eq!(world.mark(), None);
+    assert_eq!(world.record(), None);
 }
 
 /// As the model of the hole: the header is on the disk, and the tables are not.
@@ -407,7 +417,7 @@ fn tables_that_are_not_on_the_disk_are_found_out() {
     let error = world.flatten(Method::Pull).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unverified, "{error}");
     assert!(error.to_string().contains("rebase -u"), "{error}");
-    assert!(world.mark().is_some(), "it was forgotten");
+    assert!(world.record().is_some(), "it was forgotten");
     assert_eq!(world.now().state, DomainState::Running);
 }
 
@@ -421,9 +431,9 @@ fn stopped_at_once_nothing_is_begun_and_later_the_job_is_aborted() {
     // A run that was killed while libvirt is at it, taken up and then stopped.
     let other = World::new(Odd::default());
     other.now().job = Some(BlockJobKind::Pull);
-    let mark = Mark::new(other.plan(Method::Pull), other.cover());
+    let record = ResumeRecord::new(other.plan(Method::Pull), other.allocation());
     other.cancel.cancel();
-    let error = go_on(mark, &other.means()).unwrap_err();
+    let error = go_on(record, &other.context()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
     assert_eq!(other.now().aborts, 1);
 }
@@ -433,9 +443,9 @@ fn stopped_at_once_nothing_is_begun_and_later_the_job_is_aborted() {
 fn what_a_killed_run_made_is_removed_and_what_others_made_is_not() {
     let world = World::new(Odd { ends_early: true, ..Odd::default() });
     world.now().job = None;
-    let mark = Mark::new(world.plan(Method::Copy), world.cover());
+    let record = ResumeRecord::new(world.plan(Method::Copy), world.allocation());
     fs::write(world.at("new.qcow2"), "somebody's").unwrap();
-    assert_eq!(go_on(mark, &world.means()).unwrap(), None);
+    assert_eq!(go_on(record, &world.context()).unwrap(), None);
     assert!(world.at("new.qcow2").exists(), "it was not ours");
 }
 
@@ -444,13 +454,13 @@ fn what_a_killed_run_made_is_removed_and_what_others_made_is_not() {
 fn a_guest_that_a_killed_run_had_stopped_is_let_go_on() {
     let world = World::new(Odd::default());
     world.write_whole(&world.at("disk.qcow2"));
-    let mut mark = Mark::new(world.plan(Method::Pull), world.cover());
-    mark.stopped = true;
+    let mut record = ResumeRecord::new(world.plan(Method::Pull), world.allocation());
+    record.stopped = true;
     {
         let mut now = world.now();
         (now.state, now.alone) = (DomainState::Paused, true);
     }
-    assert!(go_on(mark, &world.means()).unwrap().unwrap().went_on);
+    assert!(go_on(record, &world.context()).unwrap().unwrap().went_on);
     assert_eq!(world.now().state, DomainState::Running);
 }
 
@@ -458,9 +468,9 @@ fn a_guest_that_a_killed_run_had_stopped_is_let_go_on() {
 #[test]
 fn a_job_of_another_kind_is_not_taken_for_ours() {
     let world = World::new(Odd::default());
-    let mark = Mark::new(world.plan(Method::Pull), world.cover());
+    let record = ResumeRecord::new(world.plan(Method::Pull), world.allocation());
     world.now().job = Some(BlockJobKind::Other);
-    let error = go_on(mark, &world.means()).unwrap_err();
+    let error = go_on(record, &world.context()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     assert_eq!(world.now().aborts, 0);
 }
@@ -475,13 +485,13 @@ fn a_copy_that_the_guest_used_is_never_removed() {
         create(&plan.becomes, &CreateOptions { size, ..Default::default() }).unwrap();
         let store = migrate::store::LocalStore::new(Path::new("/")).unwrap();
         let made = migrate::store::Store::look(&store, &plan.becomes).unwrap().unwrap().identity;
-        let mut mark = Mark::new(plan.clone(), world.cover());
-        mark.made = Some(made);
+        let mut record = ResumeRecord::new(plan.clone(), world.allocation());
+        record.made = Some(made);
         {
             let mut now = world.now();
             (now.state, now.disk, now.alone) = (DomainState::ShutOff, world.at(disk), true);
         }
-        let outcome = go_on(mark, &world.means());
+        let outcome = go_on(record, &world.context());
         assert!(plan.becomes.exists(), "{method}: the guest's disk was removed");
         match method {
             "taken" => assert!(outcome.unwrap().unwrap().went_on),

@@ -34,7 +34,7 @@ fn all_refusals_are_told_at_once() {
     facts.domain.job = Some("dump".into());
     facts.clash = Some("'guest'".into());
     facts.disks[0].shareable = true;
-    there(&mut facts.disks[1]).unusable = Some("no such directory".into());
+    destination(&mut facts.disks[1]).unusable = Some("no such directory".into());
     assert_eq!(refused(&facts, &Policy::default()), ["R1", "R6", "D06", "D23"]);
 }
 
@@ -109,7 +109,7 @@ fn nothing_to_copy_means_no_storage_flag_and_no_list() {
     // An empty list would mean: all of them.
     let mut network = alone("vda");
     network.source = Source::Network { protocol: "rbd".into() };
-    network.there = None;
+    network.destination = None;
     let plan = planned(&guest(vec![network]), &Policy::default());
     assert_eq!(plan.copy, CopyMode::None);
     assert!(plan.migrate_disks.is_empty());
@@ -180,10 +180,10 @@ fn what_does_not_fit_is_refused_directory_by_directory() {
     let mut facts = guest(vec![overlay(), alone("vdb")]);
     // Each of them would fit.
     for disk in &mut facts.disks {
-        there(disk).available = Some(150 * MIB);
+        destination(disk).available = Some(150 * MIB);
     }
     assert_eq!(refused(&facts, &Policy::default()), ["space"]);
-    there(&mut facts.disks[1]).path = "/other/vdb.qcow2".into();
+    destination(&mut facts.disks[1]).path = "/other/vdb.qcow2".into();
     planned(&facts, &Policy::default());
 }
 

@@ -102,7 +102,7 @@ pub(crate) fn disk(target: &str, layers: Vec<LayerFacts>) -> DiskFacts {
             below: (layers.len() > 1).then(|| DIGEST.into()),
             layers,
         }),
-        there: Some(place),
+        destination: Some(place),
     }
 }
 
@@ -159,12 +159,12 @@ pub(crate) fn guest(disks: Vec<DiskFacts>) -> Facts {
 /// The overlay, whose template is at the destination too.
 pub(crate) fn guest_with_base() -> Facts {
     let mut disk = overlay();
-    there(&mut disk).bases.push(base("/new/base.qcow2"));
+    destination(&mut disk).bases.push(base("/new/base.qcow2"));
     guest(vec![disk])
 }
 
-pub(crate) fn there(disk: &mut DiskFacts) -> &mut TargetFacts {
-    disk.there.as_mut().unwrap()
+pub(crate) fn destination(disk: &mut DiskFacts) -> &mut TargetFacts {
+    disk.destination.as_mut().unwrap()
 }
 
 pub(crate) fn chain(disk: &mut DiskFacts) -> &mut ChainFacts {

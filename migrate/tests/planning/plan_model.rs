@@ -50,7 +50,7 @@ fn guest(lower: &[&[Option<u8>]]) -> Model {
 
 /// Migrates with this flag, the XML naming `below` under `/b/top`.
 fn migrate(model: &mut Model, flag: Flag, below: &[&str]) -> Result<(), String> {
-    let order = Order {
+    let request = MigrationRequest {
         flags: vec![flag],
         migrate_disks: vec!["vda".into()],
         edits: vec![DiskEdit {
@@ -64,7 +64,7 @@ fn migrate(model: &mut Model, flag: Flag, below: &[&str]) -> Result<(), String> 
             },
         }],
     };
-    model.migrate(&order, &Weather::default()).map_err(|error| error.to_string())
+    model.migrate(&request, &Scenario::default()).map_err(|error| error.to_string())
 }
 
 fn right(model: &Model) -> bool {
@@ -173,7 +173,7 @@ fn m1_m2_m8_m12_m13_what_fails_leaves_the_guest_and_the_files_as_they_are() {
 fn m9_m10_the_list_must_hold_all_that_is_local_and_nothing_that_is_read_only() {
     let mut model = guest(&[&BASE]);
     put(&mut model, Side::Destination, "/b/top", &EMPTY, None);
-    let order = |disks: &[&str]| Order {
+    let request = |disks: &[&str]| MigrationRequest {
         flags: vec![FULL],
         migrate_disks: disks.iter().map(|disk| (*disk).to_owned()).collect(),
         edits: vec![],
@@ -181,12 +181,12 @@ fn m9_m10_the_list_must_hold_all_that_is_local_and_nothing_that_is_read_only() {
     let mut cdrom = GuestDisk::new("sda", Path::new("/a/base0"), Format::Qcow2);
     cdrom.readonly = true;
     model.disks.push(cdrom);
-    let weather = Weather::default();
-    model.migrate(&order(&["vda", "sda"]), &weather).unwrap_err();
+    let scenario = Scenario::default();
+    model.migrate(&request(&["vda", "sda"]), &scenario).unwrap_err();
     model.disks[1].readonly = false;
     // The second disk has the same directory on no other host.
     let mut with_place = Model::clone(&model);
-    with_place.migrate(&order(&["vda"]), &weather).unwrap_err();
+    with_place.migrate(&request(&["vda"]), &scenario).unwrap_err();
 }
 
 // What no plan may ever do.
@@ -223,7 +223,7 @@ fn kind(plan: &Plan) -> CopyMode2 {
         (Mode::Offline, _) => CopyMode2::Offline,
         (_, CopyMode::Full) => CopyMode2::Full,
         (_, CopyMode::None) => CopyMode2::Nothing,
-        _ if base(|base| matches!(base, BasePlan::Seed { .. })) => CopyMode2::IncrementalOnSeed,
+        _ if base(|base| matches!(base, BasePlan::BaseCopy { .. })) => CopyMode2::IncrementalOnSeed,
         _ => CopyMode2::IncrementalOnExisting,
     }
 }
@@ -243,7 +243,7 @@ fn try_in(world: &World) -> Went {
         }
     }
     let before = model.files().clone();
-    let ended = carry_out(&mut model, &plan, &edits, &world.policy, &world.weather, world.damage);
+    let ended = carry_out(&mut model, &plan, &edits, &world.policy, &world.scenario, world.damage);
 
     let mut may_change: Vec<Inode> = Vec::new();
     for disk in &plan.disks {
@@ -284,7 +284,7 @@ fn try_in(world: &World) -> Went {
             Went::Stopped
         }
         Ended::Failed(why) => {
-            assert!(world.weather.fault.is_some(), "nothing was in the way, but: {why}");
+            assert!(world.scenario.fault.is_some(), "nothing was in the way, but: {why}");
             Went::Failed
         }
     }

@@ -10,7 +10,7 @@ use qcow::chain::Format;
 type Broken = (Proof, &'static str, fn(&mut Facts));
 
 fn base_there(facts: &mut Facts) -> &mut BaseFacts {
-    &mut there(&mut facts.disks[0]).bases[0]
+    &mut destination(&mut facts.disks[0]).bases[0]
 }
 
 fn object(inode: u64) -> ObjectFacts {
@@ -26,7 +26,7 @@ const BROKEN: [Broken; 25] = [
     (Proof::SizesEqual, "size not told", |facts| facts.disks[0].live_capacity = None),
     (Proof::SizesEqual, "size differs", |facts| facts.disks[0].live_capacity = Some(SIZE + 512)),
     (Proof::TargetEmpty, "target is there", |facts| {
-        there(&mut facts.disks[0]).object = Some(object(40))
+        destination(&mut facts.disks[0]).object = Some(object(40))
     }),
     (Proof::ContentBelowEqual, "different", |facts| base_there(facts).content = Content::Different),
     (Proof::ContentBelowEqual, "not compared", |facts| {
@@ -59,7 +59,7 @@ const BROKEN: [Broken; 25] = [
     }),
     (Proof::ReadsAsZeros, "an unbacked disk beside it goes to what is there", |facts| {
         let mut stale = alone("vdb");
-        there(&mut stale).object = Some(object(41));
+        destination(&mut stale).object = Some(object(41));
         facts.disks.push(stale);
     }),
     (Proof::BaseFixed, "base written to", |facts| {
@@ -88,16 +88,16 @@ const BROKEN: [Broken; 25] = [
         chain(&mut facts.disks[0]).layers[1].format_from = FormatFrom::Nowhere;
     }),
     (Proof::NotASourceFile, "target is the source", |facts| {
-        there(&mut facts.disks[0]).object = Some(object(10))
+        destination(&mut facts.disks[0]).object = Some(object(10))
     }),
     (Proof::NotASourceFile, "two disks to one place", |facts| {
         let mut twin = alone("vdb");
-        there(&mut twin).path = "/new/vda.qcow2".into();
+        destination(&mut twin).path = "/new/vda.qcow2".into();
         facts.disks.push(twin);
     }),
     (Proof::MadeByThisRun, "a disk beside it is adopted", |facts| {
         let mut adopted = alone("vdb");
-        there(&mut adopted).object = Some(object(42));
+        destination(&mut adopted).object = Some(object(42));
         facts.disks.push(adopted);
     }),
 ];
@@ -139,8 +139,8 @@ fn a_broken_proof_of_any_disk_makes_the_copy_of_all_disks_full() {
         let mut facts = guest_with_base();
         let mut other = overlay();
         other.target = "vdc".into();
-        there(&mut other).path = "/new/vdc.qcow2".into();
-        there(&mut other).bases.push(base("/new/base.qcow2"));
+        destination(&mut other).path = "/new/vdc.qcow2".into();
+        destination(&mut other).bases.push(base("/new/base.qcow2"));
         break_it(&mut facts);
         facts.disks.push(other);
         if let Ok((plan, _)) = decide(&facts, &careless()) {
@@ -195,6 +195,6 @@ fn what_facts_cannot_prove_is_left_to_preparation_and_named() {
     );
 
     let mut facts = guest(vec![overlay()]);
-    there(&mut facts.disks[0]).object = Some(object(40));
+    destination(&mut facts.disks[0]).object = Some(object(40));
     assert_eq!(proofs(&facts, &careless()), [vec![SizesEqual, ChainsAgree, NotASourceFile]]);
 }

@@ -63,7 +63,7 @@ fn vda(facts: &mut Facts) -> &mut DiskFacts {
 }
 
 fn place(facts: &mut Facts) -> &mut TargetFacts {
-    there(&mut facts.disks[0])
+    destination(&mut facts.disks[0])
 }
 
 fn layers(facts: &mut Facts) -> &mut Vec<LayerFacts> {
@@ -210,13 +210,13 @@ fn cases() -> Vec<Case> {
         }, Row::StorageUnknown, Refused),
         case("a volume without a path", auto(), |f| {
             vda(f).source = Source::Volume { pool: "p".into(), volume: "v".into(), path: None };
-            vda(f).there = None;
+            vda(f).destination = None;
         }, Row::StorageUnknown, Refused),
         // What cannot be copied.
         case("shareable", auto(), |f| vda(f).shareable = true, Row::Shareable, Refused),
         case("nvme", auto(), |f| {
             vda(f).source = Source::Other { kind: "nvme".into() };
-            (vda(f).chain, vda(f).there) = (None, None);
+            (vda(f).chain, vda(f).destination) = (None, None);
         }, Row::PassedThrough, Refused),
         case("lun", auto(), |f| vda(f).device = Device::Lun, Row::PassedThrough, Refused),
         // Lost layers.
@@ -440,7 +440,7 @@ fn outcome(action: &Action) -> Outcome {
         Action::CopyMedium { .. } => Medium,
         Action::Create { base: None, .. } => Alone,
         Action::Create { base: Some(BasePlan::Existing { .. }), .. } => OnExisting,
-        Action::Create { base: Some(BasePlan::Seed { .. }), .. } => OnSeed,
+        Action::Create { base: Some(BasePlan::BaseCopy { .. }), .. } => OnSeed,
         Action::Adopt { .. } => Adopted,
     }
 }
@@ -486,7 +486,7 @@ fn the_size_is_the_hypervisors_in_whole_sectors() {
 #[test]
 fn a_base_is_brought_under_a_name_that_is_free() {
     let name = |facts: &Facts| match base_of(&planned(facts, &thin())) {
-        Some(BasePlan::Seed { path, .. }) => path.clone(),
+        Some(BasePlan::BaseCopy { path, .. }) => path.clone(),
         other => panic!("{other:?}"),
     };
     let mut facts = guest(vec![overlay()]);
@@ -510,7 +510,7 @@ fn disks_on_one_template_bring_it_once_and_others_do_not_share_its_name() {
     let second = |digest: &str| {
         let mut second = overlay();
         second.target = "vdb".into();
-        there(&mut second).path = "/new/vdb.qcow2".into();
+        destination(&mut second).path = "/new/vdb.qcow2".into();
         chain(&mut second).layers[0].path = "/old/vdb.qcow2".into();
         second.live_chain =
             XmlChain { layers: named(&chain(&mut second).layers), terminated: true };
@@ -522,7 +522,7 @@ fn disks_on_one_template_bring_it_once_and_others_do_not_share_its_name() {
         plan.disks
             .iter()
             .map(|disk| match &disk.action {
-                Action::Create { base: Some(BasePlan::Seed { path, .. }), .. } => path.clone(),
+                Action::Create { base: Some(BasePlan::BaseCopy { path, .. }), .. } => path.clone(),
                 other => panic!("{other:?}"),
             })
             .collect()
@@ -539,8 +539,8 @@ fn disks_on_one_template_bring_it_once_and_others_do_not_share_its_name() {
 
     // A disk may have the name that a base would like.
     let mut facts = guest(vec![overlay(), alone("vdb")]);
-    there(&mut facts.disks[1]).path = "/new/base.qcow2".into();
-    let Action::Create { base: Some(BasePlan::Seed { path, .. }), .. } =
+    destination(&mut facts.disks[1]).path = "/new/base.qcow2".into();
+    let Action::Create { base: Some(BasePlan::BaseCopy { path, .. }), .. } =
         &planned(&facts, &thin()).disks[0].action
     else {
         panic!()
@@ -551,7 +551,7 @@ fn disks_on_one_template_bring_it_once_and_others_do_not_share_its_name() {
 #[test]
 fn one_lower_layer_is_copied_as_it_is_and_several_become_one() {
     let how = |facts: &Facts| match base_of(&planned(facts, &thin())) {
-        Some(BasePlan::Seed { how, format, .. }) => (how.clone(), *format),
+        Some(BasePlan::BaseCopy { how, format, .. }) => (how.clone(), *format),
         other => panic!("{other:?}"),
     };
     let mut facts = guest(vec![overlay()]);
@@ -559,9 +559,15 @@ fn one_lower_layer_is_copied_as_it_is_and_several_become_one() {
         &mut facts,
         vec![layer("/old/vda.qcow2", 10, Format::Qcow2), layer("/old/base.raw", 11, Format::Raw)],
     );
-    assert_eq!(how(&facts), (SeedHow::CopyFile { from: "/old/base.raw".into() }, Format::Raw));
+    assert_eq!(
+        how(&facts),
+        (BaseCopyMethod::CopyFile { from: "/old/base.raw".into() }, Format::Raw)
+    );
     deleted(&mut facts);
-    assert_eq!(how(&facts), (SeedHow::CopyFile { from: "/proc/7/fd/12".into() }, Format::Raw));
+    assert_eq!(
+        how(&facts),
+        (BaseCopyMethod::CopyFile { from: "/proc/7/fd/12".into() }, Format::Raw)
+    );
     of(
         &mut facts,
         vec![
@@ -570,14 +576,15 @@ fn one_lower_layer_is_copied_as_it_is_and_several_become_one() {
             layer("/old/base.raw", 11, Format::Raw),
         ],
     );
-    let flatten = SeedHow::Flatten { from: "/old/middle.qcow2".into(), format: Format::Qcow2 };
+    let flatten =
+        BaseCopyMethod::Flatten { from: "/old/middle.qcow2".into(), format: Format::Qcow2 };
     assert_eq!(how(&facts), (flatten, Format::Qcow2));
 }
 
 #[test]
 fn two_disks_never_go_to_one_place() {
     let mut facts = guest(vec![overlay(), alone("vdb")]);
-    there(&mut facts.disks[1]).path = "/new/vda.qcow2".into();
+    destination(&mut facts.disks[1]).path = "/new/vda.qcow2".into();
     assert_eq!(refused(&facts, &auto()), ["D23", "D23"]);
 }
 

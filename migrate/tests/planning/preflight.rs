@@ -242,7 +242,7 @@ fn a_place_turns_for_its_storage_its_pool_and_its_directory() {
     let cases: &[Turn] = &[
         ("storage", Is::Red, |it| {
             let found = it.guests[0].found.as_mut().unwrap();
-            there(&mut found.facts.disks[0]).storage =
+            destination(&mut found.facts.disks[0]).storage =
                 Storage::Unknown { why: "read-only file system".into() };
         }),
         ("pool", Is::Note, |it| it.pools[0].active = false),
@@ -273,10 +273,10 @@ fn a_place_turns_for_its_storage_its_pool_and_its_directory() {
 fn a_directory_that_both_hosts_share_need_not_be_written_to() {
     let mut seeing = one();
     let found = seeing.guests[0].found.as_mut().unwrap();
-    let there = there(&mut found.facts.disks[0]);
-    (there.storage, there.unusable) = (Storage::Shared, Some("read-only".into()));
-    there.path = "/old/web.qcow2".into();
-    there.object = Some(ObjectFacts {
+    let destination = destination(&mut found.facts.disks[0]);
+    (destination.storage, destination.unusable) = (Storage::Shared, Some("read-only".into()));
+    destination.path = "/old/web.qcow2".into();
+    destination.object = Some(ObjectFacts {
         identity: identity(20),
         block_device: false,
         image: None,
@@ -352,7 +352,7 @@ fn directories_on_one_file_system_share_its_space() {
         ..full()
     };
     let mut b = named_guest("b", 100);
-    there(&mut b.disks[0]).path = "/other/b.qcow2".into();
+    destination(&mut b.disks[0]).path = "/other/b.qcow2".into();
     let mut seeing = seeing(vec![named_guest("a", 100), b], &policy);
     let mut of = |other: &str| {
         seeing.directories.insert(NEW.into(), room("x", 150 * MIB));
@@ -371,7 +371,7 @@ fn a_base_that_many_stand_on_is_brought_once() {
     let overlay_of = |name: &str| {
         let mut facts = guest(vec![overlay()]);
         (facts.domain.name, facts.domain.uuid) = (name.into(), name.into());
-        there(&mut facts.disks[0]).path = format!("{NEW}/{name}.qcow2").into();
+        destination(&mut facts.disks[0]).path = format!("{NEW}/{name}.qcow2").into();
         facts
     };
     let alone = judge(&seeing(vec![overlay_of("a")], &thin()), &thin());
@@ -392,7 +392,7 @@ fn a_base_that_many_stand_on_is_brought_once() {
 #[test]
 fn two_guests_that_want_one_path_cannot_both_have_it() {
     let (a, mut b) = (named_guest("a", 10), named_guest("b", 20));
-    there(&mut b.disks[0]).path = there(&mut a.clone().disks[0]).path.clone();
+    destination(&mut b.disks[0]).path = destination(&mut a.clone().disks[0]).path.clone();
     let report = judge(&seeing(vec![a, b], &full()), &full());
     let check = check(&report.guests[1].checks, "target");
     assert!(check.is == Is::Red && check.message.contains("'a'"), "{check:?}");

@@ -7,7 +7,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::{Chain, Format};
+use super::{Chain, Format, Layer};
 use crate::io::{Storage, read_padded};
 use crate::{Error, ErrorKind, Remedy, Result};
 
@@ -126,7 +126,7 @@ impl Foreign {
     pub(super) fn refused(self) -> Error {
         let message = format!("this is {self}; only qcow2 and raw are supported");
         Error::new(ErrorKind::WrongFormat, message).hint(match self.0 {
-            Kind::Image("LUKS", _) => Remedy::Decrypt,
+            Kind::Image("LUKS", driver) => Remedy::Decrypt(driver),
             Kind::Image(_, driver) => Remedy::ConvertFrom(driver),
             Kind::Compressed(program) => Remedy::Decompress(program),
             Kind::Archive(name) => Remedy::Unpack(name),
@@ -163,13 +163,22 @@ impl Chain {
     pub fn raw_lookalikes(&self) -> Result<Vec<(usize, Foreign)>> {
         let mut found = Vec::new();
         for (depth, layer) in self.layers().iter().enumerate() {
-            if layer.format() == Format::Raw {
-                let looks = Foreign::find(layer.storage().as_ref());
-                let looks = looks.map_err(|error| error.file(layer.path()))?;
-                found.extend(looks.map(|looks| (depth, looks)));
-            }
+            found.extend(layer.raw_lookalike()?.map(|looks| (depth, looks)));
         }
         Ok(found)
+    }
+}
+
+impl Layer {
+    /// What the layer's bytes are although it is read as raw, if they are anything.
+    pub(crate) fn raw_lookalike(&self) -> Result<Option<Foreign>> {
+        match self.format() {
+            Format::Raw => {
+                let looks = Foreign::find(self.storage().as_ref());
+                looks.map_err(|error| error.file(self.path()))
+            }
+            Format::Qcow2 => Ok(None),
+        }
     }
 }
 

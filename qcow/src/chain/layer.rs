@@ -303,5 +303,5 @@ fn refuse_encryption(image: &Image) -> Result<()> {
         CryptMethod::Luks => "LUKS",
     };
     let message = format!("the image is encrypted ({how}), and there is no key");
-    Err(Error::new(ErrorKind::Encrypted, message).hint(Remedy::Decrypt))
+    Err(Error::new(ErrorKind::Encrypted, message).hint(Remedy::Decrypt("qcow2")))
 }

@@ -20,9 +20,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::format::Incompatible;
 use crate::image::{TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
-use crate::{Error, Remedy, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
@@ -276,8 +277,8 @@ pub(crate) fn open_file(
     Ok((file, format))
 }
 
-/// Opens what the image at `path` is backed by, down to the end of the chain, and forgets it again: an
-/// image whose backing file is lost is not sound, whatever its own tables say. Neither those tables
+/// Opens what the image at `path` needs, its data file and what it is backed by, down to the end of the
+/// chain, and forgets it again: an image whose backing file or data file is lost is not sound, whatever its own tables say. Neither those tables
 /// nor any data is read. Gives back the image's own file, so that whoever opens it again can tell
 /// afterwards whether it is still the one that was looked at.
 ///
@@ -293,12 +294,30 @@ pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> 
     let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
     let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
     let mut active = LayerFound::active(name.path, file, area);
+    check_data_file(&active, options)?;
     let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
     for lower in walk.by_ref() {
-        lower.map_err(|broken| broken.error)?;
+        check_data_file(&lower.map_err(|broken| broken.error)?, options)?;
     }
     walk.check_used().map_err(|error| error.file(path))?;
     Ok(active.file)
+}
+
+/// Opens the layer's external data file, if it has one, and forgets it again.
+fn check_data_file(layer: &LayerFound<FileStorage>, options: &OpenOptions) -> Result<()> {
+    let Some(area) = &layer.header else { return Ok(()) };
+    let needed = area.header.incompatible.contains(Incompatible::DATA_FILE);
+    let Some(name) = area.data_file_name().filter(|name| needed && !name.is_empty()) else {
+        return Ok(());
+    };
+    let path = ImageName::data_file(name).beside(&layer.path);
+    match options.policy.data_file.open(&path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(error.file(&path).structure("data file").hint(Remedy::RestoreBacking))
+        }
+        Err(error) => Err(error.file(&path)),
+    }
 }
 
 /// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.

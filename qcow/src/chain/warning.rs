@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::Foreign;
 use crate::Escaped;
 
 /// A chain was opened, but may not be what it seems.
@@ -22,6 +23,13 @@ pub enum Warning {
         /// The name of the backing file, as it stands in the header.
         backing: String,
     },
+    /// A layer is read as raw, as stated or recorded, although its bytes are something else's.
+    ReadAsRaw {
+        /// The layer.
+        layer: PathBuf,
+        /// What it looks like.
+        looks: Foreign,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -37,6 +45,11 @@ impl fmt::Display for Warning {
                 f,
                 "the backing file '{}' of '{}' was not read: what it holds is shown as zeros",
                 Escaped(backing),
+                Escaped(&layer.to_string_lossy())
+            ),
+            Self::ReadAsRaw { layer, looks } => write!(
+                f,
+                "'{}' is read as raw, as stated, although it looks like {looks}",
                 Escaped(&layer.to_string_lossy())
             ),
         }

@@ -190,13 +190,18 @@ impl Header {
             entry_bytes: cluster_size,
             max_entries: MAX_REFCOUNT_TABLE_BYTES >> self.geometry().cluster_bits(),
         })?;
-        self.check_table(&Table {
+        let snapshots = self.check_table(&Table {
             name: "snapshot table",
             field: 64,
             offset: self.snapshots_offset,
             entries: self.snapshot_count,
             entry_bytes: SNAPSHOT_FIXED_BYTES,
             max_entries: MAX_SNAPSHOTS.into(),
+        });
+        let too_many = self.snapshot_count > MAX_SNAPSHOTS;
+        snapshots.map_err(|error| match too_many {
+            true => error.hint(Remedy::DropSnapshots),
+            false => error,
         })?;
         self.check_table(&Table {
             name: "L1 table",

@@ -376,7 +376,8 @@ fn replaced(target: &Path, replace: Replace) -> Result<Option<Replaced>> {
             Error::usage("a mount point, which no file can be renamed to").hint(Remedy::WriteInto)
         );
     }
-    if replace == Replace::Never {
+    // For a directory, leave to replace it would not help.
+    if replace == Replace::Never && !status.is_dir() {
         return Err(exists(target));
     }
     if !status.is_file() {

@@ -270,6 +270,9 @@ fn tell(path: &Path, options: &InfoOptions, told: &mut ChainInfo) -> Result<()> 
         let found = found.map_err(|broken| broken.error)?;
         told.warnings.extend(found.warning());
         let layer = layer_of(found, &options.open)?;
+        let looks = layer.raw_lookalike()?;
+        let warned = |looks| Warning::ReadAsRaw { layer: layer.path().into(), looks };
+        told.warnings.extend(looks.map(warned));
         let snapshot = options.open.snapshot.as_deref().filter(|_| told.images.is_empty());
         told.images.push(image_info(&layer, snapshot).map_err(|error| error.file(layer.path()))?);
         if !options.backing_chain {

@@ -6,3 +6,4 @@ mod chains;
 mod examples;
 mod format_properties;
 mod threads;
+mod walk;

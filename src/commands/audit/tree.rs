@@ -1,4 +1,4 @@
-//! Who stands on whom, as a tree in plain text: bases at the left, what stands on them below.
+//! Backing-file dependencies as a tree in plain text: backing files at the left, their overlays below.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -18,8 +18,8 @@ struct Line {
     last: bool,
 }
 
-/// The tree of all images that stand on others or that others stand on, and a line for each that stands
-/// alone. Each image's branches are drawn once.
+/// The tree of all images that have a backing file or an overlay, and a line for each that has
+/// neither. Each image's branches are drawn once.
 pub(super) fn tree(survey: &Survey) -> String {
     let graph = Graph::new(survey);
     let mut text = String::new();

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use migrate::Error;
 use migrate::driver::Hypervisor;
 use migrate::journal::DomainLock;
-use migrate::live::{self, Flattened, LivePlan, Looked, Mark, Means, Method, Options};
+use migrate::live::{self, Flattened, LivePlan, Looked, Method, Options, ResumeRecord, RunContext};
 
 use crate::args::Verbosity;
 use crate::commands::migration::{State, refuse};
@@ -18,7 +18,7 @@ use crate::progress::{Progress, When};
 use crate::signals::Watch;
 use crate::size::{self, human};
 
-/// The help's heading of all this.
+/// Help heading of these options.
 const LIVE: &str = "Running guests";
 
 /// What belongs to `--live`.
@@ -92,7 +92,7 @@ impl LiveArgs {
         let (uuid, name) = (&looked.facts.domain.uuid, &looked.facts.disk.target);
         let state = self.state.directory();
         if self.dry_run {
-            if Mark::read(state, uuid, name)?.is_some() {
+            if ResumeRecord::read(state, uuid, name)?.is_some() {
                 eprint_line(
                     "note: an earlier run was interrupted; without --dry-run this command continues it",
                 );
@@ -105,9 +105,9 @@ impl LiveArgs {
         }
         let _lock = DomainLock::take(state, uuid)?;
         let shown = Progress::new(progress);
-        let means =
-            Means { hypervisor: &*hypervisor, state, observer: &shown, cancel: watch.token() };
-        let done = self.carry_out(&means, looked, &options, (format, verbosity), &watch);
+        let context =
+            RunContext { hypervisor: &*hypervisor, state, observer: &shown, cancel: watch.token() };
+        let done = self.carry_out(&context, looked, &options, (format, verbosity), &watch);
         shown.finish(done.is_ok());
         let done = done?;
         match format {
@@ -119,30 +119,30 @@ impl LiveArgs {
 
     fn carry_out(
         &self,
-        means: &Means<'_>,
+        context: &RunContext<'_>,
         mut looked: Looked,
         options: &Options,
         (format, verbosity): (OutputFormat, &Verbosity),
         watch: &Watch,
     ) -> Result<Flattened, Failure> {
         let (uuid, name) = (looked.facts.domain.uuid.clone(), looked.facts.disk.target.clone());
-        if let Some(mark) = Mark::read(means.state, &uuid, &name)? {
+        if let Some(record) = ResumeRecord::read(context.state, &uuid, &name)? {
             if !verbosity.quiet {
                 eprint_line("continuing an interrupted run");
             }
-            if let Some(done) = watch.settle_migration(live::go_on(mark, means))? {
+            if let Some(done) = watch.settle_migration(live::go_on(record, context))? {
                 return Ok(done);
             }
-            looked = again(means.hypervisor, &uuid, &name, options)?;
+            looked = again(context.hypervisor, &uuid, &name, options)?;
         }
         let plan = plan(&looked, options, format)?;
         if verbosity.verbose {
             eprint_lines(&in_words(&plan))?;
         }
         // What was deleted stays open until all is done.
-        let Looked { cover, held, .. } = looked;
-        let done = watch.settle_migration(live::flatten(&plan, cover, means));
-        drop(held);
+        let Looked { allocation, pinned, .. } = looked;
+        let done = watch.settle_migration(live::flatten(&plan, allocation, context));
+        drop(pinned);
         done
     }
 

@@ -58,7 +58,7 @@ pub(crate) struct RouteArgs {
     running: bool,
 }
 
-/// The help's heading of what is said about directories in place of hosts.
+/// Help heading of the options about directories in place of hosts.
 const WITHOUT: &str = "Without libvirt";
 
 /// What is wanted and allowed.

@@ -6,7 +6,7 @@ use clap::Args;
 use migrate::Error;
 use migrate::plan::{CopyMode, Flag, Plan, plan};
 use migrate::probe::Probed;
-use migrate::run::{Finished, Means, Run, Verified};
+use migrate::run::{Finished, Run, RunContext, Verified};
 use serde::Serialize;
 
 use super::args::{PolicyArgs, RouteArgs, reach};
@@ -108,14 +108,14 @@ impl Migrate {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let format = self.output.output;
         let (dry_run, quiet) = (self.dry_run, self.work.verbosity.quiet);
-        self.work.run(format, |plan, means, watch| {
+        self.work.run(format, |plan, context, watch| {
             if dry_run {
                 return match format {
                     OutputFormat::Json => print_json(plan),
                     OutputFormat::Human => print(plan),
                 };
             }
-            let run = watch.settle_migration(Run::begin(plan, means))?;
+            let run = watch.settle_migration(Run::begin(plan, context))?;
             let finished = watch.settle_migration(run.migrate())?;
             match format {
                 OutputFormat::Json => print_json(&finished),
@@ -130,8 +130,8 @@ impl Prepare {
     /// Makes the targets.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let format = self.output.output;
-        self.work.run(format, |plan, means, watch| {
-            let run = watch.settle_migration(Run::begin(plan, means))?;
+        self.work.run(format, |plan, context, watch| {
+            let run = watch.settle_migration(Run::begin(plan, context))?;
             let id = watch.settle_migration(run.prepare())?;
             let prepared = Prepared {
                 transaction: &id,
@@ -159,7 +159,7 @@ impl Work {
     fn run(
         self,
         format: OutputFormat,
-        act: impl FnOnce(&Plan, &Means<'_>, &Watch) -> Result<(), Failure>,
+        act: impl FnOnce(&Plan, &RunContext<'_>, &Watch) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let kept = self.plan.as_deref().map(read).transpose()?;
         let reached = reach(&self.route.route()?)?;
@@ -178,19 +178,19 @@ impl Work {
             eprint_lines(&plan.to_string())?;
         }
         let reporter = ProgressReporter::new(self.progress, self.verbosity.quiet);
-        let Probed { facts, held } = &probed;
-        let ends = reached.ends();
+        let Probed { facts, pinned } = &probed;
+        let hosts = reached.hosts();
         let state = self.state.directory();
-        let means = Means {
-            ends,
+        let context = RunContext {
+            hosts,
             facts,
-            held,
+            pinned,
             route: reached.route(),
             state,
             report: &reporter,
             cancel: watch.token(),
         };
-        let done = act(&plan, &means, &watch);
+        let done = act(&plan, &context, &watch);
         reporter.finish();
         done
     }

@@ -89,7 +89,7 @@ fn look(
         observer: &progress,
         cancel: watch.token(),
     };
-    let probed = probe(&reached.ends(), &reached.route().domain, &probing);
+    let probed = probe(&reached.hosts(), &reached.route().domain, &probing);
     progress.finish(probed.is_ok());
     watch.settle_migration(probed)
 }

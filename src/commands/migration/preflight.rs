@@ -94,7 +94,8 @@ impl Preflight {
             observer: &Silent,
             cancel: watch.token(),
         };
-        let report = watch.settle_migration(preflight(&reached.hosts(), &names, &probing))?;
+        let report =
+            watch.settle_migration(preflight(&reached.participants(), &names, &probing))?;
         match self.output.output {
             OutputFormat::Json => print_json(&report)?,
             OutputFormat::Human => print(table::text(&report, colours()))?,
@@ -113,7 +114,7 @@ fn once(names: Vec<String>) -> Vec<String> {
     names.into_iter().filter(|name| seen.insert(name.clone())).collect()
 }
 
-/// Whether standard output shows colours, and nobody objects (<https://no-color.org>).
+/// Whether standard output shows colours and `NO_COLOR` is not set (<https://no-color.org>).
 fn colours() -> bool {
     let objected = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     io::stdout().is_terminal() && !objected

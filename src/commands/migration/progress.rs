@@ -1,4 +1,4 @@
-//! How a run is told on standard error.
+//! Progress of a migration on standard error.
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use qcow::Observer;
 use crate::output::eprint_line;
 use crate::progress::{Progress, When};
 
-/// Tells phases, and shows two bars while libvirt is at it: disks and memory.
+/// Prints phases, and shows two bars while libvirt's job runs: disks and memory.
 pub(crate) struct ProgressReporter {
     files: Progress,
     bars: Option<Bars>,
@@ -75,7 +75,7 @@ impl Report for ProgressReporter {
                 Phase::Outcome => "asking both hosts where the guest runs",
                 Phase::Verify => "comparing",
                 Phase::Resume => "resuming the guest",
-                Phase::Retire => "archiving the source files",
+                Phase::Archive => "archiving the source files",
                 Phase::RollBack => "rolling back",
             });
         }

@@ -50,7 +50,7 @@ pub(super) struct Figures {
     pub(super) refused: u64,
 }
 
-/// Shared by whoever scans and whoever answers.
+/// Shared by the scanner and the server.
 #[derive(Debug, Default)]
 pub(super) struct Board {
     shown: Mutex<Option<Arc<Shown>>>,

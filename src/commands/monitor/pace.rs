@@ -1,12 +1,12 @@
-//! When to look again. Pure: whoever asks says what time it is.
+//! When to scan again. Pure: the caller passes the time.
 
 use std::time::{Duration, Instant};
 
-/// Events come in heaps: so long nothing must happen before somebody looks.
+/// Events come in bursts: a scan starts after this time without one.
 const QUIET: Duration = Duration::from_millis(500);
-/// Where events do not end, nobody waits longer than this.
+/// If events do not end, a scan starts after this time.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// After a scan, a rest of so many times what it took: a directory in which something happens all the time
+/// After a scan, a pause of this many times its duration: a directory in which something happens all the time
 /// must not keep a host busy.
 const REST: u32 = 10;
 

@@ -28,7 +28,7 @@ pub(super) struct Scanner {
     pub(super) options: Options,
     pub(super) interval: Duration,
     pub(super) textfile: Option<PathBuf>,
-    /// Pages and pictures are made only if somebody can ask for them.
+    /// Pages and pictures are made only if HTTP is served.
     pub(super) serves: bool,
     pub(super) board: Arc<Board>,
     pub(super) bell: Arc<Bell>,
@@ -133,7 +133,7 @@ impl Scanner {
         *said = problem;
     }
 
-    /// Makes everything that somebody may ask for.
+    /// Makes everything that a client may request.
     fn show(&self, survey: Survey, cause: Cause, start: Instant) -> qcow::Result<()> {
         let complete = survey.unseen.iter().all(|unseen| !unseen.asked);
         let survey = within(survey);

@@ -1,4 +1,4 @@
-//! HTTP for whoever may look: `GET` and `HEAD`, a few names, no files.
+//! A read-only HTTP server: `GET` and `HEAD`, a few names, no files.
 //!
 //! One thread serves all connections, apart from the one that scans. What a client can make it hold is
 //! bounded: the number of connections, the length of a request's head, and how long each may take. A page that
@@ -39,7 +39,7 @@ const PARTING: Duration = Duration::from_secs(1);
 /// After an accept that failed, such as for want of descriptors.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Nothing but the page's own style and picture may be loaded, nothing may run, and nobody may frame it.
+/// Nothing but the page's own style and picture may be loaded, no script may run, and no page may frame it.
 const PAGE_POLICY: &str = "default-src 'none'; img-src 'self'; style-src 'self'; base-uri 'none'; \
                            form-action 'none'; frame-ancestors 'none'";
 /// For everything that is no page.
@@ -180,7 +180,7 @@ impl Site {
         *count = count.saturating_add(1);
     }
 
-    /// Whether the request names this host as somebody would who means it.
+    /// Whether the Host header names this host (against DNS rebinding).
     fn is_meant(&self, request: &Request<Incoming>) -> bool {
         let in_uri = request.uri().authority().is_none_or(|authority| self.is_own(authority));
         in_uri && self.host(request.headers()).is_some_and(|authority| self.is_own(&authority))
@@ -239,7 +239,7 @@ fn answer(
     answer
 }
 
-/// Where to listen: a port of this machine alone, or an address that somebody wrote down.
+/// Where to listen: a port of this machine alone, or an address that the user gave.
 ///
 /// # Errors
 /// In words, what is expected.

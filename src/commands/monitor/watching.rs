@@ -1,6 +1,6 @@
-//! File events: in which directories something happened since somebody looked.
+//! File events: in which directories something happened since the last scan.
 //!
-//! Only what changes who stands on whom is asked for. What a running guest writes makes no event, nor does
+//! Only events that can change dependencies are subscribed to. What a running guest writes makes no event, nor does
 //! reading, so neither guests nor the scans themselves set a scan off.
 
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 /// More directories are left to the interval: watches cost the kernel memory.
 const MOST: usize = 16_384;
 
-/// Wakes whoever waits for events.
+/// Wakes the thread that waits for events.
 #[derive(Debug)]
 pub(super) struct Bell(OwnedFd);
 
@@ -59,7 +59,7 @@ pub(super) struct Watching {
 
 impl Watching {
     /// Watches nothing yet. What happens to files of the name of `own`, and to those that become it, is not
-    /// told: whoever writes them is this program.
+    /// reported: this program writes them.
     pub(super) fn new(own: Option<&Path>) -> Self {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
         let own = own.and_then(Path::file_name).map(std::ffi::OsStr::to_owned);
@@ -71,8 +71,8 @@ impl Watching {
         self.watches.len()
     }
 
-    /// Watches just these. True if one of them was not watched before, so that something may have happened
-    /// in it that nobody told of.
+    /// Watches just these. True if one of them was not watched before, so that events may
+    /// have been missed.
     pub(super) fn watch(&mut self, directories: &BTreeSet<PathBuf>) -> bool {
         let Some(queue) = &self.queue else {
             self.left_out = directories.len();

@@ -1,8 +1,8 @@
 //! Where every box of the graph goes. Pure.
 //!
-//! Bases are at the left, what stands on them to their right, domains at the end; every box has a row, and
-//! the first of those that stand on a box has its row. Thousands of images do not fit into a picture: what is
-//! wrong goes first, then what most stand on, and the rest becomes boxes that count.
+//! Backing files are at the left, their overlays to the right, domains at the end; every box has a row, and
+//! the first overlay of a box is in the same row. Thousands of images do not fit into a picture: those with
+//! problems go first, then those with most overlays, and the rest becomes boxes with a count.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -18,11 +18,11 @@ use crate::size::human;
 const ROWS: i32 = 56;
 /// Images in a row from the left; deeper ones become a box that counts.
 const COLUMNS: i32 = 6;
-/// So many of what stands on one image are drawn; fewer, the more there is to draw.
+/// At most this number of overlays of one image are drawn; fewer, the more there is to draw.
 const USERS: usize = 12;
 /// So many domains of an image are drawn.
 const DOMAINS: usize = 3;
-/// So many images that nothing stands on, and that stand on nothing, are drawn.
+/// At most this number of images without backing file and overlays are drawn.
 const ALONE: usize = 6;
 
 /// What a box stands for.
@@ -53,7 +53,7 @@ pub(super) struct Node {
     pub(super) severity: Option<Severity>,
 }
 
-/// A line from what is stood on to what stands there, by numbers of boxes.
+/// A line from a backing file to its overlay, by numbers of boxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Edge {
     pub(super) from: usize,
@@ -85,7 +85,7 @@ struct Plan<'a> {
     graph: &'a Graph<'a>,
     findings: HashMap<(Option<&'a str>, &'a Path), Vec<&'a Finding>>,
     domains: HashMap<&'a Key, BTreeMap<&'a str, String>>,
-    /// The worst that was found of each image or of what stands on it.
+    /// The worst finding about each image or its overlays.
     worst: Vec<Option<Severity>>,
     tops: Vec<u64>,
     /// The box of each image.
@@ -93,7 +93,7 @@ struct Plan<'a> {
     /// Drawn or counted.
     covered: Vec<bool>,
     row: i32,
-    /// So many of what stands on an image are drawn.
+    /// At most this number of overlays of an image are drawn.
     users: usize,
     layout: Layout,
 }
@@ -165,7 +165,7 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// What is drawn first: what is wrong, then what many stand on, then by name.
+    /// What is drawn first: images with problems, then those with most overlays, then by name.
     fn rank(&self, at: usize) -> impl Ord + use<'a> {
         let worst = self.worst.get(at).copied().flatten();
         let worst = worst.filter(|severity| *severity != Severity::Info);
@@ -231,7 +231,7 @@ impl<'a> Plan<'a> {
         self.layout.nodes.len().saturating_sub(1)
     }
 
-    /// Draws an image and what stands on it, from the row that is free; the number of its box. Goes no deeper
+    /// Draws an image and its overlays, from the first free row; returns the number of its box. Goes no deeper
     /// than there are columns.
     fn image(&mut self, at: usize, column: i32) -> Option<usize> {
         let graph = self.graph;
@@ -242,7 +242,7 @@ impl<'a> Plan<'a> {
             *place = Some(own);
         }
         self.cover(at);
-        // The first of those that stand on it goes beside it.
+        // The first overlay goes beside it.
         self.row = row;
         self.domains_of(image, own, column.saturating_add(1));
         let mut users = graph.above(at).to_vec();
@@ -270,12 +270,12 @@ impl<'a> Plan<'a> {
         Some(own)
     }
 
-    /// So many of what stands on an image are drawn, this one among them.
+    /// How many overlays of an image are drawn, this one included.
     fn most(&self, user: usize) -> usize {
         if self.is_bad(user) { USERS } else { self.users }
     }
 
-    /// Whether something is wrong with an image, or with what stands on it.
+    /// Whether there is a problem with an image or its overlays.
     fn is_bad(&self, at: usize) -> bool {
         let worst = self.worst.get(at).copied().flatten();
         matches!(worst, Some(Severity::Error | Severity::Warning))
@@ -375,7 +375,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The last so many parts of a path.
+/// The last parts of a path, up to this number.
 fn end(path: &Path, parts: usize) -> PathBuf {
     let all: Vec<_> = path.components().collect();
     all.iter().skip(all.len().saturating_sub(parts)).collect()

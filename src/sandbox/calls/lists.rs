@@ -134,7 +134,7 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_poll,
 ];
 
-/// What ends the process. What is on no list does not work either: this is for what gives somebody away.
+/// What ends the process. What is on no list does not work either: this is for calls that only an attacker makes.
 pub(super) const FATAL: &[c_long] = &[
     // Programs.
     libc::SYS_execve,

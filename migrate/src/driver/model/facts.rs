@@ -59,7 +59,7 @@ impl Model {
             XmlChain { layers: disk.named.clone(), terminated: disk.terminated }
         };
         let mut chain = self.chain(disk);
-        let there = self.place(disk, &path, &mut chain, policy);
+        let destination = self.place(disk, &path, &mut chain, policy);
         let open = disk.open.first().and_then(|(_, inode)| self.files.get(inode));
         DiskFacts {
             target: disk.target.clone(),
@@ -75,7 +75,7 @@ impl Model {
             migratable_chain: live_chain.clone(),
             live_chain,
             chain: Some(chain),
-            there: Some(there),
+            destination: Some(destination),
         }
     }
 
@@ -139,10 +139,10 @@ impl Model {
     ) -> TargetFacts {
         let target = policy.mapped(path);
         let storage = match (self.name(Side::Source, path), self.name(Side::Destination, &target)) {
-            (Ok((here, _)), Ok((there, _))) if here == there => Storage::Shared,
+            (Ok((source, _)), Ok((destination, _))) if source == destination => Storage::Shared,
             _ => Storage::Distinct,
         };
-        let mut there = TargetFacts {
+        let mut destination = TargetFacts {
             object: self.object(&target),
             unusable: self.name(Side::Destination, &target).err().map(|it| it.message().to_owned()),
             available: Some(u64::MAX),
@@ -152,12 +152,12 @@ impl Model {
             path: target,
         };
         let asked = policy.style != Style::Full && !disk.readonly && chain.missing.is_none();
-        if let (Some(base), true) = (there.base_path.clone(), asked) {
-            there.bases.extend(self.base(&base));
+        if let (Some(base), true) = (destination.base_path.clone(), asked) {
+            destination.bases.extend(self.base(&base));
             let lower = chain.layers.get(1..).unwrap_or_default();
             let digest = self.digest_of_layers(lower);
-            there.bases.extend(self.base(&seed_name(&base, &digest)));
-            for base in &mut there.bases {
+            destination.bases.extend(self.base(&seed_name(&base, &digest)));
+            for base in &mut destination.bases {
                 base.content = match self.digest(Side::Destination, &base.path) {
                     Some(found) if found == digest => Content::Equal { digest: found },
                     Some(_) => Content::Different,
@@ -166,7 +166,7 @@ impl Model {
             }
             chain.below = Some(digest);
         }
-        there
+        destination
     }
 
     fn object(&self, path: &Path) -> Option<ObjectFacts> {

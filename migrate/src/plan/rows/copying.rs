@@ -33,7 +33,7 @@ pub(super) fn layer_rescued(disk: &Disk<'_>) -> Option<Verdict> {
         return None;
     }
     let Thin::Base(base) = proofs::thin(disk) else { return None };
-    if doubt(disk).is_some() || disk.there()?.object.is_some() {
+    if doubt(disk).is_some() || disk.destination()?.object.is_some() {
         return None;
     }
     let why = format!("the layer '{path}' was deleted, but can still be read and is brought there");
@@ -48,7 +48,7 @@ pub(super) fn layer_deleted(disk: &Disk<'_>) -> Option<Verdict> {
     if let (Some(not_thin), Thin::Not(reason)) = (&mut copy.not_thin, proofs::thin(disk)) {
         *not_thin = format!("{not_thin}; {reason}");
     }
-    copy.adopt = disk.there()?.object.is_some();
+    copy.adopt = disk.destination()?.object.is_some();
     Some(Verdict::Copy(copy))
 }
 
@@ -59,15 +59,15 @@ pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
         disk,
         format!("the running guest's chain is not that of the images' headers: {difference}"),
     );
-    copy.adopt = disk.there()?.object.is_some();
+    copy.adopt = disk.destination()?.object.is_some();
     Some(Verdict::Copy(copy))
 }
 
 /// `PathOccupied`, where the operator allows it: what is there is overwritten from end to end.
 pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
-    let there = disk.there()?;
-    there.object.as_ref()?;
-    let why = format!("'{}' is there and is overwritten, as allowed", there.path.display());
+    let destination = disk.destination()?;
+    destination.object.as_ref()?;
+    let why = format!("'{}' is there and is overwritten, as allowed", destination.path.display());
     Some(Verdict::Copy(Copy { adopt: true, ..whole(disk, why) }))
 }
 
@@ -137,7 +137,7 @@ fn backed(disk: &Disk<'_>) -> Copy {
                 BasePlan::Existing { chain, .. } => {
                     (Row::BasePresent, format!("the base is there already, as {}", first(chain)))
                 }
-                BasePlan::Seed { path, .. } => {
+                BasePlan::BaseCopy { path, .. } => {
                     (Row::BaseBrought, format!("the base is brought there as '{}'", path.display()))
                 }
             };

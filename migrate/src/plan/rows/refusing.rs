@@ -33,22 +33,25 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
     }
     let path = source_path(&disk.disk.source)?;
     let removable = cdrom || disk.disk.device == Device::Floppy;
-    let problem = match disk.there() {
-        Some(there) => {
-            let stays = there.storage == Storage::Shared && there.path == path;
+    let problem = match disk.destination() {
+        Some(destination) => {
+            let stays = destination.storage == Storage::Shared && destination.path == path;
             let problem = if stays { not_the_same_there(disk) } else { None };
             if stays && problem.is_none() {
                 return skip("a read-only medium on storage that both hosts share");
             }
             if let Some((why, _)) = problem {
                 why
-            } else if let Storage::Unknown { why } = &there.storage {
+            } else if let Storage::Unknown { why } = &destination.storage {
                 format!("nobody can say whether the destination shares its storage: {why}")
-            } else if there.object.is_some() && is_the_same(there) && there.path == path {
+            } else if destination.object.is_some()
+                && is_the_same(destination)
+                && destination.path == path
+            {
                 return skip("a read-only medium that is proven to be there too");
-            } else if there.object.is_some() {
-                format!("the destination has another '{}' already", there.path.display())
-            } else if let Some(why) = &there.unusable {
+            } else if destination.object.is_some() {
+                format!("the destination has another '{}' already", destination.path.display())
+            } else if let Some(why) = &destination.unusable {
                 why.clone()
             } else if disk.layers().len() != 1
                 || disk.chain().is_none_or(|chain| chain.missing.is_some())
@@ -59,7 +62,7 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
                 return Some(Verdict::CopyMedium {
                     why: "a read-only medium that the destination has not".into(),
                     from: path.to_path_buf(),
-                    to: there.path.clone(),
+                    to: destination.path.clone(),
                 });
             }
         }
@@ -80,9 +83,9 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
 }
 
 /// What is at the place is proven to hold what it would be filled with, and nobody changes it.
-fn is_the_same(there: &TargetFacts) -> bool {
-    there.bases.iter().any(|found| {
-        found.path == there.path
+fn is_the_same(destination: &TargetFacts) -> bool {
+    destination.bases.iter().any(|found| {
+        found.path == destination.path
             && found.in_use.is_none()
             && matches!(found.content, Content::Equal { .. })
     })
@@ -98,9 +101,9 @@ pub(super) fn over_the_network(disk: &Disk<'_>) -> Option<Verdict> {
 
 /// `SharedStorage`: both hosts see the same file under the same name, all of its layers included.
 pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
-    let there = disk.there()?;
+    let destination = disk.destination()?;
     let path = source_path(&disk.disk.source)?;
-    if there.storage != Storage::Shared || there.path != path {
+    if destination.storage != Storage::Shared || destination.path != path {
         return None;
     }
     if let Some((why, way_out)) = not_the_same_there(disk) {
@@ -125,7 +128,7 @@ pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
 fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, &'static str)> {
     let mount = "look whether the same storage is mounted on both hosts";
     let flatten = "flatten the disk where it is (virsh blockcopy --pivot)";
-    let Some(object) = &disk.there()?.object else {
+    let Some(object) = &disk.destination()?.object else {
         return Some(("the destination has no such file".to_owned(), mount));
     };
     if disk.top().is_some_and(|top| other_inode(&top.identity, &object.identity)) {
@@ -159,7 +162,7 @@ pub(super) fn storage_unknown(disk: &Disk<'_>) -> Option<Verdict> {
     if matches!(disk.disk.source, Source::Other { .. }) {
         return None;
     }
-    let why = match disk.there().map(|there| &there.storage) {
+    let why = match disk.destination().map(|destination| &destination.storage) {
         Some(Storage::Unknown { why }) => why.as_str(),
         Some(_) => return None,
         None => "nothing is known about its place there",
@@ -306,28 +309,28 @@ pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
 
 /// `PlaceUnusable`: the place cannot be written to, or two disks would go to one.
 pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
-    let there = disk.there()?;
-    if let Some(why) = &there.unusable {
+    let destination = disk.destination()?;
+    if let Some(why) = &destination.unusable {
         return refuse(
-            format!("'{}' cannot be made at the destination: {why}", there.path.display()),
+            format!("'{}' cannot be made at the destination: {why}", destination.path.display()),
             "make the directory, or map the path to another one",
         );
     }
     let twin = disk.facts.disks.iter().find(|other| {
         other.target != disk.disk.target
-            && other.there.as_ref().is_some_and(|place| place.path == there.path)
+            && other.destination.as_ref().is_some_and(|place| place.path == destination.path)
     })?;
     refuse(
-        format!("it and '{}' would both go to '{}'", twin.target, there.path.display()),
+        format!("it and '{}' would both go to '{}'", twin.target, destination.path.display()),
         "map one of their paths to another one",
     )
 }
 
 /// `PathOccupied`: there is something at the target's path.
 pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
-    let there = disk.there()?;
-    let object = there.object.as_ref()?;
-    let path = there.path.display();
+    let destination = disk.destination()?;
+    let object = destination.object.as_ref()?;
+    let path = destination.path.display();
     let elsewhere = "map the disk's path to one that is free";
     if !disk.policy.adopt {
         return refuse(
@@ -343,7 +346,7 @@ pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
     }
     let sources = disk.facts.disks.iter().filter_map(|disk| disk.chain.as_ref());
     let own = sources.flat_map(|chain| &chain.layers).any(|layer| {
-        maybe_same(&layer.identity, &object.identity, there.storage == Storage::Shared)
+        maybe_same(&layer.identity, &object.identity, destination.storage == Storage::Shared)
     });
     if own {
         return refuse(format!("'{path}' may be one of the guest's own images"), elsewhere);

@@ -27,7 +27,7 @@ pub(crate) fn carry_out(
     plan: &Plan,
     edits: &[DiskEdit],
     policy: &Policy,
-    weather: &Weather,
+    scenario: &Scenario,
     damage: bool,
 ) -> Ended {
     if model.facts(policy).fingerprint() != plan.facts {
@@ -45,12 +45,12 @@ pub(crate) fn carry_out(
             Ok(())
         }
         Mode::Live => {
-            let order = Order {
+            let request = MigrationRequest {
                 flags: plan.flags.clone(),
                 migrate_disks: plan.migrate_disks.clone(),
                 edits: edits.to_vec(),
             };
-            model.migrate(&order, weather)
+            model.migrate(&request, scenario)
         }
     };
     // What it said is not the outcome.
@@ -70,7 +70,7 @@ fn prepare(model: &mut Model, plan: &Plan, edits: &[DiskEdit], damage: bool) -> 
                 model.put(Side::Destination, to, image).map_err(|error| error.to_string())?;
             }
             Action::Create { image, base } => {
-                if let Some(BasePlan::Seed { path, how, digest, .. }) = base
+                if let Some(BasePlan::BaseCopy { path, how, digest, .. }) = base
                     && brought.insert(path.clone())
                 {
                     let mut seed = seed(model, how)?;
@@ -108,13 +108,13 @@ fn below<'a>(edits: &'a [DiskEdit], target: &str) -> &'a [NamedLayer] {
     })
 }
 
-fn seed(model: &Model, how: &SeedHow) -> Result<Image, String> {
+fn seed(model: &Model, how: &BaseCopyMethod) -> Result<Image, String> {
     match how {
-        SeedHow::CopyFile { from } => {
+        BaseCopyMethod::CopyFile { from } => {
             let (_, image) = model.readable(from).ok_or("the base cannot be read")?;
             Ok(Image { in_use: false, ..image.clone() })
         }
-        SeedHow::Flatten { from, format } => {
+        BaseCopyMethod::Flatten { from, format } => {
             let content =
                 model.show(Side::Source, from, *format).map_err(|error| error.to_string())?;
             Ok(Image::new(Format::Qcow2, content.into_iter().map(Some).collect(), None))

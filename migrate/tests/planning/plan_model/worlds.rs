@@ -97,7 +97,7 @@ pub(crate) struct World {
     tamper: Tamper,
     before: Vec<(usize, usize, u8)>,
     pub(crate) policy: Policy,
-    pub(crate) weather: Weather,
+    pub(crate) scenario: Scenario,
 }
 
 fn held(length: impl Strategy<Value = usize>) -> impl Strategy<Value = Held> {
@@ -185,11 +185,11 @@ pub(crate) fn some_world() -> impl Strategy<Value = World> {
         1 => select(vec![Fault::Start, Fault::HalfWay, Fault::Memory, Fault::Answer])
             .prop_map(Some),
     ];
-    let weather = (writes(), fault).prop_map(|(writes, fault)| Weather { writes, fault });
+    let scenario = (writes(), fault).prop_map(|(writes, fault)| Scenario { writes, fault });
     let disks = prop::collection::vec(disk(), 1..=2);
     let running = prop::bool::weighted(0.8);
     let names = (any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.05));
-    (disks, names, running, tamper, writes(), policy(), weather).prop_map(
+    (disks, names, running, tamper, writes(), policy(), scenario).prop_map(
         |(
             mut disks,
             (one_template, same_names, damage),
@@ -197,7 +197,7 @@ pub(crate) fn some_world() -> impl Strategy<Value = World> {
             tamper,
             before,
             policy,
-            weather,
+            scenario,
         )| {
             if same_names {
                 // Both bases have to be brought for their names to meet.
@@ -215,7 +215,7 @@ pub(crate) fn some_world() -> impl Strategy<Value = World> {
                 tamper,
                 before,
                 policy,
-                weather,
+                scenario,
             }
         },
     )

@@ -9,13 +9,13 @@ use crate::facts::{BaseFacts, ChainFacts, Content, Storage, TargetFacts};
 use crate::plan::{Policy, Style};
 use crate::store::Store;
 
-/// Whether `here` and `there`, a directory on each host, are the same storage: what is made in the one
+/// Whether `this_host` and `destination`, a directory on each host, are the same storage: what is made in the one
 /// must appear in the other, or must not.
 pub(super) fn storage(
     policy: &Policy,
     (named, real): (&Path, &Path),
     store: &dyn Store,
-    there: &Path,
+    destination: &Path,
 ) -> Storage {
     let stated = |directories: &[PathBuf]| directories.iter().any(|dir| named.starts_with(dir));
     if stated(&policy.distinct) {
@@ -36,7 +36,7 @@ pub(super) fn storage(
             };
         }
     };
-    match store.look(&there.join(token.path().file_name().unwrap_or_default())) {
+    match store.look(&destination.join(token.path().file_name().unwrap_or_default())) {
         Ok(Some(_)) => Storage::Shared,
         Ok(None) => Storage::Distinct,
         Err(error) => Storage::Unknown { why: error.to_string() },

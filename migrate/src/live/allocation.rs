@@ -19,18 +19,18 @@ const MOST: u64 = 1 << 20;
 /// For each window of the guest's disk, how many bytes of it some layer holds. Zeros count where the active layer
 /// itself says so: zeros below are zeros also for an image that stands alone and holds nothing there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cover {
+pub struct AllocationSummary {
     window: NonZeroU64,
     bytes: Vec<u64>,
 }
 
-impl Cover {
+impl AllocationSummary {
     /// Of all layers of `chain`.
     ///
     /// # Errors
     /// What reading the tables raises.
     pub fn of(chain: &Chain) -> Result<Self> {
-        let mut cover = Self::empty(chain.virtual_size());
+        let mut allocation = Self::empty(chain.virtual_size());
         for extent in chain.extents() {
             let extent = extent?;
             let counts = match extent.kind {
@@ -39,10 +39,10 @@ impl Cover {
                 ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => true,
             };
             if counts {
-                cover.add(extent.guest.0, extent.end());
+                allocation.add(extent.guest.0, extent.end());
             }
         }
-        Ok(cover)
+        Ok(allocation)
     }
 
     /// Of a disk of this size that holds nothing.
@@ -147,29 +147,29 @@ fn nonzero(number: u64) -> NonZeroU64 {
 mod tests {
     use super::*;
 
-    fn cover(ranges: &[(u64, u64)]) -> Cover {
-        let mut cover = Cover::empty(1 << 30);
-        ranges.iter().for_each(|(start, end)| cover.add(*start, *end));
-        cover
+    fn allocation(ranges: &[(u64, u64)]) -> AllocationSummary {
+        let mut allocation = AllocationSummary::empty(1 << 30);
+        ranges.iter().for_each(|(start, end)| allocation.add(*start, *end));
+        allocation
     }
 
     #[test]
     fn what_is_lacking_is_found_in_its_window() {
-        let before = cover(&[(0, 65536), (3 * WINDOW - 10, 3 * WINDOW + 10)]);
+        let before = allocation(&[(0, 65536), (3 * WINDOW - 10, 3 * WINDOW + 10)]);
         assert_eq!(before.bytes, [65536, 0, 10, 10]);
         assert_eq!(before.lacking_in(&before), None);
-        assert_eq!(before.lacking_in(&cover(&[(0, 4 * WINDOW)])), None);
+        assert_eq!(before.lacking_in(&allocation(&[(0, 4 * WINDOW)])), None);
         // More elsewhere does not make up for it.
-        let lost = cover(&[(0, 2 * WINDOW), (3 * WINDOW, 4 * WINDOW)]);
+        let lost = allocation(&[(0, 2 * WINDOW), (3 * WINDOW, 4 * WINDOW)]);
         assert_eq!(before.lacking_in(&lost), Some((2 * WINDOW, 10)));
-        assert_eq!(before.lacking_in(&Cover::empty(1 << 30)), Some((0, 65536 + 20)));
+        assert_eq!(before.lacking_in(&AllocationSummary::empty(1 << 30)), Some((0, 65536 + 20)));
     }
 
     #[test]
     fn memory_is_bounded_for_the_largest_disk() {
-        let mut cover = Cover::empty(1 << 62);
-        cover.add((1 << 62) - 1, 1 << 62);
-        assert!(cover.bytes.len() as u64 <= MOST);
+        let mut allocation = AllocationSummary::empty(1 << 62);
+        allocation.add((1 << 62) - 1, 1 << 62);
+        assert!(allocation.bytes.len() as u64 <= MOST);
     }
 
     #[test]

@@ -12,15 +12,15 @@ use crate::store::Store;
 impl Run<'_> {
     /// Gives the active layers of the moved disks another name, or removes them if they are not to be
     /// kept. What they stood on stays: other guests may stand on it too.
-    pub(super) fn retire(&mut self) -> Result<Vec<Retained>> {
-        self.phase(Phase::Retire)?;
+    pub(super) fn archive(&mut self) -> Result<Vec<Retained>> {
+        self.phase(Phase::Archive)?;
         let plan = self.plan().clone();
         // A definition that stayed would start the guest a second time from the files that it names.
-        let defined = self.ends.source.state(&plan.uuid);
+        let defined = self.hosts.source.state(&plan.uuid);
         match defined {
             Ok(None) => {}
             Ok(Some(DomainState::ShutOff)) if plan.mode == crate::plan::Mode::Offline => {
-                self.ends.source.undefine(&plan.uuid)?;
+                self.hosts.source.undefine(&plan.uuid)?;
             }
             Ok(Some(_)) => {
                 self.report.note("the source still has the guest's definition: its files stay");
@@ -36,12 +36,12 @@ impl Run<'_> {
             let moved = matches!(disk.action, Action::Create { .. } | Action::Adopt { .. });
             let top = self.facts.layers(&disk.target).first().filter(|_| moved);
             let Some((path, identity)) = top.and_then(file_of) else { continue };
-            let kept = retired_name(&path, self.id());
+            let kept = archived_name(&path, self.id());
             // A run that was cut off may have got so far already.
             let renamed = &self.journal.transaction().renamed;
             if !renamed.iter().any(|renamed| renamed.from == path) {
                 // The guest wrote to it after the probe: its times are others, it is the same file.
-                if let Err(error) = self.here.rename(&path, &kept, &identity) {
+                if let Err(error) = self.source_store.rename(&path, &kept, &identity) {
                     self.report.note(&format!("{} stays under its name: {error}", path.display()));
                     continue;
                 }
@@ -51,7 +51,7 @@ impl Run<'_> {
             let keep = plan.policy.retain_days > 0;
             if !keep {
                 // Gone already is as good.
-                self.here.remove(&kept, &identity)?;
+                self.source_store.remove(&kept, &identity)?;
                 let host = Side::Source;
                 self.journal.write(Record::Removed { host, path: kept.clone() })?;
             }
@@ -67,7 +67,7 @@ fn file_of(top: &LayerFacts) -> Option<(PathBuf, Identity)> {
 }
 
 /// The name under which the source's file is kept.
-fn retired_name(path: &Path, id: &str) -> PathBuf {
+fn archived_name(path: &Path, id: &str) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".migrated-{id}"));
     path.with_file_name(name)

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::cover::Cover;
+use super::allocation::AllocationSummary;
 use super::value::LivePlan;
 use crate::facts::Identity;
 use crate::fs::{failed, make_directories, sync_path};
@@ -22,22 +22,23 @@ const LONGEST: u64 = 64 << 20;
 /// A run that is being carried out, or was cut off.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Mark {
+pub struct ResumeRecord {
     version: u32,
     /// What is being done.
     pub plan: LivePlan,
     /// How much of the disk its layers held.
-    pub cover: Cover,
+    #[serde(rename = "cover")]
+    pub allocation: AllocationSummary,
     /// The new image, once it was made.
     pub made: Option<Identity>,
     /// The guest is being stopped for a moment, and must be let go on.
     pub stopped: bool,
 }
 
-impl Mark {
+impl ResumeRecord {
     /// Of a run that begins.
-    pub fn new(plan: LivePlan, cover: Cover) -> Self {
-        Self { version: VERSION, plan, cover, made: None, stopped: false }
+    pub fn new(plan: LivePlan, allocation: AllocationSummary) -> Self {
+        Self { version: VERSION, plan, allocation, made: None, stopped: false }
     }
 
     /// The run on this disk of this guest that was cut off, if one was.
@@ -53,12 +54,12 @@ impl Mark {
             Ok(_) => {}
         }
         let bytes = fs::read(&path).map_err(|error| failed("could not read", &path, error))?;
-        let mark: Self =
+        let record: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(&path, &error.to_string()))?;
-        if mark.version != VERSION || mark.plan.uuid != uuid || mark.plan.disk != disk {
+        if record.version != VERSION || record.plan.uuid != uuid || record.plan.disk != disk {
             return Err(damaged(&path, "is of another version or of another disk"));
         }
-        Ok(Some(mark))
+        Ok(Some(record))
     }
 
     /// Writes it, in place of an earlier one. When this returns, it is on stable storage.
@@ -119,7 +120,7 @@ mod tests {
 
     const UUID: &str = "6f1a9b52-6f2b-4a6e-9a53-0d8a6d0a7c11";
 
-    fn mark() -> Mark {
+    fn record() -> ResumeRecord {
         let plan = LivePlan {
             domain: "web".into(),
             uuid: UUID.into(),
@@ -139,35 +140,35 @@ mod tests {
             running: true,
             notes: Vec::new(),
         };
-        Mark::new(plan, Cover::empty(1 << 30))
+        ResumeRecord::new(plan, AllocationSummary::empty(1 << 30))
     }
 
     #[test]
     fn a_mark_is_read_as_it_was_written_until_it_is_removed() {
         let state = tempfile::tempdir().unwrap();
-        let read = || Mark::read(state.path(), UUID, "vda").unwrap();
+        let read = || ResumeRecord::read(state.path(), UUID, "vda").unwrap();
         assert_eq!(read(), None);
-        let mut mark = mark();
-        mark.write(state.path()).unwrap();
-        mark.stopped = true;
-        mark.write(state.path()).unwrap();
-        assert_eq!(read().as_ref(), Some(&mark));
-        assert_eq!(Mark::read(state.path(), UUID, "vdb").unwrap(), None);
-        mark.remove(state.path()).unwrap();
-        mark.remove(state.path()).unwrap();
+        let mut record = record();
+        record.write(state.path()).unwrap();
+        record.stopped = true;
+        record.write(state.path()).unwrap();
+        assert_eq!(read().as_ref(), Some(&record));
+        assert_eq!(ResumeRecord::read(state.path(), UUID, "vdb").unwrap(), None);
+        record.remove(state.path()).unwrap();
+        record.remove(state.path()).unwrap();
         assert_eq!(read(), None);
     }
 
     #[test]
     fn a_mark_that_cannot_be_read_is_not_taken_for_none() {
         let state = tempfile::tempdir().unwrap();
-        mark().write(state.path()).unwrap();
+        record().write(state.path()).unwrap();
         let path = name(state.path(), UUID, "vda").unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let other = text.replace("\"vda\"", "\"vdb\"");
         for wrong in [&text[..text.len() / 2], "{}", &other] {
             fs::write(&path, wrong).unwrap();
-            Mark::read(state.path(), UUID, "vda").unwrap_err();
+            ResumeRecord::read(state.path(), UUID, "vda").unwrap_err();
         }
     }
 
@@ -175,7 +176,7 @@ mod tests {
     fn names_of_disks_lead_nowhere_else() {
         let state = tempfile::tempdir().unwrap();
         for disk in ["../vda", "", "a/b", "a.b"] {
-            Mark::read(state.path(), UUID, disk).unwrap_err();
+            ResumeRecord::read(state.path(), UUID, disk).unwrap_err();
         }
     }
 }

@@ -9,12 +9,12 @@ use crate::fs::fd_path;
 
 /// Open files, by device and inode, and the roots that the processes see.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct PinnedFiles {
     files: HashMap<(u64, u64), File>,
     views: HashMap<u32, View>,
 }
 
-impl Held {
+impl PinnedFiles {
     pub(super) fn hold(&mut self, object: (u64, u64), file: File) {
         self.files.entry(object).or_insert(file);
     }
