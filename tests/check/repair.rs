@@ -473,7 +473,8 @@ fn repairing_leaks_leaves_corruption_alone() {
 #[test]
 fn repairing_leaks_corrects_copied_flags_where_refcounts_are_right_as_qemu_does() {
     needs_qemu!();
-    let rows: &[(&str, fn(&mut Patch) -> &mut Patch)] = &[
+    type Damage = fn(&mut Patch) -> &mut Patch;
+    let rows: &[(&str, Damage)] = &[
         ("two entries share a cluster, and their flags lie", |image| share(image, 2)),
         ("they share it, and the refcount is too low", |image| share(image, 1)),
         ("they share it, and the refcount is too high", |image| share(image, 3)),

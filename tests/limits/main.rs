@@ -5,6 +5,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod audit_memory;
 mod check_memory;
 mod flatten_memory;
 mod limits;

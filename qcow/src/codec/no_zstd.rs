@@ -42,5 +42,5 @@ impl Encode {
 fn missing() -> Error {
     Error::unsupported("clusters are compressed with zstd, which this program was built without")
         .structure(STRUCTURE)
-        .hint("build it with the feature `zstd` of the crate qcowtool-qcow")
+        .hint("build it with the feature `zstd`")
 }

@@ -51,6 +51,25 @@ pub fn peak(arguments: Vec<OsString>) -> u64 {
     used.rusage.maxrss
 }
 
+/// A hundred bases with 99 overlays each, made of two models.
+pub fn ten_thousand(dir: &Path) {
+    let model = dir.join("model");
+    qemu::create(&model, "cluster_size=512", "32k");
+    let base = Patch::open(&model);
+    std::fs::remove_file(&model).expect("the scratch directory is writable");
+    for group in 0..100 {
+        let here = dir.join(format!("pool{}/group{group}", group % 7));
+        std::fs::create_dir_all(&here).expect("the scratch directory is writable");
+        base.save_as(here.join("base.qcow2"));
+        let mut overlay = base.clone();
+        overlay.set_header_area(112, &[(fixtures::patch::magic::BACKING_FORMAT, b"qcow2")], true);
+        overlay.set_backing(256, b"base.qcow2");
+        for nth in 0..99 {
+            overlay.save_as(here.join(format!("overlay{nth}.qcow2")));
+        }
+    }
+}
+
 fn run(mut command: Command, arguments: &[OsString]) -> Run {
     let output = command.output().expect("the binary starts");
     let words: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();

@@ -123,14 +123,17 @@ fn may_delete_has_three_answers() {
     // A libvirt that cannot be asked.
     let run = qcowtool(args!["dependents", overlay, "--may-delete", "--connect", "nonsense:///x"]);
     assert_eq!(run.code(), Some(6), "{}", run.stderr());
-    // A json: name that is not understood may be of any file.
+    // A json: name of a range of a file is of that file; one that is not understood may be of any.
     let odd = scratch.path("odd.qcow2");
-    let name = format!(
-        "json:{{\"driver\":\"raw\",\"offset\":512,\"file.filename\":\"{}\"}}",
-        overlay.display()
-    );
-    qemu::qemu_img(&args!["create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "raw", odd, "1M"]);
-    assert_eq!(ask(&overlay).0, Some(6));
+    for (option, code) in [("offset", 1), ("surprise", 6)] {
+        let name = format!(
+            "json:{{\"driver\":\"raw\",\"{option}\":512,\"file.filename\":\"{}\"}}",
+            overlay.display()
+        );
+        let header = args!["create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "raw", odd, "1M"];
+        qemu::qemu_img(&header);
+        assert_eq!(ask(&overlay).0, Some(code), "{option}");
+    }
 }
 
 #[test]

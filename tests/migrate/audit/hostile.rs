@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixtures::pattern::Random;
 use fixtures::{Patch, Scratch, args, needs_qemu, qemu};
-use wait4::Wait4;
 
 use super::{Found, mode, pair};
-use common::{command, qcowtool};
+use common::{qcowtool, ten_thousand};
 
 #[test]
 fn names_with_control_characters_are_shown_escaped() {
@@ -188,27 +187,8 @@ fn a_tree_that_changes_under_the_scan_does_not_bring_it_down() {
     });
 }
 
-/// A hundred bases with 99 overlays each, made of two models.
-pub(super) fn ten_thousand(dir: &Path) {
-    let model = dir.join("model");
-    qemu::create(&model, "cluster_size=512", "32k");
-    let base = Patch::open(&model);
-    fs::remove_file(&model).unwrap();
-    for group in 0..100 {
-        let here = dir.join(format!("pool{}/group{group}", group % 7));
-        fs::create_dir_all(&here).unwrap();
-        base.save_as(here.join("base.qcow2"));
-        let mut overlay = base.clone();
-        overlay.set_header_area(112, &[(fixtures::patch::magic::BACKING_FORMAT, b"qcow2")], true);
-        overlay.set_backing(256, b"base.qcow2");
-        for nth in 0..99 {
-            overlay.save_as(here.join(format!("overlay{nth}.qcow2")));
-        }
-    }
-}
-
 #[test]
-pub(super) fn ten_thousand_images_in_bounded_memory() {
+fn ten_thousand_images_are_told_apart() {
     needs_qemu!();
     let scratch = Scratch::new();
     ten_thousand(scratch.dir());
@@ -222,11 +202,6 @@ pub(super) fn ten_thousand_images_in_bounded_memory() {
     let base = scratch.path("pool3/group3/base.qcow2");
     let asked = args!["dependents", "--output", "json", base, "--in", scratch.dir()];
     assert_eq!(qcowtool(asked).json()["images"].as_array().unwrap().len(), 99);
-    let arguments = args!["audit", scratch.dir()];
-    let child = command(&arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
-    let used = child.wait4().unwrap();
-    // Some kilobytes for each image.
-    assert!(used.rusage.maxrss < 96 << 20, "{} bytes", used.rusage.maxrss);
 }
 
 #[test]

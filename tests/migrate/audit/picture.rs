@@ -55,7 +55,7 @@ fn bases_overlays_and_what_is_wrong_with_them_are_named() {
 fn thousands_are_counted_and_what_is_wrong_is_drawn() {
     needs_qemu!();
     let scratch = Scratch::new();
-    super::hostile::ten_thousand(scratch.dir());
+    common::ten_thousand(scratch.dir());
     fs::remove_file(scratch.path("pool6/group55/base.qcow2")).unwrap();
     let texts = drawn(scratch.dir());
     assert!(texts.len() < 400, "{}", texts.len());

@@ -180,6 +180,7 @@ fn path(name: &[u8]) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::restriction, reason = "tests assert by panicking")]
 mod tests {
     use proptest::prelude::*;
     use qcow::io::MemoryStorage;
