@@ -3,15 +3,14 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixtures::pattern::Random;
-use fixtures::{Patch, Scratch, args, needs_qemu, qemu};
+use fixtures::{Scratch, args, needs_qemu, qemu};
 
 use super::{Found, mode, pair};
-use common::{qcowtool, ten_thousand};
+use common::{command, qcowtool, ten_thousand};
 
 #[test]
 fn names_with_control_characters_are_shown_escaped() {
