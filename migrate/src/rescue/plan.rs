@@ -24,8 +24,8 @@ pub struct Options {
 /// Says of everything that is gone whether it can be saved.
 ///
 /// ```
-/// use migrate::rescue::{Facts, Wishes, plan};
-/// let plan = plan(&Facts::default(), &Wishes::default());
+/// use migrate::rescue::{Facts, Options, plan};
+/// let plan = plan(&Facts::default(), &Options::default());
 /// assert!(plan.items.is_empty() && plan.is_whole());
 /// ```
 pub fn plan(facts: &Facts, options: &Options) -> Plan {
