@@ -178,3 +178,24 @@ pub(crate) fn to(offset: u64) -> usize {
 pub(crate) fn copied(offset: u64) -> u64 {
     COPIED | offset
 }
+
+/// One row: what is broken, how, what qemu-img's exit code is, and what kind of finding names it.
+pub(crate) type Row = (&'static str, fn(&mut Patch) -> &mut Patch, i32, &'static str);
+
+/// Breaks copies of an image, and asserts that both give the same counts and the expected verdict.
+#[track_caller]
+pub(crate) fn all(image: &[u8], rows: &[Row]) {
+    for (what, damage, code, kind) in rows {
+        let scratch = Scratch::new();
+        let mut patch = copy(&scratch, image);
+        damage(&mut patch);
+        patch.save();
+        let verdict = judged_alike(&patch.path, what);
+        assert_eq!(verdict.code, Some(*code), "{what}: exit code");
+        if kind.is_empty() {
+            assert!(verdict.findings.is_empty(), "{what}: {:?}", verdict.findings);
+        } else {
+            assert!(verdict.found(kind), "{what}: no {kind} in {:#?}", verdict.findings);
+        }
+    }
+}

@@ -1,29 +1,8 @@
 //! `check`: L1 and L2 entries broken by hand, held against `qemu-img check`.
 
-use crate::check_common::{Places, built, copied, copy, everything, judged_alike};
+use crate::check_common::{Places, Row, all, built, copied, everything};
 use fixtures::patch::{COPIED, ZERO, field};
-use fixtures::{Patch, Scratch, needs_qemu, qemu_io};
-
-/// One row: what is broken, how, what qemu-img's exit code is, and what kind of finding names it.
-type Row = (&'static str, fn(&mut Patch) -> &mut Patch, i32, &'static str);
-
-/// Breaks copies of an image, and asserts that both give the same counts and the expected verdict.
-#[track_caller]
-fn all(image: &[u8], rows: &[Row]) {
-    for (what, damage, code, kind) in rows {
-        let scratch = Scratch::new();
-        let mut patch = copy(&scratch, image);
-        damage(&mut patch);
-        patch.save();
-        let verdict = judged_alike(&patch.path, what);
-        assert_eq!(verdict.code, Some(*code), "{what}: exit code");
-        if kind.is_empty() {
-            assert!(verdict.findings.is_empty(), "{what}: {:?}", verdict.findings);
-        } else {
-            assert!(verdict.found(kind), "{what}: no {kind} in {:#?}", verdict.findings);
-        }
-    }
-}
+use fixtures::{needs_qemu, qemu_io};
 
 #[test]
 fn trap_42_broken_l1_entries_are_found() {

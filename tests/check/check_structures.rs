@@ -1,31 +1,10 @@
 //! `check`: refcounts, snapshots, bitmaps and data files broken by hand, held against `qemu-img check`.
 
 use crate::check_common::{
-    Places, built, copied, copy, everything, judged_alike, leak, ours, theirs, to,
+    Places, Row, all, built, copied, copy, everything, leak, ours, theirs, to,
 };
 use fixtures::patch::{COMPRESSED, COPIED, OFFSET_MASK, field};
-use fixtures::{Patch, Scratch, args, needs_qemu, qemu, qemu_img, qemu_io};
-
-/// One row: what is broken, how, what qemu-img's exit code is, and what kind of finding names it.
-type Row = (&'static str, fn(&mut Patch) -> &mut Patch, i32, &'static str);
-
-/// Breaks copies of an image, and asserts that both give the same counts and the expected verdict.
-#[track_caller]
-fn all(image: &[u8], rows: &[Row]) {
-    for (what, damage, code, kind) in rows {
-        let scratch = Scratch::new();
-        let mut patch = copy(&scratch, image);
-        damage(&mut patch);
-        patch.save();
-        let verdict = judged_alike(&patch.path, what);
-        assert_eq!(verdict.code, Some(*code), "{what}: exit code");
-        if kind.is_empty() {
-            assert!(verdict.findings.is_empty(), "{what}: {:?}", verdict.findings);
-        } else {
-            assert!(verdict.found(kind), "{what}: no {kind} in {:#?}", verdict.findings);
-        }
-    }
-}
+use fixtures::{Scratch, args, needs_qemu, qemu, qemu_img, qemu_io};
 
 #[test]
 fn trap_75_refcounts_that_lie_are_leaks_or_corruption() {

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::extent::LeftOut;
 use qcow::io::{FileStorage, Storage};
 use qcow::ops::digest::{Manifest, tree_hash};
 use qcow::ops::info::{InfoOptions, info};
@@ -21,7 +22,7 @@ use super::value::lossy;
 use crate::store::{LocalStore, identity_of};
 use crate::{Error, ErrorKind, Result};
 
-pub use super::missing::LostRange;
+pub use qcow::extent::LeftOutRange as LostRange;
 
 /// What to look for, and where.
 #[derive(Clone, Copy)]
@@ -149,7 +150,8 @@ pub fn search(options: &SearchOptions<'_>) -> Result<Search> {
     };
     let manifest = options.manifest.map(|path| manifest(path, &cut.name)).transpose()?.flatten();
     let tree = manifest.as_ref().map(|manifest| &manifest.tree);
-    let (lost, lost_bytes, more) = ranges(&absolute, options.format, &cut, tree, options.cancel)?;
+    let LeftOut { ranges: lost, bytes: lost_bytes, more, .. } =
+        ranges(&absolute, options.format, &cut, tree, options.cancel)?;
     let of = manifest.as_ref().and_then(|manifest| manifest.layers.first());
     let mut base = LostBase {
         tree_hash: tree.map(|tree| tree.root.to_string()),

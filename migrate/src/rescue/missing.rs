@@ -5,24 +5,10 @@ use std::path::{Path, PathBuf};
 
 use qcow::CancelToken;
 use qcow::chain::{Chain, Files, Format, OpenOptions, walk};
-use qcow::extent::ExtentKind;
+use qcow::extent::{ExtentKind, LeftOut};
 use qcow::ops::digest::{LEAF, TreeHash};
-use serde::Serialize;
 
 use crate::{Error, Result};
-
-/// So many ranges are listed; all are counted.
-const MOST_RANGES: usize = 1_000_000;
-
-/// A range of the guest's disk that no layer holds that is there. Bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct LostRange {
-    /// Where it starts.
-    pub start: u64,
-    /// Its length.
-    pub length: u64,
-}
 
 /// Where a chain is cut.
 #[derive(Debug)]
@@ -74,7 +60,7 @@ pub(super) fn in_use(error: qcow::Error) -> Error {
     error.into()
 }
 
-/// The ranges of the disk that come from what is gone, and how many bytes they are. `base` is what is known
+/// The ranges of the disk that come from what is gone. `base` is what is known
 /// of that: past its end and where it is zeros, nothing is lost.
 pub(super) fn ranges(
     image: &Path,
@@ -82,13 +68,13 @@ pub(super) fn ranges(
     cut: &Cut,
     base: Option<&TreeHash>,
     cancel: &CancelToken,
-) -> Result<(Vec<LostRange>, u64, bool)> {
+) -> Result<LeftOut> {
     let options = OpenOptions { format, ..Default::default() };
     let chain = Chain::open_upper(image, &options, cut.layers).map_err(in_use)?;
     // Past the end of any layer, nothing below it is seen.
     let layers = chain.layers().iter().map(qcow::chain::Layer::virtual_size);
     let end = layers.chain(base.map(|base| base.virtual_size)).min().unwrap_or_default();
-    let mut lost = Ranges::default();
+    let mut lost = LeftOut::default();
     for extent in chain.extents() {
         cancel.check()?;
         let extent = extent?;
@@ -99,46 +85,23 @@ pub(super) fn ranges(
             let (start, stop) = (extent.guest.0, extent.end().min(end));
             match base {
                 None => lost.add(start, stop),
-                Some(base) => lost.add_data(base, start, stop),
+                Some(base) => add_data(&mut lost, base, start, stop),
             }
         }
     }
-    Ok((lost.ranges, lost.bytes, lost.more))
+    Ok(lost)
 }
 
-#[derive(Default)]
-struct Ranges {
-    ranges: Vec<LostRange>,
-    bytes: u64,
-    /// There are more than are listed.
-    more: bool,
-}
-
-impl Ranges {
-    fn add(&mut self, start: u64, end: u64) {
-        let length = end.saturating_sub(start);
-        self.bytes = self.bytes.saturating_add(length);
-        let full = self.ranges.len() >= MOST_RANGES;
-        match self.ranges.last_mut() {
-            Some(last) if last.start.saturating_add(last.length) == start => {
-                last.length = last.length.saturating_add(length);
-            }
-            _ if full => self.more = true,
-            _ => self.ranges.push(LostRange { start, length }),
+/// Adds what lies in leaves that are not all zeros.
+fn add_data(lost: &mut LeftOut, base: &TreeHash, start: u64, end: u64) {
+    let first = base
+        .leaves
+        .partition_point(|leaf| leaf.index.saturating_add(1).saturating_mul(LEAF) <= start);
+    for leaf in base.leaves.get(first..).unwrap_or_default() {
+        let from = leaf.index.saturating_mul(LEAF);
+        if from >= end {
+            break;
         }
-    }
-
-    /// Adds what lies in leaves that are not all zeros.
-    fn add_data(&mut self, base: &TreeHash, start: u64, end: u64) {
-        let first = base
-            .leaves
-            .partition_point(|leaf| leaf.index.saturating_add(1).saturating_mul(LEAF) <= start);
-        for leaf in base.leaves.get(first..).unwrap_or_default() {
-            let from = leaf.index.saturating_mul(LEAF);
-            if from >= end {
-                break;
-            }
-            self.add(from.max(start), from.saturating_add(LEAF).min(end));
-        }
+        lost.add(from.max(start), from.saturating_add(LEAF).min(end));
     }
 }

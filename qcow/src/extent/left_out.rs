@@ -58,7 +58,16 @@ impl Chain {
 }
 
 impl LeftOut {
-    fn add(&mut self, start: u64, end: u64) {
+    /// Adds `start..end`, which lies past all that was added before, in bytes. It joins the last range if it
+    /// touches it; once a million ranges are listed, only the bytes of further ones are counted.
+    ///
+    /// ```
+    /// let mut left_out = qcow::extent::LeftOut::default();
+    /// left_out.add(0, 512);
+    /// left_out.add(512, 1024);
+    /// assert_eq!((left_out.bytes, left_out.ranges.len()), (1024, 1));
+    /// ```
+    pub fn add(&mut self, start: u64, end: u64) {
         let length = end.saturating_sub(start);
         self.bytes = self.bytes.saturating_add(length);
         let full = self.ranges.len() >= MOST_RANGES;
