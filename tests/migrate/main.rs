@@ -6,3 +6,4 @@ mod audit;
 mod directories;
 mod preflight;
 mod rescue;
+mod ways_out;

@@ -11,3 +11,4 @@ mod plan_proofs;
 mod plan_rows;
 mod plan_seal;
 mod preflight;
+mod remedies;
