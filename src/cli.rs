@@ -115,7 +115,7 @@ commands! {
     Transactions(output) "transactions" "List runs of migrate and prepare, including interrupted ones";
     Resume(output) "resume" "Continue an interrupted run";
     Rollback(output) "rollback" "Undo an interrupted run, or what prepare created";
-    Agent(output) "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
+    Agent(output) "agent" "Serve this host's files to a qcowtool at the far end of --rsh" hidden true;
     Generate(output) "generate" "Write man pages or shell completions" hidden true;
 }
 
