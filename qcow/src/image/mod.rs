@@ -10,6 +10,7 @@ mod preallocation;
 mod skeleton;
 mod snapshots;
 mod tables;
+pub(crate) mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -28,7 +29,7 @@ pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
 #[cfg(feature = "ops")]
 pub(crate) use skeleton::Skeleton;
 pub(crate) use skeleton::read_area;
-pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
+pub(crate) use tables::{Run, RunKind, TableWindow, check_identity, push_run};
 
 /// Bytes that [`Header::peek`] needs.
 const PEEK: usize = 24;
