@@ -9,6 +9,7 @@ mod dependents;
 mod flatten;
 mod generate;
 mod info;
+mod io;
 mod map;
 mod measure;
 mod migration;
@@ -25,6 +26,7 @@ pub(crate) use dependents::Dependents;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use info::Info;
+pub(crate) use io::Io;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
 pub(crate) use migration::{

@@ -37,8 +37,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::{Chain, Format, OpenOptions, open_writable};
-use crate::format::GuestOffset;
-use crate::image::write::{Below, NoBacking, Writer, WriterOptions};
+use crate::format::{GuestOffset, HostOffset};
+use crate::image::write::{Below, NoBacking, Piece, PieceKind, Writer, WriterOptions};
 use crate::io::{WriteStorage, Zeroes, read_padded};
 use crate::{Error, Result};
 
@@ -91,6 +91,35 @@ impl WriteOptions {
     pub fn data_file(self, storage: Arc<dyn WriteStorage>) -> Self {
         Self { data_file: Some(storage), ..self }
     }
+}
+
+/// A part of a disk that is of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskRange {
+    /// Where it starts on the disk, in bytes.
+    pub at: u64,
+    /// Its length in bytes, never 0.
+    pub len: u64,
+    /// What it is.
+    pub kind: RangeKind,
+}
+
+/// What the image that is written to says about a part of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RangeKind {
+    /// The image has nothing: the backing file decides, and without one it reads as zeros.
+    Backing,
+    /// It reads as zeros.
+    Zero,
+    /// Bytes at this place of the image, or of its external data file.
+    Data {
+        /// Where the first byte lies.
+        host: HostOffset,
+    },
+    /// Compressed clusters.
+    Compressed,
 }
 
 /// A disk open for reading and writing. All methods take `&self`; share it by [`Arc`] or by reference.
@@ -189,6 +218,14 @@ impl Disk {
         }
     }
 
+    /// Cluster size in bytes; `None` for a raw image.
+    pub fn cluster_size(&self) -> Option<u64> {
+        match &self.image {
+            Kind::Raw(_) => None,
+            Kind::Qcow2(writer) => Some(writer.geometry().cluster_size()),
+        }
+    }
+
     /// Fills `buf` with the bytes from `at` on.
     ///
     /// # Errors
@@ -199,6 +236,43 @@ impl Disk {
                 .check_range(at, buf.len() as u64)
                 .and_then(|()| read_padded(&**storage, buf, at)),
             Kind::Qcow2(writer) => writer.read_at(buf, at),
+        };
+        self.named(result)
+    }
+
+    /// What each part of `len` bytes from `at` on is, in ascending order and without gaps: as it is now, while
+    /// other threads may be changing it.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("disk.qcow2");
+    /// # use qcow::chain::OpenOptions;
+    /// # use qcow::ops::create::{CreateOptions, create};
+    /// use qcow::disk::{Disk, RangeKind, WriteOptions};
+    /// # create(&path, &CreateOptions { size: Some(1 << 20), ..Default::default() })?;
+    /// let disk = Disk::open(&path, &OpenOptions::default(), WriteOptions::new())?;
+    /// disk.write_at(&[7; 65536], 65536)?;
+    /// let kinds: Vec<_> = disk.ranges(0, 1 << 20)?.iter().map(|range| (range.len, range.kind)).collect();
+    /// assert!(matches!(
+    ///     kinds[..],
+    ///     [(65536, RangeKind::Backing), (65536, RangeKind::Data { .. }), (_, RangeKind::Backing)]
+    /// ));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk, otherwise what reading the tables raises.
+    pub fn ranges(&self, at: u64, len: u64) -> Result<Vec<DiskRange>> {
+        let result = match &self.image {
+            Kind::Raw(_) => self.check_range(at, len).map(|()| {
+                let kind = RangeKind::Data { host: HostOffset(at) };
+                if len == 0 { Vec::new() } else { vec![DiskRange { at, len, kind }] }
+            }),
+            Kind::Qcow2(writer) => {
+                writer.pieces(at, len).map(|pieces| pieces.into_iter().map(range).collect())
+            }
         };
         self.named(result)
     }
@@ -320,6 +394,16 @@ impl Disk {
             result => result,
         }
     }
+}
+
+fn range((at, piece): (u64, Piece)) -> DiskRange {
+    let kind = match piece.kind {
+        PieceKind::Below => RangeKind::Backing,
+        PieceKind::Zero => RangeKind::Zero,
+        PieceKind::Data { host, .. } => RangeKind::Data { host },
+        PieceKind::Compressed(_) => RangeKind::Compressed,
+    };
+    DiskRange { at, len: piece.len, kind }
 }
 
 impl Below for Chain {

@@ -86,6 +86,16 @@ impl History<'_> {
         for (id, before) in self.made.snapshots().iter().zip(&self.snapshots) {
             assert!(self.made.content(&crash.bytes, Some(id)) == *before, "{what}: snapshot {id}");
         }
+        if self.made.kind.bitmap
+            && let Some(dirty) = self.made.dirty(&crash.bytes)
+        {
+            let found = self.made.content(&crash.bytes, None);
+            for (number, dirty) in dirty.iter().enumerate() {
+                let sector = number * SECTOR..(number + 1) * SECTOR;
+                let same = found[sector.clone()] == self.start[sector];
+                assert!(*dirty || same, "{what}: the bitmap lacks sector {number}");
+            }
+        }
         if in_full {
             self.made.qemu_agrees(&crash.bytes, true, &what);
             self.life_goes_on(crash, &what);

@@ -8,6 +8,7 @@ use fixtures::qemu;
 use crate::chain::{Chain, Format};
 use crate::disk::{Disk, WriteOptions};
 use crate::format::GuestOffset;
+use crate::image::Image;
 use crate::io::{MemoryStorage, Storage, WriteStorage};
 use crate::ops::check::{CheckOptions, check_storage};
 use crate::{CancelToken, Silent};
@@ -26,10 +27,12 @@ pub(super) struct Kind {
     before: &'static [&'static str],
     snapshot: bool,
     after: &'static [&'static str],
+    /// It has a bitmap of 2 KiB granularity that records writes.
+    pub(super) bitmap: bool,
 }
 
 /// All kinds. Disks end in the middle of a cluster where clusters are larger than a sector.
-pub(super) const KINDS: [Kind; 13] = [
+pub(super) const KINDS: [Kind; 14] = [
     Kind { name: "plain", options: "cluster_size=4k", cluster: 4096, clusters: 24, ..NONE },
     Kind {
         name: "default clusters",
@@ -132,6 +135,16 @@ pub(super) const KINDS: [Kind; 13] = [
         before: &["write -P 3 512 1k", "write -P 4 16k 16k"],
         snapshot: true,
         after: &["write -P 5 33k 512"],
+        bitmap: false,
+    },
+    Kind {
+        name: "a bitmap",
+        options: "cluster_size=4k",
+        cluster: 4096,
+        clusters: 300,
+        before: &["write -P 3 8k 16k"],
+        bitmap: true,
+        ..NONE
     },
     Kind {
         name: "preallocated",
@@ -152,6 +165,7 @@ const NONE: Kind = Kind {
     before: &[],
     snapshot: false,
     after: &[],
+    bitmap: false,
 };
 
 /// An image, and what it is backed by.
@@ -181,6 +195,10 @@ impl Kind {
         if self.snapshot {
             qemu::qemu_img(&["snapshot", "-c", "one", path.to_str().unwrap()]);
             qemu::qemu_io("qcow2", &path, self.after);
+        }
+        if self.bitmap {
+            let arguments = ["bitmap", "--add", "-g", "2048", path.to_str().unwrap(), "b0"];
+            qemu::qemu_img(&arguments);
         }
         Made { kind: self, image: std::fs::read(&path).unwrap(), base }
     }
@@ -216,6 +234,21 @@ impl Made {
         let mut bytes = vec![0; chain.virtual_size() as usize];
         chain.read_at(&mut bytes, GuestOffset(0)).unwrap();
         bytes
+    }
+
+    /// Which sectors the bitmap has as dirty; `None` if it is not to be believed.
+    pub(super) fn dirty(&self, image: &[u8]) -> Option<Vec<bool>> {
+        let image = Image::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
+        let bitmap = image.bitmap(b"b0").unwrap();
+        if bitmap.info().in_use {
+            return None;
+        }
+        let mut dirty = vec![false; (self.kind.size() / 512) as usize];
+        for range in bitmap.dirty_ranges().unwrap() {
+            let range = range.unwrap();
+            dirty[(range.start.0 / 512) as usize..(range.end.0 / 512) as usize].fill(true);
+        }
+        Some(dirty)
     }
 
     pub(super) fn snapshots(&self) -> &'static [&'static str] {

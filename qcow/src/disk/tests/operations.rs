@@ -94,10 +94,12 @@ fn one_run(made: &Made, seed: u64) {
     let mut random = Random::new(seed);
     // Odd bytes in some runs, sectors in the others.
     let unit = if seed.is_multiple_of(2) { 1 } else { 512 };
+    let mut touched = vec![false; model.len() / 512];
     for number in 0..150u32 {
         let request = Request::random(made, &mut random, unit, (number % 250 + 1) as u8);
         request.run(&disk).unwrap_or_else(|error| panic!("{what}: {request:?}: {error}"));
         if let Some((range, value)) = request.effect(made) {
+            touched[range.start / 512..range.end.div_ceil(512)].fill(true);
             model[range].fill(value);
         }
         if number % 10 == 9 {
@@ -115,6 +117,13 @@ fn one_run(made: &Made, seed: u64) {
     let image = storage.bytes();
     assert!(made.content(&image, None) == model, "{what}: after closing");
     assert_eq!(leaks(&image, &what), 0, "{what}: leaks after closing");
+    if made.kind.bitmap {
+        let dirty = made.dirty(&image).expect("stored cleanly");
+        // Four sectors to a bit.
+        for (number, (dirty, touched)) in dirty.chunks(4).zip(touched.chunks(4)).enumerate() {
+            assert_eq!(dirty[0], touched.contains(&true), "{what}: bit {number}");
+        }
+    }
     for snapshot in made.snapshots() {
         let before = made.content(&made.image, Some(snapshot));
         assert!(made.content(&image, Some(snapshot)) == before, "{what}: snapshot");

@@ -45,11 +45,20 @@ impl Writer {
         self.commit(&mut commits)
     }
 
-    /// As [`flush`](Self::flush), and lowers the refcounts of all that was dropped.
+    /// As [`flush`](Self::flush), lowers the refcounts of all that was dropped, and stores the bitmaps.
     pub(crate) fn close(&self) -> Result<()> {
         self.flush()?;
+        self.commit_all()?;
+        if self.has_bitmaps() && !self.unprepared.load(SeqCst) {
+            self.store_bitmaps()?;
+        }
+        Ok(())
+    }
+
+    /// Commits until nothing is left to be written, when no request is in flight.
+    pub(super) fn commit_all(&self) -> Result<()> {
         let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
-        // What the last group dropped settles in the next, if no request is in flight any more.
+        // What the last group dropped settles in the next.
         for _ in 0..2 {
             self.settle()?;
             if !self.is_clean() {

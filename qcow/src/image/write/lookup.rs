@@ -17,13 +17,14 @@ const DECODERS: usize = 16;
 
 /// The first part of a range, all of which is of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) kind: Kind,
-    pub(super) len: u64,
+pub(crate) struct Piece {
+    pub(crate) kind: Kind,
+    pub(crate) len: u64,
 }
 
+/// What a piece is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// What is below decides.
     Below,
     Zero,
@@ -74,6 +75,27 @@ impl Writer {
             (rest, at) = (later, at.plus(piece.len)?);
         }
         Ok(())
+    }
+
+    /// What each part of a range is.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub(crate) fn pieces(&self, at: u64, len: u64) -> Result<Vec<(u64, Piece)>> {
+        self.check_range(at, len)?;
+        let _pass = self.gate.enter();
+        let (mut pieces, mut now, end) = (Vec::<(u64, Piece)>::new(), at, at.plus(len)?);
+        while now < end {
+            let piece = self.piece(now, end.minus(now)?)?;
+            match pieces.last_mut() {
+                Some((_, last)) if last.kind.goes_on(piece.kind, last.len) => {
+                    last.len = last.len.plus(piece.len)?;
+                }
+                _ => pieces.push((now, piece)),
+            }
+            now = now.plus(piece.len)?;
+        }
+        Ok(pieces)
     }
 
     /// The entry of a guest cluster; reads its slice if that is not in memory.

@@ -18,6 +18,7 @@
 //! claim, `growing`, `map`, `space`; no file is read or written under `map` or `space`. Reads, and writes
 //! to clusters that are allocated and not shared, take no claim and only a shared lock of `map`.
 
+mod bitmaps;
 mod claims;
 mod commit;
 mod counts;
@@ -29,6 +30,7 @@ mod space;
 mod store;
 mod zero;
 
+pub(crate) use lookup::{Kind as PieceKind, Piece};
 pub(crate) use open::WriterOptions;
 pub(crate) use zero::NoBacking;
 
@@ -84,11 +86,12 @@ pub(crate) struct Writer {
     growing: Mutex<()>,
     map: RwLock<Map>,
     space: Mutex<Space>,
+    bitmaps: bitmaps::Bitmaps,
     commits: Mutex<commit::Commits>,
     /// Requests that changed something and have ended.
     changes: AtomicU64,
-    /// What of the header must be written before the first change.
-    first_change: Mutex<Option<crate::format::HeaderPatch>>,
+    /// What must be durable before the first change: header bits, marks of bitmaps.
+    first_change: Mutex<Vec<Put>>,
     unprepared: AtomicBool,
     /// The first failed barrier: after it nothing can be made durable any more.
     poison: OnceLock<(ErrorKind, String)>,
@@ -174,11 +177,12 @@ impl Writer {
         if !self.unprepared.load(SeqCst) {
             return Ok(());
         }
-        let mut patch = self.first_change.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(change) = patch.as_ref() {
-            put(&*self.storage, &change.bytes, change.offset)?;
+        let mut puts = self.first_change.lock().unwrap_or_else(PoisonError::into_inner);
+        if !puts.is_empty() {
+            puts.iter()
+                .try_for_each(|Put { offset, bytes }| put(&*self.storage, bytes, *offset))?;
             self.barrier(&*self.storage)?;
-            *patch = None;
+            puts.clear();
         }
         self.unprepared.store(false, SeqCst);
         Ok(())

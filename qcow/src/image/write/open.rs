@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+use super::bitmaps::Bitmaps;
 use super::claims::Claims;
 use super::commit::Commits;
 use super::counts::Counts;
 use super::gate::Gate;
 use super::slices::Map;
 use super::space::Space;
-use super::{Below, Writer};
+use super::{Below, Put, Writer};
 use crate::exact::to_usize;
 use crate::format::{
     Autoclear, CryptMethod, Geometry, Header, HeaderPatch, HostOffset, Incompatible, L1Entry,
@@ -65,7 +66,9 @@ impl Writer {
         let mut space = Space::new(counts, geometry, fixed_end);
         space.add_metadata(metadata(&image, &l1));
         let map = Map::new(geometry, header.l1_table_offset, l1, options.cache);
-        let first_change = first_change(header);
+        let bitmaps = Bitmaps::read(&image)?;
+        space.add_metadata(bitmaps.clusters(geometry));
+        let first_change: Vec<Put> = autoclear(header).into_iter().chain(bitmaps.marks()).collect();
         Ok(Self {
             rules: image.rules(),
             size: image.virtual_size(),
@@ -79,9 +82,10 @@ impl Writer {
             growing: Mutex::default(),
             map: RwLock::new(map),
             space: Mutex::new(space),
+            bitmaps,
             commits: Mutex::new(Commits::default()),
             changes: AtomicU64::new(0),
-            unprepared: AtomicBool::new(first_change.is_some()),
+            unprepared: AtomicBool::new(!first_change.is_empty()),
             first_change: Mutex::new(first_change),
             poison: OnceLock::new(),
             decoders: Mutex::default(),
@@ -104,19 +108,14 @@ fn check_writable(image: &Image) -> Result<()> {
             "the image is encrypted, and there is no key",
         ));
     }
-    if !image.bitmaps().is_empty() {
-        let message = "the image has persistent bitmaps, which would not learn of what is written";
-        return Err(Error::unsupported(message).hint(
-            "write to the image with QEMU, or remove its bitmaps (qemu-img bitmap --remove)",
-        ));
-    }
     Ok(())
 }
 
 /// Autoclear bits that this crate does not know say something that it does not keep true.
-fn first_change(header: &Header) -> Option<HeaderPatch> {
+fn autoclear(header: &Header) -> Option<Put> {
     let known = header.autoclear & Autoclear::all();
-    (known != header.autoclear).then(|| HeaderPatch::autoclear(known.bits()))
+    let HeaderPatch { offset, bytes } = HeaderPatch::autoclear(known.bits());
+    (known != header.autoclear).then_some(Put { offset, bytes })
 }
 
 fn read_table(storage: &dyn Storage, place: HostOffset, entries: u64) -> Result<Vec<u64>> {
@@ -132,6 +131,9 @@ fn metadata(image: &Image, l1: &[u64]) -> HashSet<u64> {
     let mut clusters = HashSet::new();
     let mut add = |place: HostOffset, bytes: u64| clusters.extend(range(geometry, place, bytes));
     add(header.l1_table_offset, u64::from(header.l1_entries).saturating_mul(8));
+    if let Some(bitmaps) = image.area().bitmaps() {
+        add(bitmaps.directory_offset, bitmaps.directory_size);
+    }
     if !image.snapshots().is_empty() {
         let bytes = image.snapshots().iter().filter_map(|snapshot| snapshot.to_bytes().ok());
         let bytes = bytes.map(|bytes| bytes.len() as u64).sum::<u64>();

@@ -47,12 +47,18 @@ impl Writer {
     /// writing raise. Parts of the range may have been written.
     pub(crate) fn write_at(&self, buf: &[u8], at: u64) -> Result<()> {
         self.check_range(at, buf.len() as u64)?;
-        self.changing(|| self.write(buf, at))
+        self.changing(at, buf.len() as u64, || self.write(buf, at))
     }
 
-    /// Runs a request that changes something.
-    pub(super) fn changing(&self, request: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Runs a request that changes something within a range.
+    pub(super) fn changing(
+        &self,
+        at: u64,
+        len: u64,
+        request: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         self.prepare()?;
+        self.bitmaps.set(&(at..at.plus(len)?));
         let pass = self.gate.enter();
         let result = request();
         drop(pass);
@@ -343,7 +349,7 @@ impl Writer {
         if !Compressor::new(self.compression, None)?.compress(&padded, &mut output)? {
             return self.write_at(cluster, at);
         }
-        self.changing(|| self.store_compressed(&output, at))
+        self.changing(at, whole, || self.store_compressed(&output, at))
     }
 
     fn store_compressed(&self, bytes: &[u8], at: u64) -> Result<()> {

@@ -22,7 +22,7 @@ impl Writer {
     /// As [`write_at`](Self::write_at).
     pub(crate) fn write_zeroes(&self, at: u64, len: u64, how: Zeroes) -> Result<()> {
         self.check_range(at, len)?;
-        self.changing(|| self.zero(at, at.plus(len)?, how))
+        self.changing(at, len, || self.zero(at, at.plus(len)?, how))
     }
 
     /// Says that the guest does not need `len` bytes from `at` on any more: whole clusters of them read as
@@ -44,7 +44,7 @@ impl Writer {
         if start >= end {
             return Ok(());
         }
-        self.changing(|| self.zero(start, end, Zeroes::Unmap))
+        self.changing(start, end.minus(start)?, || self.zero(start, end, Zeroes::Unmap))
     }
 
     fn zero(&self, at: u64, end: u64, how: Zeroes) -> Result<()> {
