@@ -35,7 +35,7 @@ use super::report::{FindingKind, Report};
 use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure, check, in_pool};
 use crate::chain::{Format, local_path, probe_format};
 use crate::format::{HeaderPatch, Incompatible, Version, field};
-use crate::image::Skeleton;
+use crate::image::{Image, Purpose};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
@@ -223,7 +223,7 @@ fn make_whole(
     let given = plan.writes();
     let mut stages = STAGES.iter();
     let in_place = loop {
-        let image = Skeleton::open(plan.result())?;
+        let image = Image::open_for(plan.result(), Purpose::Check)?;
         let report = Report::new(options.check.max_findings);
         let checker = Checker::new(&image, &report, cancel)?;
         let first = plan.writes() == given;
@@ -294,7 +294,7 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool
 
 /// Plans new refcounts, as if the image had none, and the copied flags that go with them.
 fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
-    let image = Skeleton::open(plan.result())?;
+    let image = Image::open_for(plan.result(), Purpose::Check)?;
     let report = Report::new(0);
     let checker = Checker::new(&image, &report, cancel)?;
     let found = checker.run_without_refcounts()?;
@@ -384,8 +384,8 @@ fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelTo
 }
 
 fn clear_bits(plan: &mut Plan) -> Result<()> {
-    let image = Skeleton::open(plan.result())?;
-    let header = &image.area.header;
+    let image = Image::open_for(plan.result(), Purpose::Check)?;
+    let header = image.header();
     let bits = header.incompatible;
     let cleared = bits.difference(Incompatible::DIRTY | Incompatible::CORRUPT);
     if header.version == Version::V2 || cleared == bits {

@@ -68,7 +68,7 @@ fn without_dead_cluster(checker: &Checker<'_>, entry: RawL2Entry) -> Option<RawL
         Version::V3 => Some(RawL2Entry::ZEROS),
         // Version 2 cannot say "zeros" over a backing file.
         Version::V2 => {
-            (holds_data && checker.image.area.backing_name.is_none()).then(RawL2Entry::default)
+            (holds_data && checker.image.area().backing_name.is_none()).then(RawL2Entry::default)
         }
     }
 }
@@ -116,7 +116,7 @@ fn edit_l1(
     plan: &mut Plan,
     edit: impl FnMut(L1Entry) -> (Action, u64),
 ) -> Result<()> {
-    let header = &checker.image.area.header;
+    let header = checker.image.header();
     let start = header.l1_table_offset.0;
     let end = start.saturating_add(u64::from(header.l1_entries).saturating_mul(8));
     edit_entries(checker, plan, Structure::L1Table, start..end, edit)
@@ -125,7 +125,7 @@ fn edit_l1(
 /// Where the snapshots' L1 tables lie, as far as the file reaches, each byte once.
 fn snapshot_l1s(checker: &Checker<'_>) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    let tables = checker.image.snapshots.iter();
+    let tables = checker.image.snapshots().iter();
     for table in tables.filter(|table| table.check_l1(checker.geometry).is_ok()) {
         let start = table.l1_table_offset.0;
         ranges.push(start..start.saturating_add(u64::from(table.l1_entries).saturating_mul(8)));
@@ -192,7 +192,7 @@ pub(super) fn read_l2(
         return Ok(());
     }
     let mut bytes = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
-    read_padded(&*checker.image.storage, &mut bytes, table.offset)?;
+    read_padded(&**checker.image.storage(), &mut bytes, table.offset)?;
     for index in 0..geometry.l2_entries() {
         let entry = raw_l2_entry(&bytes, index, geometry);
         if !entry.is_empty() {

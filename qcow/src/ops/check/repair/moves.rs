@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::plan::{Action, Plan, Step};
 use super::{Look, Scope, entries, refcounts};
 use crate::format::{HeaderPatch, HostOffset, RawL2Entry, Snapshot, Version, field};
+use crate::image::RefcountBlock;
 use crate::io::read_padded;
-use crate::ops::check::stored::Block;
 use crate::ops::check::{Checker, FindingKind, Structure};
 use crate::{Error, Remedy, Result};
 
@@ -52,7 +52,7 @@ pub(super) fn part_data_from_metadata(
     let mut copies = Vec::new();
     for (&offset, &count) in &references {
         let mut bytes = vec![0; usize::try_from(cluster_size).unwrap_or_default()];
-        read_padded(&*checker.image.storage, &mut bytes, offset)?;
+        read_padded(&**checker.image.storage(), &mut bytes, offset)?;
         copies.push((offset, count, bytes));
     }
     for (offset, count, bytes) in copies {
@@ -90,8 +90,8 @@ fn shared(checker: &Checker<'_>, entry: RawL2Entry) -> Option<u64> {
 /// like this.
 pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
     let checker = look.checker;
-    let header = &checker.image.area.header;
-    let snapshots = &checker.image.snapshots;
+    let header = checker.image.header();
+    let snapshots = checker.image.snapshots();
     let lacking = |snapshot: &Snapshot| snapshot.is_incomplete(header.version);
     if scope != Scope::All || header.version == Version::V2 || !snapshots.iter().any(lacking) {
         return Ok(());
@@ -180,20 +180,18 @@ fn count(
 ) -> Result<()> {
     let (stored, width) = (&checker.stored, checker.stored.width());
     for cluster in clusters {
-        let block = cluster.checked_div(stored.per_block()).unwrap_or_default();
-        let room = matches!(stored.block(block), Block::At(_)) && references <= width.max();
-        let (true, Block::At(offset)) = (room, stored.block(block)) else {
+        let (block, index) = stored.locate(cluster);
+        let room = matches!(stored.block(block), RefcountBlock::At(_)) && references <= width.max();
+        let (true, RefcountBlock::At(offset)) = (room, stored.block(block)) else {
             return Err(Error::unsupported(
                 "the refcounts have no room for what would be moved; nothing was written",
             )
             .structure(Structure::RefcountTable.as_str())
             .hint(Remedy::Salvage));
         };
-        let len = usize::try_from(checker.geometry.cluster_size()).unwrap_or_default();
-        let mut old = vec![0; len];
-        read_padded(&*plan.result(), &mut old, offset)?;
+        // The image that the checker reads is the plan's result, so this sees earlier changes.
+        let old = stored.read_block(offset)?;
         let mut new = old.clone();
-        let index = cluster.checked_rem(stored.per_block()).unwrap_or_default();
         width.set(&mut new, index, references)?;
         plan.replace(offset, &old, &new)?;
     }

@@ -8,8 +8,8 @@ use super::plan::{Action, Plan, Step};
 use crate::format::{
     Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_table, field,
 };
+use crate::image::RefcountBlock;
 use crate::ops::check::counters::Counters;
-use crate::ops::check::stored::Block;
 use crate::ops::check::{Checker, Structure};
 use crate::{Error, Remedy, Result};
 
@@ -52,7 +52,7 @@ pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
         return Ok(false);
     }
     let clusters = checker.references.clusters();
-    let missing = |index: &u64| checker.stored.block(*index) == Block::Missing;
+    let missing = |index: &u64| checker.stored.block(*index) == RefcountBlock::Missing;
     for index in (0..checker.stored.blocks_for(clusters)).filter(missing) {
         let first = index.saturating_mul(checker.stored.per_block());
         let end = first.saturating_add(checker.stored.per_block()).min(clusters);
@@ -65,7 +65,7 @@ pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
 
 /// Whether anything else refers to the refcount table: then it must not be written to.
 fn table_is_shared(checker: &Checker<'_>) -> bool {
-    let offset = checker.image.area.header.refcount_table_offset.0;
+    let offset = checker.image.header().refcount_table_offset.0;
     let len = (checker.stored.table().len() as u64).saturating_mul(8);
     checker
         .references
@@ -107,11 +107,10 @@ fn adjust(
     plan.barrier();
     for index in 0..checker.stored.blocks_for(clusters) {
         checker.cancel.check()?;
-        let Block::At(offset) = checker.stored.block(index) else { continue };
+        let RefcountBlock::At(offset) = checker.stored.block(index) else { continue };
         let first = index.saturating_mul(checker.stored.per_block());
         let count = checker.stored.per_block().min(clusters.saturating_sub(first));
-        let mut old = vec![0; usize::try_from(checker.geometry.cluster_size()).unwrap_or_default()];
-        crate::io::read_padded(&*plan.result(), &mut old, offset)?;
+        let old = checker.stored.read_block(offset)?;
         let mut new = old.clone();
         for at in 0..count {
             let cluster = first.saturating_add(at);
@@ -154,7 +153,7 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
     });
     let table_offset = fresh.references.offset_of(layout.table_start());
     plan.write(table_offset, encode_table(&table))?;
-    let old = &fresh.image.area.header;
+    let old = fresh.image.header();
     let mut step = Step {
         action: Action::WriteRefcounts,
         structure: Structure::RefcountTable,
