@@ -10,6 +10,8 @@ mod preallocation;
 mod refcounts;
 mod snapshots;
 mod tables;
+#[cfg(feature = "ops")]
+pub(crate) mod update;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

@@ -40,7 +40,7 @@ pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
             (Action::DropEntry, without_dead_cluster(checker, entry).unwrap_or(entry))
         })?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -87,7 +87,7 @@ pub(super) fn copied_flags(
         let one = target.refcount(checker, offset >> bits) == 1;
         if one == set { set } else { copied }
     };
-    plan.barrier();
+    plan.changes.barrier();
     edit_l1(checker, plan, |entry| {
         let copied = entry.is_empty() || right(entry.offset().0, entry.copied());
         let copied = if entry.is_empty() { entry.copied() } else { copied };
@@ -106,7 +106,7 @@ pub(super) fn copied_flags(
             (action, entry.with_copied(copied))
         })?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -175,7 +175,7 @@ fn edit_entries(
                 }
             }
         }
-        plan.replace(at, &old, &new)?;
+        plan.changes.replace(at, &old, &new)?;
         at = until;
     }
     Ok(())
@@ -242,5 +242,5 @@ pub(super) fn edit_l2(
             });
         }
     }
-    plan.replace(table.offset, &old, &new)
+    plan.changes.replace(table.offset, &old, &new)
 }

@@ -58,7 +58,7 @@ pub(super) fn part_data_from_metadata(
     for (offset, count, bytes) in copies {
         moved.insert(offset, append(checker, plan, bytes, count)?);
     }
-    plan.barrier();
+    plan.changes.barrier();
     for table in &look.found.tables {
         entries::edit_l2(checker, table, plan, |entry| {
             let to = shared(checker, entry).and_then(|offset| moved.get(&offset));
@@ -69,7 +69,7 @@ pub(super) fn part_data_from_metadata(
             (Action::MoveData, to)
         })?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -117,7 +117,7 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
         to: snapshots.len() as u64,
     };
     plan.step(step.clone());
-    plan.barrier();
+    plan.changes.barrier();
     step = Step {
         action: Action::SwitchSnapshots,
         structure: Structure::Header,
@@ -127,8 +127,8 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
         ..step
     };
     plan.step(step);
-    plan.patch(HeaderPatch::snapshot_table(HostOffset(offset)))?;
-    plan.barrier();
+    plan.changes.patch(HeaderPatch::snapshot_table(HostOffset(offset)))?;
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -167,7 +167,7 @@ fn append(
     let len = end.saturating_sub(first).saturating_mul(geometry.cluster_size());
     bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
     let offset = checker.references.offset_of(first);
-    plan.write(offset, bytes)?;
+    plan.changes.write(offset, bytes)?;
     count(checker, plan, first..end, references)?;
     Ok(offset)
 }
@@ -193,7 +193,7 @@ fn count(
         let old = stored.read_block(offset)?;
         let mut new = old.clone();
         width.set(&mut new, index, references)?;
-        plan.replace(offset, &old, &new)?;
+        plan.changes.replace(offset, &old, &new)?;
     }
     Ok(())
 }

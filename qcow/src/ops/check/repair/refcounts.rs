@@ -9,6 +9,7 @@ use crate::format::{
     Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_table, field,
 };
 use crate::image::RefcountBlock;
+use crate::image::update::Pieces;
 use crate::ops::check::counters::Counters;
 use crate::ops::check::{Checker, Structure};
 use crate::{Error, Remedy, Result};
@@ -104,7 +105,7 @@ fn adjust(
     // What lies past the last cluster in use may have refcounts too, but QEMU does not look there.
     let clusters = checker.references.clusters();
     let width = checker.stored.width();
-    plan.barrier();
+    plan.changes.barrier();
     for index in 0..checker.stored.blocks_for(clusters) {
         checker.cancel.check()?;
         let RefcountBlock::At(offset) = checker.stored.block(index) else { continue };
@@ -123,9 +124,9 @@ fn adjust(
                 plan.step(Step { action, structure, index: cluster, host_offset, from, to });
             }
         }
-        plan.replace(offset, &old, &new)?;
+        plan.changes.replace(offset, &old, &new)?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -136,7 +137,7 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
     let geometry = fresh.geometry;
     let start = fresh.references.clusters().max(geometry.clusters_for(plan.result().len()));
     let layout = Layout::new(fresh, start)?;
-    plan.barrier();
+    plan.changes.barrier();
     let mut table = vec![0; layout.table_entries(geometry)];
     for (number, &index) in (0u64..).zip(&layout.blocks) {
         let offset = fresh.references.offset_of(start.saturating_add(number));
@@ -144,15 +145,16 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
             *entry = offset;
         }
     }
-    plan.write_blocks(NewBlocks {
+    plan.changes.write_pieces(Arc::new(NewBlocks {
         counters: fresh.references.counters(),
         own: start..layout.end(),
+        start: fresh.references.offset_of(start),
         indexes: layout.blocks.clone(),
         width: fresh.stored.width(),
         geometry,
-    });
+    }))?;
     let table_offset = fresh.references.offset_of(layout.table_start());
-    plan.write(table_offset, encode_table(&table))?;
+    plan.changes.write(table_offset, encode_table(&table))?;
     let old = fresh.image.header();
     let mut step = Step {
         action: Action::WriteRefcounts,
@@ -163,7 +165,7 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
         to: layout.blocks.len() as u64,
     };
     plan.step(step.clone());
-    plan.barrier();
+    plan.changes.barrier();
     step = Step {
         action: Action::SwitchRefcounts,
         structure: Structure::Header,
@@ -173,8 +175,9 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
         ..step
     };
     plan.step(step);
-    plan.patch(HeaderPatch::refcount_table(HostOffset(table_offset), layout.table_clusters))?;
-    plan.barrier();
+    plan.changes
+        .patch(HeaderPatch::refcount_table(HostOffset(table_offset), layout.table_clusters))?;
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -184,34 +187,28 @@ pub(super) struct NewBlocks {
     counters: Arc<Counters>,
     /// The clusters of the new blocks and of their table. The blocks come first.
     own: Range<u64>,
+    /// Offset of the first of them.
+    start: u64,
     /// Which block each is.
     indexes: Vec<u64>,
     width: RefcountWidth,
     geometry: Geometry,
 }
 
-impl NewBlocks {
-    /// Where they lie in the file, in bytes.
-    pub(super) fn place(&self) -> Range<u64> {
-        let offset = |cluster: u64| cluster.saturating_mul(self.geometry.cluster_size());
-        let end = self.own.start.saturating_add(self.indexes.len() as u64);
-        offset(self.own.start)..offset(end)
+impl Pieces for NewBlocks {
+    fn start(&self) -> u64 {
+        self.start
     }
 
-    /// Offsets and bytes of the blocks that these bytes of the file touch.
-    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Result<(u64, Vec<u8>)>> {
-        let (place, size) = (self.place(), self.geometry.cluster_size());
-        let start = range.start.max(place.start);
-        let end = range.end.min(place.end);
-        let first = start.saturating_sub(place.start) >> self.geometry.cluster_bits();
-        let last = end.saturating_sub(place.start).div_ceil(size.max(1));
-        (first..last).map(move |number| {
-            let offset = place.start.saturating_add(number.saturating_mul(size));
-            self.block(number).map(|bytes| (offset, bytes))
-        })
+    fn piece_len(&self) -> u64 {
+        self.geometry.cluster_size()
     }
 
-    fn block(&self, number: u64) -> Result<Vec<u8>> {
+    fn count(&self) -> u64 {
+        self.indexes.len() as u64
+    }
+
+    fn piece(&self, number: u64) -> Result<Vec<u8>> {
         let mut block = vec![0; usize::try_from(self.geometry.cluster_size()).unwrap_or_default()];
         let index = usize::try_from(number).ok().and_then(|number| self.indexes.get(number));
         let per_block = self.width.entries_per_block(self.geometry);

@@ -99,7 +99,7 @@ fn repair_in(storage: &SimStorage, failure: Option<Failure>) -> Result<()> {
         RepairOptions { scope: Scope::All, dry_run: false, check: CheckOptions::default() };
     let (_, plan) = make_plan(&base, &options, &Silent, &CancelToken::new()).unwrap();
     failure.into_iter().for_each(|failure| storage.fail(failure));
-    plan.apply(storage)
+    plan.changes.apply(storage)
 }
 
 /// Clusters that are used and not, or not enough, counted.
