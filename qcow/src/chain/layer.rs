@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::name::ImageName;
 use super::policy::Policy;
 use super::{Format, lock_for_reading};
-use crate::format::{CryptMethod, HostOffset};
+use crate::format::{CryptMethod, HostOffset, whole_sectors};
 use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
 use crate::io::{FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
@@ -140,7 +140,7 @@ impl Layer {
     /// be cut off; it reads as if padded with zeros (traps 106, 131).
     pub fn virtual_size(&self) -> u64 {
         match &self.content {
-            Content::Raw => self.storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Content::Raw => whole_sectors(self.storage.len()),
             Content::Qcow2 { image, .. } => image.virtual_size(),
         }
     }

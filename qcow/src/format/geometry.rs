@@ -18,6 +18,19 @@ pub const SUBCLUSTERS_PER_CLUSTER: u32 = 32;
 /// Smallest cluster that can have 32 subclusters of at least 512 bytes: 16 KiB.
 pub const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 
+/// The unit in which disks and files are measured, and writes are atomic: 512 bytes.
+pub const SECTOR: u64 = 512;
+
+/// `len` rounded up to whole sectors, as QEMU sees the length of a file that is no multiple: the rest of
+/// the last sector reads as zeros. Ends at the last sector of 2^64 bytes.
+///
+/// ```
+/// assert_eq!(qcow::format::whole_sectors(513), 1024);
+/// ```
+pub fn whole_sectors(len: u64) -> u64 {
+    len.checked_next_multiple_of(SECTOR).unwrap_or(!511)
+}
+
 macro_rules! offset {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -2,6 +2,7 @@
 //! holes in the file, and data that the tables promise may turn out to be zeros.
 
 use super::{Image, RefcountBlock, Refcounts};
+use crate::format::whole_sectors;
 use crate::{Error, Result};
 
 impl Image {
@@ -13,7 +14,7 @@ impl Image {
         let held = allocated >> bits;
         let enough = held.saturating_mul(10).div_euclid(9).max(held.saturating_add(2));
         // The file's length counts in whole sectors.
-        let length = self.storage().len().checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        let length = whole_sectors(self.storage().len());
         let mut clusters = self.geometry().clusters_for(length);
         let refcounts = Refcounts::read_for(self, clusters)?;
         let (mut used, mut index) = (0u64, 0);

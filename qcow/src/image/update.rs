@@ -11,16 +11,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::exact::{Exact, to_usize};
-use crate::format::HeaderPatch;
+use crate::format::{HeaderPatch, SECTOR};
 use crate::io::WriteStorage;
 use crate::{Error, ErrorKind, Result};
 
 pub(crate) use staged::Staged;
 
-/// What a disk writes as a whole: after a crash a sector is the old one or the new one.
-const SECTOR: u64 = 512;
-
-/// Writes in phases. What one phase writes is durable before the next phase begins.
+/// Writes in phases. A disk writes a sector as a whole: after a crash it is the old one or the new one. What one phase writes is durable before the next phase begins.
 ///
 /// | a crash, or a failed write or sync | leaves in the storage |
 /// |---|---|

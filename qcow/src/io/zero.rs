@@ -2,16 +2,25 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
 
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, retry_on_intr};
 
 use super::Zeroes;
+use crate::exact::to_usize;
 
-/// Zeros are written in pieces of this many bytes.
+/// Most zeros that are written or hashed at once.
 const PIECE: usize = 2 << 20;
+/// Pages that are only read take no memory: the system shows one page of zeros for all.
+static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; PIECE]);
 /// The system zeroes whole blocks of this many bytes; any device's sectors fit in.
 const BLOCK: u64 = 4096;
+
+/// As many of `len` zeros as are handled at once: all, or 2 MiB.
+pub(crate) fn zeros(len: u64) -> &'static [u8] {
+    ZEROS.get(..to_usize(len)).unwrap_or(&ZEROS)
+}
 
 /// Makes `len` bytes at `offset`, all of which exist, read as zeros: by telling the system, or by
 /// writing zeros where it cannot.
@@ -61,12 +70,9 @@ fn any_of(ways: &[FallocateFlags], file: &File, offset: u64, len: u64) -> std::i
 }
 
 fn write_zeros(file: &File, offset: u64, end: u64) -> std::io::Result<()> {
-    let longest = end.saturating_sub(offset).min(PIECE as u64);
-    let zeros = vec![0; usize::try_from(longest).unwrap_or(PIECE)];
     let mut at = offset;
     while at < end {
-        let len = usize::try_from(end.saturating_sub(at)).unwrap_or(PIECE);
-        let piece = zeros.get(..len).unwrap_or(&zeros);
+        let piece = zeros(end.saturating_sub(at));
         file.write_all_at(piece, at)?;
         at = at.saturating_add(piece.len() as u64);
     }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::threads;
 use crate::chain::{Format, Policy, open_file};
 use crate::format::{EntryRules, Geometry};
 use crate::image::{Image, Purpose};
@@ -44,7 +45,7 @@ pub struct CheckOptions {
     pub format: Option<Format>,
     /// Check an image that another process may be changing: what is found may be wrong.
     pub force_share: bool,
-    /// Worker threads; 0 means one per core. The outcome does not depend on it.
+    /// Worker threads; 0 means one per core, at most 16. The outcome does not depend on it.
     pub threads: usize,
     /// Most findings to list; all are counted.
     pub max_findings: usize,
@@ -188,12 +189,7 @@ fn how_to_share(error: Error) -> Error {
 
 /// Runs `work` with as many threads as asked for.
 fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("worker-{index}"))
-        .build()
-        .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
-    Ok(pool.install(work))
+    Ok(threads::pool(threads::count(threads))?.install(work))
 }
 
 /// Checks an image with the threads of the caller's pool.

@@ -19,7 +19,8 @@ use super::totals::Totals;
 use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
-use crate::io::OutputFile;
+use crate::exact::Exact;
+use crate::io::{OutputFile, zeros};
 use crate::ops::checksum::hash;
 use crate::ops::offload::TransferStats;
 use crate::ops::pipeline::{self, Input, Job};
@@ -29,8 +30,6 @@ use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Small pieces are collected up to this many bytes.
 const COLLECTED: usize = 256 << 10;
-/// Gaps are filled from a piece of this many zeros.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Refuses what a stream cannot hold.
 pub(super) fn check_sending(options: &FlattenOptions) -> Result<()> {
@@ -106,13 +105,6 @@ pub(super) fn receive(
     };
     let looks_like = looks_like.get().copied();
     Ok(FlattenOutcome { looks_like, ..outcome(path, format, size, done) })
-}
-
-/// The size of the disk that a stream of `len` bytes is.
-pub(super) fn whole_sectors(len: u64) -> Result<u64> {
-    len.checked_next_multiple_of(512)
-        .filter(|&size| i64::try_from(size).is_ok())
-        .ok_or_else(|| Error::limit("the stream is longer than any image can be"))
 }
 
 fn refuse_for_streams(target: &Qcow2Options) -> Result<()> {
@@ -314,10 +306,9 @@ impl Written {
     /// Writes zeros up to `end`.
     fn fill(&mut self, end: u64) -> Result<()> {
         while self.at < end {
-            let len = end.saturating_sub(self.at).min(ZEROS.len() as u64);
-            let zeros = ZEROS.get(..usize::try_from(len).unwrap_or(0)).unwrap_or(&ZEROS);
+            let zeros = zeros(end.saturating_sub(self.at));
             self.output.write_all(zeros).map_err(failed)?;
-            self.at = self.at.saturating_add(len);
+            self.at = self.at.plus(zeros.len() as u64)?;
         }
         Ok(())
     }
