@@ -80,6 +80,34 @@ impl HostOffset {
     }
 }
 
+/// A cluster of an image file that is written: its number, counted from 0. One that no file can have is a bug
+/// of this crate's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ClusterIndex(pub(crate) u64);
+
+impl ClusterIndex {
+    /// The first cluster that begins at or after the byte `offset`.
+    pub(crate) fn after(offset: u64, geometry: Geometry) -> Self {
+        Self(geometry.clusters_for(offset))
+    }
+
+    /// The cluster `count` clusters further on.
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if there is no such cluster.
+    pub(crate) fn plus(self, count: u64) -> Result<Self> {
+        self.0.plus(count).map(Self)
+    }
+
+    /// Where it lies.
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if that is past 64 bits.
+    pub(crate) fn offset(self, geometry: Geometry) -> Result<HostOffset> {
+        self.0.times(geometry.cluster_size()).map(HostOffset)
+    }
+}
+
 /// Where a guest offset is looked up: which L1 entry, which L2 entry, which byte of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
@@ -239,5 +267,11 @@ mod tests {
     fn no_place_to_write_lies_past_64_bits() {
         assert_eq!(HostOffset(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
         assert_eq!(HostOffset(u64::MAX).plus(0).unwrap(), HostOffset(u64::MAX));
+        let geometry = Geometry::new(16, false).unwrap();
+        let (last, none) = (ClusterIndex((1 << 48) - 1), ClusterIndex(1 << 48));
+        assert_eq!(last.offset(geometry).unwrap(), HostOffset(0xffff_ffff_ffff_0000));
+        assert_eq!(none.offset(geometry).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(ClusterIndex(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(ClusterIndex::after(65_537, geometry), ClusterIndex(2));
     }
 }

@@ -11,7 +11,7 @@ use super::totals::Totals;
 use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
-use crate::exact::Exact;
+use crate::exact::{Exact, to_usize};
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::{Finished, NewImage, Placer};
@@ -432,7 +432,7 @@ impl<'a> Qcow2Job<'a> {
             offload: None,
             salvage: None,
             data_file: target.data_file.is_some(),
-            cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
+            cluster_size: to_usize(target.cluster_size),
             subclusters: target.extended_l2,
             compress: options.compress.then_some(target.compression_type),
             level: options.compression_level,

@@ -154,7 +154,7 @@ fn send_qcow2(
     let plan = state.placer.finish(&mut planned)?;
 
     let header = target.header_area(chain.virtual_size(), &plan, None)?.to_bytes()?;
-    let l1_end = plan.l1_offset.0.saturating_add(u64::from(plan.l1_entries).saturating_mul(8));
+    let l1_end = plan.l1_offset.plus(u64::from(plan.l1_entries) << 3)?.0;
     let is_l1 = |offset: u64| (plan.l1_offset.0..l1_end).contains(&offset);
     let planned_l1: Vec<_> = planned.into_kept().filter(|(offset, _)| is_l1(*offset)).collect();
     stream.write(0, &header)?;
@@ -197,8 +197,9 @@ struct Halves<'a> {
 
 impl Observer for Halves<'_> {
     fn progress(&self, done: u64, total: u64) {
+        // Disks are shorter than 2^63 bytes.
         let before = if self.second { total } else { 0 };
-        self.observer.progress(before.saturating_add(done), total.saturating_mul(2));
+        self.observer.progress(before.wrapping_add(done), total.wrapping_mul(2));
     }
 }
 
@@ -254,7 +255,7 @@ impl Stream {
             }
         }
         state.write_pending(ticket.low_water_mark)?;
-        state.next = state.next.saturating_add(1);
+        state.next = state.next.plus(1)?;
         drop(state);
         self.advanced.notify_all();
         Ok(())
@@ -299,14 +300,14 @@ impl Written {
         }
         self.fill(offset)?;
         self.output.write_all(bytes).map_err(failed)?;
-        self.at = offset.saturating_add(bytes.len() as u64);
+        self.at = offset.plus(bytes.len() as u64)?;
         Ok(())
     }
 
     /// Writes zeros up to `end`.
     fn fill(&mut self, end: u64) -> Result<()> {
         while self.at < end {
-            let zeros = zeros(end.saturating_sub(self.at));
+            let zeros = zeros(end.minus(self.at)?);
             self.output.write_all(zeros).map_err(failed)?;
             self.at = self.at.plus(zeros.len() as u64)?;
         }
@@ -348,13 +349,14 @@ impl Job for RawStream<'_> {
 
     fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<RawReady> {
         let runs = runs_of(bytes, BLOCK, |block| !is_zero(block));
-        let data_bytes = runs.iter().map(|(from, to)| to.saturating_sub(*from) as u64).sum();
+        let len = |(from, to): &(usize, usize)| to.minus(*from).map(|len| len as u64);
+        let data_bytes = runs.iter().map(len).sum::<Result<u64>>()?;
         Ok(RawReady { guest, data_bytes, hash: self.digest.then(|| hash(bytes)) })
     }
 
     fn place(&self, state: &mut RawState, ready: &RawReady) -> Result<Ticket> {
         state.totals.add(ready.data_bytes, ready.hash.as_ref());
-        Ok(Ticket { number: next(&mut state.tickets), low_water_mark: u64::MAX })
+        Ok(Ticket { number: next(&mut state.tickets)?, low_water_mark: u64::MAX })
     }
 
     fn place_zeros(&self, state: &mut RawState, _guest: u64, len: u64) -> Result<()> {
@@ -410,7 +412,7 @@ impl Job for Qcow2Stream<'_> {
         ready.count_in(&mut state.image.totals);
         let mut metadata = Metadata::Kept(Vec::new());
         let writes = self.inner.place_clusters(&mut state.image.placer, ready, &mut metadata)?;
-        let number = next(&mut state.tickets);
+        let number = next(&mut state.tickets)?;
         let ticket = Ticket { number, low_water_mark: state.image.placer.low_water_mark() };
         Ok(Placed { writes, tables: metadata.into_kept().collect(), ticket })
     }
@@ -443,8 +445,8 @@ impl Job for Qcow2Stream<'_> {
     }
 }
 
-fn next(tickets: &mut u64) -> u64 {
+fn next(tickets: &mut u64) -> Result<u64> {
     let number = *tickets;
-    *tickets = number.saturating_add(1);
-    number
+    *tickets = number.plus(1)?;
+    Ok(number)
 }

@@ -111,7 +111,8 @@ impl Plan {
         if self.steps.len() < self.most {
             self.steps.push(step);
         } else {
-            self.steps_left_out = self.steps_left_out.saturating_add(1);
+            // It counts steps that were made one by one, so it cannot wrap.
+            self.steps_left_out = self.steps_left_out.wrapping_add(1);
         }
     }
 }
