@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::format::Incompatible;
-use crate::image::{TableCache, Tables};
+use crate::image::{Purpose, TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
@@ -293,7 +293,8 @@ pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> 
     if format != Format::Qcow2 {
         return Ok(file);
     }
-    let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
+    let area =
+        crate::image::read_header_area(&file, Purpose::Check).map_err(|error| error.file(path))?;
     let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
     let mut active = LayerFound::active(name.path, file, area);
     check_data_file(&active, options)?;
