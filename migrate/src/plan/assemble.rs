@@ -9,8 +9,8 @@ use super::disk::{Copy, Disk, Verdict};
 use super::policy::Policy;
 use super::seeds::SeedNames;
 use super::value::{
-    Action, BasePlan, CopyMode, DiskPlan, FilePlan, Mode, NewImage, Plan, Predicted, Refusal, Row, SCHEMA,
-    Warning,
+    Action, BasePlan, CopyMode, DiskPlan, FilePlan, Mode, NewImage, Plan, Predicted, Refusal, Row,
+    SCHEMA, Warning,
 };
 use super::words::{refuse, warn};
 use super::{copy_mode, domain_rules, predicted, proofs, rows, warnings};

@@ -152,7 +152,10 @@ fn firmware_of_host(file: &FileFacts, mode: Mode) -> Option<Verdict> {
         (Some(Content::Different), Some(object))
             if mode == Mode::Live
                 && file.role != FileRole::NvramTemplate
-                && file.file.as_ref().is_some_and(|own| own.identity.size != object.identity.size) =>
+                && file
+                    .file
+                    .as_ref()
+                    .is_some_and(|own| own.identity.size != object.identity.size) =>
         {
             refused(format!("{} has another size at the destination", named(file)))
         }

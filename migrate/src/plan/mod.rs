@@ -28,8 +28,8 @@ pub(crate) use predicted::{Brought, brought};
 pub use seeds::seed_name;
 pub use show::human;
 pub use value::{
-    Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, FileAction, FilePlan, FileRow, Flag, Mode,
-    NewImage, Plan, Predicted, Proof, Refusal, Row, SCHEMA, Warning,
+    Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, FileAction, FilePlan, FileRow, Flag,
+    Mode, NewImage, Plan, Predicted, Proof, Refusal, Row, SCHEMA, Warning,
 };
 
 use crate::domain::{DiskEdit, XmlDomain, destination_xml, parse, persistent_xml};

@@ -11,9 +11,7 @@ use qcow::chain::Format;
 use super::disk::Disk;
 use super::policy::Policy;
 use super::seeds::SeedNames;
-use super::value::{
-    Action, BaseCopyMethod, BasePlan, DiskPlan, FilePlan, Predicted, Refusal, Row,
-};
+use super::value::{Action, BaseCopyMethod, BasePlan, DiskPlan, FilePlan, Predicted, Refusal, Row};
 use super::words::refuse;
 use crate::facts::Facts;
 
@@ -127,11 +125,7 @@ pub(super) fn worst_file(disk: &Disk<'_>) -> u64 {
 }
 
 /// Refuses what does not fit, directory by directory.
-pub(super) fn check_space(
-    facts: &Facts,
-    disks: &[DiskPlan],
-    files: &[FilePlan],
-) -> Vec<Refusal> {
+pub(super) fn check_space(facts: &Facts, disks: &[DiskPlan], files: &[FilePlan]) -> Vec<Refusal> {
     let of_disks = facts.disks.iter().filter_map(|disk| disk.destination.as_ref());
     let places = of_disks
         .map(|place| (place.available, place.path.as_path()))

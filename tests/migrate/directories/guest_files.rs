@@ -51,7 +51,10 @@ fn nvram_goes_with_a_guest_that_is_shut_off() {
     needs_qemu!();
     let hosts = Hosts::with_nvram();
     let plan = hosts.run("plan --output json").json();
-    assert_eq!((&plan["files"][0]["row"], &plan["files"][0]["action"]["do"]), (&"F09".into(), &"copy".into()));
+    assert_eq!(
+        (&plan["files"][0]["row"], &plan["files"][0]["action"]["do"]),
+        (&"F09".into(), &"copy".into())
+    );
     assert!(hosts.run("plan").ok().contains(&format!("'/{NVRAM}' (the NVRAM) is copied")));
     assert!(!hosts.place("b", NVRAM).exists(), "a plan changes nothing");
 
