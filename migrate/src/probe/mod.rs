@@ -6,6 +6,7 @@
 
 mod alone;
 mod destination;
+mod guest_files;
 pub(crate) mod ports;
 mod process;
 pub(crate) mod setup;
@@ -96,9 +97,10 @@ pub fn probe(hosts: &Hosts<'_>, domain: &str, probing: &Probing<'_>) -> Result<P
     let clash = clash(hosts.destination, &domain)?;
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
     let mut pinned = PinnedFiles::of_guest(runs);
-    let disks = Disks { hosts, probing, files: files(hosts.source_root, &domain) }
-        .all(&domain, &mut pinned)?;
-    Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, pinned })
+    let probe = Disks { hosts, probing, files: files(hosts.source_root, &domain) };
+    let disks = probe.all(&domain, &mut pinned)?;
+    let files = probe.guest_files(&domain, &pinned)?;
+    Ok(Probed { facts: Facts { source, destination, domain, clash, disks, files }, pinned })
 }
 
 /// The images of the guest are files of its host: only there can they be read.
