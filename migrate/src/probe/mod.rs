@@ -5,7 +5,7 @@
 //! [`Store`].
 
 mod alone;
-mod destination;
+pub(crate) mod destination;
 pub(crate) mod ports;
 mod process;
 pub(crate) mod setup;
