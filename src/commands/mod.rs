@@ -1,5 +1,6 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
+mod annotate;
 mod audit;
 mod check;
 mod checksum;
@@ -17,6 +18,7 @@ mod migration;
 mod monitor;
 mod rescue;
 
+pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;

@@ -68,7 +68,8 @@ impl Annotation {
     pub fn in_domain(xml: &str) -> Result<Option<Self>> {
         let document = tree::read(xml)?;
         let metadata = tree::children(document.root_element(), "metadata");
-        let mut found = metadata.flat_map(|node| node.children()).filter(|node| named(*node, "disks"));
+        let mut found =
+            metadata.flat_map(|node| node.children()).filter(|node| named(*node, "disks"));
         match (found.next(), found.next()) {
             (None, _) => Ok(None),
             (Some(node), None) => Self::read(node).map(Some),

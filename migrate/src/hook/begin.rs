@@ -154,7 +154,9 @@ fn verdict(arriving: &Arriving, config: &Config) -> Verdict {
     };
     let shown = path.display();
     match &arriving.place {
-        Place::Barred(why) => Verdict::Leave(format!("'{shown}' is missing and left to libvirt: {why}")),
+        Place::Barred(why) => {
+            Verdict::Leave(format!("'{shown}' is missing and left to libvirt: {why}"))
+        }
         Place::Unreadable(why) => Verdict::Leave(format!("'{shown}' is left as it is: {why}")),
         Place::Image { in_use: Some(user), .. } => {
             Verdict::Leave(format!("'{shown}' is left as it is: {user}"))
@@ -177,7 +179,8 @@ fn existing(disk: &XmlDisk, path: &Path, chain: &[NamedLayer]) -> Verdict {
     if named.is_empty() {
         return Verdict::Leave(format!("'{shown}' is there"));
     }
-    let paths = |layers: &[NamedLayer]| layers.iter().map(|layer| layer.path.clone()).collect::<Vec<_>>();
+    let paths =
+        |layers: &[NamedLayer]| layers.iter().map(|layer| layer.path.clone()).collect::<Vec<_>>();
     let same = match disk.chain.terminated {
         true => paths(named) == paths(below),
         false => paths(below).starts_with(&paths(named)),
@@ -186,7 +189,9 @@ fn existing(disk: &XmlDisk, path: &Path, chain: &[NamedLayer]) -> Verdict {
         return Verdict::Leave(format!("'{shown}' is there, with the chain that the XML names"));
     }
     if below.iter().any(|layer| layer.format.is_none()) {
-        return Verdict::Leave(format!("'{shown}' is left as it is: a format of its chain is not recorded"));
+        return Verdict::Leave(format!(
+            "'{shown}' is left as it is: a format of its chain is not recorded"
+        ));
     }
     let instead = match below.first() {
         Some(base) => format!("its backing file '{}'", base.path.display()),
@@ -228,15 +233,19 @@ fn missing(
     let base = arriving.bases.iter().find(proven);
     let named = named_below(&arriving.disk);
     let below = base.map_or_else(Vec::new, |base| base.chain.clone());
-    let chain = (!named.is_empty() && (named != below || !arriving.disk.chain.terminated)).then(|| {
-        let why = match (base, named.first()) {
-            (None, Some(first)) => {
-                format!("the XML's chain ends at the target, without '{}'", first.path.display())
-            }
-            _ => "the XML names the chain of the new target".to_owned(),
-        };
-        (below.clone(), why)
-    });
+    let chain =
+        (!named.is_empty() && (named != below || !arriving.disk.chain.terminated)).then(|| {
+            let why = match (base, named.first()) {
+                (None, Some(first)) => {
+                    format!(
+                        "the XML's chain ends at the target, without '{}'",
+                        first.path.display()
+                    )
+                }
+                _ => "the XML names the chain of the new target".to_owned(),
+            };
+            (below.clone(), why)
+        });
     let qcow2 = format == Format::Qcow2;
     let image = NewImage {
         path: path.to_path_buf(),

@@ -89,24 +89,29 @@ impl Config {
             };
             let (key, value) = (key.trim(), value.trim());
             match key {
-                "root" => config.roots.push(directory(value).ok_or_else(|| {
-                    wrong("root is not an absolute path below /")
-                })?),
-                "unknown-size" => config.unknown_size = doubt(value).ok_or_else(|| {
-                    wrong("unknown-size is 'refuse' or 'allow'")
-                })?,
-                "unproven-base" => config.unproven_base = doubt(value).ok_or_else(|| {
-                    wrong("unproven-base is 'refuse' or 'allow'")
-                })?,
+                "root" => config.roots.push(
+                    directory(value)
+                        .ok_or_else(|| wrong("root is not an absolute path below /"))?,
+                ),
+                "unknown-size" => {
+                    config.unknown_size =
+                        doubt(value).ok_or_else(|| wrong("unknown-size is 'refuse' or 'allow'"))?
+                }
+                "unproven-base" => {
+                    config.unproven_base =
+                        doubt(value).ok_or_else(|| wrong("unproven-base is 'refuse' or 'allow'"))?
+                }
                 "ask" if value == "none" => uri = None,
                 "ask" if value.contains(PEER) => uri = Some(value.to_owned()),
                 "ask" => return Err(wrong("ask is 'none', or a libvirt URI with {peer} in it")),
-                "peer" => peers.push(network(value).ok_or_else(|| {
-                    wrong("peer is not an address, or an address/bits")
-                })?),
-                "deadline" => config.deadline = seconds(value).ok_or_else(|| {
-                    wrong("deadline is a number of seconds from 1 to 3600")
-                })?,
+                "peer" => peers.push(
+                    network(value)
+                        .ok_or_else(|| wrong("peer is not an address, or an address/bits"))?,
+                ),
+                "deadline" => {
+                    config.deadline = seconds(value)
+                        .ok_or_else(|| wrong("deadline is a number of seconds from 1 to 3600"))?
+                }
                 "log" if Path::new(value).is_absolute() => config.log = PathBuf::from(value),
                 "log" => return Err(wrong("log is not an absolute path")),
                 _ => return Err(wrong(&format!("there is no setting '{key}'"))),
@@ -121,7 +126,8 @@ impl Config {
 
     /// The root that a path is below, by its name alone; the path has no `..`.
     pub fn root_of(&self, path: &Path) -> Option<&Path> {
-        let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        let plain =
+            path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
         let mut roots = self.roots.iter().filter(|root| path.starts_with(root) && path != **root);
         roots.next().filter(|_| plain).map(PathBuf::as_path)
     }
@@ -133,7 +139,8 @@ impl Config {
     pub fn template(roots: &[PathBuf]) -> Result<String> {
         let mut lines = String::new();
         for root in roots {
-            let text = root.to_str().filter(|text| directory(text.trim()).is_some_and(|it| it == *root));
+            let text =
+                root.to_str().filter(|text| directory(text.trim()).is_some_and(|it| it == *root));
             let Some(text) = text.filter(|text| !text.contains(['\n', '\r'])) else {
                 let path = root.display();
                 return Err(Error::usage(format!("'{path}' is not an absolute path below /")));
@@ -192,8 +199,10 @@ impl Ask {
 /// An absolute path that is not `/` and has no `.` or `..`.
 fn directory(value: &str) -> Option<PathBuf> {
     let path = Path::new(value);
-    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    (path.is_absolute() && plain && path.components().count() > 1).then(|| path.components().collect())
+    let plain =
+        path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    (path.is_absolute() && plain && path.components().count() > 1)
+        .then(|| path.components().collect())
 }
 
 fn doubt(value: &str) -> Option<InDoubt> {

@@ -55,9 +55,9 @@ impl<'a> Files<'a> {
     /// What is at the path of a disk.
     pub(super) fn place(&self, disk: &XmlDisk, path: &Path) -> Place {
         match fs::symlink_metadata(path) {
-            Ok(_) => self.image_at(disk, path).unwrap_or_else(|error| {
-                Place::Unreadable(error.message().to_owned())
-            }),
+            Ok(_) => self
+                .image_at(disk, path)
+                .unwrap_or_else(|error| Place::Unreadable(error.message().to_owned())),
             Err(error) if error.kind() == ErrorKind::NotFound => self.free(path),
             Err(error) => Place::Unreadable(error.to_string()),
         }
@@ -65,9 +65,8 @@ impl<'a> Files<'a> {
 
     fn free(&self, path: &Path) -> Place {
         let Some(root) = self.config.root_of(path) else { return Place::Free };
-        let directory = below_root(root, path).and_then(|(store, inner)| {
-            store.available(inner.parent().unwrap_or(Path::new("/")))
-        });
+        let directory = below_root(root, path)
+            .and_then(|(store, inner)| store.available(inner.parent().unwrap_or(Path::new("/"))));
         match directory {
             Ok(_) => Place::Free,
             Err(error) => Place::Barred(error.message().to_owned()),

@@ -89,7 +89,9 @@ fn verdict(target: &Target, unproven_base: InDoubt) -> Verdict {
     }
     if !image.empty {
         return match &image.network {
-            Some(kind) => Verdict::Allow(format!("'{shown}' holds data, on {kind}: taken for shared storage")),
+            Some(kind) => {
+                Verdict::Allow(format!("'{shown}' holds data, on {kind}: taken for shared storage"))
+            }
             None => doubt(format!(
                 "an incremental copy into '{shown}', which already holds data; remove that file, or copy \
                  everything (--copy-storage-all)"
@@ -157,10 +159,14 @@ fn overlay(
         return doubt(format!("the backing file '{base}' of '{shown}' was not compared"));
     };
     if is_proven(facts, digest, size, Policy::default().max_depth) {
-        return Verdict::Allow(format!("'{base}', the backing file of '{shown}', holds what the source's holds"));
+        return Verdict::Allow(format!(
+            "'{base}', the backing file of '{shown}', holds what the source's holds"
+        ));
     }
     match &facts.content {
-        Content::Unknown { why } => doubt(format!("the backing file '{base}' of '{shown}' was not compared: {why}")),
+        Content::Unknown { why } => {
+            doubt(format!("the backing file '{base}' of '{shown}' was not compared: {why}"))
+        }
         Content::Equal { .. } => doubt(format!("the chain below '{shown}' cannot be relied on")),
         Content::Different => Verdict::Refuse(format!(
             "an incremental copy into '{shown}', whose backing file '{base}' does not hold what the source's \

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::config::{Config, LONGEST};
+use super::config::{Config, FILE, LONGEST};
 use super::run::text_of;
 use crate::fs::{failed, make_directories, sync_path};
 use crate::{Error, Result};
@@ -71,7 +71,7 @@ impl Places {
 /// given; [`Environment`](crate::ErrorKind::Environment).
 pub fn install(places: &Places, program: &Path, roots: &[PathBuf]) -> Result<Installed> {
     let script = places.script();
-    let text = script_text(program)?;
+    let text = script_text(program, &places.config)?;
     if ours(&script)? == Some(false) {
         return Err(Error::refused(format!("'{}' is not a script of qcowtool", script.display()))
             .hint("move it away first"));
@@ -124,7 +124,10 @@ pub fn status(places: &Places) -> Result<Installed> {
         }
         match load(&places.config) {
             Ok(config) if config.roots.is_empty() => {
-                problems.push(format!("'{}' has no root: no target is created", places.config.display()));
+                problems.push(format!(
+                    "'{}' has no root: no target is created",
+                    places.config.display()
+                ));
             }
             Ok(_) => {}
             Err(error) => problems.push(error.message().to_owned()),
@@ -167,12 +170,18 @@ pub fn load(path: &Path) -> Result<Config> {
 }
 
 /// The script: it starts the program only for calls that the program has something to do with.
-fn script_text(program: &Path) -> Result<String> {
-    let text = program.to_str().filter(|text| program.is_absolute() && !text.contains(['\'', '\n']));
-    let Some(text) = text else {
-        let path = program.display();
-        return Err(Error::usage(format!("'{path}' cannot be called from a hook"))
-            .hint("install qcowtool under an absolute path without quotes"));
+fn script_text(program: &Path, config: &Path) -> Result<String> {
+    let plain = |path: &Path| {
+        let text = path.to_str().filter(|text| path.is_absolute() && !text.contains(['\'', '\n']));
+        text.map(str::to_owned).ok_or_else(|| {
+            Error::usage(format!("'{}' cannot be written into a script", path.display()))
+                .hint("it must be an absolute path without quotes")
+        })
+    };
+    let text = plain(program)?;
+    let option = match config == Path::new(FILE) {
+        true => String::new(),
+        false => format!(" --config '{}'", plain(config)?),
     };
     Ok(format!(
         "#!/bin/sh\n\
@@ -188,7 +197,7 @@ fn script_text(program: &Path) -> Result<String> {
          \x20 echo \"$qcowtool is not there: install it again, or remove $0\" >&2\n\
          \x20 exit 1\n\
          fi\n\
-         exec \"$qcowtool\" hook run -- \"$@\"\n"
+         exec \"$qcowtool\" hook{option} run -- \"$@\"\n"
     ))
 }
 
@@ -216,7 +225,8 @@ fn ours(script: &Path) -> Result<Option<bool>> {
 /// Whether libvirt found a hook for QEMU guests when it started, as far as the directory tells.
 fn has_hooks(hooks: &Path) -> bool {
     let scripts = fs::read_dir(hooks.join(DIRECTORY)).into_iter().flatten().flatten();
-    is_executable(&hooks.join(MAIN)) || scripts.into_iter().any(|entry| is_executable(&entry.path()))
+    is_executable(&hooks.join(MAIN))
+        || scripts.into_iter().any(|entry| is_executable(&entry.path()))
 }
 
 fn is_executable(path: &Path) -> bool {

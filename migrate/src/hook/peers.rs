@@ -18,7 +18,8 @@ pub fn connected(table: &str) -> Vec<IpAddr> {
     let mut found: Vec<IpAddr> = Vec::new();
     for line in table.lines().skip(1).take(MOST_LINES) {
         let mut words = line.split_whitespace().skip(1);
-        let (Some(local), Some(remote), Some(state)) = (words.next(), words.next(), words.next()) else {
+        let (Some(local), Some(remote), Some(state)) = (words.next(), words.next(), words.next())
+        else {
             continue;
         };
         let (Some((own, port)), Some((other, _))) = (end(local), end(remote)) else { continue };

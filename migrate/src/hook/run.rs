@@ -104,7 +104,8 @@ impl<'a> Hook<'a> {
 
     fn config(&self) -> Result<&Config> {
         self.config.as_ref().map_err(|error| {
-            Error::new(error.kind(), error.message()).hint("correct the configuration of qcowtool hook")
+            Error::new(error.kind(), error.message())
+                .hint("correct the configuration of qcowtool hook")
         })
     }
 
@@ -153,7 +154,9 @@ impl<'a> Hook<'a> {
         let written = written.unwrap_or_default();
         let (disks, outdated) = written.corrected_by(told);
         for target in outdated {
-            self.log(format!("disk '{target}': the metadata is outdated, the source says otherwise"));
+            self.log(format!(
+                "disk '{target}': the metadata is outdated, the source says otherwise"
+            ));
         }
         disks
     }
@@ -171,12 +174,10 @@ impl<'a> Hook<'a> {
         record.told = told;
         let before = record.made.len();
         for target in &decision.targets {
-            let made = self
-                .create(target)
-                .and_then(|made| {
-                    record.made.push(made);
-                    record.write(&self.paths.state, uuid)
-                });
+            let made = self.create(target).and_then(|made| {
+                record.made.push(made);
+                record.write(&self.paths.state, uuid)
+            });
             if let Err(error) = made {
                 for made in record.made.drain(before..) {
                     self.remove(&made);
@@ -220,7 +221,9 @@ impl<'a> Hook<'a> {
     fn started(&self, guest: &str, xml: &str) -> Result<()> {
         let status = self.status(guest);
         if let Status::Unknown(why) = &status {
-            self.log(format!("libvirt's status XML is not understood, so nothing is refused: {why}"));
+            self.log(format!(
+                "libvirt's status XML is not understood, so nothing is refused: {why}"
+            ));
         }
         let Status::Arriving { copying, .. } = status else {
             // A guest that is started here, or that may be, must not fail for want of a record.
@@ -238,15 +241,19 @@ impl<'a> Hook<'a> {
         let config = self.config()?;
         let annotation = self.annotation(xml, &told);
         let files = Files::new(config, &self.cancel)?;
-        let targets: Vec<_> = domain.disks.iter().map(|disk| {
-            let known = annotation.disk(&disk.target).cloned();
-            let image = match path_of(disk).filter(|_| not_ours(disk).is_none()) {
-                Some(path) => files.target(disk, path, known.as_ref()),
-                None => Err(Error::usage("it is not a file")),
-            };
-            let image = image.map_err(|error| error.message().to_owned());
-            Target { disk: disk.clone(), known, image }
-        }).collect();
+        let targets: Vec<_> = domain
+            .disks
+            .iter()
+            .map(|disk| {
+                let known = annotation.disk(&disk.target).cloned();
+                let image = match path_of(disk).filter(|_| not_ours(disk).is_none()) {
+                    Some(path) => files.target(disk, path, known.as_ref()),
+                    None => Err(Error::usage("it is not a file")),
+                };
+                let image = image.map_err(|error| error.message().to_owned());
+                Target { disk: disk.clone(), known, image }
+            })
+            .collect();
         let judgement = gate::judge(&targets, config.unproven_base);
         judgement.notes.iter().for_each(|note| self.log(note));
         match judgement.refusals.as_slice() {

@@ -27,11 +27,21 @@ const CUT_OFF: i32 = 6;
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// Directory of the hook's records; it must be empty after a boot
-    #[arg(long, value_name = "DIR", env = "QCOWTOOL_HOOK_STATE", default_value = "/run/qcowtool/hook")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QCOWTOOL_HOOK_STATE",
+        default_value = "/run/qcowtool/hook"
+    )]
     state_dir: PathBuf,
 
     /// libvirt's directory of status XML
-    #[arg(long, value_name = "DIR", env = "QCOWTOOL_HOOK_STATUS", default_value = "/run/libvirt/qemu")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QCOWTOOL_HOOK_STATUS",
+        default_value = "/run/libvirt/qemu"
+    )]
     status_dir: PathBuf,
 
     /// The guest's name
