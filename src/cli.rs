@@ -4,8 +4,8 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::args::exit_codes;
 use crate::commands::{
-    Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info, Io,
-    MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
+    Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Hook,
+    Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
     Rollback, Transactions,
 };
 use crate::failure::Failure;
@@ -116,6 +116,8 @@ commands! {
     Transactions(output) "transactions" "List runs of migrate and prepare, including interrupted ones";
     Resume(output) "resume" "Continue an interrupted run";
     Rollback(output) "rollback" "Undo an interrupted run, or what prepare created";
+    Hook(output) "hook" "Prepare and check incoming migrations, as libvirt's hook on the destination";
+    Annotate(output) "annotate" "Write disk sizes and digests into guests' metadata, for the hook at the destination";
     Agent(output) "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
     Generate(output) "generate" "Write man pages or shell completions" hidden true;
 }

@@ -4,5 +4,6 @@
 
 mod audit;
 mod directories;
+mod hook;
 mod preflight;
 mod rescue;

@@ -9,6 +9,7 @@ mod content;
 mod faults;
 mod flatten;
 mod guest_files;
+mod hook;
 mod live;
 mod preflight;
 mod rescue;
