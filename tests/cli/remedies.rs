@@ -427,7 +427,7 @@ fn what_is_no_local_file() {
     works(&scratch, "qcowtool checksum ./nbd:image");
     let convert = advised(&said, "qemu-img convert", &[]);
     let line = format!(
-        "qemu-nbd --fork -f qcow2 -k $PWD/socket image && \
+        "qemu-nbd --fork -r -f qcow2 -k $PWD/socket image && \
          {convert} -O qcow2 'nbd+unix:///?socket=socket' copy && qcowtool compare image copy"
     );
     works(&scratch, &line);

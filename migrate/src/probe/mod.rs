@@ -112,7 +112,7 @@ pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     }
     let this_host = host::name();
     Err(Error::environment(format!("the guest is on {}, and this is {this_host}", source.hostname))
-        .hint("run qcowtool on the guest's host: it reads the headers of its images there"))
+        .hint(crate::Remedy::RunOnGuestsHost))
 }
 
 fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<String>> {
