@@ -59,7 +59,7 @@ fn open(path: &Path, options: &OpenOptions) -> Result<Writable> {
     if format == Format::Raw {
         return Ok(opened);
     }
-    let area = read_header_area(&opened.file)?;
+    let area = read_header_area(&opened.file, crate::image::Purpose::Read)?;
     options.limits.check_size(area.header.virtual_size())?;
     opened.data = open_data_file(&opened.path, &area, &options.policy)?;
     let mut active = LayerFound::active(opened.path.clone(), looked, area);

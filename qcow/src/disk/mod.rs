@@ -178,7 +178,7 @@ impl Disk {
         options: WriteOptions,
     ) -> Result<Self> {
         if format == Format::Qcow2 {
-            let area = crate::image::read_header_area(&*storage)?;
+            let area = crate::image::read_header_area(&*storage, crate::image::Purpose::Read)?;
             if area.backing_name.is_some() != options.backing.is_some() {
                 return Err(Error::usage(
                     "an image has a backing chain just if its header names a backing file",
