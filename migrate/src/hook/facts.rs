@@ -112,7 +112,6 @@ impl<'a> Files<'a> {
         });
         Ok(TargetImage {
             empty,
-            written_by: layers.first().and_then(|layer| layer.in_use.clone()),
             network: network(&real)?,
             base,
             chain: layers.into_iter().map(|layer| layer.layer).collect(),
