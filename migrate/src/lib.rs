@@ -58,6 +58,7 @@ pub mod driver;
 mod error;
 pub mod facts;
 mod fs;
+pub mod hook;
 pub mod host;
 pub mod hosts;
 pub mod journal;

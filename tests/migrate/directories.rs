@@ -1,6 +1,8 @@
 //! Migration between two directories that stand for hosts: the same planning and preparing as between
 //! libvirt hosts, and the way of guests that are shut off.
 
+mod guest_files;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,11 @@ impl Hosts {
     }
 
     pub(crate) fn define(&self, disks: &[(&str, &str, &str)]) {
+        self.define_with(disks, "", "");
+    }
+
+    /// And with more in the guest's `<os>`, and more devices.
+    fn define_with(&self, disks: &[(&str, &str, &str)], os: &str, devices: &str) {
         let disks: String = disks
             .iter()
             .map(|(target, name, format)| {
@@ -57,8 +64,8 @@ impl Hosts {
             .collect();
         let xml = format!(
             "<domain type='kvm'><name>vm</name><uuid>3b9a37ba-8e1c-4a3f-9c0e-8c1a52a6d6a1</uuid>\
-             <memory unit='MiB'>64</memory><os><type arch='x86_64'>hvm</type></os>\
-             <devices>{disks}</devices></domain>"
+             <memory unit='MiB'>64</memory><os><type arch='x86_64'>hvm</type>{os}</os>\
+             <devices>{disks}{devices}</devices></domain>"
         );
         fs::write(self.scratch.path("vm.xml"), xml).unwrap();
     }

@@ -95,13 +95,8 @@ impl<'a> Disk<'a> {
             Some(capacity) if self.live() => capacity,
             _ => header,
         };
-        whole_sectors(size)
+        qcow::format::whole_sectors(size)
     }
-}
-
-/// Rounds up to the hypervisor's sectors.
-pub(super) fn whole_sectors(size: u64) -> u64 {
-    size.checked_next_multiple_of(512).unwrap_or(size)
 }
 
 /// The path of a source that has one.

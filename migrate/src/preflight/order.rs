@@ -90,6 +90,11 @@ impl Going<'_> {
                 add(space.entry(directory).or_default(), disk.space_bytes);
             }
         }
+        for file in &self.plan.files {
+            if let Some(directory) = file.made().and_then(Path::parent) {
+                add(space.entry(directory).or_default(), file.space_bytes);
+            }
+        }
         for base in &self.brought {
             // The planner counts it where the first disk goes that needs it.
             let first = self.plan.disks.iter().find(|disk| base_of(disk) == Some(&base.path));

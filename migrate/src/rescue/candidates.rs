@@ -265,7 +265,7 @@ impl Judge<'_> {
             (_, None) => return Ok(None),
         };
         let virtual_size = match format {
-            Format::Raw => storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Format::Raw => qcow::format::whole_sectors(storage.len()),
             Format::Qcow2 => match size(path) {
                 Ok(size) => size,
                 Err(why) if named => {

@@ -6,6 +6,7 @@ mod live_plan;
 mod live_run;
 mod plan_domain;
 mod plan_facts;
+mod plan_files;
 mod plan_model;
 mod plan_proofs;
 mod plan_rows;
