@@ -109,6 +109,9 @@ mod layout;
 mod progress;
 mod remedy;
 mod sync;
+#[cfg(test)]
+#[cfg(feature = "ops")]
+mod tests;
 
 pub use error::{Error, ErrorKind, Escaped, Place, Result};
 pub use progress::{CancelToken, Observer, Silent};
