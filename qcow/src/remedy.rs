@@ -14,7 +14,7 @@ use std::fmt;
 /// # let dir = tempfile::tempdir()?;
 /// # let image = dir.path().join("vm.qcow2");
 /// use qcow::ops::create::{CreateOptions, create};
-/// let options = CreateOptions { size: Some(1 << 30), ..Default::default() };
+/// let options = CreateOptions::default().size(1 << 30);
 /// create(&image, &options)?;
 /// let error = create(&image, &options).unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::Exists);

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::format::Incompatible;
 use crate::image::{Purpose, TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
+use crate::setters::setters;
 use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use builder::ChainBuilder;
@@ -43,6 +44,7 @@ pub use warning::Warning;
 
 /// How to open an image and what it stands on.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Format of the active layer; `None` looks at its first bytes ([`Format::probe`]).
     pub format: Option<Format>,
@@ -64,6 +66,18 @@ pub struct OpenOptions {
     /// How much may be demanded.
     pub limits: Limits,
 }
+
+setters!(OpenOptions {
+    backing_formats: BackingFormats,
+    force_share: bool,
+    overrides: Vec<(PathBuf, PathBuf)>,
+    working_directory: WorkingDirectory,
+    policy: Policy,
+    limits: Limits,
+} into {
+    format: Option<Format>,
+    snapshot: Option<String>,
+});
 
 /// Bytes of L1 and L2 tables that a chain caches for random reads, all layers and readers together;
 /// about three percent more go to its index. At 64 KiB clusters they map 128 GiB of disk. No memory

@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Escaped, Remedy, Result};
 /// let backing_formats = BackingFormats::new()
 ///     .named("middle.qcow2", Format::Qcow2)
 ///     .named("base.raw", Format::Raw);
-/// let options = OpenOptions { backing_formats, ..Default::default() };
+/// let options = OpenOptions::default().backing_formats(backing_formats);
 /// # let _ = options;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

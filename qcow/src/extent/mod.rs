@@ -103,6 +103,7 @@ impl Extent {
 
 /// What a range is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExtentKind {
     /// Bytes that lie at `host` in the layer's data file, or else in the layer's own file.
     Data {

@@ -16,6 +16,7 @@ use crate::{Error, Remedy, Result};
 
 /// What kind of thing a [`FileStorage`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OpenedAs {
     /// A regular file.
     File,

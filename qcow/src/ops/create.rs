@@ -15,10 +15,12 @@ use crate::exact::Exact;
 use crate::format::{Compatible, HostOffset};
 use crate::io::{OutputFile, Replace, zeros};
 use crate::layout::{NewImage, Placer, Sink};
+use crate::setters::setters;
 use crate::{CancelToken, Error, Remedy, Result};
 
 /// What to create.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// Virtual size in bytes, rounded up to 512; taken from the backing file when `None`.
     pub size: Option<u64>,
@@ -31,8 +33,17 @@ pub struct CreateOptions {
     pub replace: Replace,
 }
 
+setters!(CreateOptions {
+    replace: Replace,
+} into {
+    size: Option<u64>,
+    target: TargetOptions,
+    backing: Option<Backing>,
+});
+
 /// The backing file of a new image.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Backing {
     /// The name as it will stand in the header; relative to the new image's directory.
     pub name: PathBuf,
@@ -43,6 +54,21 @@ pub struct Backing {
     /// How to open it, if it is opened; the format in here is not used.
     pub open: OpenOptions,
 }
+
+impl Backing {
+    /// A backing file of this name and format, which is opened as any other chain is.
+    pub fn new(name: impl Into<PathBuf>, format: Format) -> Self {
+        Self { name: name.into(), format, unchecked: false, open: OpenOptions::default() }
+    }
+}
+
+setters!(Backing {
+    format: Format,
+    unchecked: bool,
+    open: OpenOptions,
+} into {
+    name: PathBuf,
+});
 
 /// What was created.
 #[derive(Debug, Clone, Serialize)]
@@ -73,7 +99,7 @@ pub struct CreateOutcome {
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("disk.qcow2");
 /// use qcow::ops::create::{CreateOptions, create};
-/// let outcome = create(&path, &CreateOptions { size: Some(10 << 30), ..Default::default() })?;
+/// let outcome = create(&path, &CreateOptions::default().size(10 << 30))?;
 /// assert_eq!(outcome.virtual_size, 10 << 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

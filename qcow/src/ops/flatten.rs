@@ -13,17 +13,19 @@ use serde::Serialize;
 
 use self::totals::Totals;
 use super::not_carried::{SourceFacts, not_carried};
-pub use super::offload::TransferStats;
-use super::salvage::Salvage;
+pub use super::work::offload::TransferStats;
+use super::work::salvage::Salvage;
 use super::{DamageReport, NotCarried, TargetOptions, users};
 use crate::chain::{Chain, Foreign, Format};
 use crate::extent::Truncation;
 use crate::io::{OutputFile, Replace};
+use crate::setters::setters;
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 pub use job::FlattenJob;
 
 /// How to flatten.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct FlattenOptions {
     /// Format of the new image and its options.
     pub target: TargetOptions,
@@ -58,6 +60,23 @@ pub struct FlattenOptions {
     pub salvage: bool,
 }
 
+setters!(FlattenOptions {
+    compress: bool,
+    threads: usize,
+    digest: bool,
+    replace: Replace,
+    no_reflink: bool,
+    device: bool,
+    existing: bool,
+    target_is_zero: bool,
+    direct: bool,
+    raw_stated: bool,
+    salvage: bool,
+} into {
+    target: TargetOptions,
+    compression_level: Option<i32>,
+});
+
 /// What was written.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,7 +97,7 @@ pub struct FlattenOutcome {
     pub zero_bytes: u64,
     /// How the bytes of the new image got there.
     #[serde(flatten)]
-    pub traffic: TransferStats,
+    pub transfer: TransferStats,
     /// CRC-32 of the guest's disk, if asked for: eight hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub crc32: Option<String>,
@@ -117,7 +136,7 @@ pub struct FlattenOutcome {
 /// use qcow::{CancelToken, Silent};
 ///
 /// let chain = Chain::open(Path::new("overlay.qcow2"), &OpenOptions::default())?;
-/// let options = FlattenOptions { digest: true, ..Default::default() };
+/// let options = FlattenOptions::default().digest(true);
 /// let done =
 ///     flatten(&chain, Path::new("standalone.qcow2"), &options, &Silent, &CancelToken::new())?;
 /// println!("{} bytes of data, crc32 {:?}", done.data_bytes, done.crc32);
@@ -157,7 +176,7 @@ fn outcome(path: &Path, format: Format, virtual_size: u64, done: Done) -> Flatte
         file_length: done.file_length,
         data_bytes: done.totals.data_bytes,
         zero_bytes: virtual_size.saturating_sub(done.totals.data_bytes),
-        traffic: done.traffic,
+        transfer: done.transfer,
         crc32: done.totals.digest(),
         damage: done.damage,
         truncated: Vec::new(),
@@ -187,7 +206,7 @@ pub(super) fn file_length(
 /// What a target knows when it is finished.
 struct Done {
     file_length: u64,
-    traffic: TransferStats,
+    transfer: TransferStats,
     totals: Totals,
     warnings: Vec<String>,
     damage: Option<DamageReport>,

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::hashing::tree_hash;
 use super::tree::{Hash, LEAF, Leaf, TreeHash, VERSION};
-use super::tree_hash;
 use crate::chain::{Chain, Format, Layer};
 use crate::io::{FileStatus, FileStorage, OpenedAs, Replace, Storage, read_padded};
 use crate::ops::begin;

@@ -15,11 +15,11 @@ use crate::exact::{Exact, to_usize};
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::{Finished, NewImage, Placer};
-use crate::ops::checksum::hash;
 use crate::ops::create::{DataFile, ReserveSink};
-use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
-use crate::ops::pipeline::{self, Input, Job};
-use crate::ops::salvage::Salvage;
+use crate::ops::work::crc::hash;
+use crate::ops::work::offload::{Offload, OffloadRange, Place, TransferStats};
+use crate::ops::work::pipeline::{self, Input, Job};
+use crate::ops::work::salvage::Salvage;
 use crate::ops::{Preallocation, Qcow2Options, new_disk_size, target};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
@@ -92,10 +92,10 @@ pub(super) fn flatten(
     let file_length = finish(state.placer, &output, &target, size).map_err(partly)?;
     cancel.check().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
-    let traffic = TransferStats::of(job.offload.as_ref(), &written);
+    let transfer = TransferStats::of(job.offload.as_ref(), &written);
     let damage = job.salvage.as_ref().map(Salvage::report);
     let warnings = target::publish(output, data_file)?;
-    Ok(Done { file_length, traffic, totals: state.totals, warnings, damage })
+    Ok(Done { file_length, transfer, totals: state.totals, warnings, damage })
 }
 
 /// Completes the image of a disk of `size` bytes, all but its name; returns the length of the file.
@@ -163,9 +163,9 @@ pub(super) fn receive(
     state.placer.grow(size)?;
     let file_length = finish(state.placer, &output, &target, size)?;
     cancel.check()?;
-    let traffic = TransferStats::of(None, &[&output]);
+    let transfer = TransferStats::of(None, &[&output]);
     let warnings = output.publish()?;
-    Ok((size, Done { file_length, traffic, totals: state.totals, warnings, damage: None }))
+    Ok((size, Done { file_length, transfer, totals: state.totals, warnings, damage: None }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -182,9 +182,9 @@ pub(super) fn measure(
     let state = State::new(placer, false);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
-    let traffic = TransferStats::default();
+    let transfer = TransferStats::default();
     let (file_length, totals, warnings) = (finished.file_length, state.totals, Vec::new());
-    Ok(Done { file_length, traffic, totals, warnings, damage: None })
+    Ok(Done { file_length, transfer, totals, warnings, damage: None })
 }
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
@@ -374,7 +374,7 @@ impl Job for Qcow2Job<'_> {
         self.salvage.as_ref()
     }
 
-    fn place_moved(
+    fn place_offloaded(
         &self,
         state: &mut State,
         range: &OffloadRange,

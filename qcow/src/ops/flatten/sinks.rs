@@ -6,8 +6,8 @@ use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;
 use crate::io::OutputFile;
 use crate::layout::Sink;
-use crate::ops::offload::Place;
 use crate::ops::target;
+use crate::ops::work::offload::Place;
 
 /// What becomes of metadata, where there is no data to place.
 pub(super) enum Metadata<'a> {
@@ -73,7 +73,7 @@ impl Sink for Collect<'_, '_> {
     }
 }
 
-/// Writes metadata and notes where what is moved goes.
+/// Writes metadata and notes where offloaded ranges go.
 pub(super) struct Places<'a> {
     pub(super) metadata: Metadata<'a>,
     pub(super) cluster_size: u64,
