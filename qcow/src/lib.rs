@@ -49,6 +49,7 @@
 //! | [`image`] | one open image: header, snapshots, bitmaps, mapping |
 //! | [`chain`] | backing chains: names, formats, policy, limits, loops |
 //! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
+//! | [`disk`] | a disk that is read and written by many threads at once |
 //! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, digest |
 //!
 //! # Cargo features
@@ -88,6 +89,7 @@
 
 pub mod chain;
 pub mod codec;
+pub mod disk;
 pub mod extent;
 pub mod format;
 pub mod image;

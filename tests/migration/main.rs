@@ -8,6 +8,8 @@ mod baseline;
 mod content;
 mod faults;
 mod flatten;
+mod guest_files;
+mod hook;
 mod live;
 mod preflight;
 mod rescue;

@@ -9,14 +9,16 @@
 
 mod check;
 mod edit;
+mod files;
 mod parse;
 mod splice;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 
-#[cfg(feature = "libvirt")]
 pub(crate) use splice::quoted;
+
+pub use files::XmlFiles;
 
 use std::path::PathBuf;
 
@@ -48,6 +50,9 @@ pub struct XmlDisk {
     pub discard: bool,
     /// It is being mirrored (`<mirror>`): the kind of job.
     pub mirror: Option<String>,
+    /// The element that gives its image, or a layer below, more than a file of its format: `encryption`,
+    /// `slices` or `dataStore`.
+    pub special: Option<String>,
     /// The chain, the disk's own source first; without layers if that is no file or device and nothing
     /// is named below it.
     ///
@@ -88,6 +93,11 @@ pub enum Change {
         /// Its path at the destination; below `/dev`, but not `/dev/shm`, it is a device's.
         path: PathBuf,
     },
+    /// It stays at its path; only the chain below it is another.
+    Chain {
+        /// What is below it, the uppermost first; empty if it stands alone. Every layer has a format.
+        below: Vec<NamedLayer>,
+    },
     /// The drive is empty.
     Eject,
 }
@@ -118,6 +128,16 @@ pub struct XmlDomain {
 /// [`Usage`](crate::ErrorKind::Usage) if it is not one.
 pub fn parse(xml: &str) -> Result<XmlDomain> {
     parse::domain(&tree::read(xml)?)
+}
+
+/// The files that a domain's XML names besides its disks: NVRAM, firmware, kernels, the state of its TPM, ...
+///
+/// # Errors
+/// As [`parse`].
+pub fn files(xml: &str) -> Result<XmlFiles> {
+    let document = tree::read(xml)?;
+    let uuid = parse::domain(&document)?.uuid;
+    Ok(files::files(&document, uuid.as_deref()))
 }
 
 /// The XML for the destination's running domain, from the migratable one: edited disks have an explicit,

@@ -6,13 +6,14 @@ use super::domain_rules;
 use super::policy::{Policy, Style};
 use super::seeds::SeedNames;
 use super::value::{BasePlan, Mode, Row};
+use crate::Remedy;
 use crate::facts::{ChainFacts, DiskFacts, Facts, LayerFacts, Source, TargetFacts};
 
 /// What is done to a disk.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// It is not moved, and neither is anything else.
-    Refuse { message: String, way_out: String },
+    Refuse { message: String, way_out: Remedy },
     /// Nothing is done.
     Skip { why: String },
     /// The drive is emptied.

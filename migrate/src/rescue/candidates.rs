@@ -20,7 +20,7 @@ use super::missing::{Cut, find, in_use, ranges};
 use super::pinned_files::PinnedFiles;
 use super::value::lossy;
 use crate::store::{LocalStore, identity_of};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use qcow::extent::LeftOutRange as LostRange;
 
@@ -207,7 +207,7 @@ fn manifest(path: &Path, name: &Path) -> Result<Option<Manifest>> {
                 "there are manifests of different contents of '{}'",
                 name.display()
             ))
-            .hint("name the right one with --manifest FILE"));
+            .hint(Remedy::ChooseManifest));
         }
         found = Some(manifest);
     }

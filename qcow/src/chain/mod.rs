@@ -15,6 +15,7 @@ mod stated;
 mod view;
 mod walk;
 mod warning;
+mod writable;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
 pub use stated::{BackingFormats, FormatSource};
 pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
 pub use warning::Warning;
+pub(crate) use writable::open_writable;
 
 /// How to open an image and what it stands on.
 #[derive(Debug, Clone, Default)]

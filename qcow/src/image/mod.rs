@@ -12,6 +12,7 @@ mod snapshots;
 mod tables;
 #[cfg(feature = "ops")]
 pub(crate) mod update;
+pub(crate) mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,7 +30,7 @@ pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
 pub(crate) use refcounts::{RefcountBlock, Refcounts};
-pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
+pub(crate) use tables::{Run, RunKind, TableWindow, check_identity, push_run};
 
 /// Bytes that [`Header::peek`] needs.
 const PEEK: usize = 24;

@@ -18,7 +18,7 @@ use crate::{CancelToken, Observer, Result};
 /// use qcow::ops::digest::tree_hash;
 /// use qcow::{CancelToken, Silent};
 ///
-/// create(&path, &CreateOptions { size: Some(64 << 40), ..Default::default() })?;
+/// create(&path, &CreateOptions::default().size(64 << 40))?;
 /// let chain = Chain::open(&path, &OpenOptions::default())?;
 /// let hash = tree_hash(&chain, 0, &Silent, &CancelToken::new())?;
 /// assert!(hash.leaves.is_empty()); // all of them are zeros
@@ -50,7 +50,7 @@ pub fn tree_hash(
 /// use qcow::ops::digest::leaves;
 /// use qcow::CancelToken;
 ///
-/// create(&path, &CreateOptions { size: Some(1 << 40), ..Default::default() })?;
+/// create(&path, &CreateOptions::default().size(1 << 40))?;
 /// let chain = Chain::open(&path, &OpenOptions::default())?;
 /// let found = leaves(&chain, &[0, 1000], &CancelToken::new())?;
 /// assert_eq!(found[0].hash, found[1].hash); // both are zeros
