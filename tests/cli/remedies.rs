@@ -86,7 +86,7 @@ const WORDS: &[(&str, &str)] = &[
     ("name a backing file of the chain", "words::plain_words"),
     ("the file system, or this process's limit", "words::plain_words"),
     ("give the name of a file to create", "words::plain_words"),
-    ("give the name of the file that it leads to", "words::plain_words"),
+    ("give the name of the link's target", "words::plain_words"),
     ("a program that guesses formats", "words::plain_words"),
     ("a newer program wrote this image", "words::plain_words"),
     ("encrypt inside the guest", "words::plain_words"),

@@ -167,7 +167,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// For an image from somebody else: 64 TiB of disk, 32 MiB of tables, every cluster used once.
+    /// For an image of unknown origin: 64 TiB of disk, 32 MiB of tables, every cluster used once.
     /// The depth stays: what may be opened at all is the [`Policy`]'s business.
     pub fn untrusted() -> Self {
         Self {

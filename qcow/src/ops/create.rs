@@ -26,7 +26,7 @@ pub struct CreateOptions {
     pub size: Option<u64>,
     /// Format of the new image and its options.
     pub target: TargetOptions,
-    /// The image that the new one stands on.
+    /// The backing file of the new image.
     pub backing: Option<Backing>,
     /// Whether an existing file is replaced, atomically. Owner, group, mode, access control list,
     /// SELinux label and `user.*` attributes stay as they are.
@@ -183,7 +183,7 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
     new_disk_size(size)
 }
 
-/// Opens the whole chain that the new image will stand on, so that it is known to be usable. Its data is
+/// Opens the whole chain below the new image, so that it is known to be usable. Its data is
 /// not read, so no lock is asked for: as with `qemu-img create`, a guest may be running on it.
 fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
     let name = resolve_name(&backing.name, path, &backing.open.working_directory)?;
@@ -191,7 +191,9 @@ fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
     let open = OpenOptions { format, force_share: true, ..backing.open.clone() };
     let chain = Chain::open(&name, &open)?;
     if chain.contains_file(path) {
-        return Err(Error::usage("the new image would replace a file that it stands on").file(path));
+        return Err(
+            Error::usage("the new image would replace a file of its own backing chain").file(path)
+        );
     }
     Ok(chain)
 }

@@ -121,7 +121,7 @@ pub struct RepairOutcome {
 /// ```
 ///
 /// # Errors
-/// As [`check`]; [`Denied`](crate::ErrorKind::Denied) if somebody uses the image;
+/// As [`check`]; [`Denied`](crate::ErrorKind::Denied) if another process uses the image;
 /// [`Unsupported`](crate::ErrorKind::Unsupported), with nothing written, if something in it is not
 /// understood.
 pub fn repair(

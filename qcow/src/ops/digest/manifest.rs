@@ -46,7 +46,7 @@ pub struct LayerIdentity {
     pub size: u64,
     /// When its content was last changed.
     pub mtime_ns: i64,
-    /// When it was last changed at all; nobody can turn this one back.
+    /// When it was last changed at all; no program can set this one.
     pub ctime_ns: i64,
 }
 

@@ -5,10 +5,13 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
+use super::options::{FlattenOptions, output, salvage};
+use super::outcome::{Done, Received};
 use super::raw::refuse_on_device;
-use super::sinks::{Collect, Metadata, Places};
+use super::runs::runs_of;
+use super::sinks::{Collect, Metadata, Places, Write};
 use super::totals::Totals;
-use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
+
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
 use crate::exact::{Exact, to_usize};
@@ -250,7 +253,7 @@ pub(super) struct Qcow2Job<'a> {
     level: Option<i32>,
     digest: bool,
     preallocation: Preallocation,
-    /// What is not written reads as zeros, and nobody asked for its space.
+    /// What is not written reads as zeros, and its space was not asked for.
     sparse: bool,
     cancel: &'a CancelToken,
 }
@@ -301,16 +304,6 @@ enum Cluster {
         from: usize,
         len: usize,
     },
-}
-
-/// Where one piece of an item is to be written.
-pub(super) enum Write {
-    /// Item bytes `from..to` (padded to whole clusters) to this offset in the data file.
-    Data { from: usize, to: usize, host: HostOffset },
-    /// The subclusters in the mask, of the cluster whose bytes start at `from`.
-    Partial { from: usize, mask: u32, host: HostOffset },
-    /// Packed bytes `from..to`.
-    Packed { from: usize, to: usize, host: HostOffset },
 }
 
 impl Job for Qcow2Job<'_> {

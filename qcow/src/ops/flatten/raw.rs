@@ -4,8 +4,11 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
+use super::options::{FlattenOptions, output, salvage};
+use super::outcome::{Done, Received};
+use super::runs::runs_of;
 use super::totals::Totals;
-use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
+
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::exact::Exact;

@@ -1,6 +1,5 @@
 //! What becomes of the tables and places that the layout hands out.
 
-use super::qcow2::Write;
 use crate::Result;
 use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;
@@ -44,6 +43,16 @@ impl Sink for Metadata<'_> {
     fn data(&mut self, _first: u64, _clusters: u64, _host: HostOffset) -> Result<()> {
         Ok(())
     }
+}
+
+/// Where one piece of an item is to be written.
+pub(super) enum Write {
+    /// Item bytes `from..to` (padded to whole clusters) to this offset in the data file.
+    Data { from: usize, to: usize, host: HostOffset },
+    /// The subclusters in the mask, of the cluster whose bytes start at `from`.
+    Partial { from: usize, mask: u32, host: HostOffset },
+    /// Packed bytes `from..to`.
+    Packed { from: usize, to: usize, host: HostOffset },
 }
 
 /// Passes metadata on and notes where the item's data goes.

@@ -12,11 +12,13 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 
+use super::options::FlattenOptions;
+use super::outcome::{Done, FlattenOutcome, outcome, with_losses};
 use super::qcow2::{self, Qcow2Job};
 use super::raw::{self, BLOCK};
-use super::sinks::Metadata;
+use super::runs::runs_of;
+use super::sinks::{self, Metadata};
 use super::totals::Totals;
-use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::exact::Exact;
@@ -384,7 +386,7 @@ struct Sending {
 }
 
 struct Placed {
-    writes: Vec<qcow2::Write>,
+    writes: Vec<sinks::Write>,
     tables: Vec<(u64, Vec<u8>)>,
     ticket: Ticket,
 }

@@ -250,7 +250,7 @@ fn another_length(what: &str, len: u64, size: u64) -> Error {
         .hint(crate::Remedy::CheckStream)
 }
 
-/// Waits until something can be read, or somebody wants us to stop.
+/// Waits until something can be read, or the caller wants to stop.
 fn wait_for_input(file: &File, cancel: &CancelToken) -> Result<()> {
     let tenth = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     loop {
