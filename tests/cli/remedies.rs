@@ -37,7 +37,7 @@ const REMEDIES: &[(&str, &str, &str)] = &[
     ("RaiseLimit", "--max-depth", "advice::advice_about_options_is_right"),
     ("RaiseLimit", "--max-virtual-size", "advice::advice_about_options_is_right"),
     ("RaiseLimit", "--max-metadata", "advice::advice_about_options_is_right"),
-    ("RestoreBacking", "bring the file back", "images::what_is_missing"),
+    ("RestoreBacking", "restore the file", "images::what_is_missing"),
     ("Flatten", "copy the image with", "images::what_is_damaged"),
     ("FlattenLower", "copy the lower images", "images::a_chain_that_is_too_deep"),
     ("Salvage", "flatten --salvage", "images::what_is_damaged"),

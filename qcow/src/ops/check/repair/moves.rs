@@ -50,7 +50,7 @@ pub(super) fn part_data_from_metadata(
             .structure(structure.as_str())
             .hint(Remedy::Salvage));
     }
-    let mut moved = BTreeMap::new();
+    let mut new_offsets = BTreeMap::new();
     let mut copies = Vec::new();
     for (&offset, &count) in &references {
         let mut bytes = vec![0; to_usize(cluster_size)];
@@ -58,12 +58,12 @@ pub(super) fn part_data_from_metadata(
         copies.push((offset, count, bytes));
     }
     for (offset, count, bytes) in copies {
-        moved.insert(offset, append(checker, plan, bytes, count)?);
+        new_offsets.insert(offset, append(checker, plan, bytes, count)?);
     }
     plan.changes.barrier();
     for table in &look.found.tables {
         entries::edit_l2(checker, table, plan, |entry| {
-            let to = shared(checker, entry).and_then(|offset| moved.get(&offset));
+            let to = shared(checker, entry).and_then(|offset| new_offsets.get(&offset));
             let to = to.map_or(entry, |to| {
                 let alone = references.get(&entry.offset().0) == Some(&1);
                 entry.with_offset(HostOffset(*to)).with_copied(alone)
