@@ -218,7 +218,7 @@ impl Hypervisor for Directory {
         let (Some(disk), Some(layer)) = (&disk, layer) else { return self.nothing_runs() };
         let path = self.root.join(layer.path.strip_prefix("/").unwrap_or(&layer.path));
         let format = disk.format.as_deref().map(str::parse).transpose()?;
-        let open = qcow::chain::OpenOptions { format, force_share: true, ..Default::default() };
+        let open = qcow::chain::OpenOptions::default().format(format).force_share(true);
         Ok(qcow::chain::Chain::open_alone(&path, &open)?.virtual_size())
     }
 

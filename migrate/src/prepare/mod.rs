@@ -182,8 +182,7 @@ impl Preparation<'_> {
             None => {
                 let directory = scratch("could not make a temporary directory")?;
                 let made = directory.path().join("image");
-                let options =
-                    FlattenOptions { target: image::options(image), ..Default::default() };
+                let options = FlattenOptions::default().target(image::options(image));
                 let chain = self.pinned.open(layers)?;
                 flatten(&chain, &made, &options, self.observer, self.cancel)?;
                 (open(&made)?, Some(directory))

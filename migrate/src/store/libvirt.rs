@@ -390,7 +390,7 @@ impl Store for LibvirtStore {
             (true, _) => Ok(Content::Equal { digest: wanted.digest.to_owned() }),
             (false, Format::Raw) => Ok(Content::Different),
             // The same disk can be laid out in many ways.
-            (false, Format::Qcow2) => {
+            (false, _) => {
                 unknown("the files differ; whether the disks do cannot be told through libvirt")
             }
         }

@@ -162,8 +162,8 @@ impl LocalStore {
         } else {
             FilePolicy::InRoot(self.root.pinned_path())
         };
-        let policy = Policy { backing, data_file: FilePolicy::Deny, strict: false };
-        let options = OpenOptions { format, force_share, policy, ..Default::default() };
+        let policy = Policy::default().backing(backing).data_file(FilePolicy::Deny);
+        let options = OpenOptions::default().format(format).force_share(force_share).policy(policy);
         let chain = Chain::open(path, &options)?;
         let opened = chain.layers().first().and_then(|layer| layer.storage().identity());
         let same = pinned.storage(path).is_ok_and(|file| Some(file.identity()) == opened);
@@ -365,6 +365,7 @@ fn image_facts(file: FileStorage) -> Option<ImageFacts> {
     let virtual_size = match format {
         Format::Raw => whole_sectors(file.len()),
         Format::Qcow2 => Image::open(Arc::new(file)).ok()?.virtual_size(),
+        _ => return None,
     };
     Some(ImageFacts { format, virtual_size })
 }

@@ -120,7 +120,7 @@ pub(super) fn walk(
     ask: impl Fn(&Path) -> Result<Volume>,
 ) -> Result<Vec<StoreLayer>> {
     let working_directory = WorkingDirectory::Unknown;
-    let options = OpenOptions { format, working_directory, ..Default::default() };
+    let options = OpenOptions::default().format(format).working_directory(working_directory);
     // What the pool says is said as it is.
     let failed = RefCell::new(None);
     let ask = |path: &Path| {
@@ -172,10 +172,8 @@ mod tests {
     }
 
     fn overlay(path: &Path, name: &str, format: Format) {
-        let backing =
-            Backing { name: name.into(), format, unchecked: true, open: Default::default() };
-        let options =
-            CreateOptions { size: Some(2 << 20), backing: Some(backing), ..Default::default() };
+        let backing = Backing::new(name, format).unchecked(true);
+        let options = CreateOptions::default().size(2 << 20).backing(backing);
         create(path, &options).unwrap();
     }
 
