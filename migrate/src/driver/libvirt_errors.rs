@@ -60,6 +60,15 @@ const WORDS: Row =
     Row { codes: &[], from: None, words: &[], kind: ErrorKind::Environment, means: "", next: "" };
 
 const TABLE: &[Row] = &[
+    // QEMU's sentence, on either host; it has the code of everything that goes wrong there.
+    Row {
+        words: &["Unable to access credentials"],
+        means: "a host has no certificates for encrypted migrations (--tls)",
+        next: "put certificates there on both hosts (ca-cert.pem; server-cert.pem and server-key.pem; \
+               client-cert.pem and client-key.pem), which 'qcowtool preflight --tls -e COMMAND' checks; or \
+               migrate without --tls",
+        ..WORDS
+    },
     // By code.
     Row {
         codes: &[code::OPERATION_ABORTED],
@@ -598,6 +607,22 @@ mod tests {
         assert!(error.message().contains("Unsichere Migration"));
         let error = translate(38, 7, "Verbindung verloren");
         assert!(error.what_next().is_some_and(|next| next.contains("both hosts")), "{error}");
+    }
+
+    #[test]
+    fn missing_certificates_are_named() {
+        let error = translate(
+            1,
+            10,
+            "internal error: unable to execute QEMU command 'object-add': Unable to access credentials \
+             /etc/pki/qemu/ca-cert.pem: No such file or directory",
+        );
+        assert!(
+            error.message().contains("no certificates") && error.message().contains("ca-cert.pem"),
+            "{error}"
+        );
+        assert!(!error.message().contains("of part"), "{error}");
+        assert!(error.what_next().is_some_and(|next| next.contains("without --tls")), "{error}");
     }
 
     #[test]

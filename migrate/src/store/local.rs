@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qcow::chain::{Chain, FilePolicy, Format, Layer, OpenOptions, Policy};
+use qcow::chain::{Chain, FilePolicy, Format, Layer, OpenOptions, Policy, WorkingDirectory};
 use qcow::image::Image;
 use qcow::io::{Access, FileStorage, Storage, rename_to_free_name, sync_directory};
 use qcow::ops::digest::{Manifest, tree_hash};
@@ -162,7 +162,10 @@ impl LocalStore {
             FilePolicy::InRoot(self.root.pinned_path())
         };
         let policy = Policy { backing, data_file: FilePolicy::Deny, strict: false };
-        let options = OpenOptions { format, force_share, policy, ..Default::default() };
+        // Relative names in `json:` mean the directory of QEMU's process, which does not run yet: not ours.
+        let working_directory = WorkingDirectory::Unknown;
+        let options =
+            OpenOptions { format, force_share, policy, working_directory, ..Default::default() };
         let chain = Chain::open(path, &options)?;
         let opened = chain.layers().first().and_then(|layer| layer.storage().identity());
         let same = pinned.storage(path).is_ok_and(|file| Some(file.identity()) == opened);
