@@ -100,6 +100,34 @@ fn killed_with_a_raw_disk_and_rolled_back() {
     trial.stayed();
 }
 
+/// A guest that writes as fast as its disk is copied does so for ever, unless its writes wait.
+#[test]
+fn a_guest_that_outruns_the_copy() {
+    needs_migration!();
+    let rig = Rig::up();
+    let mut trial = Trial::new(&rig, "outrun", Way::Agent);
+    trial.guest.template.burst = 64;
+    let disk = trial.disk();
+    rig.a.make_template(&disk, &trial.guest.template);
+    trial.run(&[Disk::qcow2(disk)]);
+    let slow = ["--bandwidth", "2M", "--progress", "always"];
+    let ran = trial.migrate(&[&slow[..], &["--stall", "12"]].concat());
+    assert!(!ran.succeeded(), "{ran}");
+    for words in ["as fast as they are copied", "--sync-writes"] {
+        assert!(ran.stderr().contains(words), "{ran}");
+    }
+    // Of a total that grows nothing is done: what is said is how much of the disk is equal.
+    let lines = ran.stderr();
+    let lines: Vec<_> = lines.lines().filter(|line| line.starts_with("disks ")).collect();
+    assert!(!lines.is_empty(), "{ran}");
+    for line in lines {
+        let numbers: Vec<u64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+        assert!(numbers[1] == 0 || numbers[0] < numbers[1] && numbers[1] <= 64 << 20, "{line}");
+    }
+    trial.stayed();
+    trial.arrived(trial.migrate(&["--bandwidth", "4M", "--sync-writes"]), &["disk.qcow2"]);
+}
+
 /// With libvirt alone files are made under their names from the start: half of one is ours, too.
 #[test]
 fn killed_while_a_template_is_sent_and_rolled_back() {
