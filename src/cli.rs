@@ -4,9 +4,9 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::args::exit_codes;
 use crate::commands::{
-    Agent, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Info,
-    MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
-    Rollback, Transactions,
+    Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Hook,
+    Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue,
+    Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -103,6 +103,7 @@ commands! {
     Flatten(common) "flatten" "Write a backing chain as one standalone image";
     Compare(common) "compare" "Compare the guest-visible content of two images";
     Check(common) "check" "Check an image's metadata for corruption and leaks";
+    Io(common) "io" "Read and write parts of a disk in place, by a script";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";
     Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";
@@ -115,6 +116,8 @@ commands! {
     Transactions(output) "transactions" "List runs of migrate and prepare, including interrupted ones";
     Resume(output) "resume" "Continue an interrupted run";
     Rollback(output) "rollback" "Undo an interrupted run, or what prepare created";
+    Hook(output) "hook" "Prepare and check incoming migrations, as libvirt's hook on the destination";
+    Annotate(output) "annotate" "Write disk sizes and digests into guests' metadata, for the hook at the destination";
     Agent(output) "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
     Generate(output) "generate" "Write man pages or shell completions" hidden true;
 }

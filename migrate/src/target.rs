@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::extent::ExtentKind;
+use qcow::format::GuestOffset;
 use qcow::format::Incompatible;
 use qcow::ops::NotCarried;
 use qcow::ops::create::{CreateOptions, CreateOutcome, create, like};
@@ -145,19 +146,30 @@ pub(crate) fn check(path: &Path, expected: &Expected<'_>) -> Result<()> {
             return wrong("the target has a data file, or is encrypted".into());
         }
     }
+    match first_allocated(&chain, expected.format)? {
+        Some(guest) => wrong(format!("the target is not empty at guest offset {guest}")),
+        None => Ok(()),
+    }
+}
+
+/// Where an image that was opened alone holds something first; `None` if it is empty.
+///
+/// # Errors
+/// What reading its tables raises.
+pub(crate) fn first_allocated(chain: &Chain, format: Format) -> Result<Option<GuestOffset>> {
     for extent in chain.extents() {
         let extent = extent?;
         let untouched = match extent.kind {
             ExtentKind::Unallocated => true,
             // A hole of a raw file is all the emptiness that raw knows.
-            ExtentKind::Zero { host: None } => expected.format == Format::Raw,
+            ExtentKind::Zero { host: None } => format == Format::Raw,
             _ => false,
         };
         if !untouched {
-            return wrong(format!("the target is not empty at guest offset {}", extent.guest));
+            return Ok(Some(extent.guest));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 #[cfg(test)]

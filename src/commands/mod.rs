@@ -1,5 +1,6 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
+mod annotate;
 mod audit;
 mod check;
 mod checksum;
@@ -8,7 +9,9 @@ mod create;
 mod dependents;
 mod flatten;
 mod generate;
+mod hook;
 mod info;
+mod io;
 mod map;
 mod measure;
 mod migration;
@@ -16,6 +19,7 @@ mod migration;
 mod monitor;
 mod rescue;
 
+pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
@@ -24,7 +28,9 @@ pub(crate) use create::Create;
 pub(crate) use dependents::Dependents;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
+pub(crate) use hook::Hook;
 pub(crate) use info::Info;
+pub(crate) use io::Io;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
 pub(crate) use migration::{

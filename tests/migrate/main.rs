@@ -4,5 +4,7 @@
 
 mod audit;
 mod directories;
+mod hook;
 mod preflight;
 mod rescue;
+mod ways_out;

@@ -10,6 +10,7 @@ mod devices;
 mod faults;
 mod flatten;
 mod guest_files;
+mod hook;
 mod live;
 mod preflight;
 mod rescue;

@@ -156,7 +156,9 @@ impl<'a, 'i: 'a, 'b, 'j: 'b> Pair<'a, 'i, 'b, 'j> {
 }
 
 fn disk(pair: Pair<'_, '_, '_, '_>, change: &Change, form: Form) -> Result<()> {
-    if *pair.is != expected(pair.was, pair.old, change, form) {
+    // What makes it special is compared below, element by element.
+    let found = XmlDisk { special: pair.was.special.clone(), ..pair.is.clone() };
+    if found != expected(pair.was, pair.old, change, form) {
         return Err(wrong(&pair.was.target));
     }
     let (went, came): (&[&str], &[&str]) = match change {
@@ -165,6 +167,7 @@ fn disk(pair: Pair<'_, '_, '_, '_>, change: &Change, form: Form) -> Result<()> {
             &["source", "driver", "backingStore"],
         ),
         Change::Medium { .. } => (&["source", "mirror", "privateData"], &["source"]),
+        Change::Chain { .. } => (&["backingStore"], &["backingStore"]),
         Change::Eject => {
             (&["source", "backingStore", "auth", "encryption", "mirror", "privateData"], &[])
         }
@@ -183,7 +186,7 @@ fn disk(pair: Pair<'_, '_, '_, '_>, change: &Change, form: Form) -> Result<()> {
             driver(&pair, *format == qcow::chain::Format::Raw)
         }
         Change::Medium { .. } => source(&pair, None, &["privateData"]),
-        Change::Eject => Ok(()),
+        Change::Chain { .. } | Change::Eject => Ok(()),
     }
 }
 
@@ -208,6 +211,13 @@ fn expected(was: &XmlDisk, node: Node<'_, '_>, change: &Change, form: Form) -> X
             disk.source = place(path, parse::is_device(path));
             let layers = vec![NamedLayer { path: path.clone(), format: was.format.clone() }];
             disk.chain = XmlChain { layers, terminated: was.chain.terminated };
+        }
+        Change::Chain { below } => {
+            let terminated = form == Form::Running || parse::has_chain(node);
+            let below = below.iter().filter(|_| terminated).cloned();
+            disk.chain.layers.truncate(1);
+            disk.chain.layers.extend(below);
+            disk.chain.terminated = terminated;
         }
         Change::Eject => {
             disk.source = Source::None;

@@ -67,6 +67,7 @@ impl<'a, 'i: 'a> Editor<'_, '_, 'a, 'i> {
                 self.relocate(&place, *format, below)
             }
             Change::Medium { path } => self.medium(path),
+            Change::Chain { below } => self.below(below),
             Change::Eject => self.eject(),
         }
     }
@@ -112,6 +113,14 @@ impl<'a, 'i: 'a> Editor<'_, '_, 'a, 'i> {
         self.drop_all(self.node, &PASSING);
         let place = Place { path, block: parse::is_device(path), slice: None };
         self.set_place(source, &place, &["privateData"])
+    }
+
+    fn below(&mut self, below: &[NamedLayer]) -> Result<()> {
+        if let Some(special) = &self.disk.special {
+            return Err(self.refuse(&format!("has <{special}>, which another chain may lack")));
+        }
+        let source = self.movable_source()?;
+        self.chain(source, below)
     }
 
     fn eject(&mut self) -> Result<()> {

@@ -15,9 +15,8 @@ mod parse;
 mod splice;
 #[cfg(test)]
 mod tests;
-mod tree;
+pub(crate) mod tree;
 
-#[cfg(feature = "libvirt")]
 pub(crate) use splice::quoted;
 
 pub use devices::Obstacle;
@@ -53,6 +52,9 @@ pub struct XmlDisk {
     pub discard: bool,
     /// It is being mirrored (`<mirror>`): the kind of job.
     pub mirror: Option<String>,
+    /// The element that gives its image, or a layer below, more than a file of its format: `encryption`,
+    /// `slices` or `dataStore`.
+    pub special: Option<String>,
     /// The chain, the disk's own source first; without layers if that is no file or device and nothing
     /// is named below it.
     ///
@@ -92,6 +94,11 @@ pub enum Change {
     Medium {
         /// Its path at the destination; below `/dev`, but not `/dev/shm`, it is a device's.
         path: PathBuf,
+    },
+    /// It stays at its path; only the chain below it is another.
+    Chain {
+        /// What is below it, the uppermost first; empty if it stands alone. Every layer has a format.
+        below: Vec<NamedLayer>,
     },
     /// The drive is empty.
     Eject,

@@ -65,7 +65,15 @@ fn disk(node: Node<'_, '_>) -> Result<XmlDisk> {
         transient: child(node, "transient").is_some(),
         mirror: child(node, "mirror")
             .map(|mirror| attribute(mirror, "job").unwrap_or("copy").to_owned()),
+        special: special(node).map(str::to_owned),
     })
+}
+
+/// The element that gives an image of a disk more than a file of its format.
+fn special<'a>(disk: Node<'a, '_>) -> Option<&'a str> {
+    let names = ["encryption", "slices", "dataStore"];
+    let found = disk.descendants().find(|node| names.iter().any(|name| is(*node, name)))?;
+    Some(found.tag_name().name())
 }
 
 /// Where a `<disk>` or `<backingStore>` has its content.

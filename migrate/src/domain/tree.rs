@@ -22,7 +22,7 @@ const MAX_NAMESPACES: usize = 256;
 ///
 /// # Errors
 /// [`Usage`](crate::ErrorKind::Usage) if it is not well-formed, has a DTD or is too big.
-pub(super) fn read(xml: &str) -> Result<Document<'_>> {
+pub(crate) fn read(xml: &str) -> Result<Document<'_>> {
     let too_big = || Error::usage("the XML is too big or too deep for a domain's");
     if xml.len() > MAX_BYTES
         || xml.bytes().filter(|byte| *byte == b'=').count() > MAX_EQUALS
@@ -40,12 +40,12 @@ pub(super) fn read(xml: &str) -> Result<Document<'_>> {
 }
 
 /// Whether a node is an element of this name and of no namespace, as all of libvirt's are.
-pub(super) fn is(node: Node<'_, '_>, name: &str) -> bool {
+pub(crate) fn is(node: Node<'_, '_>, name: &str) -> bool {
     node.is_element() && node.tag_name().namespace().is_none() && node.tag_name().name() == name
 }
 
 /// The elements of this name right below a node.
-pub(super) fn children<'a, 'i: 'a>(
+pub(crate) fn children<'a, 'i: 'a>(
     node: Node<'a, 'i>,
     name: &'static str,
 ) -> impl Iterator<Item = Node<'a, 'i>> {
@@ -53,18 +53,18 @@ pub(super) fn children<'a, 'i: 'a>(
 }
 
 /// The first of them, which is the one that libvirt takes.
-pub(super) fn child<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> Option<Node<'a, 'i>> {
+pub(crate) fn child<'a, 'i: 'a>(node: Node<'a, 'i>, name: &'static str) -> Option<Node<'a, 'i>> {
     children(node, name).next()
 }
 
 /// The value of an attribute that is there and not empty.
-pub(super) fn attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
+pub(crate) fn attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
     let found = node.attributes().find(|a| a.namespace().is_none() && a.name() == name)?;
     Some(found.value()).filter(|value| !value.is_empty())
 }
 
 /// All text right below a node.
-pub(super) fn text(node: Node<'_, '_>) -> String {
+pub(crate) fn text(node: Node<'_, '_>) -> String {
     node.children().filter(Node::is_text).filter_map(|text| text.text()).collect()
 }
 

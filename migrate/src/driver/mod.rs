@@ -71,6 +71,17 @@ pub trait Inventory: Send + Sync {
     fn paths_in_use(&self) -> Result<Vec<std::path::PathBuf>>;
 }
 
+/// An element of a domain's `<metadata>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata<'a> {
+    /// Its namespace.
+    pub namespace: &'a str,
+    /// The prefix that the namespace gets in the XML.
+    pub prefix: &'a str,
+    /// The element; `None` removes it.
+    pub element: Option<&'a str>,
+}
+
 /// One connection to one host's virtualisation management.
 ///
 /// All methods may be called from any thread. A domain is named by its UUID, but in
@@ -111,6 +122,15 @@ pub trait Hypervisor: Inventory {
     /// # Errors
     /// See [`host`](Inventory::host).
     fn block_job(&self, uuid: &str, target: &str) -> Result<Option<String>>;
+
+    /// Writes the one element of a namespace into the domain's `<metadata>`, for now and for its next start. It is given
+    /// without a prefix; `None` removes it.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host); [`Unsupported`](crate::ErrorKind::Unsupported) where domains have no metadata.
+    fn set_metadata(&self, _uuid: &str, _metadata: &Metadata<'_>) -> Result<()> {
+        Err(Error::new(crate::ErrorKind::Unsupported, "domains have no metadata there"))
+    }
 
     /// Migrates, and returns when libvirt says that it is over. What it says is not the outcome: that is
     /// decided by the state of both hosts. Every [`TICK`] or so `watch` is told how far it is; when

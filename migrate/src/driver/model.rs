@@ -491,6 +491,11 @@ pub fn edited(disk: &GuestDisk, edits: &[DiskEdit]) -> GuestDisk {
                 top.path.clone_from(path);
             }
         }
+        Change::Chain { below } => {
+            disk.named.truncate(1);
+            disk.named.extend(below.iter().cloned());
+            disk.terminated = true;
+        }
         Change::Eject => {
             disk.named.clear();
             disk.content.clear();

@@ -116,7 +116,7 @@ fn refusals(judged: &[Judged<'_>]) -> Vec<Refusal> {
         .iter()
         .filter_map(|(disk, row, verdict)| match verdict {
             Verdict::Refuse { message, way_out } => {
-                Some(refuse(row.code(), Some(&disk.disk.target), message, way_out))
+                Some(refuse(row.code(), Some(&disk.disk.target), message, way_out.clone()))
             }
             _ => None,
         })

@@ -7,6 +7,7 @@
 use super::policy::Policy;
 use super::value::{Mode, Refusal};
 use super::words::{list, refuse};
+use crate::Remedy;
 use crate::domain::obstacles;
 use crate::facts::{DomainState, Facts};
 
@@ -149,11 +150,8 @@ fn migratable(facts: &Facts, policy: &Policy) -> Vec<Refusal> {
         .map(|obstacle| {
             let message = format!("a running guest with this is not migrated: {}", obstacle.what);
             let way_out = match obstacle.maybe {
-                true => format!(
-                    "{}; or leave it to libvirt and QEMU, which may be able to, with --try-devices",
-                    obstacle.way_out
-                ),
-                false => obstacle.way_out.to_owned(),
+                true => Remedy::DetachOrTry(obstacle.way_out.to_owned()),
+                false => obstacle.way_out.into(),
             };
             refuse("R11", None, message, way_out)
         })

@@ -112,7 +112,7 @@ fn unreadable(file: &FileFacts, _: Mode) -> Option<Verdict> {
     };
     Some(Verdict::Refuse(
         format!("{} cannot be copied: {why}", named(file)),
-        "run qcowtool as root; what is a device must be detached, or be taken out of the definition"
+        "run this as root; what is a device must be detached, or be taken out of the definition"
             .into(),
     ))
 }

@@ -25,6 +25,7 @@ pub(crate) use copy_mode::{DETECTS_ZEROES, LIBVIRT_FLOOR, QEMU_FLOOR};
 pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
 pub(crate) use predicted::{Brought, brought};
+pub(crate) use proofs::is_proven;
 pub use seeds::seed_name;
 pub use show::human;
 pub use value::{

@@ -61,15 +61,20 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
 pub(super) fn on_existing<'a>(disk: &Disk<'a>) -> Option<&'a BaseFacts> {
     let below = disk.below().first()?;
     let wanted = disk.chain()?.below.as_ref()?;
-    disk.destination()?.bases.iter().find(|base| {
-        let equal = matches!(&base.content, Content::Equal { digest } if digest == wanted);
-        let as_long = base.virtual_size == below.virtual_size;
-        let nobody_writes = base.in_use.is_none();
-        let starts_with_itself = base.chain.first().is_some_and(|layer| layer.path == base.path);
-        let formats_recorded = base.chain.iter().all(|layer| layer.format.is_some());
-        let not_too_deep = base.chain.len() < disk.policy.max_depth;
-        equal && as_long && nobody_writes && starts_with_itself && formats_recorded && not_too_deep
-    })
+    let bases = &disk.destination()?.bases;
+    bases.iter().find(|base| is_proven(base, wanted, below.virtual_size, disk.policy.max_depth))
+}
+
+/// Whether an overlay can rely on this image: it holds the disk of this digest and size, no process writes to
+/// it, and its chain is known with all formats.
+pub(crate) fn is_proven(base: &BaseFacts, wanted: &str, size: u64, max_depth: usize) -> bool {
+    let equal = matches!(&base.content, Content::Equal { digest } if digest == wanted);
+    let unwritten = base.in_use.is_none();
+    let starts_with_itself = base.chain.first().is_some_and(|layer| layer.path == base.path);
+    let formats_recorded = base.chain.iter().all(|layer| layer.format.is_some());
+    let shallow = base.chain.len() < max_depth;
+    let known = starts_with_itself && formats_recorded && shallow;
+    equal && base.virtual_size == size && unwritten && known
 }
 
 /// How the lower layers are brought to the destination.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Policy;
 use crate::facts::{FileRole, NamedLayer};
+use crate::{Remedy, Reword};
 
 /// Name and version of the plan's JSON form.
 pub const SCHEMA: &str = "qcowtool-plan/1";
@@ -484,5 +485,11 @@ pub struct Refusal {
     /// What is in the way.
     pub message: String,
     /// What the operator can do about it.
-    pub way_out: String,
+    pub way_out: Remedy,
+}
+
+impl Reword for Refusal {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.way_out.reword(words);
+    }
 }

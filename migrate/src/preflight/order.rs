@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::{Check, GuestReport, Is, Order};
 use super::{Going, Seeing};
+use crate::Remedy;
 use crate::plan::{Action, DiskPlan};
 
 /// Who makes something at a path; a base may be made for several, if it is the same.
@@ -156,7 +157,7 @@ fn collision(going: &Going<'_>, taken: &BTreeMap<&Path, Taken<'_>>) -> Option<Ch
         let same = own.digest.is_some() && own.digest == other.digest;
         (!same).then(|| {
             let message = format!("'{}' goes to '{}' too", other.by, path.display());
-            Check::red("target", message).way_out("give one of them another place with --map-path")
+            Check::red("target", message).way_out(Remedy::MapPath)
         })
     })
 }

@@ -21,7 +21,7 @@ const LARGEST_CLUSTER: usize = 2 << 20;
 
 /// Makes the planned image as a temporary file on this machine. It is empty; an overlay names its base
 /// as the destination calls it.
-pub(super) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> {
+pub(crate) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> {
     let dir = tempfile::tempdir().map_err(io("could not make a temporary directory"))?;
     let path = dir.path().join("image");
     let backing = base.map(|base| -> Result<_> {
@@ -55,7 +55,7 @@ pub(super) fn options(image: &NewImage) -> TargetOptions {
 /// # Errors
 /// [`Unverified`](ErrorKind::Unverified), naming the first thing that is not as it must be;
 /// [`Environment`](ErrorKind::Environment) if the copy cannot be read here.
-pub(super) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) -> Result<()> {
+pub(crate) fn prove(copy: &Path, image: &NewImage, base: Option<&NamedLayer>) -> Result<()> {
     let expected = Expected {
         format: image.format,
         virtual_size: image.virtual_size,

@@ -4,7 +4,7 @@
 //! Everything goes into the journal before it is made and once it is there, so that what is left of a run
 //! that was cut off can be told from what others made.
 
-mod image;
+pub(crate) mod image;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

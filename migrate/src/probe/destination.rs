@@ -76,7 +76,7 @@ pub(super) fn place(
 
 /// The images of these names at the destination, not compared yet. What has no format of its own is taken
 /// to have that of the source's.
-pub(super) fn bases(store: &dyn Store, names: &[PathBuf], format: Format) -> Vec<BaseFacts> {
+pub(crate) fn bases(store: &dyn Store, names: &[PathBuf], format: Format) -> Vec<BaseFacts> {
     let mut found = Vec::new();
     for path in names {
         let Ok(Some(object)) = store.look(path) else { continue };

@@ -5,7 +5,8 @@
 //! [`Store`].
 
 mod alone;
-mod destination;
+mod annotation;
+pub(crate) mod destination;
 mod guest_files;
 pub(crate) mod ports;
 mod process;
@@ -30,6 +31,7 @@ use crate::store::{Store, Wanted};
 use crate::{Error, Result, host};
 
 pub use alone::{Alone, alone};
+pub use annotation::{Annotated, annotation};
 pub use source::PinnedFiles;
 use source::SourceFiles;
 
@@ -110,7 +112,7 @@ pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     }
     let this_host = host::name();
     Err(Error::environment(format!("the guest is on {}, and this is {this_host}", source.hostname))
-        .hint("run qcowtool on the guest's host: it reads the headers of its images there"))
+        .hint(crate::Remedy::RunOnGuestsHost))
 }
 
 fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<String>> {
@@ -274,25 +276,8 @@ impl Disks<'_> {
         Ok(())
     }
 
-    /// The tree hash of what `layers` show, read once and kept while no layer changes.
     fn digest(&self, layers: &[LayerFacts], pinned: &PinnedFiles) -> Result<String> {
-        let chain = pinned.open(layers)?;
-        let kept = self.probing.cache.zip(layers.first()).map(|(cache, top)| {
-            let name = blake3::hash(top.path.as_os_str().as_encoded_bytes()).to_hex();
-            cache.join(format!("{name}.manifest"))
-        });
-        if let Some(kept) = &kept
-            && let Ok(manifest) = Manifest::read_trusted(kept, &chain, None)
-        {
-            return Ok(manifest.tree.root.to_string());
-        }
-        let Probing { observer, cancel, .. } = self.probing;
-        let manifest = Manifest::take(&chain, None, 0, *observer, cancel)?;
-        if let Some(kept) = kept {
-            // Next time it is read again; that is all.
-            let _ = manifest.write(&kept, Replace::InUse);
-        }
-        Ok(manifest.tree.root.to_string())
+        digest(self.probing, layers, pinned)
     }
 
     fn compare(
@@ -328,6 +313,27 @@ impl Disks<'_> {
         }
         Ok(())
     }
+}
+
+/// The tree hash of what `layers` show, read once and kept while no layer changes.
+fn digest(probing: &Probing<'_>, layers: &[LayerFacts], pinned: &PinnedFiles) -> Result<String> {
+    let chain = pinned.open(layers)?;
+    let kept = probing.cache.zip(layers.first()).map(|(cache, top)| {
+        let name = blake3::hash(top.path.as_os_str().as_encoded_bytes()).to_hex();
+        cache.join(format!("{name}.manifest"))
+    });
+    if let Some(kept) = &kept
+        && let Ok(manifest) = Manifest::read_trusted(kept, &chain, None)
+    {
+        return Ok(manifest.tree.root.to_string());
+    }
+    let Probing { observer, cancel, .. } = probing;
+    let manifest = Manifest::take(&chain, None, 0, *observer, cancel)?;
+    if let Some(kept) = kept {
+        // Next time it is read again; that is all.
+        let _ = manifest.write(&kept, Replace::InUse);
+    }
+    Ok(manifest.tree.root.to_string())
 }
 
 /// The chain with its first name, which may be that of a volume, as a path.

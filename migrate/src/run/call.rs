@@ -8,7 +8,7 @@ use qcow::CancelToken;
 use super::{Phase, Run};
 use crate::driver::{JobProgress, MigrateRequest, check_request};
 use crate::journal::Record;
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// That the guest outruns the copy, and what follows.
 fn outrun(job: &JobProgress, what: &str) -> String {
@@ -138,7 +138,7 @@ impl Run<'_> {
             if timeout.is_some_and(|seconds| begun.elapsed().as_secs() >= seconds) {
                 give_up(
                     Error::environment("the migration did not end within its time")
-                        .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
+                        .hint(Remedy::MoreTime),
                 );
             }
             if pace.borrow_mut().stalls(job) && self.hosts.destination.state(&request.uuid).is_err()
@@ -147,14 +147,17 @@ impl Run<'_> {
             }
             match convergence.borrow_mut().look(job, Instant::now(), stall) {
                 Outrun::No => {}
-                Outrun::Say => self.report.note(&outrun(job, &match plan.policy.stall {
-                    0 => "with --sync-writes it would end".to_owned(),
-                    stall => format!("it is ended if that lasts {stall} s (--stall)"),
-                })),
-                Outrun::End => give_up(Error::environment(outrun(job, "the migration was ended")).hint(
-                    "repeat it with --sync-writes: guest writes then wait for the copy; or give it more \
-                     --bandwidth, or a longer --stall",
+                Outrun::Say => self.report.note(&outrun(
+                    job,
+                    &match plan.policy.stall {
+                        0 => "only synchronous writes end that".to_owned(),
+                        stall => format!("the migration is ended if that lasts {stall} s"),
+                    },
                 )),
+                Outrun::End => {
+                    let error = Error::environment(outrun(job, "the migration was ended"));
+                    give_up(error.hint(Remedy::CopyFaster));
+                }
             }
             // The disks are in step: a last look below them, before the guest moves.
             if job.memory_total > 0 && !ready_looked_at.replace(true) {

@@ -12,3 +12,4 @@ mod plan_proofs;
 mod plan_rows;
 mod plan_seal;
 mod preflight;
+mod remedies;

@@ -283,7 +283,10 @@ fn what_libvirt_and_qemu_will_not_migrate_is_refused_before_anything_is_made() {
     for (device, maybe, of_host) in cases {
         let devices = format!("<devices>{device}</devices>");
         let facts = with_devices(DomainState::Running, &devices);
-        assert_eq!(refused(&facts, &Policy::default()), ["R11"], "{device}");
+        let refusals = decide(&facts, &Policy::default()).unwrap_err();
+        assert_eq!((refusals.len(), &*refusals[0].code), (1, "R11"), "{device}");
+        let tries = matches!(refusals[0].way_out, migrate::Remedy::DetachOrTry(_));
+        assert_eq!(tries, maybe, "{device}");
         let tried = Policy { try_devices: true, ..Policy::default() };
         match maybe {
             true => assert_eq!(codes(&planned(&facts, &tried)), ["host-device"], "{device}"),

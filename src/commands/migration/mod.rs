@@ -66,7 +66,7 @@ impl State {
     }
 
     /// Where digests of bases are kept.
-    fn digests(&self) -> PathBuf {
+    pub(crate) fn digests(&self) -> PathBuf {
         self.state_dir.join("digests")
     }
 }

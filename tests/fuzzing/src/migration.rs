@@ -76,7 +76,8 @@ pub fn domain(data: &[u8]) {
             below: vec![],
             slice: None,
         };
-        for change in [moved, Change::Medium { path: "/new/medium.iso".into() }, Change::Eject] {
+        let medium = Change::Medium { path: "/new/medium.iso".into() };
+        for change in [moved, medium, Change::Chain { below: vec![] }, Change::Eject] {
             let edits = [DiskEdit { target: disk.target.clone(), change }];
             for form in [Form::Running, Form::NextStart] {
                 let edited = match form {

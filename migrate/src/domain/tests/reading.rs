@@ -29,6 +29,7 @@ fn a_running_guest_with_the_chains_that_libvirt_found() {
         shareable: false,
         transient: false,
         mirror: None,
+        special: None,
         chain: chain(&layers, true),
     };
     assert_eq!(domain.disks[0], vda);

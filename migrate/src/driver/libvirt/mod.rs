@@ -26,7 +26,8 @@ use self::events::Signal;
 use self::raw::{Failure, Outcome, Subscription};
 use super::libvirt_errors::{code, translate};
 use super::{
-    BlockCopy, BlockJobs, BlockProgress, Hypervisor, Inventory, JobProgress, MigrateRequest, TICK,
+    BlockCopy, BlockJobs, BlockProgress, Hypervisor, Inventory, JobProgress, Metadata,
+    MigrateRequest, TICK,
 };
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts,
@@ -407,6 +408,17 @@ impl Hypervisor for Connection {
     fn capacity(&self, uuid: &str, target: &str) -> Result<u64> {
         let domain = self.lookup(uuid)?;
         self.say(raw::capacity(&domain, target))
+    }
+
+    fn set_metadata(&self, uuid: &str, metadata: &Metadata<'_>) -> Result<()> {
+        let domain = self.lookup(uuid)?;
+        let live = self.say(domain.is_active())?;
+        let defined = self.say(domain.is_persistent())?;
+        let live = if live { sys::VIR_DOMAIN_AFFECT_LIVE } else { 0 };
+        let config = if defined { sys::VIR_DOMAIN_AFFECT_CONFIG } else { 0 };
+        let kind = i32::try_from(sys::VIR_DOMAIN_METADATA_ELEMENT).unwrap_or_default();
+        let (prefix, namespace) = (Some(metadata.prefix), Some(metadata.namespace));
+        self.say(domain.set_metadata(kind, metadata.element, prefix, namespace, live | config))
     }
 
     fn block_job(&self, uuid: &str, target: &str) -> Result<Option<String>> {
