@@ -12,6 +12,7 @@
 //! - when bytes reach stable storage: libvirt does not promise that for uploads.
 
 mod chain;
+mod proof;
 mod transfer;
 mod volume;
 
@@ -21,14 +22,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qcow::chain::Format;
-use qcow::codec::is_zero;
-use qcow::io::{FileStorage, Storage, read_padded};
+use qcow::io::{FileStorage, Storage};
 use qcow::{CancelToken, Observer};
-use serde::{Deserialize, Serialize};
 use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 
 use self::chain::{Head, Volume};
+use self::proof::Proof;
 use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
 use crate::driver::libvirt::raw::Failure;
@@ -39,9 +39,6 @@ use crate::{Error, Result};
 
 /// Kinds of pools whose volumes are files in a directory.
 const OF_FILES: [&str; 3] = ["dir", "fs", "netfs"];
-
-/// As much of a file as tells whether anything was sent yet.
-const SECTOR: usize = 512;
 
 /// libvirt's words for a pool that is gone.
 const NO_POOL: &str = "Storage pool not found";
@@ -54,30 +51,6 @@ pub struct LibvirtStore {
     pools: Mutex<Vec<String>>,
     /// What tells the files that this store made, or that a journal says an earlier one made.
     made: Mutex<HashMap<PathBuf, Proof>>,
-}
-
-/// What tells a file that we made from others once libvirt has filled it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Proof {
-    /// Its length as it was made.
-    length: u64,
-    /// How its header began; `None` if it is no QCOW2 image.
-    head: Option<Head>,
-    /// Digest of its first sector as it was sent.
-    start: String,
-}
-
-impl Proof {
-    fn of(content: &FileStorage) -> Result<Self> {
-        let read = |length: usize| {
-            let length = u64::try_from(length).unwrap_or(u64::MAX).min(content.len());
-            let mut start = vec![0; usize::try_from(length).unwrap_or_default()];
-            read_padded(content, &mut start, 0)?;
-            Ok(start)
-        };
-        let start = blake3::hash(&read(SECTOR)?).to_hex().to_string();
-        Ok(Self { length: content.len(), head: Head::read(read)?, start })
-    }
 }
 
 /// A volume that is there.
@@ -389,9 +362,7 @@ impl Store for LibvirtStore {
         {
             return Ok(false);
         }
-        let start = transfer::head(&self.connection, &found.volume, SECTOR)?;
-        let sent = blake3::hash(&start).to_hex().to_string() == proof.start;
-        let ours = sent || is_zero(&start);
+        let ours = proof.begins(&transfer::head(&self.connection, &found.volume, proof::SECTOR)?);
         if ours {
             self.delete(path, &found)?;
         }
