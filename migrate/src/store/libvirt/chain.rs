@@ -6,6 +6,7 @@ use std::path::Path;
 use qcow::chain::{Format, Open, OpenOptions, WorkingDirectory};
 use qcow::format::{Header, HeaderArea};
 use qcow::io::Storage;
+use serde::{Deserialize, Serialize};
 
 use crate::facts::{Identity, NamedLayer};
 use crate::store::StoreLayer;
@@ -18,7 +19,7 @@ const MAGIC: &[u8] = b"QFI\xfb";
 const SECTOR: usize = 512;
 
 /// What the header of a QCOW2 image says, and what filling the image does not change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub(super) virtual_size: u64,
     /// The name of the layer below.
