@@ -350,9 +350,6 @@ enum CacheMode {
     Unsafe,
 }
 
-/// How many threads are started unasked.
-const USUAL_THREADS: usize = 16;
-
 /// How a long operation runs.
 #[derive(Debug, Args)]
 pub(crate) struct WorkArgs {
@@ -374,7 +371,7 @@ impl WorkArgs {
     /// How many worker threads there are to be. Asks the system, whose files a sandbox takes away.
     pub(crate) fn threads(&self) -> usize {
         match usize::try_from(self.threads).unwrap_or(0) {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
+            0 => qcow::ops::usual_threads(),
             threads => threads,
         }
     }

@@ -5,7 +5,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use crate::args::exit_codes;
 use crate::commands::{
     Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Hook,
-    Info, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
+    Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
     Rollback, Transactions,
 };
 use crate::failure::Failure;
@@ -103,6 +103,7 @@ commands! {
     Flatten(common) "flatten" "Write a backing chain as one standalone image";
     Compare(common) "compare" "Compare the guest-visible content of two images";
     Check(common) "check" "Check an image's metadata for corruption and leaks";
+    Io(common) "io" "Read and write parts of a disk in place, by a script";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";
     Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";

@@ -256,7 +256,7 @@ impl ErrorObject {
     }
 
     fn of_migration(error: &migrate::Error, command: &str) -> Self {
-        let hint = migration_hint(error, command);
+        let hint = error.what_next().map(|remedy| remedies::migration_words(remedy, command));
         match error.engine() {
             // Where the engine says that it was.
             Some(engine) => Self {
@@ -281,23 +281,14 @@ impl ErrorObject {
     }
 }
 
-/// What to do next; where the engine says it, in the words of this command line.
-fn migration_hint(error: &migrate::Error, command: &str) -> Option<String> {
-    let hint = error.what_next()?;
-    let engine = error
-        .engine()
-        .filter(|engine| engine.what_next().is_some_and(|remedy| remedy.to_string() == hint));
-    match engine {
-        Some(engine) => remedies::words_for(engine, command),
-        None => Some(hint.to_owned()),
-    }
-}
-
 /// The line about an error of a command that moves guests.
 fn migration_line(error: &migrate::Error, command: &str) -> String {
     let host = error.host().map(|host| format!("{host}: ")).unwrap_or_default();
-    match migration_hint(error, command) {
-        Some(hint) => format!("{host}{} ({hint})", error.message()),
+    match error.what_next() {
+        Some(remedy) => {
+            let hint = remedies::migration_words(remedy, command);
+            format!("{host}{} ({hint})", error.message())
+        }
         None => format!("{host}{}", error.message()),
     }
 }

@@ -19,6 +19,7 @@ mod picture;
 mod progress;
 mod remedies;
 pub mod sandbox;
+mod script;
 mod session;
 mod signals;
 mod size;

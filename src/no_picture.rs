@@ -30,3 +30,17 @@ impl PictureFile {
         match *self {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Run by `scripts/test-features`.
+    #[test]
+    fn without_pictures_none_is_drawn() {
+        let refused = PictureFile::at(Path::new("map.svg"), Replace::Never);
+        let error = refused.map(drop).unwrap_err();
+        assert_eq!(error.kind(), qcow::ErrorKind::Unsupported);
+        assert!(error.to_string().contains("the cargo feature 'pictures'"), "{error}");
+    }
+}

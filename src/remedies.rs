@@ -1,10 +1,13 @@
-//! What to do about an engine's error, in words of this command line. The engine knows no option and
-//! no program; here each remedy is worded once, and words are only used by a command that has every
+//! What to do about an error, in words of this command line. The libraries know no option and no
+//! program; here each remedy is worded once, and words are only used by a command that has every
 //! option they name.
+
+mod migration;
 
 use clap::CommandFactory;
 use qcow::{Error, LimitName, Remedy};
 
+pub(crate) use self::migration::{migration_words, reworded};
 use crate::cli::Cli;
 
 /// The error in one line, with what to do next in the words of `command`.
@@ -15,20 +18,24 @@ pub(crate) fn line(error: &Error, command: &str) -> String {
     }
 }
 
-/// What to do about `error`, in the words of `command`: of the words that the table has, the first
-/// whose options all exist; the engine's own words if there are none.
+/// What to do about `error`, in the words of `command`.
 pub(crate) fn words_for(error: &Error, command: &str) -> Option<String> {
-    let remedy = error.what_next()?;
-    let mut options = Options(Cli::command());
+    error.what_next().map(|remedy| words(remedy, command))
+}
+
+/// What `remedy` is in the words of `command`: of the words that the table has, the first whose options all
+/// exist; the engine's own words if there are none.
+fn words(remedy: &Remedy, command: &str) -> String {
+    let mut options = Options::new();
     if let Some(words) = with_names(remedy)
         // Of `create`, that option is for the new image's own backing file.
         .filter(|words| command != "create" && options.have_all(words, command))
     {
-        return Some(words);
+        return words;
     }
     let chosen = table(remedy, command).iter().find(|words| options.have_all(words, command));
     let parameter = parameter(remedy);
-    Some(chosen.map_or_else(|| remedy.to_string(), |words| words.replace("PROGRAM", parameter)))
+    chosen.map_or_else(|| remedy.to_string(), |words| words.replace("PROGRAM", parameter))
 }
 
 /// What stands for `PROGRAM` in the words for `remedy`: a program's name, or what QEMU calls a format.
@@ -165,6 +172,10 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
 struct Options(clap::Command);
 
 impl Options {
+    fn new() -> Self {
+        Self(Cli::command())
+    }
+
     /// Whether every option that `words` name exists.
     fn have_all(&mut self, words: &str, command: &str) -> bool {
         words.split('`').enumerate().all(|(index, part)| {
@@ -256,13 +267,9 @@ mod tests {
         Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
     }
 
-    fn words(remedy: &Remedy, command: &str) -> String {
-        words_for(&Error::usage("x").hint(remedy.clone()), command).unwrap()
-    }
-
     #[test]
     fn no_command_is_told_of_an_option_that_it_lacks() {
-        let mut options = Options(Cli::command());
+        let mut options = Options::new();
         for command in commands() {
             for remedy in ALL {
                 let words = words(remedy, &command);
@@ -281,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_options_of_the_words_are_found() {
-        let mut options = Options(Cli::command());
+        let mut options = Options::new();
         assert!(options.have_all("give -U, or --backing-format raw", "info"));
         assert!(!options.have_all("give -U, or --no-such-option", "info"));
         assert!(!options.have_all("`qcowtool info --force`", "create"));
@@ -295,9 +302,7 @@ mod tests {
         for remedy in ALL {
             for words in commands().iter().flat_map(|command| table(remedy, command)) {
                 // `flatten --salvage` may come later.
-                let used = commands()
-                    .iter()
-                    .any(|command| Options(Cli::command()).have_all(words, command));
+                let used = commands().iter().any(|command| Options::new().have_all(words, command));
                 assert!(used || words.contains("--salvage"), "{words}");
             }
         }

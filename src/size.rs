@@ -23,6 +23,9 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     })
 }
 
+/// The largest disk: whole sectors, below 2^63 bytes.
+const LARGEST: u64 = (1 << 63) - 512;
+
 /// The size of a disk: as [`parse`], and at most 2^63 - 1.
 ///
 /// # Errors
@@ -31,7 +34,7 @@ pub(crate) fn parse_disk(text: &str) -> Result<u64> {
     let bytes = parse(text)?;
     if i64::try_from(bytes).is_err() {
         return Err(Error::usage(format!("a disk of '{text}' is too large"))
-            .hint(format!("the largest has {} bytes", i64::MAX)));
+            .hint(format!("the largest has {LARGEST} bytes")));
     }
     Ok(bytes)
 }

@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::{fmt, io};
 
+use crate::Remedy;
+
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -78,7 +80,7 @@ struct Inner {
     host: Option<String>,
     /// Bytes at the start of the message that say where, as [`Error::engine`] says it too.
     place: usize,
-    hint: Option<String>,
+    hint: Option<Remedy>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -129,7 +131,7 @@ impl Error {
 
     /// Says what to do next.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn hint(mut self, hint: impl Into<Remedy>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
@@ -175,8 +177,8 @@ impl Error {
     }
 
     /// What to do next.
-    pub fn what_next(&self) -> Option<&str> {
-        self.0.hint.as_deref()
+    pub fn what_next(&self) -> Option<&Remedy> {
+        self.0.hint.as_ref()
     }
 }
 
@@ -187,7 +189,7 @@ impl fmt::Display for Error {
         }
         f.write_str(&qcow::Escaped(self.message()).to_string())?;
         match self.what_next() {
-            Some(hint) => write!(f, " ({})", qcow::Escaped(hint)),
+            Some(hint) => write!(f, " ({})", qcow::Escaped(&hint.to_string())),
             None => Ok(()),
         }
     }
@@ -220,7 +222,7 @@ impl From<qcow::Error> for Error {
         };
         let message = error.reason().to_string();
         let place = message.len().saturating_sub(what.len());
-        let hint = error.what_next().map(ToString::to_string);
+        let hint = error.what_next().cloned().map(Remedy::Engine);
         let inner = Inner { kind, message, host: None, place, hint, source: Some(error.into()) };
         Self(Box::new(inner))
     }
@@ -237,7 +239,7 @@ mod tests {
         let error = Error::from(engine());
         assert_eq!(error.message(), format!("a\\nb: could not read: {}", os()));
         assert_eq!(error.message_without_place(), format!("could not read: {}", os()));
-        assert_eq!(error.what_next(), Some("look at it"));
+        assert_eq!(error.what_next(), Some(&Remedy::Engine("look at it".into())));
         let inner = error.engine().unwrap();
         assert_eq!(inner.io_source().and_then(io::Error::raw_os_error), Some(5));
         let error = error.and_also("and more").caused_by(os());

@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 mod ability;
 mod disk;
 mod domain;
+mod file;
 mod host;
 mod route;
 
 pub use ability::{Abilities, Cpu, CpuFit, GuestKind, Setup};
 pub use disk::*;
 pub use domain::{DomainFacts, DomainState};
+pub use file::{FileFacts, FilePlace, FileRole};
 pub use host::{HostFacts, PoolFacts, Version, VolumeFacts};
 pub use route::Route;
 
@@ -31,6 +33,9 @@ pub struct Facts {
     pub clash: Option<String>,
     /// The guest's disks, in the order of its XML.
     pub disks: Vec<DiskFacts>,
+    /// The files that it has or needs besides its disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileFacts>,
 }
 
 impl Facts {

@@ -70,12 +70,14 @@ pub mod preflight;
 pub mod prepare;
 pub mod probe;
 mod process;
+mod remedy;
 pub mod rescue;
 pub mod run;
 pub mod store;
 pub mod target;
 
 pub use error::{Error, ErrorKind, Result};
+pub use remedy::{Remedy, Reword};
 // What appears in signatures here.
 pub use qcow::chain::Format;
 pub use qcow::{CancelToken, Observer, Silent};

@@ -142,6 +142,7 @@ fn facts(live: &str, inactive: &str, state: DomainState) -> Result<DomainFacts> 
         job: None,
         snapshots: Vec::new(),
         checkpoints: Vec::new(),
+        saved: false,
     })
 }
 

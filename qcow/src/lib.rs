@@ -54,6 +54,7 @@
 //! | [`image`] | one open image: header, snapshots, bitmaps, mapping |
 //! | [`chain`] | backing chains: names, formats, policy, limits, loops |
 //! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
+//! | [`disk`] | a disk that is read and written by many threads at once |
 //! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, checksum, digest |
 //!
 //! # Cargo features
@@ -93,6 +94,7 @@
 
 pub mod chain;
 pub mod codec;
+pub mod disk;
 pub mod extent;
 pub mod format;
 pub mod image;

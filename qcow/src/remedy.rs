@@ -26,7 +26,7 @@ use std::fmt;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Remedy {
     /// Choose another name, or allow that the file is replaced.
@@ -118,7 +118,7 @@ pub enum Remedy {
 }
 
 /// A limit that the caller can raise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum LimitName {
     /// [`Limits::max_depth`](crate::chain::Limits::max_depth).

@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::libvirt::{Connected, connect};
 use crate::output::{OutputFormat, print, print_json};
 use crate::picture::PictureFile;
+use crate::remedies::reworded;
 use crate::signals::Watch;
 
 /// At least one finding of severity error.
@@ -119,7 +120,7 @@ impl Audit {
             return Err(Failure::Error(error.file(&first.path)));
         }
         let options = Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) };
-        let outcome = report(&survey, &options);
+        let outcome = reworded(report(&survey, &options), "audit");
         if let Some(picture) = picture {
             picture.audit(&survey, &outcome)?;
         }

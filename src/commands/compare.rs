@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use qcow::chain::{Format, OpenOptions};
+use qcow::format::SECTOR;
 use qcow::ops::compare::{
-    CompareError, CompareOptions, CompareOutcome, Difference, DifferenceKind, SECTOR, compare,
+    CompareError, CompareOptions, CompareOutcome, Difference, DifferenceKind, compare,
 };
 
 use crate::args::{

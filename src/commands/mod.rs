@@ -11,6 +11,7 @@ mod flatten;
 mod generate;
 mod hook;
 mod info;
+mod io;
 mod map;
 mod measure;
 mod migration;
@@ -29,6 +30,7 @@ pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use hook::Hook;
 pub(crate) use info::Info;
+pub(crate) use io::Io;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
 pub(crate) use migration::{

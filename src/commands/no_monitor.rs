@@ -36,3 +36,20 @@ impl Monitor {
             .into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    /// Run by `scripts/test-features`.
+    #[test]
+    fn without_the_monitor_it_is_refused() {
+        let command = Monitor::augment_args(clap::Command::new("monitor"));
+        let matches = command.try_get_matches_from(["monitor", "images"]).unwrap();
+        let refused = Monitor::from_arg_matches(&matches).unwrap().run();
+        let Err(Failure::Error(error)) = refused else { panic!("{refused:?}") };
+        assert!(error.to_string().contains("the cargo feature 'monitor'"), "{error}");
+    }
+}

@@ -18,6 +18,7 @@ use crate::failure::{Failure, REFUSED};
 use crate::libvirt::connect;
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::When;
+use crate::remedies::reworded;
 use crate::session::Operation;
 
 /// A file or a process changed meanwhile.
@@ -140,6 +141,7 @@ impl Rescue {
         let looked =
             operation.settle_migration(|cancel| look(&whose, self.to.as_deref(), cancel))?;
         let plan = plan(&looked.facts, &Options { restore: self.restore });
+        let plan = reworded(plan, "rescue");
         let json = self.output.output == OutputFormat::Json;
         if !json {
             print(text::plan(&plan))?;
@@ -153,6 +155,7 @@ impl Rescue {
         let outcome = operation.run_migration(|observer, cancel| {
             carry_out(&plan, &looked.facts, &looked.pinned_files, observer, cancel)
         })?;
+        let outcome = reworded(outcome, "rescue");
         match json {
             true => print_json(&outcome)?,
             false => print(text::outcome(&outcome))?,

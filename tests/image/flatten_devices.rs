@@ -119,7 +119,21 @@ fn a_mounted_device_is_refused() {
         .output();
     let device = String::from_utf8(source.unwrap().stdout).unwrap();
     qcowtool(args!["flatten", "--device", "-O", "raw", top, device.trim()])
-        .refused_naming(&["in use"]);
+        .refused_naming(&["in use", "unmount it"]);
+    // A loop device that stays when its file system is unmounted, as a disk does.
+    let Some(device) = used(&scratch) else { return };
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&device.0).status();
+    let mount = |program: &str, what: &[&Path]| Command::new(program).args(what).status();
+    let at = scratch.subdir("ext4");
+    if !made.is_ok_and(|it| it.success())
+        || !mount("mount", &[&device.0, &at]).is_ok_and(|it| it.success())
+    {
+        return skipped("no ext4 can be mounted here");
+    }
+    let onto = || qcowtool(args!["flatten", "--device", "-O", "raw", top, device.0]);
+    onto().refused_naming(&["unmount it"]);
+    assert!(mount("umount", &[&at]).unwrap().success());
+    onto().ok();
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Migration between two directories that stand for hosts: the same planning and preparing as between
 //! libvirt hosts, and the way of guests that are shut off.
 
+mod guest_files;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,15 +10,15 @@ use common::{Run, command, qcowtool};
 use fixtures::{Scratch, args, needs_qemu, qemu};
 use serde_json::Value;
 
-const IMAGES: &str = "var/lib/libvirt/images";
+pub(crate) const IMAGES: &str = "var/lib/libvirt/images";
 
 /// Two directories as hosts, and a guest on the first: vda stands on a template.
-struct Hosts {
-    scratch: Scratch,
+pub(crate) struct Hosts {
+    pub(crate) scratch: Scratch,
 }
 
 impl Hosts {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let scratch = Scratch::new();
         for host in ["a", "b"] {
             fs::create_dir_all(scratch.path(host).join(IMAGES)).unwrap();
@@ -31,12 +33,12 @@ impl Hosts {
         hosts
     }
 
-    fn at(&self, host: &str, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, host: &str, name: &str) -> PathBuf {
         self.scratch.path(host).join(IMAGES).join(name)
     }
 
     /// Writes to an overlay as its guest would, on a machine where the directory is the root.
-    fn write(&self, name: &str, base: &str, what: &str) {
+    pub(crate) fn write(&self, name: &str, base: &str, what: &str) {
         let image = self.at("a", name);
         let base = self.at("a", base);
         qemu::qemu_img(&args!["rebase", "-q", "-u", "-F", "qcow2", "-b", base, image]);
@@ -45,7 +47,12 @@ impl Hosts {
         qemu::qemu_img(&args!["rebase", "-q", "-u", "-F", "qcow2", "-b", own, image]);
     }
 
-    fn define(&self, disks: &[(&str, &str, &str)]) {
+    pub(crate) fn define(&self, disks: &[(&str, &str, &str)]) {
+        self.define_with(disks, "", "");
+    }
+
+    /// And with more in the guest's `<os>`, and more devices.
+    fn define_with(&self, disks: &[(&str, &str, &str)], os: &str, devices: &str) {
         let disks: String = disks
             .iter()
             .map(|(target, name, format)| {
@@ -57,13 +64,13 @@ impl Hosts {
             .collect();
         let xml = format!(
             "<domain type='kvm'><name>vm</name><uuid>3b9a37ba-8e1c-4a3f-9c0e-8c1a52a6d6a1</uuid>\
-             <memory unit='MiB'>64</memory><os><type arch='x86_64'>hvm</type></os>\
-             <devices>{disks}</devices></domain>"
+             <memory unit='MiB'>64</memory><os><type arch='x86_64'>hvm</type>{os}</os>\
+             <devices>{disks}{devices}</devices></domain>"
         );
         fs::write(self.scratch.path("vm.xml"), xml).unwrap();
     }
 
-    fn run(&self, words: &str) -> Run {
+    pub(crate) fn run(&self, words: &str) -> Run {
         let mut words = words.split_whitespace();
         let mut arguments = args![words.next().unwrap()];
         arguments.extend(args![
@@ -80,13 +87,13 @@ impl Hosts {
         qcowtool(arguments)
     }
 
-    fn ends(&self, words: &[&str]) -> Run {
+    pub(crate) fn ends(&self, words: &[&str]) -> Run {
         let mut arguments: Vec<_> = words.iter().map(std::ffi::OsString::from).collect();
         arguments.extend(args!["--state-dir", self.scratch.path("state")]);
         qcowtool(arguments)
     }
 
-    fn names(&self, host: &str) -> Vec<String> {
+    pub(crate) fn names(&self, host: &str) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(self.scratch.path(host).join(IMAGES))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -96,7 +103,7 @@ impl Hosts {
     }
 
     /// What the guest's disk held, by qemu-img.
-    fn content(&self, host: &str, name: &str) -> Vec<u8> {
+    pub(crate) fn content(&self, host: &str, name: &str) -> Vec<u8> {
         let image = self.at(host, name);
         let info = qemu::try_info(&image, &["-U"]).unwrap();
         let raw = self.scratch.path("content.raw");
@@ -388,7 +395,14 @@ fn the_program_without_libvirt_says_what_is_missing() {
     let output = std::process::Command::new(&copy).args(words).env("PATH", "").output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(6), "{said}");
-    assert!(said.contains("qcowtool-libvirt"), "{said}");
+    assert!(said.contains("install qcowtool-libvirt beside qcowtool"), "{said}");
+    // What is installed there takes its place.
+    let beside = scratch.path("qcowtool-libvirt");
+    fs::write(&beside, "#!/bin/sh\necho \"$@\"\n").unwrap();
+    fs::set_permissions(&beside, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let words = ["plan", "vm", "--to", "qemu:///system"];
+    let output = std::process::Command::new(&copy).args(words).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), words.join(" ") + "\n");
 }
 
 #[test]

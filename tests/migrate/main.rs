@@ -7,3 +7,4 @@ mod directories;
 mod hook;
 mod preflight;
 mod rescue;
+mod ways_out;

@@ -8,6 +8,7 @@ mod baseline;
 mod content;
 mod faults;
 mod flatten;
+mod guest_files;
 mod hook;
 mod live;
 mod preflight;

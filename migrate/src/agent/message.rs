@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::facts::Identity;
 use crate::store::content::Piece;
 use crate::store::{Mode, Part};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Remedy};
 
 /// Version of the protocol. Both ends must have the same.
 pub const PROTOCOL: u32 = 2;
@@ -41,7 +41,7 @@ impl Hello {
             return Ok(());
         }
         Err(Error::environment(format!(
-            "the other end is qcowtool {} with protocol {}, here is {} with protocol {PROTOCOL}",
+            "the other end has version {} with protocol {}, this one {} with protocol {PROTOCOL}",
             cut(&self.program),
             self.protocol,
             env!("CARGO_PKG_VERSION")
@@ -156,7 +156,7 @@ impl Reply {
         Self::Failed {
             kind: (*kind).to_owned(),
             message: cut(error.message()),
-            hint: error.what_next().map(cut),
+            hint: error.what_next().map(|remedy| cut(&remedy.to_string())),
         }
     }
 }
@@ -167,7 +167,7 @@ pub(crate) fn error_of(kind: &str, message: &str, hint: Option<&str>) -> Error {
     let kind = kind.map_or(ErrorKind::Environment, |(_, kind)| *kind);
     let error = Error::new(kind, cut(message));
     match hint {
-        Some(hint) => error.hint(cut(hint)),
+        Some(hint) => error.hint(Remedy::parse(&cut(hint))),
         None => error,
     }
 }

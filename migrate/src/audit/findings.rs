@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::graph::Graph;
 use super::value::{Holder, Image, Key, Survey, lossy};
+use crate::{Remedy, Reword};
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -126,7 +127,13 @@ pub struct Finding {
     /// What was found, in words. Names in it are as they are: whoever shows it escapes them.
     pub what: String,
     /// What can be done about it.
-    pub way_out: String,
+    pub way_out: Remedy,
+}
+
+impl Reword for Finding {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.way_out.reword(words);
+    }
 }
 
 /// What is taken for worth reporting.
@@ -153,7 +160,7 @@ pub fn findings(survey: &Survey, graph: &Graph<'_>, options: &Options) -> Vec<Fi
                 Severity::Warning,
                 Code::ChainDeep,
                 format!("its chain has {depth} images, more than {}", options.deep),
-                "flatten a lower part of the chain (qcowtool flatten), or commit overlays",
+                Remedy::ShortenChain,
             );
         }
     }
@@ -257,7 +264,7 @@ impl Report<'_> {
         severity: Severity,
         code: Code,
         what: impl Into<String>,
-        way_out: impl Into<String>,
+        way_out: impl Into<Remedy>,
     ) {
         self.found.push(Finding {
             severity,

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::findings::{Code, Finding, Options, Severity, findings};
 use super::graph::Graph;
 use super::value::{Content, Holder, Image, Key, Need, Presence, Survey, lossy};
+use crate::{Remedy, Reword};
 
 /// All that an audit says.
 #[derive(Debug, Serialize)]
@@ -21,6 +22,12 @@ pub struct Report {
     pub bases: Vec<Base>,
     /// The images, by path.
     pub images: Vec<ImageReport>,
+}
+
+impl Reword for Report {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.findings.reword(words);
+    }
 }
 
 /// The audit in figures.

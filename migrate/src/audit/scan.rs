@@ -256,7 +256,7 @@ impl<'a> Scan<'a> {
     pub fn finish(self) -> Result<Survey> {
         let open = processes::Open::now(Path::new("/proc"));
         let mut deleted = open.deleted_images();
-        let mut loops = loops::attached(Path::new(loops::SYS_BLOCK));
+        let mut loops = loops::attached();
         loop {
             let waiting = std::mem::take(&mut self.found().waiting);
             self.cancel.check()?;

@@ -9,6 +9,7 @@
 
 mod check;
 mod edit;
+mod files;
 mod parse;
 mod splice;
 #[cfg(test)]
@@ -16,6 +17,8 @@ mod tests;
 pub(crate) mod tree;
 
 pub(crate) use splice::quoted;
+
+pub use files::XmlFiles;
 
 use std::path::PathBuf;
 
@@ -125,6 +128,16 @@ pub struct XmlDomain {
 /// [`Usage`](crate::ErrorKind::Usage) if it is not one.
 pub fn parse(xml: &str) -> Result<XmlDomain> {
     parse::domain(&tree::read(xml)?)
+}
+
+/// The files that a domain's XML names besides its disks: NVRAM, firmware, kernels, the state of its TPM, ...
+///
+/// # Errors
+/// As [`parse`].
+pub fn files(xml: &str) -> Result<XmlFiles> {
+    let document = tree::read(xml)?;
+    let uuid = parse::domain(&document)?.uuid;
+    Ok(files::files(&document, uuid.as_deref()))
 }
 
 /// The XML for the destination's running domain, from the migratable one: edited disks have an explicit,

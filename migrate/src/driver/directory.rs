@@ -74,6 +74,7 @@ impl Directory {
             job: None,
             snapshots: Vec::new(),
             checkpoints: Vec::new(),
+            saved: false,
         })
     }
 

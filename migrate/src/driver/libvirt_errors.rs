@@ -8,7 +8,7 @@
 //! The sentences are English whatever the locale of this process: it never sets one for the C library. Those of
 //! a daemon that runs in another language end up with their code alone, or untranslated.
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Remedy};
 
 /// The part of libvirt that an error came from (`virErrorDomain`).
 mod from {
@@ -53,11 +53,20 @@ struct Row {
     kind: ErrorKind,
     means: &'static str,
     next: &'static str,
+    /// In place of `next`.
+    remedy: Option<Remedy>,
 }
 
 /// For rows that are told by their words.
-const WORDS: Row =
-    Row { codes: &[], from: None, words: &[], kind: ErrorKind::Environment, means: "", next: "" };
+const WORDS: Row = Row {
+    codes: &[],
+    from: None,
+    words: &[],
+    kind: ErrorKind::Environment,
+    means: "",
+    next: "",
+    remedy: None,
+};
 
 const TABLE: &[Row] = &[
     // By code.
@@ -73,8 +82,7 @@ const TABLE: &[Row] = &[
         kind: ErrorKind::Refused,
         means: "a disk that the guest writes to is on storage that the destination does not have, and \
                 is not among the disks to copy",
-        next: "copy that disk too, or move it to shared storage; --unsafe would only hide the error and \
-               is never used here",
+        next: "copy that disk too, or move it to shared storage",
         ..WORDS
     },
     Row {
@@ -273,7 +281,7 @@ const TABLE: &[Row] = &[
         words: &["ormat of backing image", "was not specified"],
         kind: ErrorKind::Refused,
         means: "an image does not say which format its base {path} has, and libvirt does not guess",
-        next: "write it into the header while the guest is off (qemu-img rebase -u -F FORMAT -b BASE IMAGE)",
+        remedy: Some(Remedy::RecordFormat),
         ..WORDS
     },
     Row {
@@ -455,7 +463,11 @@ pub fn translate(code: i32, from: i32, sentence: &str) -> Error {
             let named = Named::in_sentence(sentence);
             let message = format!("{}; libvirt: {sentence}", named.fill(row.means));
             let error = Error::new(row.kind, message);
-            if row.next.is_empty() { error } else { error.hint(named.fill(row.next)) }
+            match &row.remedy {
+                Some(remedy) => error.hint(remedy.clone()),
+                None if row.next.is_empty() => error,
+                None => error.hint(named.fill(row.next)),
+            }
         }
         None => Error::environment(format!("libvirt: {sentence} (error {code} of part {from})")),
     }
@@ -554,7 +566,7 @@ mod tests {
         (55, 10, "Requested operation is not valid: cannot migrate domain with 2 snapshots",
             ErrorKind::Refused, &["snapshots", "--metadata"]),
         (55, 18, "Requested operation is not valid: format of backing image '/v/tpl.qcow2' of image '/v/x.qcow2' was not specified in the image metadata (See https://libvirt.org/kbase/backing_chains.html for troubleshooting)",
-            ErrorKind::Refused, &["base /v/tpl.qcow2", "rebase"]),
+            ErrorKind::Refused, &["base /v/tpl.qcow2", "record"]),
         (55, 10, "Requested operation is not valid: domain has active block job",
             ErrorKind::Refused, &["block job", "--abort"]),
         (1, 10, "internal error: Attempt to migrate guest to the same host 02000100-0300-0400-0005-000600070008",
@@ -597,7 +609,10 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.message().contains("Unsichere Migration"));
         let error = translate(38, 7, "Verbindung verloren");
-        assert!(error.what_next().is_some_and(|next| next.contains("both hosts")), "{error}");
+        assert!(
+            error.what_next().is_some_and(|next| next.to_string().contains("both hosts")),
+            "{error}"
+        );
     }
 
     #[test]

@@ -40,4 +40,7 @@ pub struct DomainFacts {
     pub snapshots: Vec<String>,
     /// Names of the checkpoints that libvirt knows.
     pub checkpoints: Vec<String>,
+    /// It is shut off, and libvirt keeps the state of its memory (`virsh managedsave`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub saved: bool,
 }

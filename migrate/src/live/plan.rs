@@ -1,6 +1,7 @@
 //! Facts and wishes become a plan, or refusals. Pure.
 
 use super::value::{Below, Facts, LivePlan, Method, Options};
+use crate::Remedy;
 use crate::facts::{Device, DomainState, LayerFacts, Source};
 use crate::plan::Refusal;
 
@@ -28,12 +29,12 @@ struct Refusals<'a> {
 }
 
 impl Refusals<'_> {
-    fn add(&mut self, code: &str, message: impl Into<String>, way_out: &str) {
+    fn add(&mut self, code: &str, message: impl Into<String>, way_out: impl Into<Remedy>) {
         self.all.push(Refusal {
             code: code.to_owned(),
             disk: Some(self.disk.to_owned()),
             message: message.into(),
-            way_out: way_out.to_owned(),
+            way_out: way_out.into(),
         });
     }
 }
@@ -48,13 +49,11 @@ fn guest(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) {
                 "{name} is paused, and what is pulled reaches the disk for certain only when a \
                      running guest is stopped for a moment"
             ),
-            "resume the guest first, or use --method copy",
+            Remedy::ResumeOrCopy,
         ),
-        (DomainState::ShutOff, _) => refusals.add(
-            "not-running",
-            format!("{name} does not run"),
-            "qcowtool flatten SRC DST writes the chain of a disk that is not in use as a new image",
-        ),
+        (DomainState::ShutOff, _) => {
+            refusals.add("not-running", format!("{name} does not run"), Remedy::FlattenOffline)
+        }
         (DomainState::Other, _) => refusals.add(
             "not-running",
             format!("{name} neither runs nor is paused"),
@@ -112,7 +111,7 @@ fn image(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) -> Optio
         refusals.add(
             "chains-differ",
             "the running guest's chain is another one than the headers of its images tell",
-            "copy the disk to another host (qcowtool migrate), or stop the guest and look at both chains",
+            Remedy::MigrateOrCompare,
         );
     } else if chain.missing.is_none() && below.is_empty() {
         refusals.add("stands-alone", "the disk stands on nothing", "there is nothing to do");
@@ -174,12 +173,12 @@ fn header(top: &LayerFacts, facts: &Facts, options: &Options, refusals: &mut Ref
                 "'{image}' has internal snapshots ({}), which stand on the same layers and would be lost",
                 qcow2.snapshots.join(", ")
             ),
-            "delete them, or write each out with qcowtool flatten --snapshot first",
+            Remedy::ExtractSnapshots,
         );
     }
     if let Some(encryption) = &qcow2.encryption {
         let message = format!("'{image}' is encrypted ({encryption})");
-        refusals.add("encrypted", message, "flatten it when no guest uses it, with qemu-img");
+        refusals.add("encrypted", message, Remedy::FlattenEncrypted);
     }
     if let Some(file) = &qcow2.data_file {
         let message = format!("'{image}' has an external data file, '{file}'");
@@ -187,7 +186,7 @@ fn header(top: &LayerFacts, facts: &Facts, options: &Options, refusals: &mut Ref
     }
     if qcow2.corrupt {
         let message = format!("'{image}' is marked as corrupt");
-        refusals.add("corrupt", message, "qcowtool check tells what is wrong with it");
+        refusals.add("corrupt", message, Remedy::Check);
     }
     if let Some(capacity) = facts.disk.live_capacity
         && options.method == Method::Copy
@@ -209,15 +208,14 @@ fn name(facts: &Facts, refusals: &mut Refusals<'_>) {
         refusals.add("target", format!("'{path}' is among devices"), "a copy goes to a new file");
     } else if place.taken {
         let message = format!("there is something at '{path}' already");
-        refusals.add("name-taken", message, "choose another name with --target");
+        refusals.add("name-taken", message, Remedy::OtherTarget);
     }
 }
 
 fn room(facts: &Facts, wanted: u64, refusals: &mut Refusals<'_>) {
     let place = &facts.place;
     if let Some(why) = &place.unusable {
-        let way_out = "choose another directory with --method copy --target";
-        refusals.add("target", why.clone(), way_out);
+        refusals.add("target", why.clone(), Remedy::OtherDirectory);
         return;
     }
     let Some(available) = place.available else { return };
@@ -230,7 +228,7 @@ fn room(facts: &Facts, wanted: u64, refusals: &mut Refusals<'_>) {
                  and there are {available}",
                 place.path.display()
             ),
-            "make room; or copy the disk to another file system with --method copy --target",
+            Remedy::RoomOrCopy,
         );
     }
 }

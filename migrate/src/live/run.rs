@@ -14,7 +14,7 @@ use crate::domain::{Change, DiskEdit, XmlDisk, parse, persistent_xml};
 use crate::driver::{BlockCopy, BlockJobKind, BlockJobs, Hypervisor, TICK};
 use crate::facts::{DomainFacts, DomainState, Source};
 use crate::store::{LocalStore, Store};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// How long a libvirt that does not answer is asked again: a daemon that is restarted is back by then.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -426,14 +426,10 @@ impl<'a> Run<'a> {
         let wrong = |what: String| {
             let error = Error::new(ErrorKind::Unverified, what);
             let Some(base) = plan.below.first() else { return error };
-            error.hint(format!(
-                "do not end the guest if it still runs: flatten it by a migration or a copy (--method copy). If \
-                 it has ended, and '{}' is still there or was rescued: qemu-img rebase -u -b '{}' -F {} '{}' \
-                 brings back what it held",
-                base.path.display(),
-                base.path.display(),
-                base.format,
-                plan.becomes.display()
+            error.hint(Remedy::KeepRunning(
+                base.path.display().to_string(),
+                base.format.clone(),
+                plan.becomes.display().to_string(),
             ))
         };
         let name = plan.becomes.display();

@@ -9,8 +9,8 @@ use super::disk::{Copy, Disk, Verdict};
 use super::policy::Policy;
 use super::seeds::SeedNames;
 use super::value::{
-    Action, BasePlan, CopyMode, DiskPlan, Mode, NewImage, Plan, Predicted, Refusal, Row, SCHEMA,
-    Warning,
+    Action, BasePlan, CopyMode, DiskPlan, FilePlan, Mode, NewImage, Plan, Predicted, Refusal, Row,
+    SCHEMA, Warning,
 };
 use super::words::{refuse, warn};
 use super::{copy_mode, domain_rules, predicted, proofs, rows, warnings};
@@ -19,8 +19,12 @@ use crate::facts::Facts;
 /// A disk and what the table says about it.
 type Judged<'a> = (Disk<'a>, Row, Verdict);
 
-/// The plan without its XML and its digest.
-pub(super) fn assemble(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
+/// The plan without its XML and its digest. `files` is what is done to files other than disks' images.
+pub(super) fn assemble(
+    facts: &Facts,
+    policy: &Policy,
+    (files, of_files): (Vec<FilePlan>, Vec<Warning>),
+) -> Result<Plan, Vec<Refusal>> {
     let mode = domain_rules::mode(facts.domain.state);
     let seeds = SeedNames::new(facts);
     let first = judge(facts, policy, &seeds, None);
@@ -40,7 +44,7 @@ pub(super) fn assemble(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refus
     let mut brought = BTreeSet::new();
     let disks: Vec<DiskPlan> =
         judged.iter().filter_map(|judged| disk_plan(judged, copy, &mut brought)).collect();
-    let refusals = predicted::check_space(facts, &disks);
+    let refusals = predicted::check_space(facts, &disks, &files);
     if !refusals.is_empty() {
         return Err(refusals);
     }
@@ -54,11 +58,15 @@ pub(super) fn assemble(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refus
         _ if copy_mode::detects_zeroes(facts) => raw_copies(&judged),
         _ => Vec::new(),
     };
-    let sum = |bytes: fn(&DiskPlan) -> u64| disks.iter().map(bytes).fold(0, u64::saturating_add);
-    let predicted = Predicted {
-        transfer_bytes: sum(|disk| disk.transfer_bytes),
-        space_bytes: sum(|disk| disk.space_bytes),
-    };
+    let disk = |disk: &DiskPlan| (disk.transfer_bytes, disk.space_bytes);
+    let file = |file: &FilePlan| (file.transfer_bytes, file.space_bytes);
+    let all = disks.iter().map(disk).chain(files.iter().map(file));
+    let predicted = all.fold(Predicted::default(), |sum, (transfer, space)| Predicted {
+        transfer_bytes: sum.transfer_bytes.saturating_add(transfer),
+        space_bytes: sum.space_bytes.saturating_add(space),
+    });
+    let mut warnings = all_warnings(facts, policy, copy, &judged);
+    warnings.extend(of_files);
     Ok(Plan {
         schema: SCHEMA.to_owned(),
         digest: String::new(),
@@ -77,10 +85,11 @@ pub(super) fn assemble(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refus
         migrate_disks,
         detect_zeroes,
         disks,
+        files,
         destination_xml: String::new(),
         persistent_xml: None,
         predicted,
-        warnings: all_warnings(facts, policy, copy, &judged),
+        warnings,
         policy: policy.clone(),
     })
 }
@@ -107,7 +116,7 @@ fn refusals(judged: &[Judged<'_>]) -> Vec<Refusal> {
         .iter()
         .filter_map(|(disk, row, verdict)| match verdict {
             Verdict::Refuse { message, way_out } => {
-                Some(refuse(row.code(), Some(&disk.disk.target), message, way_out))
+                Some(refuse(row.code(), Some(&disk.disk.target), message, way_out.clone()))
             }
             _ => None,
         })

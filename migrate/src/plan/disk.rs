@@ -6,13 +6,14 @@ use super::domain_rules;
 use super::policy::{Policy, Style};
 use super::seeds::SeedNames;
 use super::value::{BasePlan, Mode, Row};
+use crate::Remedy;
 use crate::facts::{ChainFacts, DiskFacts, Facts, LayerFacts, Source, TargetFacts};
 
 /// What is done to a disk.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// It is not moved, and neither is anything else.
-    Refuse { message: String, way_out: String },
+    Refuse { message: String, way_out: Remedy },
     /// Nothing is done.
     Skip { why: String },
     /// The drive is emptied.
@@ -94,13 +95,8 @@ impl<'a> Disk<'a> {
             Some(capacity) if self.live() => capacity,
             _ => header,
         };
-        whole_sectors(size)
+        qcow::format::whole_sectors(size)
     }
-}
-
-/// Rounds up to the hypervisor's sectors.
-pub(super) fn whole_sectors(size: u64) -> u64 {
-    size.checked_next_multiple_of(512).unwrap_or(size)
 }
 
 /// The path of a source that has one.

@@ -1,4 +1,4 @@
-//! What keeps a guest from being moved at all, whatever its disks are: rules R1 to R9.
+//! What keeps a guest from being moved at all, whatever its disks are: rules R1 to R11.
 //!
 //! R4 (tunnelled) and R8 (TLS over a socket that cannot have it) need no check: a plan has no word for
 //! either. R9 (versions too old for anything but full copies) refuses nothing; see
@@ -11,7 +11,8 @@ use crate::facts::{DomainState, Facts};
 type Rule = fn(&Facts) -> Option<Refusal>;
 
 /// The rules, in their order.
-const RULES: [Rule; 6] = [no_job, no_snapshots, not_transient, settled, no_clash, two_hosts];
+const RULES: [Rule; 7] =
+    [no_job, no_snapshots, not_transient, settled, no_clash, two_hosts, not_saved];
 
 /// All refusals of the domain as a whole.
 pub(super) fn check(facts: &Facts) -> Vec<Refusal> {
@@ -106,6 +107,19 @@ fn two_hosts(facts: &Facts) -> Option<Refusal> {
             None,
             "a guest with a process can only go to another host's libvirt",
             "give a libvirt URI for both hosts, or shut the guest off",
+        )
+    })
+}
+
+/// R10: libvirt keeps the memory of a guest that was saved; its disks alone would be those of a crash.
+fn not_saved(facts: &Facts) -> Option<Refusal> {
+    facts.domain.saved.then(|| {
+        refuse(
+            "R10",
+            None,
+            "the guest is shut off with its memory saved, and that stays behind",
+            "start it (virsh start) and migrate it running, or shut it down; or discard the saved \
+             memory (virsh managedsave-remove)",
         )
     })
 }

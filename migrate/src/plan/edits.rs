@@ -66,6 +66,6 @@ fn slice(disk: &DiskPlan, facts: &Facts, object: &ObjectFacts, format: Format) -
     }
     let disk = facts.disks.iter().find(|it| it.target == disk.target)?;
     let header = disk.chain.as_ref()?.layers.first()?.virtual_size;
-    let size = super::disk::whole_sectors(disk.live_capacity.unwrap_or(header));
+    let size = qcow::format::whole_sectors(disk.live_capacity.unwrap_or(header));
     (object.identity.size > size).then_some(size)
 }

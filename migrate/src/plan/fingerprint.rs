@@ -41,6 +41,13 @@ fn without_what_passes(facts: &Facts) -> Facts {
             forget_free_space(destination, written && on_itself);
         }
     }
+    for file in &mut facts.files {
+        file.destination.available = None;
+        if alive && file.role.is_state() {
+            // QEMU writes to it.
+            file.file = None;
+        }
+    }
     facts
 }
 

@@ -8,6 +8,7 @@ mod copy_mode;
 mod disk;
 mod domain_rules;
 mod edits;
+mod files;
 mod fingerprint;
 mod policy;
 mod predicted;
@@ -28,8 +29,8 @@ pub(crate) use proofs::is_proven;
 pub use seeds::seed_name;
 pub use show::human;
 pub use value::{
-    Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, Flag, Mode, NewImage, Plan, Predicted,
-    Proof, Refusal, Row, SCHEMA, Warning,
+    Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, FileAction, FilePlan, FileRow, Flag,
+    Mode, NewImage, Plan, Predicted, Proof, Refusal, Row, SCHEMA, Warning,
 };
 
 use crate::domain::{DiskEdit, XmlDomain, destination_xml, parse, persistent_xml};
@@ -66,14 +67,16 @@ pub fn plan(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
 /// As [`plan`].
 pub fn decide(facts: &Facts, policy: &Policy) -> Result<(Plan, Vec<DiskEdit>), Vec<Refusal>> {
     let mut refusals = domain_rules::check(facts);
-    match assemble::assemble(facts, policy) {
-        Ok(plan) if refusals.is_empty() => {
+    let files = files::judge(facts);
+    let of_files = files.as_ref().err().cloned().unwrap_or_default();
+    match assemble::assemble(facts, policy, files.unwrap_or_default()) {
+        Ok(plan) if refusals.is_empty() && of_files.is_empty() => {
             let edits = edits(&plan.disks, facts);
             Ok((plan, edits))
         }
-        Ok(_) => Err(refusals),
-        Err(more) => {
-            refusals.extend(more);
+        outcome => {
+            refusals.extend(outcome.err().unwrap_or_default());
+            refusals.extend(of_files);
             Err(refusals)
         }
     }

@@ -11,7 +11,7 @@ use qcow::chain::Format;
 use super::disk::Disk;
 use super::policy::Policy;
 use super::seeds::SeedNames;
-use super::value::{Action, BaseCopyMethod, BasePlan, DiskPlan, Predicted, Refusal, Row};
+use super::value::{Action, BaseCopyMethod, BasePlan, DiskPlan, FilePlan, Predicted, Refusal, Row};
 use super::words::refuse;
 use crate::facts::Facts;
 
@@ -125,21 +125,27 @@ pub(super) fn worst_file(disk: &Disk<'_>) -> u64 {
 }
 
 /// Refuses what does not fit, directory by directory.
-pub(super) fn check_space(facts: &Facts, disks: &[DiskPlan]) -> Vec<Refusal> {
+pub(super) fn check_space(facts: &Facts, disks: &[DiskPlan], files: &[FilePlan]) -> Vec<Refusal> {
+    let of_disks = facts.disks.iter().filter_map(|disk| disk.destination.as_ref());
+    let places = of_disks
+        .map(|place| (place.available, place.path.as_path()))
+        .chain(facts.files.iter().map(|file| (file.destination.available, file.path.as_path())));
     let mut free: BTreeMap<&Path, u64> = BTreeMap::new();
-    for destination in facts.disks.iter().filter_map(|disk| disk.destination.as_ref()) {
-        if let (Some(available), Some(directory)) =
-            (destination.available, destination.path.parent())
-        {
+    for (available, path) in places {
+        if let (Some(available), Some(directory)) = (available, path.parent()) {
             let known = free.entry(directory).or_insert(available);
             *known = available.min(*known);
         }
     }
+    let made = disks
+        .iter()
+        .map(|disk| (path_of(&disk.action), disk.space_bytes))
+        .chain(files.iter().map(|file| (file.made(), file.space_bytes)));
     let mut needed: BTreeMap<&Path, u64> = BTreeMap::new();
-    for disk in disks {
-        if let Some(directory) = path_of(&disk.action).and_then(Path::parent) {
+    for (path, bytes) in made {
+        if let Some(directory) = path.and_then(Path::parent) {
             let sum = needed.entry(directory).or_default();
-            *sum = sum.saturating_add(disk.space_bytes);
+            *sum = sum.saturating_add(bytes);
         }
     }
     needed

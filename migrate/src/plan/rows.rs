@@ -53,5 +53,5 @@ pub(super) fn judge(disk: &Disk<'_>) -> (Row, Verdict) {
     // The last row fits every disk that has a chain and a place; `layer_lost` and
     // `storage_unknown` have refused the others.
     let message = "no rule covers this disk".to_owned();
-    (Row::PassedThrough, Verdict::Refuse { message, way_out: "report this".to_owned() })
+    (Row::PassedThrough, Verdict::Refuse { message, way_out: "report this".into() })
 }

@@ -23,6 +23,14 @@ impl fmt::Display for Plan {
             writeln!(f, "{}  {}", disk.target, action(disk))?;
             writeln!(f, "     {}: {}", disk.row, disk.why)?;
         }
+        for file in &self.files {
+            let done = match file.made() {
+                Some(_) => "is copied",
+                None => "is left as it is",
+            };
+            writeln!(f, "'{}' ({}) {done}", shown(&file.path), file.role.describe())?;
+            writeln!(f, "     {}: {}", file.row, file.why)?;
+        }
         let list =
             |words: &[String]| if words.is_empty() { "none".into() } else { words.join(", ") };
         let flags: Vec<_> = self.flags.iter().map(|flag| flag.name()).collect();

@@ -7,7 +7,8 @@ use qcow::chain::Format;
 use serde::{Deserialize, Serialize};
 
 use super::Policy;
-use crate::facts::NamedLayer;
+use crate::facts::{FileRole, NamedLayer};
+use crate::{Remedy, Reword};
 
 /// Name and version of the plan's JSON form.
 pub const SCHEMA: &str = "qcowtool-plan/1";
@@ -44,6 +45,9 @@ pub struct Plan {
     pub bandwidth_mib: Option<u64>,
     /// Every disk, in the order of the guest's XML.
     pub disks: Vec<DiskPlan>,
+    /// The files that it has or needs besides its disks, in the order of its XML.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FilePlan>,
     /// The guest's XML at the destination.
     pub destination_xml: String,
     /// What is defined there for the next start; `None` if the guest is not persistent.
@@ -225,6 +229,67 @@ codes! {
     }
 }
 
+codes! {
+    /// The rows for files other than disks' images; `docs/migration.md` has what is done then.
+    FileRow {
+        /// The guest runs: libvirt and QEMU carry what it has written.
+        ByLibvirt = "F01",
+        /// It cannot be read at the source.
+        Unreadable = "F02",
+        /// The source does not have it (yet).
+        NotMade = "F03",
+        /// The destination has a file of equal content at its path.
+        EqualThere = "F04",
+        /// Firmware of the host's packages.
+        FirmwareOfHost = "F05",
+        /// The state of a TPM, and not equal at the destination.
+        TpmState = "F06",
+        /// The destination has another file at its path.
+        InTheWay = "F07",
+        /// It cannot be made at the destination.
+        PlaceUnusable = "F08",
+        /// It is copied.
+        Copied = "F09",
+    }
+}
+
+/// What is done to one file other than a disk's image, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FilePlan {
+    /// Its path, on both hosts.
+    pub path: PathBuf,
+    /// What it is for the guest.
+    pub role: FileRole,
+    /// The row that decided.
+    pub row: FileRow,
+    /// That row in words.
+    pub why: String,
+    /// What is done.
+    pub action: FileAction,
+    /// Bytes that go over the network.
+    pub transfer_bytes: u64,
+    /// Bytes that it will take at the destination.
+    pub space_bytes: u64,
+}
+
+/// What is done to a file other than a disk's image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum FileAction {
+    /// Nothing.
+    Skip,
+    /// It is copied, byte for byte, before the guest moves. Nothing may be at its path.
+    Copy,
+}
+
+impl FilePlan {
+    /// Where it is made at the destination, if it is.
+    pub fn made(&self) -> Option<&Path> {
+        matches!(self.action, FileAction::Copy).then_some(self.path.as_path())
+    }
+}
+
 /// What is done to one disk, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -314,6 +379,7 @@ impl Plan {
                 }
             }
         }
+        paths.extend(self.files.iter().filter_map(FilePlan::made));
         paths
     }
 
@@ -419,5 +485,11 @@ pub struct Refusal {
     /// What is in the way.
     pub message: String,
     /// What the operator can do about it.
-    pub way_out: String,
+    pub way_out: Remedy,
+}
+
+impl Reword for Refusal {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.way_out.reword(words);
+    }
 }

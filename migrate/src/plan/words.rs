@@ -1,13 +1,14 @@
 //! Refusals and warnings, put together the same way everywhere.
 
 use super::value::{Refusal, Warning};
+use crate::Remedy;
 
 /// A refusal by rule or row `code`.
 pub(super) fn refuse(
     code: &str,
     disk: Option<&str>,
     message: impl Into<String>,
-    way_out: impl Into<String>,
+    way_out: impl Into<Remedy>,
 ) -> Refusal {
     Refusal {
         code: code.to_owned(),

@@ -23,11 +23,7 @@ pub(super) fn judge(looked: &Looked, seeing: &Seeing) -> GuestReport {
     match &looked.found {
         Ok(found) => told(&mut guest, found, seeing),
         Err(error) => {
-            let check = Check::new("look", Is::Failed, why(error));
-            guest.add(match error.what_next() {
-                Some(hint) => check.way_out(hint),
-                None => check,
-            });
+            guest.add(Check { is: Is::Failed, ..Check::not_seen("look", &why(error)) });
         }
     }
     guest
@@ -111,6 +107,6 @@ fn cpu(needs: &Needs, fit: &super::Seen<CpuFit>, state: DomainState) -> Option<C
         Ok(CpuFit::Unknown { why }) => {
             Check::unseen(NAME, format!("libvirt could not compare: {why}"))
         }
-        Err(why) => Check::unseen(NAME, why),
+        Err(why) => Check::not_seen(NAME, why),
     })
 }

@@ -2,6 +2,7 @@
 
 use super::report::Check;
 use super::{Seeing, Seen, Setups, Way};
+use crate::Remedy;
 use crate::facts::{CpuFit, HostFacts, Version};
 use crate::plan::{DETECTS_ZEROES, LIBVIRT_FLOOR, Policy, QEMU_FLOOR, Style};
 use crate::probe::setup::{CA, CLIENT, SERVER};
@@ -67,8 +68,8 @@ fn features(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
         checks.push(match (modern, policy.style) {
             (true, _) => Check::green("thin-copies", "overlays can stay overlays"),
             (false, Style::Thin) => {
-                Check::red("thin-copies", format!("--policy thin needs {from}"))
-                    .way_out("upgrade, or leave it out")
+                Check::red("thin-copies", format!("overlays at the destination need {from}"))
+                    .way_out(Remedy::CopyInFull)
             }
             (false, _) => Check::note(
                 "thin-copies",
@@ -79,8 +80,8 @@ fn features(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
     if policy.sync_writes {
         checks.push(match modern {
             true => Check::green("sync-writes", "the guests' writes can wait for the copy"),
-            false => Check::red("sync-writes", format!("--sync-writes needs {from}"))
-                .way_out("upgrade, or leave it out"),
+            false => Check::red("sync-writes", format!("synchronous writes need {from}"))
+                .way_out(Remedy::NoSyncWrites),
         });
     }
     checks.push(match modern && all(|host| host.libvirt, DETECTS_ZEROES) {
@@ -121,7 +122,7 @@ fn cpu(fit: &Seen<CpuFit>) -> Check {
         Ok(CpuFit::Unknown { why }) => {
             Check::unseen(NAME, format!("libvirt could not compare: {why}"))
         }
-        Err(why) => Check::unseen(NAME, why),
+        Err(why) => Check::not_seen(NAME, why),
     }
 }
 
@@ -144,7 +145,7 @@ fn names(seeing: &Seeing) -> Check {
 fn way(name: &'static str, way: &Seen<Way>, needed: bool) -> Check {
     let way = match way {
         Ok(way) => way,
-        Err(why) => return Check::unseen(name, why),
+        Err(why) => return Check::not_seen(name, why),
     };
     let list = |ports: &[u16]| ports.iter().map(u16::to_string).collect::<Vec<_>>().join(" and ");
     if way.ports.is_empty() {
@@ -168,7 +169,7 @@ fn tls(setup: &Seen<Setups>) -> Check {
     const NAME: &str = "tls";
     let setups = match setup {
         Ok(setups) => setups,
-        Err(why) => return Check::unseen(NAME, why),
+        Err(why) => return Check::not_seen(NAME, why),
     };
     let (source, destination) = (&setups.source, &setups.destination);
     let mut lacks = Vec::new();
@@ -191,9 +192,7 @@ fn tls(setup: &Seen<Setups>) -> Check {
             "both ends have certificates and keys; whether they fit is not looked at",
         );
     }
-    Check::red(NAME, format!("missing: {}", lacks.join(", "))).way_out(
-        "issue certificates for both hosts as libvirt's TLS pages describe, or leave --tls out",
-    )
+    Check::red(NAME, format!("missing: {}", lacks.join(", "))).way_out(Remedy::SetUpTls)
 }
 
 /// The difference of the clocks, less what the looking took.
@@ -201,7 +200,7 @@ fn clock(setup: &Seen<Setups>) -> Check {
     const NAME: &str = "clock";
     let setups = match setup {
         Ok(setups) => setups,
-        Err(why) => return Check::unseen(NAME, why),
+        Err(why) => return Check::not_seen(NAME, why),
     };
     let off = setups.ahead_ns.unsigned_abs();
     let surely = off.saturating_sub(setups.error_ns.unsigned_abs());

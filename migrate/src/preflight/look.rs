@@ -8,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 use qcow::CancelToken;
 
 use super::needs::{Compares, Needs};
-use super::{Found, Looked, Room, Seeing, Seen, Setups, Way, Ways, judge, why};
+use super::{Found, Looked, NotSeen, Room, Seeing, Seen, Setups, Way, Ways, judge, why};
 use crate::facts::{Cpu, CpuFit, HostFacts, Setup, Storage};
 use crate::plan::{Action, BasePlan, plan};
 use crate::preflight::Report;
 use crate::probe::{Hosts, Probing, is_this_machine, ports, probe, setup};
 use crate::store::RemoteStore;
-use crate::{ErrorKind, Result};
+use crate::{ErrorKind, Remedy, Result};
 
 /// So many guests are looked at at once; most of that is waiting for both libvirts.
 const AT_ONCE: usize = 8;
@@ -72,8 +72,10 @@ fn processors(hosts: &Hosts<'_>) -> Result<Seen<CpuFit>> {
     })
 }
 
-/// Why what needs a program at the destination was not looked at.
-const NO_AGENT: &str = "not looked at: give -e, for a qcowtool at the destination";
+/// Why what needs a process of ours at the destination was not looked at.
+fn no_agent() -> NotSeen {
+    NotSeen { why: "not examined".into(), way_out: Some(Remedy::UseAgent) }
+}
 
 fn setups(
     participants: &Participants<'_>,
@@ -83,7 +85,7 @@ fn setups(
     if source.libvirt.is_none() || destination.libvirt.is_none() {
         return Err("a directory has no such thing".into());
     }
-    let agent = participants.agent.ok_or(NO_AGENT)?;
+    let agent = participants.agent.ok_or_else(no_agent)?;
     // The quickest of some answers is the one that says most about the clock.
     let asked = || -> Result<(i64, i64, Setup)> {
         let before = setup::now();

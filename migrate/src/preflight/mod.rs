@@ -16,14 +16,29 @@ use std::path::PathBuf;
 
 use crate::facts::{Abilities, CpuFit, Facts, HostFacts, PoolFacts, Setup};
 use crate::plan::{Plan, Policy, Refusal};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 pub use look::{Participants, preflight};
 pub use needs::Needs;
 pub use report::{Check, DiskReport, GuestReport, Is, Place, Report, SCHEMA, Total};
 
 /// Something that was looked at, or why it was not.
-pub type Seen<T> = std::result::Result<T, String>;
+pub type Seen<T> = std::result::Result<T, NotSeen>;
+
+/// Why something was not looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotSeen {
+    /// What was in the way.
+    pub why: String,
+    /// What the operator can do so that it is looked at.
+    pub way_out: Option<Remedy>,
+}
+
+impl<T: Into<String>> From<T> for NotSeen {
+    fn from(why: T) -> Self {
+        Self { why: why.into(), way_out: None }
+    }
+}
 
 /// Two hosts, and the guests that shall go from the one to the other.
 #[derive(Debug)]
@@ -136,6 +151,6 @@ fn plan_of<'a>(looked: &'a Looked, policy: &Policy) -> Option<Going<'a>> {
 }
 
 /// How the errors of looking are told.
-fn why(error: &Error) -> String {
-    error.message().to_owned()
+fn why(error: &Error) -> NotSeen {
+    NotSeen { why: error.message().to_owned(), way_out: error.what_next().cloned() }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::{Check, GuestReport, Is, Order};
 use super::{Going, Seeing};
+use crate::Remedy;
 use crate::plan::{Action, DiskPlan};
 
 /// Who makes something at a path; a base may be made for several, if it is the same.
@@ -89,6 +90,11 @@ impl Going<'_> {
                 add(space.entry(directory).or_default(), disk.space_bytes);
             }
         }
+        for file in &self.plan.files {
+            if let Some(directory) = file.made().and_then(Path::parent) {
+                add(space.entry(directory).or_default(), file.space_bytes);
+            }
+        }
         for base in &self.brought {
             // The planner counts it where the first disk goes that needs it.
             let first = self.plan.disks.iter().find(|disk| base_of(disk) == Some(&base.path));
@@ -151,7 +157,7 @@ fn collision(going: &Going<'_>, taken: &BTreeMap<&Path, Taken<'_>>) -> Option<Ch
         let same = own.digest.is_some() && own.digest == other.digest;
         (!same).then(|| {
             let message = format!("'{}' goes to '{}' too", other.by, path.display());
-            Check::red("target", message).way_out("give one of them another place with --map-path")
+            Check::red("target", message).way_out(Remedy::MapPath)
         })
     })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::report::{Check, Is, Order, Place};
 use super::{Room, Seeing, Seen};
+use crate::Remedy;
 use crate::facts::{PoolFacts, Storage, TargetFacts};
 use crate::plan::Action;
 
@@ -71,7 +72,7 @@ fn storage(disks: &[&TargetFacts]) -> Check {
         Storage::Shared => Check::green(NAME, "storage that both hosts share"),
         Storage::Unknown { why } => {
             Check::red(NAME, format!("shared or not could not be tried: {why}"))
-                .way_out("say which, with --shared or --distinct")
+                .way_out(Remedy::StateStorage)
         }
     }
 }
@@ -102,15 +103,12 @@ fn in_use(pool: &PoolFacts) -> Option<Check> {
 fn usable(disks: &[&TargetFacts], room: Option<&Seen<Room>>) -> Option<Check> {
     let shared = !disks.is_empty() && disks.iter().all(|disk| disk.storage == Storage::Shared);
     let why = match room {
-        Some(Err(why)) => Some(why.clone()),
+        Some(Err(not_seen)) => Some(not_seen.why.clone()),
         _ => disks.iter().find_map(|disk| disk.unusable.clone()),
     };
     // Nothing is made on what is shared.
     let why = why.filter(|_| !shared)?;
-    Some(
-        Check::red("directory", why)
-            .way_out("make it there, let it be written to, or map it elsewhere with --map-path"),
-    )
+    Some(Check::red("directory", why).way_out(Remedy::MakeDirectory))
 }
 
 /// Whether there is room for all.

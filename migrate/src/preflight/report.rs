@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
-use super::Seeing;
+use super::{NotSeen, Seeing};
+use crate::Remedy;
+use crate::Reword;
 use crate::facts::{DomainState, HostFacts, Storage};
 use crate::plan::{CopyMode, Mode, Refusal, Row, Warning};
 
@@ -40,7 +42,7 @@ pub struct Check {
     pub message: String,
     /// What the operator can do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub way_out: Option<String>,
+    pub way_out: Option<Remedy>,
 }
 
 impl Check {
@@ -60,13 +62,25 @@ impl Check {
         Self::new(check, Is::Unseen, message)
     }
 
+    /// It was not looked at, for this reason.
+    pub(super) fn not_seen(check: &'static str, not_seen: &NotSeen) -> Self {
+        let NotSeen { why, way_out } = not_seen.clone();
+        Self { way_out, ..Self::unseen(check, why) }
+    }
+
     pub(super) fn red(check: &'static str, message: impl Into<String>) -> Self {
         Self::new(check, Is::Red, message)
     }
 
-    pub(super) fn way_out(mut self, way_out: impl Into<String>) -> Self {
+    pub(super) fn way_out(mut self, way_out: impl Into<Remedy>) -> Self {
         self.way_out = Some(way_out.into());
         self
+    }
+}
+
+impl Reword for Check {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.way_out.reword(words);
     }
 }
 
@@ -225,6 +239,19 @@ pub(super) fn put_together(
         places,
         guests,
         total,
+    }
+}
+
+impl Reword for Report {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.checks.reword(words);
+        for place in &mut self.places {
+            place.checks.reword(words);
+        }
+        for guest in &mut self.guests {
+            guest.checks.reword(words);
+            guest.refusals.reword(words);
+        }
     }
 }
 

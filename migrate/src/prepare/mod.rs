@@ -67,7 +67,35 @@ impl Preparation<'_> {
                 }
             }
         }
+        for file in plan.files.iter().filter(|file| file.made().is_some()) {
+            self.cancel.check()?;
+            self.copy_file(&file.path)?;
+        }
         self.refresh()
+    }
+
+    /// A file of the guest that is no disk, copied byte for byte to the same path.
+    fn copy_file(&mut self, path: &Path) -> Result<()> {
+        let facts = self.facts.files.iter().find(|file| file.path == path);
+        let Some((role, layer)) = facts.and_then(|file| Some((file.role, file.file.as_ref()?)))
+        else {
+            return Err(Error::usage(format!("the guest has no file {}", path.display())));
+        };
+        let mode = if role.is_state() { Mode::Private } else { Mode::ReadOnly };
+        let file = open(&layer.read_from)?;
+        let chain = self.pinned.open(std::slice::from_ref(layer))?;
+        let digest = tree_hash(&chain, 0, self.observer, self.cancel)?.root.to_string();
+        self.put(path, &file, mode)?;
+        // A digest is that of whole sectors.
+        let failed = io("could not look at the file");
+        let sent = file.metadata().map_err(failed)?.len();
+        let arrived = self.store.look(path)?.map(|object| object.identity.size);
+        if arrived != Some(sent) {
+            let message = format!("the copy {} does not hold what was sent", path.display());
+            let error = Error::new(ErrorKind::Unverified, message);
+            return Err(error.on(&self.facts.destination.hostname));
+        }
+        self.arrived(path, layer.format, &digest, &file)
     }
 
     /// Has libvirt look at the directories where something was made.

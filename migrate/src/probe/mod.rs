@@ -7,6 +7,7 @@
 mod alone;
 mod annotation;
 pub(crate) mod destination;
+mod guest_files;
 pub(crate) mod ports;
 mod process;
 pub(crate) mod setup;
@@ -98,9 +99,10 @@ pub fn probe(hosts: &Hosts<'_>, domain: &str, probing: &Probing<'_>) -> Result<P
     let clash = clash(hosts.destination, &domain)?;
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
     let mut pinned = PinnedFiles::of_guest(runs);
-    let disks = Disks { hosts, probing, files: files(hosts.source_root, &domain) }
-        .all(&domain, &mut pinned)?;
-    Ok(Probed { facts: Facts { source, destination, domain, clash, disks }, pinned })
+    let probe = Disks { hosts, probing, files: files(hosts.source_root, &domain) };
+    let disks = probe.all(&domain, &mut pinned)?;
+    let files = probe.guest_files(&domain, &pinned)?;
+    Ok(Probed { facts: Facts { source, destination, domain, clash, disks, files }, pinned })
 }
 
 /// The images of the guest are files of its host: only there can they be read.
@@ -110,7 +112,7 @@ pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     }
     let this_host = host::name();
     Err(Error::environment(format!("the guest is on {}, and this is {this_host}", source.hostname))
-        .hint("run qcowtool on the guest's host: it reads the headers of its images there"))
+        .hint(crate::Remedy::RunOnGuestsHost))
 }
 
 fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<String>> {

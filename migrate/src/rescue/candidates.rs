@@ -20,7 +20,7 @@ use super::missing::{Cut, find, in_use, ranges};
 use super::pinned_files::PinnedFiles;
 use super::value::lossy;
 use crate::store::{LocalStore, identity_of};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use qcow::extent::LeftOutRange as LostRange;
 
@@ -207,7 +207,7 @@ fn manifest(path: &Path, name: &Path) -> Result<Option<Manifest>> {
                 "there are manifests of different contents of '{}'",
                 name.display()
             ))
-            .hint("name the right one with --manifest FILE"));
+            .hint(Remedy::ChooseManifest));
         }
         found = Some(manifest);
     }
@@ -265,7 +265,7 @@ impl Judge<'_> {
             (_, None) => return Ok(None),
         };
         let virtual_size = match format {
-            Format::Raw => storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Format::Raw => qcow::format::whole_sectors(storage.len()),
             Format::Qcow2 => match size(path) {
                 Ok(size) => size,
                 Err(why) if named => {

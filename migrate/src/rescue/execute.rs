@@ -20,7 +20,7 @@ use super::writers::Writers;
 use crate::facts::Identity;
 use crate::fs::{fd_path, same_bytes};
 use crate::store::{LocalStore, Mode as Rights, Store, identity_of};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result, Reword};
 
 /// Opens the layers below a copy through what the process has open, whatever their names mean here.
 struct Through<'a> {
@@ -84,6 +84,17 @@ pub struct Rescue {
     pub state: State,
 }
 
+impl Reword for Outcome {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        for rescue in &mut self.items {
+            rescue.item.reword(words);
+            if let State::Failed { hint, .. } = &mut rescue.state {
+                hint.reword(words);
+            }
+        }
+    }
+}
+
 /// How it ended.
 #[derive(Debug, Serialize)]
 #[serde(tag = "result", rename_all = "kebab-case")]
@@ -102,7 +113,7 @@ pub enum State {
         message: String,
         /// What to do next.
         #[serde(skip_serializing_if = "Option::is_none")]
-        hint: Option<String>,
+        hint: Option<Remedy>,
         /// The error's kind.
         #[serde(skip)]
         error: ErrorKind,
@@ -175,7 +186,7 @@ pub fn carry_out(
                 Err(error) => State::Failed {
                     kind: error.kind().as_str(),
                     message: error.message().to_owned(),
-                    hint: error.what_next().map(str::to_owned),
+                    hint: error.what_next().cloned(),
                     error: error.kind(),
                 },
             },

@@ -25,7 +25,7 @@ use crate::facts::{DomainState, Identity, Source};
 use crate::fs::same_bytes;
 use crate::process::{PROC, Process};
 use crate::store::{LocalStore, Store, identity_of};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Whose files are looked at.
 #[derive(Clone, Copy)]
@@ -165,7 +165,7 @@ impl Look {
                 "the domain '{}' has no process, so nobody holds what was deleted",
                 domain.name
             ))
-            .hint("look for another copy with `qcowtool rescue --candidates DIR --manifest FILE IMAGE`"));
+            .hint(Remedy::SearchCopy));
         }
         let disks = parse(&domain.live_xml)?.disks;
         let named: Vec<_> = disks.iter().flat_map(told_by_xml).collect();
@@ -180,7 +180,7 @@ impl Look {
                 processes.len(),
                 domain.name
             ))
-            .hint("name the right one with --pid; inside a container, run qcowtool there"));
+            .hint(Remedy::ChooseProcess));
         };
         self.process(process, &named, false, cancel).map_err(|error| error.told(process))
     }

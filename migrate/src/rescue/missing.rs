@@ -8,7 +8,7 @@ use qcow::chain::{Chain, Files, Format, OpenOptions, walk};
 use qcow::extent::{ExtentKind, LeftOut};
 use qcow::ops::digest::{LEAF, TreeHash};
 
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Where a chain is cut.
 #[derive(Debug)]
@@ -53,9 +53,7 @@ fn is_gone(path: &Path) -> bool {
 /// An image that a process uses belongs to a guest that runs.
 pub(super) fn in_use(error: qcow::Error) -> Error {
     if error.kind() == qcow::ErrorKind::InUse {
-        return Error::refused(error.message()).hint(
-            "if a guest runs on it, its process holds what was deleted: give its name, or --pid",
-        );
+        return Error::refused(error.message()).hint(Remedy::NameGuest);
     }
     error.into()
 }

@@ -13,6 +13,7 @@ use super::facts::{
 use super::look::object;
 use super::refer::{all_meant, is_lost};
 use super::value::{Action, Code, Holder, Item, Lost, Plan, Restore};
+use crate::Remedy;
 
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,7 +76,7 @@ struct Found<'a> {
     references: Vec<(&'a Reference, usize)>,
 }
 
-type Refusal = (Code, String, String);
+type Refusal = (Code, String, Remedy);
 
 impl Found<'_> {
     /// `None` for what is no image.
@@ -279,19 +280,16 @@ fn target<'a>(facts: &'a Facts, image: &'a OpenImage) -> Result<&'a DirectoryFac
             return Err((
                 Code::NoDirectory,
                 "the directory of this name is not the one where the file was".into(),
-                "say where to with --to".into(),
+                Remedy::StateDirectory,
             ));
         }
         (None, Err(why)) => {
-            return Err((Code::NoDirectory, why.clone(), "say where to with --to".into()));
+            return Err((Code::NoDirectory, why.clone(), Remedy::StateDirectory));
         }
     };
     match &directory.available {
         Ok(_) => Ok(directory),
-        Err(why) => {
-            let way_out = "choose another directory with --to".into();
-            Err((Code::NotWritable, why.clone(), way_out))
-        }
+        Err(why) => Err((Code::NotWritable, why.clone(), Remedy::OtherCopies)),
     }
 }
 
@@ -355,7 +353,7 @@ fn enough_space(facts: &Facts, items: &mut [Item]) {
                         item.allocated,
                         to.path.display()
                     ),
-                    way_out: "free some space or choose another directory with --to".into(),
+                    way_out: Remedy::RoomForCopies,
                 };
             }
         }

@@ -6,6 +6,8 @@ use qcow::chain::Format;
 use serde::{Serialize, Serializer};
 
 use super::facts::Unseen;
+use crate::Remedy;
+use crate::Reword;
 
 /// What will be saved, and what will not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,6 +19,12 @@ pub struct Plan {
     pub lost: Vec<Lost>,
     /// Processes that could not be looked into.
     pub unseen: Vec<Unseen>,
+}
+
+impl Reword for Plan {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        self.items.reword(words);
+    }
 }
 
 impl Plan {
@@ -99,8 +107,16 @@ pub enum Action {
         /// The reason, for people.
         why: String,
         /// What to do instead.
-        way_out: String,
+        way_out: Remedy,
     },
+}
+
+impl Reword for Item {
+    fn reword(&mut self, words: &dyn Fn(&Remedy) -> Option<String>) {
+        if let Action::Refuse { way_out, .. } = &mut self.action {
+            way_out.reword(words);
+        }
+    }
 }
 
 /// Whether a copy is put back under the file's own name.

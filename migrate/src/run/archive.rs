@@ -10,7 +10,7 @@ use crate::plan::Action;
 use crate::store::Store;
 
 impl Run<'_> {
-    /// Gives the active layers of the moved disks another name, or removes them if they are not to be
+    /// Gives the active layers of the moved disks, and NVRAM that was copied, another name, or removes them if they are not to be
     /// kept. What they stood on stays: other guests may stand on it too.
     pub(super) fn archive(&mut self) -> Result<Vec<Retained>> {
         self.phase(Phase::Archive)?;
@@ -31,11 +31,18 @@ impl Run<'_> {
                 return Ok(Vec::new());
             }
         }
-        let mut retained = Vec::new();
-        for disk in &plan.disks {
+        let disks = plan.disks.iter().filter_map(|disk| {
             let moved = matches!(disk.action, Action::Create { .. } | Action::Adopt { .. });
-            let top = self.facts.layers(&disk.target).first().filter(|_| moved);
-            let Some((path, identity)) = top.and_then(file_of) else { continue };
+            self.facts.layers(&disk.target).first().filter(|_| moved)
+        });
+        // What other guests may use as well stays.
+        let files = self.facts.files.iter().filter_map(|file| {
+            let copied = plan.files.iter().any(|plan| plan.made() == Some(file.path.as_path()));
+            file.file.as_ref().filter(|_| copied && file.role.is_state())
+        });
+        let moved: Vec<_> = disks.chain(files).filter_map(file_of).collect();
+        let mut retained = Vec::new();
+        for (path, identity) in moved {
             let kept = archived_name(&path, self.id());
             // A run that was cut off may have got so far already.
             let renamed = &self.journal.transaction().renamed;

@@ -8,7 +8,7 @@ use qcow::CancelToken;
 use super::{Phase, Run};
 use crate::driver::{JobProgress, MigrateRequest, check_request};
 use crate::journal::Record;
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Whether a job still moves.
 struct Pace {
@@ -72,7 +72,7 @@ impl Run<'_> {
             if timeout.is_some_and(|seconds| begun.elapsed().as_secs() >= seconds) {
                 give_up(
                     Error::environment("the migration did not end within its time")
-                        .hint("give it more --timeout, or --sync-writes if the guest writes a lot"),
+                        .hint(Remedy::MoreTime),
                 );
             }
             if pace.borrow_mut().stalls(job) && self.hosts.destination.state(&request.uuid).is_err()

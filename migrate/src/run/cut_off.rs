@@ -9,7 +9,7 @@ use crate::facts::Route;
 use crate::hosts::Connections;
 use crate::journal::{Ended, Journal, Record, Transaction};
 use crate::probe::PinnedFiles;
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// A transaction whose run was cut off, found by its name. It has all that ending it takes: only its hosts have
 /// to be reached, by its [`route`](Self::route).
@@ -64,7 +64,7 @@ impl CutOff {
                 Err(Error::refused(format!("the transaction {id} has ended")))
             }
             _ => Err(Error::environment("the run was cut off before it began")
-                .hint("nothing was done: end it with `qcowtool rollback`, then migrate again")),
+                .hint(Remedy::RollBackNothing)),
         }
     }
 

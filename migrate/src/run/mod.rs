@@ -23,7 +23,7 @@ use crate::plan::{Mode, Plan};
 use crate::prepare::Preparation;
 use crate::probe::{Hosts, PinnedFiles};
 use crate::store::LocalStore;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use cut_off::CutOff;
 pub use expire::{Expired, expire};
@@ -208,7 +208,7 @@ impl<'a> Run<'a> {
                 GuestLocation::Source => {}
                 GuestLocation::Destination => {
                     return Err(Error::refused("the guest has arrived at the destination")
-                        .hint(format!("qcowtool resume {} does what is left to do", self.id())));
+                        .hint(Remedy::Resume(self.id().to_owned())));
                 }
                 other => return Err(self.in_doubt(other)),
             }
@@ -253,7 +253,7 @@ impl<'a> Run<'a> {
             || self.hosts.destination.state(uuid)? != shut_off
         {
             return Err(Error::refused("the guest has arrived at the destination")
-                .hint(format!("qcowtool resume {} does what is left to do", self.id())));
+                .hint(Remedy::Resume(self.id().to_owned())));
         }
         self.hosts.destination.undefine(uuid)
     }
@@ -308,10 +308,9 @@ impl<'a> Run<'a> {
                     .collect();
                 error.and_also(format!("left at the destination: {}", left.join("; ")))
             }
-            Err(undo) => error.and_also(format!(
-                "not everything could be put back: {undo}; later: qcowtool rollback {}",
-                self.id()
-            )),
+            Err(undo) => error
+                .and_also(format!("the roll back is incomplete: {undo}"))
+                .hint(Remedy::RollBackLater(self.id().to_owned())),
         }
     }
 

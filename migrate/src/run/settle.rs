@@ -7,7 +7,7 @@ use super::{Finished, Phase, Run, Verified};
 use crate::facts::DomainState;
 use crate::journal::{Ended, Outcome, Record};
 use crate::plan::Flag;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 impl Run<'_> {
     /// Where the guest is, also on record.
@@ -40,10 +40,7 @@ impl Run<'_> {
                     }
                     Err(error) if error.kind() != ErrorKind::Unverified => {
                         let id = self.id();
-                        return Err(error.hint(format!(
-                            "the guest is at the destination, and may be paused there: qcowtool \
-                             resume {id} compares again and lets it run on"
-                        )));
+                        return Err(error.hint(Remedy::ResumePaused(id.to_owned())));
                     }
                     verified => verified?,
                 };
@@ -76,30 +73,25 @@ impl Run<'_> {
         Error::environment(format!(
             "the guest runs on at the source; the destination cannot be reached{why}"
         ))
-        .hint(format!("once it can: qcowtool rollback {} removes what was made there", self.id()))
+        .hint(Remedy::RollBackLater(self.id().to_owned()))
     }
 
     pub(super) fn in_doubt(&self, place: GuestLocation) -> Error {
-        let (what, hint) = match place {
+        let id = self.id().to_owned();
+        let (what, remedy) = match place {
             GuestLocation::Nowhere => (
                 "the guest runs on neither host; its files are all there",
-                "if the destination's guest never ran, start it at the source; otherwise there",
+                Remedy::StartThenEnd(id),
             ),
-            _ => (
-                "nobody can say on which host the guest runs",
-                "look at both with 'virsh domstate' and stop the one that is not to go on",
-            ),
+            _ => ("it is not known on which host the guest runs", Remedy::StopOneThenEnd(id)),
         };
-        Error::new(ErrorKind::InDoubt, what)
-            .hint(format!("{hint}; then: qcowtool resume {}, or rollback", self.id()))
+        Error::new(ErrorKind::InDoubt, what).hint(remedy)
     }
 
     /// The last steps of a guest that has moved.
     pub(super) fn finish(self, start: Instant, verified: Verified) -> Result<Finished> {
         let id = self.id().to_owned();
-        self.last_steps(start, verified).map_err(|error| {
-            error.hint(format!("the guest has moved; for what is left to do: qcowtool resume {id}"))
-        })
+        self.last_steps(start, verified).map_err(|error| error.hint(Remedy::ResumeMoved(id)))
     }
 
     fn last_steps(mut self, start: Instant, verified: Verified) -> Result<Finished> {

@@ -84,7 +84,7 @@ impl Run<'_> {
             // Only an image that stands alone can be read without its host.
             None if matches!(&disk.action, Action::Create { base: Some(_), .. }) => {
                 self.report.note(&format!(
-                    "{}: what an overlay holds can only be compared with --rsh",
+                    "{}: the content of an overlay is only compared where a process at the destination serves its files",
                     disk.target
                 ));
                 return Ok(Verified::Structure);

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::message::{Hello, MAGIC, Reply, Request, cut, error_of};
 use crate::agent::wire::{self, Frame, HEADER, garbage};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// So long may the other end say nothing while something is expected of it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -103,7 +103,7 @@ impl Connection {
                 if error.what_next().is_some() {
                     return Err(error);
                 }
-                Err(error.hint("the command must start qcowtool on the other host"))
+                Err(error.hint(Remedy::StartAgent))
             }
         }
     }
@@ -122,7 +122,7 @@ impl Connection {
                 "it said \"{}\" instead of a greeting",
                 qcow::Escaped(String::from_utf8_lossy(&said).trim())
             ))
-            .hint("the command must start qcowtool there, and nothing else may print anything"));
+            .hint(Remedy::OnlyAgent));
         }
         sent?;
         match self.frame()? {
@@ -311,7 +311,7 @@ impl Connection {
         }
         let explained = Error::new(error.kind(), message);
         match error.what_next() {
-            Some(hint) => explained.hint(hint),
+            Some(hint) => explained.hint(hint.clone()),
             None => explained,
         }
     }

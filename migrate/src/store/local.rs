@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qcow::chain::{Chain, FilePolicy, Format, Layer, OpenOptions, Policy};
+use qcow::format::whole_sectors;
 use qcow::image::Image;
 use qcow::io::{Access, FileStorage, Storage, rename_to_free_name, sync_directory};
 use qcow::ops::digest::{Manifest, tree_hash};
@@ -362,7 +363,7 @@ pub(super) fn compared(found: facts::Content, wanted: &str) -> facts::Content {
 fn image_facts(file: FileStorage) -> Option<ImageFacts> {
     let format = Format::probe(&file).ok()?;
     let virtual_size = match format {
-        Format::Raw => file.len().checked_next_multiple_of(512)?,
+        Format::Raw => whole_sectors(file.len()),
         Format::Qcow2 => Image::open(Arc::new(file)).ok()?.virtual_size(),
     };
     Some(ImageFacts { format, virtual_size })

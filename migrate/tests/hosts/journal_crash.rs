@@ -30,6 +30,7 @@ fn plan() -> Plan {
         detect_zeroes: vec![],
         bandwidth_mib: None,
         disks: vec![],
+        files: vec![],
         destination_xml: "<domain/>\n".to_owned(),
         persistent_xml: None,
         predicted: Predicted::default(),

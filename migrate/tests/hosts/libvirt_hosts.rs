@@ -444,7 +444,7 @@ fn what_is_wrong_with_a_target_is_told() {
     let error = migrate(guest.request(&target));
     assert!(error.message().contains("the target of disk vda has another size"), "{error}");
     let error = migrate(guest.request(Path::new("/var/tmp/none.qcow2")));
-    assert!(error.what_next().is_some_and(|next| next.contains("prepare")), "{error}");
+    assert!(error.what_next().is_some_and(|next| next.to_string().contains("prepare")), "{error}");
     let mut nowhere = guest.request(&target);
     nowhere.to = "qemu+tcp://no-such-host.invalid/system".into();
     let error = migrate(nowhere);

@@ -65,7 +65,7 @@ fn a_far_end_that_cannot_write_says_why() {
     ];
     let remote = saying_and(&said.concat(), true).unwrap();
     let error = put(&remote, "/images/disk", &content).unwrap_err();
-    assert_eq!((error.message(), error.what_next()), ("no space", Some("free some")));
+    assert_eq!((error.message(), error.what_next()), ("no space", Some(&"free some".into())));
     // Both still know what they speak of.
     assert_eq!(remote.available(Path::new("/images")).unwrap(), 7);
 }

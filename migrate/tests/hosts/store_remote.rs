@@ -10,10 +10,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::store_common::{Host, Stopper, bytes_of, noise, put, sparse, tree_hash};
-use migrate::ErrorKind;
 use migrate::agent::serve;
 use migrate::facts::Content;
 use migrate::store::{LocalStore, Mode, RemoteStore, Store, Wanted};
+use migrate::{ErrorKind, Remedy};
 use proptest::prelude::*;
 use qcow::chain::Format;
 use qcow::{CancelToken, Observer, Silent};
@@ -287,6 +287,11 @@ fn a_far_end_that_cannot_be_started_is_named_with_what_it_said() {
     }
     let error = spawn("echo 'Welcome to host-b'; sleep 0.1");
     assert!(error.to_string().contains("Welcome to host-b"), "{error}");
+    assert_eq!(error.what_next(), Some(&Remedy::OnlyAgent));
+    assert_eq!(spawn("exit 1").what_next(), Some(&Remedy::StartAgent));
+    let far = Host::new();
+    let (shell, program) = as_child(&far);
+    RemoteStore::spawn(&shell, &program).unwrap();
     assert!(spawn("exec sleep 100").to_string().contains("nothing was heard"));
     let error = RemoteStore::spawn(&[], "/no/such/program").unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");

@@ -150,9 +150,11 @@ pub(crate) fn guest(disks: Vec<DiskFacts>) -> Facts {
             job: None,
             snapshots: vec![],
             checkpoints: vec![],
+            saved: false,
         },
         clash: None,
         disks,
+        files: vec![],
     }
 }
 

@@ -389,7 +389,7 @@ fn every_row_decides_what_it_should() {
             Err(refusals) => {
                 assert_eq!(refusals.len(), 1, "{name}: {refusals:?}");
                 assert_eq!(refusals[0].disk.as_deref(), Some("vda"), "{name}");
-                assert!(!refusals[0].way_out.is_empty(), "{name}");
+                assert!(!refusals[0].way_out.to_string().is_empty(), "{name}");
                 assert_eq!(refusals[0].code, case.row.code(), "{name}: {refusals:?}");
                 (case.row, Refused, CopyMode::None)
             }

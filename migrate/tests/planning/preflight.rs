@@ -1,10 +1,10 @@
 //! The judge of a preflight: each check is green where all is well, and turns for exactly what it is about.
 
 use crate::plan_facts::*;
-use migrate::Error;
 use migrate::facts::*;
 use migrate::plan::*;
 use migrate::preflight::*;
+use migrate::{Error, Remedy};
 
 const NEW: &str = "/new";
 
@@ -469,4 +469,74 @@ fn the_json_keeps_its_keys() {
     assert_eq!(keys(&json["guests"][0]["disks"][0]), ["target", "row", "why"]);
     let total = ["guests", "ready", "refused", "failed", "transfer-bytes", "space-bytes"];
     assert_eq!(keys(&json["total"]), total);
+}
+
+type Cure = fn(&mut Seeing, &mut Policy);
+
+/// What is in the way, what the operator does about it, and the remedy that says so.
+const CURES: &[(&str, Remedy, fn(&mut Seeing), Cure)] = &[
+    (
+        "thin-copies",
+        Remedy::CopyInFull,
+        |it| it.source.qemu = Some(Version::new(1, 0, 0)),
+        |_, policy| policy.style = Style::Full,
+    ),
+    (
+        "sync-writes",
+        Remedy::NoSyncWrites,
+        |it| it.source.qemu = Some(Version::new(1, 0, 0)),
+        |_, policy| policy.sync_writes = false,
+    ),
+    (
+        "tls",
+        Remedy::SetUpTls,
+        |it| it.setup.as_mut().unwrap().source.tls_files.clear(),
+        |_, policy| policy.tls = false,
+    ),
+    (
+        "tls",
+        Remedy::SetUpTls,
+        |it| it.setup.as_mut().unwrap().source.tls_files.clear(),
+        |it, _| it.setup.as_mut().unwrap().source = set_up(),
+    ),
+    (
+        "clock",
+        Remedy::UseAgent,
+        |it| {
+            let way_out = Some(Remedy::UseAgent);
+            it.setup = Err(NotSeen { why: "not examined".into(), way_out });
+        },
+        |it, _| it.setup = seeing(vec![], &wishes()).setup,
+    ),
+];
+
+#[test]
+fn a_check_turns_green_or_goes_once_its_remedy_is_carried_out() {
+    for (name, remedy, fault, cure) in CURES {
+        let (mut seeing, mut policy) = (one(), wishes());
+        fault(&mut seeing);
+        let report = judge(&seeing, &policy);
+        let found = check(&report.checks, name);
+        assert_ne!(found.is, Is::Green, "{name}");
+        assert_eq!(found.way_out.as_ref(), Some(remedy), "{name}");
+        cure(&mut seeing, &mut policy);
+        let report = judge(&seeing, &policy);
+        let bad =
+            |check: &&Check| check.check == *name && !matches!(check.is, Is::Green | Is::Note);
+        assert_eq!(report.checks.iter().find(bad), None, "{remedy:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_created_or_mapped_is_no_obstacle_any_more() {
+    let mut seeing = one();
+    seeing.directories.insert(NEW.into(), Err("no such directory".into()));
+    let of = |report: &Report| {
+        let place = report.places.iter().find(|place| place.directory == std::path::Path::new(NEW));
+        let checks = &place.unwrap().checks;
+        checks.iter().find(|check| check.is == Is::Red).and_then(|check| check.way_out.clone())
+    };
+    assert_eq!(of(&judge(&seeing, &wishes())), Some(Remedy::MakeDirectory));
+    seeing.directories.insert(NEW.into(), room("device 1", 100 * SIZE));
+    assert_eq!(of(&judge(&seeing, &wishes())), None);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::name::ImageName;
 use super::policy::Policy;
 use super::{Format, lock_for_reading};
-use crate::format::{Autoclear, CryptMethod, HostOffset};
+use crate::format::{CryptMethod, HostOffset, whole_sectors};
 use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
 use crate::io::{FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
@@ -86,16 +86,7 @@ impl Layer {
     fn data_file_name(&self) -> Result<Option<&[u8]>> {
         let Some(image) = self.image() else { return Ok(None) };
         refuse_encryption(image)?;
-        let raw = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
-        match image.area().data_file_name() {
-            _ if raw && !image.has_data_file() => {
-                Err(Error::corrupt("the bit for a raw data file is set, but there is none")
-                    .structure("header"))
-            }
-            _ if !image.has_data_file() => Ok(None),
-            Some(name) if !name.is_empty() => Ok(Some(name)),
-            _ => Err(Error::corrupt("the image has an external data file but does not name it")),
-        }
+        image.area().data_file()
     }
 
     /// Switches to the view of an internal snapshot.
@@ -149,7 +140,7 @@ impl Layer {
     /// be cut off; it reads as if padded with zeros (traps 106, 131).
     pub fn virtual_size(&self) -> u64 {
         match &self.content {
-            Content::Raw => self.storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Content::Raw => whole_sectors(self.storage.len()),
             Content::Qcow2 { image, .. } => image.virtual_size(),
         }
     }

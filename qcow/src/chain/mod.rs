@@ -15,13 +15,14 @@ mod stated;
 mod view;
 mod walk;
 mod warning;
+mod writable;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::format::Incompatible;
-use crate::image::{TableCache, Tables};
+use crate::image::{Purpose, TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
 use crate::{Error, ErrorKind, Remedy, Result};
 
@@ -40,6 +41,7 @@ pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
 pub use stated::{BackingFormats, FormatSource};
 pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
 pub use warning::Warning;
+pub(crate) use writable::open_writable;
 
 /// How to open an image and what it stands on.
 #[derive(Debug, Clone, Default)]
@@ -291,7 +293,8 @@ pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> 
     if format != Format::Qcow2 {
         return Ok(file);
     }
-    let area = crate::image::read_area(&file).map_err(|error| error.file(path))?;
+    let area =
+        crate::image::read_header_area(&file, Purpose::Check).map_err(|error| error.file(path))?;
     let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
     let mut active = LayerFound::active(name.path, file, area);
     check_data_file(&active, options)?;

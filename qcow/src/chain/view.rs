@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::ops::Deref;
 
 use super::name::Window;
+use crate::format::whole_sectors;
 use crate::io::{Identity, Storage};
 use crate::{Error, Result};
 
@@ -21,7 +22,7 @@ impl Range {
     /// What `windows`, the innermost last, leave of `len` bytes. Each is padded with zeros to whole sectors,
     /// as a raw file is (trap 106).
     pub(super) fn of(windows: &[Window], len: u64) -> Result<Self> {
-        let mut range = Self { start: 0, size: sectors(len), limit: len };
+        let mut range = Self { start: 0, size: whole_sectors(len), limit: len };
         for window in windows.iter().rev() {
             let Window { offset, size } = *window;
             let within = range.size;
@@ -43,16 +44,12 @@ impl Range {
                     )));
                 }
                 Some(size) => size,
-                None => sectors(left),
+                None => whole_sectors(left),
             };
             range.limit = range.limit.min(range.start.saturating_add(range.size));
         }
         Ok(range)
     }
-}
-
-fn sectors(len: u64) -> u64 {
-    len.checked_next_multiple_of(512).unwrap_or(u64::MAX)
 }
 
 /// A range of a storage as a storage of its own.

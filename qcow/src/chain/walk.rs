@@ -17,7 +17,7 @@ use super::{
     FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning, lock_for_reading,
 };
 use crate::format::HeaderArea;
-use crate::image::read_header_area;
+use crate::image::{Purpose, read_header_area};
 use crate::io::{FileStorage, Identity, Storage};
 use crate::{Error, ErrorKind, LimitName, Remedy, Result};
 
@@ -358,7 +358,7 @@ impl<O: Open> Walk<'_, O> {
         self.opener.check(&file, format, depth)?;
         let header = match format {
             Format::Raw => None,
-            Format::Qcow2 => Some(read_header_area(bytes)?),
+            Format::Qcow2 => Some(read_header_area(bytes, Purpose::Read)?),
         };
         Ok(LayerFound {
             depth,

@@ -5,7 +5,7 @@ use super::extension::BITMAPS;
 use super::preamble::{Preamble, STRUCTURE, at, corrupt};
 use super::{
     Autoclear, BitmapsExtension, CryptMethod, Extension, Extensions, FeatureKind, Geometry, Header,
-    HostOffset, MAX_BACKING_NAME,
+    HostOffset, Incompatible, MAX_BACKING_NAME,
 };
 use crate::{Error, Escaped, Result};
 
@@ -155,6 +155,25 @@ impl HeaderArea {
     /// The external data file's name, if the image records one.
     pub fn data_file_name(&self) -> Option<&[u8]> {
         self.extensions.data_file_name()
+    }
+
+    /// The name of the external data file; `None` if the guest's data is in the image. QEMU opens no
+    /// image that needs a data file and does not name one, or the other way round.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) for such an image.
+    pub(crate) fn data_file(&self) -> Result<Option<&[u8]>> {
+        if !self.header.incompatible.contains(Incompatible::DATA_FILE) {
+            if self.header.autoclear.contains(Autoclear::DATA_FILE_RAW) {
+                let message = "the bit for a raw data file is set, but there is none";
+                return Err(Error::corrupt(message).structure(STRUCTURE));
+            }
+            return Ok(None);
+        }
+        match self.data_file_name() {
+            Some(name) if !name.is_empty() => Ok(Some(name)),
+            _ => Err(Error::corrupt("the image has an external data file but does not name it")),
+        }
     }
 
     /// Where the bitmap directory lies, if the autoclear bit says that it counts.

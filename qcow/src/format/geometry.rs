@@ -18,6 +18,19 @@ pub const SUBCLUSTERS_PER_CLUSTER: u32 = 32;
 /// Smallest cluster that can have 32 subclusters of at least 512 bytes: 16 KiB.
 pub const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 
+/// The unit in which disks and files are measured, and writes are atomic: 512 bytes.
+pub const SECTOR: u64 = 512;
+
+/// `len` rounded up to whole sectors, as QEMU sees the length of a file that is no multiple: the rest of
+/// the last sector reads as zeros. Ends at the last sector of 2^64 bytes.
+///
+/// ```
+/// assert_eq!(qcow::format::whole_sectors(513), 1024);
+/// ```
+pub fn whole_sectors(len: u64) -> u64 {
+    len.checked_next_multiple_of(SECTOR).unwrap_or(!511)
+}
+
 macro_rules! offset {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -64,6 +77,34 @@ impl HostOffset {
     #[inline]
     pub(crate) fn plus(self, bytes: u64) -> Result<Self> {
         self.0.plus(bytes).map(Self)
+    }
+}
+
+/// A cluster of an image file that is written: its number, counted from 0. One that no file can have is a bug
+/// of this crate's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ClusterIndex(pub(crate) u64);
+
+impl ClusterIndex {
+    /// The first cluster that begins at or after the byte `offset`.
+    pub(crate) fn after(offset: u64, geometry: Geometry) -> Self {
+        Self(geometry.clusters_for(offset))
+    }
+
+    /// The cluster `count` clusters further on.
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if there is no such cluster.
+    pub(crate) fn plus(self, count: u64) -> Result<Self> {
+        self.0.plus(count).map(Self)
+    }
+
+    /// Where it lies.
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if that is past 64 bits.
+    pub(crate) fn offset(self, geometry: Geometry) -> Result<HostOffset> {
+        self.0.times(geometry.cluster_size()).map(HostOffset)
     }
 }
 
@@ -226,5 +267,11 @@ mod tests {
     fn no_place_to_write_lies_past_64_bits() {
         assert_eq!(HostOffset(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
         assert_eq!(HostOffset(u64::MAX).plus(0).unwrap(), HostOffset(u64::MAX));
+        let geometry = Geometry::new(16, false).unwrap();
+        let (last, none) = (ClusterIndex((1 << 48) - 1), ClusterIndex(1 << 48));
+        assert_eq!(last.offset(geometry).unwrap(), HostOffset(0xffff_ffff_ffff_0000));
+        assert_eq!(none.offset(geometry).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(ClusterIndex(u64::MAX).plus(1).unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(ClusterIndex::after(65_537, geometry), ClusterIndex(2));
     }
 }

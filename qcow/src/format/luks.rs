@@ -2,6 +2,7 @@
 //!
 //! Specification: "LUKS On-Disk Format", version 1.2.3, section 2.3.1.
 
+use super::SECTOR;
 use super::bytes::Reader;
 use crate::{Error, Result};
 
@@ -9,8 +10,6 @@ const STRUCTURE: &str = "LUKS header";
 const MAGIC: &[u8] = b"LUKS\xba\xbe";
 /// What an active key slot is marked with.
 const ACTIVE: u32 = 0x00ac_71f3;
-/// Offsets in the header count sectors of this many bytes.
-const SECTOR: u64 = 512;
 
 /// A LUKS version 1 header. Offsets are in bytes, from the header's start.
 #[derive(Debug, Clone, PartialEq, Eq)]

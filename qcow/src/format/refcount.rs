@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::bytes::{read_uint, write_uint};
 use super::{Geometry, HostOffset};
 use crate::exact::Exact;
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// An entry of the refcount table: where one refcount block lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -127,7 +127,7 @@ impl RefcountWidth {
             ))
             .structure("refcount block")
             .index(index)
-            .hint("copy the image to one with wider refcounts"));
+            .hint(Remedy::Flatten));
         }
         let (range, shift) = self.locate(index);
         let old = self.get(block, index)? << shift;

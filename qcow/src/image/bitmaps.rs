@@ -191,7 +191,7 @@ mod tests {
         let mut image = std::fs::read(images.join("bitmaps.qcow2")).unwrap();
         let open = |image: &[u8]| {
             let storage = Arc::new(crate::io::MemoryStorage::new(image.to_vec()));
-            crate::image::Skeleton::open(storage).map(|skeleton| skeleton.area)
+            crate::image::Image::open(storage).map(|image| image.area().clone())
         };
         let directory = open(&image).unwrap().bitmaps().unwrap().directory_offset.0;
         let at = usize::try_from(directory).unwrap();

@@ -7,16 +7,20 @@ mod fault;
 mod overlap_limits;
 mod past_end;
 mod preallocation;
-mod skeleton;
+mod refcounts;
 mod snapshots;
 mod tables;
+#[cfg(feature = "ops")]
+pub(crate) mod update;
+pub(crate) mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use crate::exact::to_usize;
 use crate::format::{
     CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible, LuksHeader,
-    Snapshot,
+    Snapshot, field,
 };
 use crate::io::{Storage, read_padded};
 use crate::{Error, ErrorKind, Remedy, Result};
@@ -25,10 +29,8 @@ pub use bitmaps::BitmapInfo;
 pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
-#[cfg(feature = "ops")]
-pub(crate) use skeleton::Skeleton;
-pub(crate) use skeleton::read_area;
-pub(crate) use tables::{Run, RunKind, TableWindow, push_run};
+pub(crate) use refcounts::{RefcountBlock, Refcounts};
+pub(crate) use tables::{Run, RunKind, TableWindow, check_identity, push_run};
 
 /// Bytes that [`Header::peek`] needs.
 const PEEK: usize = 24;
@@ -43,6 +45,16 @@ pub(crate) struct L1Table {
     pub(crate) entries: u64,
 }
 
+/// What an image is opened for. It decides what keeps the image from being opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be read: accepts what QEMU accepts for reading.
+    Read,
+    /// To be checked or repaired: accepts what `qemu-img check` accepts. A refcount table of zero
+    /// clusters is for the check to report (trap 24); the encryption header is not looked at.
+    Check,
+}
+
 /// An open QCOW2 image. Opening reads the header, the snapshot table and the bitmap directory;
 /// the mapping tables are read when they are needed, in slices, so that memory does not grow
 /// with the disk.
@@ -51,6 +63,7 @@ pub struct Image {
     storage: Arc<dyn Storage>,
     area: HeaderArea,
     snapshots: Vec<Snapshot>,
+    snapshot_table_len: u64,
     bitmaps: Vec<BitmapInfo>,
     luks: Option<LuksHeader>,
     l1: L1Table,
@@ -74,27 +87,25 @@ impl Image {
     /// assert_eq!(error.kind(), qcow::ErrorKind::WrongFormat);
     /// ```
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self> {
-        let area = read_header_area(&*storage)?;
-        Self::with_area(storage, area)
+        Self::open_for(storage, Purpose::Read)
     }
 
-    /// As [`open`](Self::open), where the header was read already.
-    pub(crate) fn with_area(storage: Arc<dyn Storage>, area: HeaderArea) -> Result<Self> {
+    /// As [`open`](Self::open), accepting what QEMU accepts for this purpose.
+    pub(crate) fn open_for(storage: Arc<dyn Storage>, purpose: Purpose) -> Result<Self> {
+        let area = read_header_area(&*storage, purpose)?;
         let header = &area.header;
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
-        if l1.offset.0.saturating_add(l1.entries.saturating_mul(8)) > MAX_FILE_OFFSET {
-            return Err(Error::corrupt(format!("the L1 table at {} is past any file", l1.offset))
-                .structure("header"));
+        refuse_past_any_file("L1 table", l1.offset, l1.entries.saturating_mul(8))?;
+        if purpose == Purpose::Check {
+            area.data_file()?;
+            refuse_past_any_file("refcount table", header.refcount_table_offset, 0)?;
         }
-        let snapshots = snapshots::read(&*storage, header)?;
+        let (snapshots, snapshot_table_len) = snapshots::read(&*storage, header)?;
         let bitmaps = bitmaps::read(&*storage, &area)?;
-        let luks = area
-            .extensions
-            .crypto_header()
-            .map(|(offset, _)| read_luks(&*storage, offset))
-            .transpose()?;
+        let luks = area.extensions.crypto_header().filter(|_| purpose == Purpose::Read);
+        let luks = luks.map(|(offset, _)| read_luks(&*storage, offset)).transpose()?;
         let passes_end = AtomicBool::new(false);
-        Ok(Self { storage, area, snapshots, bitmaps, luks, l1, passes_end })
+        Ok(Self { storage, area, snapshots, snapshot_table_len, bitmaps, luks, l1, passes_end })
     }
 
     /// The same image, seen as the internal snapshot with this id, or else this name, left it.
@@ -148,6 +159,11 @@ impl Image {
     /// The internal snapshots, in the table's order.
     pub fn snapshots(&self) -> &[Snapshot] {
         &self.snapshots
+    }
+
+    /// Length of the snapshot table in bytes, without padding at its end.
+    pub(crate) fn snapshot_table_len(&self) -> u64 {
+        self.snapshot_table_len
     }
 
     /// The persistent bitmaps, in the directory's order.
@@ -204,8 +220,27 @@ impl Image {
 }
 
 /// The header, and what follows it in the first cluster.
-pub(crate) fn read_header_area(storage: &dyn Storage) -> Result<HeaderArea> {
-    HeaderArea::parse(&read_first_cluster(storage)?)
+pub(crate) fn read_header_area(storage: &dyn Storage, purpose: Purpose) -> Result<HeaderArea> {
+    let mut cluster = read_first_cluster(storage)?;
+    if purpose == Purpose::Read {
+        return HeaderArea::parse(&cluster);
+    }
+    let start = to_usize(field::REFCOUNT_TABLE_CLUSTERS);
+    let field = cluster.get_mut(start..).and_then(|rest| rest.get_mut(..4)).unwrap_or_default();
+    let clusters = field.first_chunk().copied().map_or(0, u32::from_be_bytes);
+    if clusters == 0 && field.len() == 4 {
+        field.copy_from_slice(&1u32.to_be_bytes());
+    }
+    let mut area = HeaderArea::parse(&cluster)?;
+    area.header.refcount_table_clusters = clusters;
+    Ok(area)
+}
+
+fn refuse_past_any_file(table: &'static str, offset: HostOffset, len: u64) -> Result<()> {
+    if offset.0.saturating_add(len) <= MAX_FILE_OFFSET {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("the {table} at {offset} is past any file")).structure("header"))
 }
 
 /// The first cluster, padded with zeros if the file is shorter.

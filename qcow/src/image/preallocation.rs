@@ -1,12 +1,9 @@
 //! Tells whether an image was made with its metadata preallocated: then most of its clusters are
 //! holes in the file, and data that the tables promise may turn out to be zeros.
 
-use byteorder::{BigEndian, ByteOrder};
-
-use super::Image;
-use crate::Result;
-use crate::format::{HostOffset, RefcountTableEntry};
-use crate::io::read_padded;
+use super::{Image, RefcountBlock, Refcounts};
+use crate::format::whole_sectors;
+use crate::{Error, Result};
 
 impl Image {
     /// Whether the image counts clearly more clusters as used (a ninth more, and at least two)
@@ -17,46 +14,34 @@ impl Image {
         let held = allocated >> bits;
         let enough = held.saturating_mul(10).div_euclid(9).max(held.saturating_add(2));
         // The file's length counts in whole sectors.
-        let length = self.storage().len().checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        let length = whole_sectors(self.storage().len());
         let mut clusters = self.geometry().clusters_for(length);
-        let per_block = self.header().refcounts().entries_per_block(self.geometry());
+        let refcounts = Refcounts::read_for(self, clusters)?;
         let (mut used, mut index) = (0u64, 0);
         while clusters > 0 && used < enough {
-            let here = clusters.min(per_block.max(1));
-            if let Some(block) = self.refcount_block(index)? {
-                used = used.saturating_add(self.used_in_block(block, here)?);
-            }
+            let here = clusters.min(refcounts.per_block());
+            used = used.saturating_add(used_in_block(&refcounts, index, here)?);
             clusters = clusters.saturating_sub(here);
             index = index.saturating_add(1);
         }
         Ok(used >= enough)
     }
+}
 
-    /// Where the refcount block with this number lies, if there is one.
-    fn refcount_block(&self, index: u64) -> Result<Option<HostOffset>> {
-        let header = self.header();
-        let table_bytes =
-            u64::from(header.refcount_table_clusters) << self.geometry().cluster_bits();
-        let at = index.saturating_mul(8);
-        if at >= table_bytes {
-            return Ok(None);
+/// How many of the first `count` refcounts of block `index` are not zero.
+fn used_in_block(refcounts: &Refcounts, index: u64, count: u64) -> Result<u64> {
+    let offset = match refcounts.block(index) {
+        RefcountBlock::Missing => return Ok(0),
+        RefcountBlock::Misaligned | RefcountBlock::TooFar => {
+            let error = Error::corrupt("the block's offset is not one that a block can have");
+            return Err(error.structure("refcount table").index(index));
         }
-        let mut entry = [0; 8];
-        let offset = header.refcount_table_offset.checked_add(at)?;
-        read_padded(&**self.storage(), &mut entry, offset.0)?;
-        Ok(RefcountTableEntry(BigEndian::read_u64(&entry)).block_offset())
+        RefcountBlock::At(offset) => offset,
+    };
+    let block = refcounts.read_block(offset)?;
+    let mut used = 0u64;
+    for index in 0..count {
+        used = used.saturating_add(u64::from(refcounts.refcount(&block, index)? != 0));
     }
-
-    /// How many of the first `count` refcounts of a block are not zero.
-    fn used_in_block(&self, block: HostOffset, count: u64) -> Result<u64> {
-        let width = self.header().refcounts();
-        let size = self.geometry().cluster_size();
-        let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
-        read_padded(&**self.storage(), &mut bytes, block.0)?;
-        let mut used = 0u64;
-        for index in 0..count {
-            used = used.saturating_add(u64::from(width.get(&bytes, index)? != 0));
-        }
-        Ok(used)
-    }
+    Ok(used)
 }

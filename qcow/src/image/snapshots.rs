@@ -10,15 +10,8 @@ const FIXED: usize = 40;
 /// An entry has two 16-bit lengths and its extra data (at most 1 KiB): this and no more.
 const LONGEST: usize = 132 << 10;
 
-pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
-    read_measured(storage, header).map(|(snapshots, _)| snapshots)
-}
-
 /// The snapshots and the table's length in bytes, which ends without padding.
-pub(super) fn read_measured(
-    storage: &dyn Storage,
-    header: &Header,
-) -> Result<(Vec<Snapshot>, u64)> {
+pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapshot>, u64)> {
     let mut snapshots = Vec::new();
     if header.snapshot_count == 0 {
         return Ok((snapshots, 0));

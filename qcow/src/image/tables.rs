@@ -360,7 +360,7 @@ fn push_entry(
 }
 
 /// In a data file every cluster lies at its guest offset (trap 111), and none is compressed (59).
-fn check_identity(entry: &L2Entry, cluster: u64) -> Result<()> {
+pub(crate) fn check_identity(entry: &L2Entry, cluster: u64) -> Result<()> {
     let host = match *entry {
         L2Entry::Unallocated => None,
         L2Entry::Zero { host } | L2Entry::Subclusters { host, .. } => host,

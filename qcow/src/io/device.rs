@@ -96,6 +96,6 @@ impl Existing {
     /// zeros, by having the system zero them, or by writing zeros.
     pub(super) fn zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
         self.touch();
-        zero::zero(&self.file, offset, len, Zeroes::Unmap)
+        zero::zero(&self.file, offset..zero::end_of(offset, len)?, Zeroes::Unmap)
     }
 }

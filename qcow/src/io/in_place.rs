@@ -97,26 +97,27 @@ impl WriteStorage for WritableFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        let end = zero::end_of(offset, bytes.len() as u64)?;
         self.0.file().write_all_at(bytes, offset)?;
-        self.0.reaches(offset.saturating_add(bytes.len() as u64));
+        self.0.reaches(end);
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> std::io::Result<()> {
-        let end = offset.saturating_add(len);
+        let end = zero::end_of(offset, len)?;
         let there = self.len().clamp(offset, end);
         if there < end {
             // New bytes are zeros anyway.
             self.set_len(end)?;
         }
         self.0.has_new_holes();
-        zero::zero(self.0.file(), offset, there.saturating_sub(offset), how)
+        zero::zero(self.0.file(), offset..there, how)
     }
 
     fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        let there = self.len().saturating_sub(offset).min(len);
+        let there = self.len().min(zero::end_of(offset, len)?);
         self.0.has_new_holes();
-        zero::discard(self.0.file(), offset, there)
+        zero::discard(self.0.file(), offset..there)
     }
 
     fn set_len(&self, len: u64) -> std::io::Result<()> {

@@ -10,6 +10,7 @@ mod direct;
 mod file;
 mod in_place;
 mod lock;
+mod loops;
 mod memory;
 mod names;
 #[cfg(feature = "ops")]
@@ -31,6 +32,7 @@ pub(crate) use clone::{FileSystem, clone_range, copy_range};
 pub use file::{FileStatus, FileStorage, Identity, OpenedAs};
 pub use in_place::WritableFile;
 pub use lock::Access;
+pub use loops::LoopDevice;
 pub use memory::MemoryStorage;
 pub use names::{rename_to_free_name, sync_directory};
 #[cfg(feature = "ops")]
@@ -39,6 +41,8 @@ pub use output::OutputFile;
 pub(crate) use output::Unnamed;
 #[cfg(feature = "ops")]
 pub use replaced::Replace;
+#[cfg(feature = "ops")]
+pub(crate) use zero::zeros;
 
 /// Random access to bytes, for reading: what has this type cannot write. All methods take `&self`, so that
 /// threads can share one storage.

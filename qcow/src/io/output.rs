@@ -20,6 +20,7 @@ use super::device::Existing;
 use super::names::{is_mount_point, rename_to_free_name, sync_directory};
 use super::replaced::{Replace, Replaced};
 use super::{Identity, OpenedAs, direct};
+use crate::exact::Exact;
 use crate::{Error, ErrorKind, Remedy, Result};
 
 /// A file being built (mode 0600 unless it replaces another one, whose rights it takes over), or a
@@ -198,10 +199,11 @@ impl OutputFile {
         }
         let past_cache = self.direct.as_ref().map_or(0, |_| direct::aligned(bytes, offset));
         let (head, tail) = bytes.split_at(past_cache);
+        let rest = offset.plus(head.len() as u64)?;
         self.direct
             .as_ref()
             .map_or(Ok(()), |direct| direct.write_all_at(head, offset))
-            .and_then(|()| self.file().write_all_at(tail, offset.saturating_add(head.len() as u64)))
+            .and_then(|()| self.file().write_all_at(tail, rest))
             .map_err(|error| self.failed("could not write", error).host_offset(offset))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())

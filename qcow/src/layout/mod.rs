@@ -12,7 +12,9 @@
 //! complete. What is placed where depends only on the order of the calls, never on time or threads.
 //! Memory is one L2 table, the L1 table and the refcount blocks still open.
 
+mod new_image;
 mod placer;
 mod refcounts;
 
+pub(crate) use new_image::NewImage;
 pub(crate) use placer::{Finished, Placer, Sink};

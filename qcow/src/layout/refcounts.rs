@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::exact::{Exact, to_usize};
 use crate::format::{Geometry, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// Refcounts of a file that only grows at its end.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Refcounts {
             return Err(Error::limit(format!(
                 "the new image needs a refcount table of more than {MAX_REFCOUNT_TABLE_BYTES} bytes"
             ))
-            .hint("use larger clusters or narrower refcounts"));
+            .hint(Remedy::LargerClusters));
         }
         self.next = past;
         let mut at = first;

@@ -22,9 +22,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::threads;
 use crate::chain::{Format, Policy, open_file};
 use crate::format::{EntryRules, Geometry};
-use crate::image::Skeleton;
+use crate::image::{Image, Purpose};
 use crate::io::{Access, Storage};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
@@ -44,7 +45,7 @@ pub struct CheckOptions {
     pub format: Option<Format>,
     /// Check an image that another process may be changing: what is found may be wrong.
     pub force_share: bool,
-    /// Worker threads; 0 means one per core. The outcome does not depend on it.
+    /// Worker threads; 0 means one per core, at most 16. The outcome does not depend on it.
     pub threads: usize,
     /// Most findings to list; all are counted.
     pub max_findings: usize,
@@ -188,12 +189,7 @@ fn how_to_share(error: Error) -> Error {
 
 /// Runs `work` with as many threads as asked for.
 fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|index| format!("worker-{index}"))
-        .build()
-        .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
-    Ok(pool.install(work))
+    Ok(threads::pool(threads::count(threads))?.install(work))
 }
 
 /// Checks an image with the threads of the caller's pool.
@@ -203,7 +199,7 @@ fn check_image(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<CheckOutcome> {
-    let image = Skeleton::open(storage)?;
+    let image = Image::open_for(storage, Purpose::Check)?;
     let report = Report::new(options.max_findings);
     let checker = Checker::new(&image, &report, cancel)?;
     let found = checker.run(observer)?;
@@ -224,19 +220,19 @@ struct CheckState {
 /// in `clusters`, refcounts in `refcounts`, bitmaps in `bitmaps`.
 #[derive(Debug)]
 struct Checker<'a> {
-    image: &'a Skeleton,
+    image: &'a Image,
     geometry: Geometry,
     rules: EntryRules,
-    stored: Stored<'a>,
+    stored: Stored,
     references: ReferenceCounts<'a>,
     report: &'a Report,
     cancel: &'a CancelToken,
 }
 
 impl<'a> Checker<'a> {
-    fn new(image: &'a Skeleton, report: &'a Report, cancel: &'a CancelToken) -> Result<Self> {
+    fn new(image: &'a Image, report: &'a Report, cancel: &'a CancelToken) -> Result<Self> {
         let geometry = image.geometry();
-        let references = ReferenceCounts::new(geometry, image.storage.len(), report)?;
+        let references = ReferenceCounts::new(geometry, image.storage().len(), report)?;
         let stored = Stored::read(image, references.clusters(), cancel)?;
         Ok(Self { image, geometry, rules: image.rules(), stored, references, report, cancel })
     }
@@ -288,7 +284,7 @@ impl<'a> Checker<'a> {
         let end = found.highest.saturating_add(1);
         CheckOutcome {
             image_end_offset: self.references.offset_of(end),
-            total_clusters: self.geometry.clusters_for(self.image.area.header.virtual_size()),
+            total_clusters: self.geometry.clusters_for(self.image.header().virtual_size()),
             corruptions: self.report.corruptions(),
             check_errors: self.report.check_errors(),
             leaks: self.report.leaks(),
@@ -308,7 +304,7 @@ impl<'a> Checker<'a> {
         let header = whole(Structure::Header, 0);
         self.references.count(0, cluster_size, 1, header)?;
         self.references.claim(0, cluster_size, header);
-        if let Some((offset, len)) = self.image.area.extensions.crypto_header() {
+        if let Some((offset, len)) = self.image.area().extensions.crypto_header() {
             let spot = whole(Structure::EncryptionHeader, offset.0);
             self.references.count(offset.0, len, 1, spot)?;
             self.references.claim(offset.0, len, spot);
@@ -318,12 +314,12 @@ impl<'a> Checker<'a> {
 
     /// Counts the snapshot table and looks at its entries.
     fn snapshot_table(&self) -> Result<()> {
-        let header = &self.image.area.header;
-        let (offset, len) = (header.snapshots_offset.0, self.image.snapshot_table_len);
+        let header = self.image.header();
+        let (offset, len) = (header.snapshots_offset.0, self.image.snapshot_table_len());
         let spot = whole(Structure::SnapshotTable, offset);
         self.references.count(offset, len, 1, spot)?;
         self.references.claim(offset, len, spot);
-        for (index, snapshot) in (0u64..).zip(&self.image.snapshots) {
+        for (index, snapshot) in (0u64..).zip(self.image.snapshots()) {
             if snapshot.is_incomplete(header.version) {
                 let spot = Spot { index: Some(index), ..Spot::new(Structure::SnapshotTable) };
                 self.report.corruption(FindingKind::Snapshot, 1, spot, || {
@@ -331,7 +327,7 @@ impl<'a> Checker<'a> {
                 });
             }
         }
-        if self.rules.data_file && !self.image.snapshots.is_empty() {
+        if self.rules.data_file && !self.image.snapshots().is_empty() {
             self.report.corruption(FindingKind::Snapshot, 1, spot, || {
                 "an image with an external data file cannot have snapshots".into()
             });

@@ -10,12 +10,10 @@ use super::sequencer::{self, Sequencer};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::extent::{Extent, Reader, Truncation};
+use crate::format::SECTOR;
 use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result};
-
-/// Differing ranges are made of whole sectors of this many bytes.
-pub const SECTOR: u64 = 512;
 
 /// So much is read of each image before it is compared, while it is still in the cache.
 const BITE: u64 = 256 << 10;

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::not_carried::{SourceFacts, not_carried};
-use super::{NotCarried, Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, target};
+use super::{
+    NotCarried, Preallocation, Qcow2Options, RawOptions, TargetOptions, begin, new_disk_size,
+    target,
+};
 use crate::chain::{Chain, Format, Layer, OpenOptions, open_active_layer, resolve_name};
-use crate::exact::{Exact, to_usize};
+use crate::exact::Exact;
 use crate::format::{Compatible, HostOffset};
-use crate::io::{OutputFile, Replace};
-use crate::layout::{Placer, Sink};
+use crate::io::{OutputFile, Replace, zeros};
+use crate::layout::{NewImage, Placer, Sink};
 use crate::{CancelToken, Error, Remedy, Result};
-
-/// Zeros are written in pieces of this many bytes.
-const ZEROS: usize = 2 << 20;
 
 /// What to create.
 #[derive(Debug, Clone, Default)]
@@ -154,9 +154,7 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
         .size
         .or(backing_size)
         .ok_or_else(|| Error::usage("a new image needs a size").hint(Remedy::GiveSize))?;
-    size.checked_next_multiple_of(512)
-        .filter(|&size| i64::try_from(size).is_ok())
-        .ok_or_else(|| Error::limit(format!("{size} bytes are more than any image can hold")))
+    new_disk_size(size)
 }
 
 /// Opens the whole chain that the new image will stand on, so that it is known to be usable. Its data is
@@ -231,18 +229,15 @@ fn create_qcow2(
     if qcow2.preallocation != Preallocation::Off {
         placer.reserve_run(0, qcow2.geometry()?.clusters_for(size), &mut sink)?;
     }
-    let finished = placer.finish(&mut sink)?;
-    output.set_len(finished.file_length)?;
-    if qcow2.preallocation == Preallocation::Falloc {
-        output.reserve(0, finished.file_length)?;
-    }
     let backing = options.backing.as_ref();
     let backing =
         backing.map(|backing| (backing.name.as_os_str().as_bytes(), backing.format.as_str()));
-    let header = qcow2.header_area(size, &finished, backing)?.to_bytes()?;
-    output.write_at(&header, 0)?;
+    let reserve = qcow2.preallocation == Preallocation::Falloc;
+    let file_length =
+        NewImage { placer, output: &output }
+            .finish(&mut sink, reserve, |finished| qcow2.header_area(size, finished, backing))?;
     let warnings = target::publish(output, data_file)?;
-    Ok(CreateOutcome { warnings, ..outcome(path, Format::Qcow2, size, finished.file_length) })
+    Ok(CreateOutcome { warnings, ..outcome(path, Format::Qcow2, size, file_length) })
 }
 
 /// The data file of a new image.
@@ -309,13 +304,12 @@ impl Sink for ReserveSink<'_> {
 }
 
 fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken) -> Result<()> {
-    let zeros = vec![0; ZEROS];
     let (mut at, end) = (offset, offset.plus(len)?);
     while at < end {
         cancel.check()?;
-        let piece = to_usize(end.minus(at)?).min(ZEROS);
-        output.write_at(zeros.get(..piece).unwrap_or(&zeros), at)?;
-        at = at.plus(piece as u64)?;
+        let piece = zeros(end.minus(at)?);
+        output.write_at(piece, at)?;
+        at = at.plus(piece.len() as u64)?;
     }
     Ok(())
 }

@@ -11,14 +11,12 @@ use sha2::{Digest as _, Sha256};
 use super::pipeline::{self, Job};
 use crate::chain::Chain;
 use crate::format::GuestOffset;
+use crate::io::zeros;
 use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Observer, Result};
 
 pub use manifest::{LayerIdentity, Manifest};
 pub use tree::{Hash, LEAF, Leaf, TreeHash};
-
-/// Zeros are hashed in pieces of this many bytes where they cannot be folded.
-const ZEROS: usize = 1 << 20;
 
 /// The tree hash of the guest-visible content of `chain`. It does not depend on format, cluster
 /// size, compression, allocation or depth. Ranges that are zeros by what the tables say cost
@@ -102,7 +100,7 @@ pub fn sha256(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<String> {
-    let job = Sha256Job { cancel, zeros: vec![0; ZEROS], spare: Mutex::new(Vec::new()) };
+    let job = Sha256Job { cancel, spare: Mutex::new(Vec::new()) };
     let sha = pipeline::run(chain, &job, Sha256::new(), threads, observer, cancel)?;
     Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -145,7 +143,6 @@ impl Job for TreeJob {
 /// Items are read in parallel, and hashed in order.
 struct Sha256Job<'a> {
     cancel: &'a CancelToken,
-    zeros: Vec<u8>,
     /// Buffers that have been hashed.
     spare: Mutex<Vec<Vec<u8>>>,
 }
@@ -176,9 +173,9 @@ impl Job for Sha256Job<'_> {
         let mut rest = len;
         while rest > 0 {
             self.cancel.check()?;
-            let piece = usize::try_from(rest).unwrap_or(usize::MAX).min(ZEROS);
-            sha.update(self.zeros.get(..piece).unwrap_or_default());
-            rest = rest.saturating_sub(piece as u64);
+            let piece = zeros(rest);
+            sha.update(piece);
+            rest = rest.saturating_sub(piece.len() as u64);
         }
         Ok(())
     }

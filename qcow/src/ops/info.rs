@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::chain::{Files, Layer, OpenOptions, Warning, full_name, layer_of, walk};
 use crate::format::{
     Autoclear, Compatible, CryptMethod, Incompatible, LuksHeader, Snapshot as TableEntry, Version,
+    whole_sectors,
 };
 use crate::image::{Image, c_string};
 use crate::io::{FileStorage, OpenedAs};
@@ -285,7 +286,7 @@ fn tell(path: &Path, options: &InfoOptions, told: &mut ChainInfo) -> Result<()> 
 fn image_info(layer: &Layer, snapshot: Option<&str>) -> Result<ImageInfo> {
     let storage = layer.storage();
     let child = ImageInfo {
-        virtual_size: storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+        virtual_size: whole_sectors(storage.len()),
         format_specific: Some(FormatSpecific::File {}),
         format: match layer.file().map(FileStorage::kind) {
             Some(OpenedAs::BlockDevice) => "host_device".into(),

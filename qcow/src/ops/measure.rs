@@ -4,18 +4,17 @@ use serde::Serialize;
 
 use super::flatten::{self, FlattenOptions};
 use super::map::{MapOptions, map};
-use super::{Preallocation, Qcow2Options, TargetOptions};
+use super::{Preallocation, Qcow2Options, TargetOptions, new_disk_size};
 use crate::chain::Chain;
 use crate::exact::Exact;
 use crate::extent::Truncation;
 use crate::format::{Geometry, RefcountWidth, Version};
 use crate::image::BitmapInfo;
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{CancelToken, Observer, Result};
 
 /// Bytes of a bitmap directory's entry without its name, and what entries are aligned to.
 const BITMAP_ENTRY: u64 = 24;
 const BITMAP_ALIGNMENT: u64 = 8;
-const SECTOR: u64 = 512;
 
 /// What the new image is to be like.
 #[derive(Debug, Clone, Default)]
@@ -56,7 +55,7 @@ pub struct MeasureOutcome {
 /// [`Usage`](crate::ErrorKind::Usage) for options that do not go together,
 /// [`Limit`](crate::ErrorKind::Limit) for a size that the format cannot hold.
 pub fn measure_size(size: u64, options: &MeasureOptions) -> Result<MeasureOutcome> {
-    let size = whole_sectors(size)?;
+    let size = new_disk_size(size)?;
     match &options.target {
         TargetOptions::Raw(_) => Ok(raw(size)),
         TargetOptions::Qcow2(target) => {
@@ -200,10 +199,4 @@ fn bitmap_bytes(bitmap: &BitmapInfo, size: u64, cluster_size: u64) -> (u64, u64)
     let bits = size.div_ceil(bitmap.granularity.max(1));
     let clusters = bits.div_ceil(8).div_ceil(cluster_size.max(1));
     (clusters.saturating_mul(cluster_size), clusters.saturating_mul(8))
-}
-
-fn whole_sectors(size: u64) -> Result<u64> {
-    size.checked_next_multiple_of(SECTOR)
-        .filter(|&size| i64::try_from(size).is_ok())
-        .ok_or_else(|| Error::limit(format!("{size} bytes are more than any image can hold")))
 }

@@ -16,11 +16,14 @@ mod pipeline;
 mod salvage;
 mod sequencer;
 mod target;
+mod threads;
 mod users;
 
 pub use not_carried::{NotCarried, Property};
 pub use salvage::DamageReport;
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
+pub use threads::usual_threads;
 pub use users::begin;
 
 pub(crate) use crate::chain::path_text;
+pub(crate) use target::new_disk_size;

@@ -5,13 +5,9 @@
 
 use std::sync::PoisonError;
 
+use super::threads;
 use crate::sync::{Condvar, Mutex, lock};
 use crate::{Error, Observer, Result};
-
-/// More workers than this only wait for memory and for each other's turn.
-const MOST_THREADS: usize = 256;
-/// How many are started unasked: with 16 the buffers of all stay below 128 MiB.
-const USUAL_THREADS: usize = 16;
 
 /// Runs `work` in `threads` workers (0: one per core) and gives back the ordered state.
 pub(super) fn run<O: Send>(
@@ -23,19 +19,11 @@ pub(super) fn run<O: Send>(
 ) -> Result<O> {
     let sequencer = Sequencer::new(ordered, total, observer);
     let worker = || sequencer.worker(&work);
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from).min(USUAL_THREADS),
-        threads => threads.min(MOST_THREADS),
-    };
-    if threads == 1 {
-        worker();
-    } else {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("worker-{index}"))
-            .build()
-            .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))?;
-        pool.broadcast(|_| worker());
+    match threads::count(threads) {
+        1 => worker(),
+        count => {
+            threads::pool(count)?.broadcast(|_| worker());
+        }
     }
     sequencer.finish()
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::codec::is_zero;
 use crate::format::{
     Autoclear, Compatible, CompressionType, EntryRules, Extension, Extensions, Geometry, Header,
-    HeaderArea, HostOffset, Incompatible, RefcountWidth, Version,
+    HeaderArea, HostOffset, Incompatible, RefcountWidth, Version, whole_sectors,
 };
 use crate::io::{OutputFile, Unnamed};
 use crate::layout::Finished;
@@ -247,6 +247,18 @@ pub(crate) fn publish(image: OutputFile, data_file: Option<OutputFile>) -> Resul
     };
     warnings.extend(image.give_name().map_err(Unnamed::into_error)?);
     Ok(warnings)
+}
+
+/// The size of a new disk of `size` bytes: whole sectors.
+///
+/// # Errors
+/// [`Limit`](crate::ErrorKind::Limit) for 2^63 bytes and more.
+pub(crate) fn new_disk_size(size: u64) -> Result<u64> {
+    let whole = whole_sectors(size);
+    if i64::try_from(whole).is_err() {
+        return Err(Error::limit(format!("{size} bytes are more than any image can hold")));
+    }
+    Ok(whole)
 }
 
 fn refused<T>(message: impl Into<String>) -> Result<T> {

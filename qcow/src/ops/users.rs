@@ -4,17 +4,15 @@
 use std::ffi::OsStr;
 use std::fs::ReadDir;
 use std::io::ErrorKind;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::{Format, WorkingDirectory, resolve_name};
 use crate::image::Image;
-use crate::io::{FileStorage, Identity, OutputFile, Replace};
+use crate::io::{FileStorage, Identity, LoopDevice, OutputFile, Replace};
 use crate::{Error, Escaped, Remedy, Result};
 
-/// Where the kernel lists block devices.
-const DEVICES: &str = "/sys/block";
 /// The most files of a directory that are looked at.
 const MOST_FILES: usize = 10_000;
 
@@ -77,27 +75,10 @@ fn unknown(what: &str, error: std::io::Error) -> Error {
 /// The loop device that is backed by the file.
 fn loop_device(identity: Identity) -> Result<Option<PathBuf>> {
     let failed = |error| unknown("the list of loop devices", error);
-    let devices = match entries(Path::new(DEVICES)) {
-        // Without sysfs there is nothing to ask.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        devices => devices.map_err(failed)?,
-    };
-    for device in devices {
+    for device in LoopDevice::attached().map_err(failed)? {
         let device = device.map_err(failed)?;
-        if !device.file_name().as_bytes().starts_with(b"loop") {
-            continue;
-        }
-        let mut file = match std::fs::read(device.path().join("loop/backing_file")) {
-            // It is not bound to a file.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            file => file.map_err(failed)?,
-        };
-        if file.last() == Some(&b'\n') {
-            file.pop();
-        }
-        let file = PathBuf::from(std::ffi::OsString::from_vec(file));
-        if FileStorage::identity_of(&file) == Some(identity) {
-            return Ok(Some(Path::new("/dev").join(device.file_name())));
+        if FileStorage::identity_of(&device.backing_file) == Some(identity) {
+            return Ok(Some(device.path));
         }
     }
     Ok(None)

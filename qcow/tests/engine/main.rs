@@ -2,6 +2,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod advice;
 mod chains;
 mod examples;
 mod format_properties;

@@ -24,7 +24,7 @@ pub(super) fn text(report: &Report) -> String {
             shown(&finding.path),
             host.unwrap_or_default(),
             Escaped(&finding.what),
-            Escaped(&finding.way_out),
+            Escaped(&finding.way_out.to_string()),
         );
     }
     let mut bases: Vec<_> = report.bases.iter().filter(|base| base.shared > 0).collect();

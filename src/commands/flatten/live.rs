@@ -15,6 +15,7 @@ use crate::failure::Failure;
 use crate::libvirt::connect;
 use crate::output::{OutputFormat, eprint_line, eprint_lines, print, print_json, shown};
 use crate::progress::{Progress, When};
+use crate::remedies::reworded;
 use crate::signals::Watch;
 use crate::size::{self, human};
 
@@ -173,8 +174,9 @@ fn again(
 
 /// The plan; if there is none, what is in the way has been printed.
 fn plan(looked: &Looked, options: &Options, format: OutputFormat) -> Result<LivePlan, Failure> {
-    live::plan(&looked.facts, options)
-        .map_err(|refusals| refuse(refusals, format, |text| eprint_lines(&text)))
+    live::plan(&looked.facts, options).map_err(|refusals| {
+        refuse(reworded(refusals, "flatten"), format, |text| eprint_lines(&text))
+    })
 }
 
 fn in_words(plan: &LivePlan) -> String {

@@ -17,6 +17,7 @@ use crate::args::{OutputArgs, Verbosity};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, eprint_lines, print, print_json, shown};
 use crate::progress::When;
+use crate::remedies::reworded;
 use crate::signals::Watch;
 
 /// What `migrate` and `prepare` share.
@@ -172,6 +173,7 @@ impl Work {
         let plan = match kept {
             Some(plan) => plan,
             None => plan(&probed.facts, &policy)
+                .map_err(|refusals| reworded(refusals, "migrate"))
                 .map_err(|refusals| refuse(refusals, format, |text| eprint_lines(&text)))?,
         };
         if self.verbosity.verbose {

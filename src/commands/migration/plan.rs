@@ -10,6 +10,7 @@ use crate::args::OutputArgs;
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::When;
+use crate::remedies::reworded;
 use crate::signals::Watch;
 
 /// Arguments of `plan`.
@@ -50,7 +51,8 @@ impl PlanCommand {
         let watch = Watch::start()?;
         let probed = look(&reached, &policy, &self.state, When::Auto, &watch)?;
         let plan = plan(&probed.facts, &policy);
-        let plan = plan.map_err(|refusals| refuse(refusals, self.output.output, print))?;
+        let plan =
+            plan.map_err(|refusals| refuse(reworded(refusals, "plan"), self.output.output, print))?;
         match self.output.output {
             OutputFormat::Json => print_json(&plan),
             OutputFormat::Human => print(&plan),

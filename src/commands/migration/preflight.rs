@@ -15,6 +15,7 @@ use super::args::{DestinationArgs, PolicyArgs, is_directory, reach, way};
 use crate::args::{OutputArgs, exit_codes};
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
+use crate::remedies::reworded;
 use crate::signals::Watch;
 
 /// Something could not be looked at.
@@ -96,6 +97,7 @@ impl Preflight {
         };
         let report =
             watch.settle_migration(preflight(&reached.participants(), &names, &probing))?;
+        let report = reworded(report, "preflight");
         match self.output.output {
             OutputFormat::Json => print_json(&report)?,
             OutputFormat::Human => print(table::text(&report, colours()))?,

@@ -83,7 +83,7 @@ fn findings(report: &Report, text: &mut String) {
             code.as_str(),
             name(path),
             escaped(what),
-            escaped(way_out)
+            escaped(&way_out.to_string())
         );
     }
     text.push_str("</tbody>\n</table>\n");

@@ -16,6 +16,7 @@ use super::watching::{Bell, Waited, Watching, directories};
 use crate::commands::audit::{hosts, look, prometheus};
 use crate::output::{eprint_line, to_json};
 use crate::picture::{self, Graph};
+use crate::remedies::reworded;
 
 /// Who may read the textfile: its collector is another user.
 const READABLE: u32 = 0o644;
@@ -137,7 +138,7 @@ impl Scanner {
     fn show(&self, survey: Survey, cause: Cause, start: Instant) -> qcow::Result<()> {
         let complete = survey.unseen.iter().all(|unseen| !unseen.asked);
         let survey = within(survey);
-        let report = report(&survey, &self.options);
+        let report = reworded(report(&survey, &self.options), "monitor");
         let now = SystemTime::now();
         let shown = self.forms(&survey, &report, now)?;
         self.board.show(shown);

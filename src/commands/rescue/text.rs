@@ -38,7 +38,7 @@ pub(super) fn plan(plan: &Plan) -> String {
             }
             Action::Refuse { why, way_out, .. } => {
                 let _ = writeln!(text, "    cannot be saved: {}", Escaped(why));
-                let _ = writeln!(text, "    {}", Escaped(way_out));
+                let _ = writeln!(text, "    {}", Escaped(&way_out.to_string()));
             }
         }
     }

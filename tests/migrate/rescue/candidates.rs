@@ -189,6 +189,8 @@ fn manifests_of_a_directory_are_taken_by_name_unless_they_contradict() {
     let error = qcowtool(arguments);
     assert_eq!(error.code(), Some(1), "{}", error.stdout());
     assert!(error.stderr().contains("different contents"), "{}", error.stderr());
+    assert!(error.stderr().contains("name the right one with --manifest"), "{}", error.stderr());
+    orphan.search(args!["--manifest", one]).ends(0);
 }
 
 #[test]
@@ -197,10 +199,12 @@ fn the_disk_of_a_guest_that_runs_is_not_searched_for() {
     let orphan = Orphan::new();
     let template = orphan.scratch.path("store/template");
     fs::copy(orphan.backup().join("a name that says nothing"), &template).unwrap();
-    let _holder = Holder::new(&["-f", "qcow2"], &orphan.scratch.path("top"));
+    let holder = Holder::new(&["-f", "qcow2"], &orphan.scratch.path("top"));
     fs::remove_file(&template).unwrap();
     let top = orphan.scratch.path("top");
     let run = qcowtool(args!["rescue", "--candidates", orphan.backup(), top]);
     assert_eq!(run.code(), Some(2), "{}", run.stdout());
-    assert!(run.stderr().contains("--pid"), "{}", run.stderr());
+    assert!(run.stderr().contains("give the guest's name, or --pid"), "{}", run.stderr());
+    qcowtool(args!["rescue", "--restore", "--pid", holder.pid().to_string()]).ok();
+    assert!(template.exists());
 }

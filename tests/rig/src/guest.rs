@@ -97,12 +97,15 @@ pub struct Guest<'a> {
     pub template: Template,
     /// Cache mode of its disks: `none` as CloudStack has, where the file system can do that.
     pub cache: &'static str,
+    /// What else its XML has: before which tag, and what.
+    pub more: Vec<(&'static str, String)>,
 }
 
 impl<'a> Guest<'a> {
     /// A guest with nothing yet but its directories.
     pub fn new(rig: &'a Rig, name: &str) -> Self {
-        let guest = Self { rig, name: name.into(), template: Template::default(), cache: "none" };
+        let (template, more) = (Template::default(), Vec::new());
+        let guest = Self { rig, name: name.into(), template, cache: "none", more };
         for host in rig.hosts() {
             fs::create_dir_all(host.outside(guest.directory())).unwrap();
             host.run(["chmod", "711", &guest.directory()]).ok();
@@ -123,7 +126,12 @@ impl<'a> Guest<'a> {
     /// Defines it on a host.
     pub fn define(&self, host: &Host, disks: &[Disk]) {
         let file = self.path("domain.xml");
-        fs::write(host.outside(&file), xml(&self.name, self.cache, disks)).unwrap();
+        let plain = xml(&self.name, self.cache, disks);
+        let full = self
+            .more
+            .iter()
+            .fold(plain, |xml, (tag, more)| xml.replacen(tag, &format!("{more}{tag}"), 1));
+        fs::write(host.outside(&file), full).unwrap();
         host.virsh(["define", &file]).ok();
         fs::remove_file(host.outside(&file)).unwrap();
     }
@@ -243,7 +251,7 @@ impl Drop for Guest<'_> {
                 continue; // it is down
             }
             host.virsh(["destroy", &self.name]);
-            host.virsh(["undefine", "--snapshots-metadata", &self.name]);
+            host.virsh(["undefine", "--snapshots-metadata", "--nvram", &self.name]);
             let _ = fs::remove_dir_all(host.outside(self.directory()));
             let _ = fs::remove_file(host.qemu_log(&self.serial_name()));
         }

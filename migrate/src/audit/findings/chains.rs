@@ -1,6 +1,7 @@
 //! What can be said of an image and what it stands on.
 
 use super::{Code, Context, Finding, Report, Severity, quoted};
+use crate::Remedy;
 use crate::audit::value::{Content, Header, Image, Link, Need, Presence, Proof};
 
 /// An external snapshot is made before its base is written for the last time: so long that may take.
@@ -32,7 +33,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
                     quoted(&other.name),
                     quoted(&other.through)
                 ),
-                "use one name only, or rebase it on an absolute name (qemu-img rebase -u)",
+                Remedy::AbsoluteName,
             );
         }
     }
@@ -68,7 +69,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             Code::FormatUnrecorded,
             "the format of its base is not recorded: who opens it has to guess, and a guest can \
              make the guess go wrong",
-            "record it: qemu-img rebase -u -F FORMAT -b BASE",
+            Remedy::RecordFormat,
         );
     }
     of_proof(context, at, report);
@@ -109,11 +110,7 @@ fn missing(context: &Context<'_>, link: &Link, report: &mut Report<'_>) {
                 Severity::Error,
                 Code::BaseMissing,
                 format!("{what} {name} was deleted; {who} still has it open"),
-                format!(
-                    "do not stop the guest: bring the base back with 'qcowtool rescue --restore', \
-                     move the guest with 'qcowtool migrate', or copy {} back to this name",
-                    through.display()
-                ),
+                Remedy::RestoreDeleted(through.display().to_string()),
             );
         }
         None => report.add(
@@ -144,7 +141,7 @@ fn format(header: &Header, base: &Image, report: &mut Report<'_>) {
             "its base {} is recorded as {recorded}, and its first bytes are those of: {found}",
             quoted(base.path())
         ),
-        format!("if nobody meant that: qemu-img rebase -u -F {found} -b {}", base.path().display()),
+        Remedy::CorrectFormat((*found).to_owned(), base.path().display().to_string()),
     );
 }
 
@@ -160,8 +157,6 @@ fn times(overlay: &Image, base: &Image, report: &mut Report<'_>) {
         return;
     }
     let name = quoted(base.path());
-    let way_out = "compare the base with what the overlay was made on (a manifest, a backup); \
-                   --manifests DIR does it";
     if let (Some(made), Some(base_made)) = (overlay.status.birth_ns, base.status.birth_ns)
         && base_made > made
     {
@@ -173,7 +168,7 @@ fn times(overlay: &Image, base: &Image, report: &mut Report<'_>) {
                  it was made on, though it may be a copy",
                 seconds(base_made.saturating_sub(made))
             ),
-            way_out,
+            Remedy::CompareManifest,
         );
         return;
     }
@@ -189,7 +184,7 @@ fn times(overlay: &Image, base: &Image, report: &mut Report<'_>) {
                  made",
                 seconds(changed.saturating_sub(made))
             ),
-            way_out,
+            Remedy::CompareManifest,
         );
     }
 }
@@ -244,7 +239,7 @@ pub(super) fn circles(context: &Context<'_>, found: &mut Vec<Finding>) {
                     names.join(", ")
                 ),
             },
-            "find out what they were made on, and rebase one of them (qemu-img rebase -u)",
+            Remedy::BreakLoop,
         );
     }
 }

@@ -1,6 +1,7 @@
 //! What can be said of an image by itself and of the processes that have it open.
 
 use super::{Code, Context, Report, Severity, quoted};
+use crate::Remedy;
 use crate::audit::value::{Need, Presence, Truncated};
 
 pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
@@ -11,11 +12,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             Severity::Error,
             Code::DeletedOpen,
             format!("it was deleted, and {held} still has it open: when that ends, it is gone"),
-            format!(
-                "do not stop the guest before the content is saved: 'qcowtool rescue' does that for \
-                 a base, 'qcowtool migrate' moves the guest; it can be read as {}",
-                through.display()
-            ),
+            Remedy::SaveDeleted(through.display().to_string()),
         );
     }
     if let Presence::Unusable { why, sure: false } = &image.presence {
@@ -28,7 +25,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             true => (Severity::Error, Code::HeaderBroken),
             false => (Severity::Warning, Code::Unreadable),
         };
-        report.add(severity, code, why, "look at it with 'qcowtool check' or 'qemu-img check'");
+        report.add(severity, code, why, Remedy::CheckHeader);
     }
     if let Some(header) = &image.header {
         let open_for_writing = image.locks.contains(&"write");
@@ -37,7 +34,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
                 Severity::Error,
                 Code::Corrupt,
                 "it is marked as corrupt: QEMU found damage and opens it for reading only",
-                "repair it with 'qcowtool check -r all' while no guest uses it",
+                Remedy::Repair,
             );
         }
         if header.dirty {
@@ -47,7 +44,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
                 severity,
                 Code::Dirty,
                 "it is marked as dirty: it was not closed, or a guest with lazy refcounts runs",
-                "if no guest uses it, 'qcowtool check -r leaks' makes it clean",
+                Remedy::RepairLeaks,
             );
         }
     }
@@ -62,7 +59,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
                 "the file ends at {file_length} bytes, but its refcounts count clusters up to {used} as \
                  used: it was cut short (a copy or download that ended early), or QEMU was killed"
             ),
-            "'qcowtool check' tells whether data is missing; if so, bring the whole file again",
+            Remedy::CheckTruncated,
         );
     }
     if !image.locks.is_empty() && image.locks.contains(&"write") {

@@ -1,6 +1,7 @@
 //! What can be said of images and the domains that use them.
 
 use super::{Code, Context, Finding, Report, Severity, Used, quoted};
+use crate::Remedy;
 use crate::audit::value::{Content, Disk, Domain, Form, Image, Key, Presence};
 
 /// The longest chain that is followed by names.
@@ -77,8 +78,7 @@ pub(super) fn domain(context: &Context<'_>, domain: &Domain, found: &mut Vec<Fin
                 Severity::Error,
                 Code::ChainsDisagree,
                 format!("{whose}: {difference}; it works until the guest is started anew"),
-                "rebase the images on what the guest uses (qemu-img rebase -u while it is off), or \
-                 correct the XML",
+                Remedy::RebaseAsUsed,
             );
         }
     }

@@ -129,7 +129,10 @@ proptest! {
                     prop_assert_eq!(is.source, Source::File { path: path.clone() });
                     prop_assert_eq!(is.format, was.format);
                 }
-                Change::Chain { below } => prop_assert_eq!(&is.chain.layers[1..], &below[..]),
+                Change::Chain { below } => {
+                    prop_assert_eq!(is.source, was.source);
+                    prop_assert_eq!(&is.chain.layers[1..], &below[..]);
+                }
                 Change::Eject => prop_assert_eq!(is.source, Source::None),
             }
             prop_assert_eq!(was.cache, is.cache);

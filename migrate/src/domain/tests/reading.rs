@@ -143,3 +143,42 @@ fn what_is_no_domain() {
     }
     assert_eq!(parse(&domain(disk)).unwrap().disks.len(), 1);
 }
+
+#[test]
+fn files_besides_disks() {
+    use crate::facts::FileRole::*;
+    let xml = "<domain><name>g</name><uuid>u-1</uuid><os>
+        <loader readonly='yes' type='pflash'>/usr/share/OVMF/C.fd</loader>
+        <nvram template='/usr/share/OVMF/V.fd' type='file'><source file='/n/g.fd'/></nvram>
+        <kernel> /boot/k </kernel><initrd>/boot/i</initrd><dtb>/boot/d</dtb>
+        <acpi><table type='slic'>/etc/slic</table></acpi></os>
+        <sysinfo type='fwcfg'><entry name='a' file='/etc/a'/><entry name='b'>text</entry></sysinfo>
+        <devices>
+        <interface><rom file='/roms/net'/></interface>
+        <memory model='nvdimm'><source><path>/m/nv</path></source></memory>
+        <memory model='dimm'><source/></memory>
+        <tpm><backend type='emulator' version='2.0'/></tpm></devices></domain>";
+    let found = files(xml).unwrap();
+    let expected = [
+        (Loader, "/usr/share/OVMF/C.fd"),
+        (Nvram, "/n/g.fd"),
+        (NvramTemplate, "/usr/share/OVMF/V.fd"),
+        (Kernel, "/boot/k"),
+        (Initrd, "/boot/i"),
+        (Dtb, "/boot/d"),
+        (AcpiTable, "/etc/slic"),
+        (FirmwareConfig, "/etc/a"),
+        (Rom, "/roms/net"),
+        (Nvdimm, "/m/nv"),
+    ];
+    let expected: Vec<_> = expected.map(|(role, path)| (role, PathBuf::from(path))).into();
+    assert_eq!(found.files, expected);
+    assert_eq!(found.tpm_state, Some("/var/lib/libvirt/swtpm/u-1/tpm2".into()));
+
+    let old = "<domain><name>g</name><os><loader readonly='no' type='pflash'>/n/both.fd</loader>
+        <nvram>/n/old.fd</nvram></os><devices><tpm><backend type='passthrough'/></tpm></devices></domain>";
+    let found = files(old).unwrap();
+    let expected = vec![(Nvram, PathBuf::from("/n/both.fd")), (Nvram, "/n/old.fd".into())];
+    assert_eq!((found.files, found.tpm_state), (expected, None));
+    assert_eq!(files("<domain><name>g</name></domain>").unwrap(), XmlFiles::default());
+}

@@ -410,6 +410,7 @@ impl Hypervisor for Connection {
                 job: migrate::job_in_words(&domain)?,
                 snapshots: snapshots(&domain)?,
                 checkpoints: supported(raw::checkpoints(&domain))?,
+                saved: supported(domain.has_managed_save(0))?,
             })
         };
         self.say(unless(code::NO_DOMAIN, facts()))

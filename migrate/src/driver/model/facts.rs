@@ -33,9 +33,11 @@ impl Model {
                 job: None,
                 snapshots: Vec::new(),
                 checkpoints: Vec::new(),
+                saved: false,
             },
             clash: (self.on == Side::Destination).then(|| "it is there already".to_owned()),
             disks: self.disks.iter().map(|disk| self.disk(disk, policy)).collect(),
+            files: Vec::new(),
         }
     }
 

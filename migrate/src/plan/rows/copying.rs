@@ -1,7 +1,9 @@
 //! The rows that copy a disk, and say how.
 
 use crate::facts::{FormatFrom, NamedLayer};
-use crate::plan::disk::{Copy, Disk, Verdict, chain_difference, data_file_of, gone, whole_sectors};
+use qcow::format::whole_sectors;
+
+use crate::plan::disk::{Copy, Disk, Verdict, chain_difference, data_file_of, gone};
 use crate::plan::policy::Style;
 use crate::plan::proofs::{self, Thin};
 use crate::plan::value::{BasePlan, Row};

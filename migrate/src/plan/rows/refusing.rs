@@ -1,5 +1,6 @@
 //! The rows that refuse a disk or leave it where it is.
 
+use crate::Remedy;
 use crate::facts::{
     Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
 };
@@ -12,7 +13,7 @@ use qcow::chain::Format;
 /// cache mode is safe on shared storage.
 const DROPS_CACHE: Version = Version::new(6, 2, 0);
 
-fn refuse(message: impl Into<String>, way_out: impl Into<String>) -> Option<Verdict> {
+fn refuse(message: impl Into<String>, way_out: impl Into<Remedy>) -> Option<Verdict> {
     Some(Verdict::Refuse { message: message.into(), way_out: way_out.into() })
 }
 
@@ -78,7 +79,7 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
             "the read-only medium '{}' cannot be had at the destination: {problem}",
             path.display()
         ),
-        "take it out of the drive, map its path to one that is free, or allow --eject",
+        Remedy::Eject,
     )
 }
 
@@ -125,24 +126,24 @@ pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
 }
 
 /// Why a start there from the same names would not give what the guest has here, and what to do.
-fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, &'static str)> {
-    let mount = "look whether the same storage is mounted on both hosts";
-    let flatten = "flatten the disk where it is (virsh blockcopy --pivot)";
+fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, Remedy)> {
+    let mount = || Remedy::from("look whether the same storage is mounted on both hosts");
+    let flatten = || Remedy::from("flatten the disk where it is (virsh blockcopy --pivot)");
     let Some(object) = &disk.destination()?.object else {
-        return Some(("the destination has no such file".to_owned(), mount));
+        return Some(("the destination has no such file".to_owned(), mount()));
     };
     if disk.top().is_some_and(|top| other_inode(&top.identity, &object.identity)) {
-        return Some(("the destination has another file of that name".to_owned(), mount));
+        return Some(("the destination has another file of that name".to_owned(), mount()));
     }
     if let Some(path) = gone(disk) {
-        return Some((format!("its layer '{path}' is gone"), flatten));
+        return Some((format!("its layer '{path}' is gone"), flatten()));
     }
     if let Some(difference) = chain_difference(disk) {
-        return Some((format!("what runs is not what its headers say: {difference}"), flatten));
+        return Some((format!("what runs is not what its headers say: {difference}"), flatten()));
     }
     let layer = disk.below().iter().find(|layer| !shared_too(disk, layer))?;
     let why = format!("nobody can say whether its layer '{}' is, too", layer.path.display());
-    Some((why, "say so with --shared DIRECTORY if it is, or flatten the disk"))
+    Some((why, Remedy::StateShared))
 }
 
 /// Whether the two are known to be different files. The device's number is each host's own.
@@ -169,7 +170,7 @@ pub(super) fn storage_unknown(disk: &Disk<'_>) -> Option<Verdict> {
     };
     refuse(
         format!("nobody can say whether the destination shares the disk's storage: {why}"),
-        "say it with --shared DIRECTORY or --distinct DIRECTORY",
+        Remedy::StateStorage,
     )
 }
 
@@ -263,7 +264,7 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
     if depth > most {
         return refuse(
             format!("the disk's chain has {depth} layers, and {most} are allowed"),
-            "allow more with --max-depth, or flatten the disk",
+            Remedy::AllowDepth,
         );
     }
     if disk.live() {
@@ -273,7 +274,7 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
     {
         return refuse(
             format!("nobody recorded the format of the layer '{}'", layer.path.display()),
-            "record it in the header of the image above (qemu-img rebase -u -F)",
+            Remedy::RecordFormat,
         );
     }
     let difference = chain_difference(disk)?;
@@ -291,7 +292,7 @@ pub(super) fn data_file(disk: &Disk<'_>) -> Option<Verdict> {
     }
     refuse(
         format!("'{}' keeps its data in another file, '{name}'", layer.path.display()),
-        "allow --allow-data-file; the copy will be an ordinary image",
+        Remedy::AllowDataFile,
     )
 }
 
@@ -303,7 +304,7 @@ pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
     }
     refuse(
         format!("the image has internal snapshots, and they are not copied: {}", list(names)),
-        "allow --drop-internal-snapshots, or shut the guest off and extract what is needed",
+        Remedy::DropSnapshots,
     )
 }
 
@@ -322,7 +323,7 @@ pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
     })?;
     refuse(
         format!("it and '{}' would both go to '{}'", twin.target, destination.path.display()),
-        "map one of their paths to another one",
+        Remedy::MapPath,
     )
 }
 
@@ -335,7 +336,7 @@ pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
     if !disk.policy.adopt {
         return refuse(
             format!("the destination has '{path}' already, and nobody can say what is in it"),
-            "remove it if it is a left-over; or allow --adopt to have it overwritten",
+            Remedy::Adopt,
         );
     }
     if !disk.live() {

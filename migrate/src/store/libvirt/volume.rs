@@ -60,7 +60,7 @@ pub(super) fn parse(xml: &str) -> Result<Option<VolumeFacts>> {
 fn disk_size(format: Format, capacity: u64) -> u64 {
     match format {
         Format::Qcow2 => capacity,
-        Format::Raw => capacity.checked_next_multiple_of(512).unwrap_or(u64::MAX),
+        Format::Raw => qcow::format::whole_sectors(capacity),
     }
 }
 

@@ -18,10 +18,10 @@ const PIECE: u64 = 64 << 10;
 impl Checker<'_> {
     /// Calls `each` with every bitmap of the directory, whose form was checked on opening.
     fn each_bitmap(&self, mut each: impl FnMut(u64, &BitmapEntry) -> Result<()>) -> Result<()> {
-        let Some(extension) = self.image.area.bitmaps() else { return Ok(()) };
+        let Some(extension) = self.image.area().bitmaps() else { return Ok(()) };
         let len = usize::try_from(extension.directory_size).unwrap_or_default();
         let mut directory = vec![0; len];
-        read_padded(&*self.image.storage, &mut directory, extension.directory_offset.0)?;
+        read_padded(&**self.image.storage(), &mut directory, extension.directory_offset.0)?;
         let mut rest = directory.as_slice();
         let mut index = 0u64;
         while !rest.is_empty() {
@@ -35,7 +35,7 @@ impl Checker<'_> {
 
     /// Takes note of where directory and tables lie.
     pub(super) fn claim_bitmaps(&self) -> Result<()> {
-        if let Some(extension) = self.image.area.bitmaps() {
+        if let Some(extension) = self.image.area().bitmaps() {
             let offset = extension.directory_offset.0;
             let spot = whole(Structure::BitmapDirectory, offset);
             self.references.claim(offset, extension.directory_size, spot);
@@ -49,7 +49,7 @@ impl Checker<'_> {
 
     /// Counts directory, tables and bits.
     pub(super) fn bitmaps(&self) -> Result<()> {
-        if let Some(extension) = self.image.area.bitmaps() {
+        if let Some(extension) = self.image.area().bitmaps() {
             let offset = extension.directory_offset.0;
             let spot = whole(Structure::BitmapDirectory, offset);
             self.references.count(offset, extension.directory_size, 1, spot)?;
@@ -64,7 +64,7 @@ impl Checker<'_> {
     }
 
     fn bitmap_table(&self, part: Stretch) -> Result<()> {
-        let storage = &*self.image.storage;
+        let storage = &**self.image.storage();
         let to = part.to.min(storage.len());
         let mut at = part.from;
         let mut buffer = Vec::new();

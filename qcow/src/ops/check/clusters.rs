@@ -63,7 +63,7 @@ impl Checker<'_> {
     }
 
     fn l2_table(&self, table: &L2Table, buffer: &mut Vec<u8>) -> Result<Figures> {
-        let storage = &*self.image.storage;
+        let storage = &**self.image.storage();
         let end = table.offset.saturating_add(self.geometry.cluster_size());
         let data = storage.next_data(table.offset.min(storage.len()));
         let data =

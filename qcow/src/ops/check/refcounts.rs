@@ -5,14 +5,14 @@ use rayon::prelude::*;
 use super::Checker;
 use super::references::whole;
 use super::report::{FindingKind, Severity, Spot, Structure};
-use super::stored::Block;
 use crate::Result;
 use crate::format::RefcountTableEntry;
+use crate::image::RefcountBlock;
 
 impl Checker<'_> {
     /// Counts the refcount table.
     pub(super) fn refcount_table(&self) -> Result<()> {
-        let offset = self.image.area.header.refcount_table_offset.0;
+        let offset = self.image.header().refcount_table_offset.0;
         let len = (self.stored.table().len() as u64).saturating_mul(8);
         let spot = whole(Structure::RefcountTable, offset);
         self.references.count(offset, len, 1, spot)?;
@@ -23,7 +23,7 @@ impl Checker<'_> {
     /// Takes note of where the refcount blocks lie.
     pub(super) fn claim_refcount_blocks(&self) {
         for (index, at) in self.refcount_blocks() {
-            if let Block::At(offset) = self.stored.block(index) {
+            if let RefcountBlock::At(offset) = self.stored.block(index) {
                 let spot = Spot::entry(Structure::RefcountTable, index, at);
                 self.references.claim(offset, self.geometry.cluster_size(), spot);
             }
@@ -43,8 +43,8 @@ impl Checker<'_> {
                 continue;
             }
             match self.stored.block(index) {
-                Block::Missing => {}
-                Block::Misaligned => {
+                RefcountBlock::Missing => {}
+                RefcountBlock::Misaligned => {
                     self.report.corruption(FindingKind::Misaligned, 1, spot, || {
                         format!(
                             "the block is at {:#x}, expected a multiple of {}",
@@ -53,8 +53,8 @@ impl Checker<'_> {
                         )
                     });
                 }
-                Block::TooFar => self.block_past_end(entry.0, spot),
-                Block::At(offset) => self.count_refcount_block(offset, spot)?,
+                RefcountBlock::TooFar => self.block_past_end(entry.0, spot),
+                RefcountBlock::At(offset) => self.count_refcount_block(offset, spot)?,
             }
         }
         Ok(())
@@ -84,7 +84,7 @@ impl Checker<'_> {
 
     /// Index and place of each entry of the refcount table that is not zero.
     fn refcount_blocks(&self) -> impl Iterator<Item = (u64, u64)> {
-        let start = self.image.area.header.refcount_table_offset.0;
+        let start = self.image.header().refcount_table_offset.0;
         let entries = (0u64..).zip(self.stored.table());
         entries
             .filter(|(_, entry)| **entry != 0)
@@ -109,8 +109,8 @@ impl Checker<'_> {
         let end = first.saturating_add(self.stored.per_block()).min(clusters);
         let mut highest = 0;
         match self.stored.block(index) {
-            Block::At(offset) => return self.compare_groups(offset, first, end),
-            Block::Missing => {
+            RefcountBlock::At(offset) => return self.compare_groups(offset, first, end),
+            RefcountBlock::Missing => {
                 let mut cluster = self.references.next_referenced(first);
                 while cluster < end {
                     if self.compare_cluster(cluster, 0) {
@@ -119,8 +119,8 @@ impl Checker<'_> {
                     cluster = self.references.next_referenced(cluster.saturating_add(1));
                 }
             }
-            Block::Misaligned | Block::TooFar => {
-                let at = self.image.area.header.refcount_table_offset.0;
+            RefcountBlock::Misaligned | RefcountBlock::TooFar => {
+                let at = self.image.header().refcount_table_offset.0;
                 let at = at.saturating_add(index.saturating_mul(8));
                 let spot = Spot::entry(Structure::RefcountTable, index, at);
                 let unreadable = (Severity::CheckError, FindingKind::Unreadable);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::counters::{ClusterSet, Counters};
 use super::report::{FindingKind, Report, Spot, Structure};
-use crate::format::Geometry;
+use crate::format::{Geometry, whole_sectors};
 use crate::{Error, Result};
 
 /// QEMU checks no file of more clusters.
@@ -31,7 +31,7 @@ impl<'a> ReferenceCounts<'a> {
     /// # Errors
     /// [`Limit`](crate::ErrorKind::Limit) for files of 2^31 clusters and more.
     pub(super) fn new(geometry: Geometry, file_len: u64, report: &'a Report) -> Result<Self> {
-        let file_len = file_len.checked_next_multiple_of(512).unwrap_or(u64::MAX);
+        let file_len = whole_sectors(file_len);
         let clusters = geometry.clusters_for(file_len);
         if clusters > MAX_CLUSTERS {
             return Err(Error::limit(format!(

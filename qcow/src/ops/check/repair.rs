@@ -35,7 +35,7 @@ use super::report::{FindingKind, Report};
 use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure, check, in_pool};
 use crate::chain::{Format, local_path, probe_format};
 use crate::format::{HeaderPatch, Incompatible, Version, field};
-use crate::image::Skeleton;
+use crate::image::{Image, Purpose};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
@@ -129,8 +129,8 @@ pub fn repair(
             steps: plan.steps.clone(),
             steps_left_out: plan.steps_left_out,
         };
-        if let Some(target) = opened.target.filter(|_| !plan.is_empty()) {
-            plan.apply(&*target)?;
+        if let Some(target) = opened.target.filter(|_| !plan.changes.is_empty()) {
+            plan.changes.apply(&*target)?;
             let shared = CheckOptions { force_share: true, ..options.check.clone() };
             let after = check(path, &shared, &Silent, cancel)?;
             outcome.leaks_fixed = outcome.check.leaks.saturating_sub(after.leaks);
@@ -220,13 +220,13 @@ fn make_whole(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<()> {
-    let given = plan.writes();
+    let given = plan.changes.writes();
     let mut stages = STAGES.iter();
     let in_place = loop {
-        let image = Skeleton::open(plan.result())?;
+        let image = Image::open_for(plan.result(), Purpose::Check)?;
         let report = Report::new(options.check.max_findings);
         let checker = Checker::new(&image, &report, cancel)?;
-        let first = plan.writes() == given;
+        let first = plan.changes.writes() == given;
         let found = checker.run(if first { observer } else { &Silent })?;
         let mut outcome = checker.outcome(&found);
         let sound = outcome.corruptions == 0 && outcome.check_errors == 0;
@@ -237,14 +237,14 @@ fn make_whole(
             outcome.findings.push(bitmaps::unreadable());
         }
         before.get_or_insert(outcome);
-        let seen = plan.writes();
+        let seen = plan.changes.writes();
         for stage in stages.by_ref() {
             stage(&look, options.scope, plan)?;
-            if plan.writes() != seen {
+            if plan.changes.writes() != seen {
                 break;
             }
         }
-        if plan.writes() == seen {
+        if plan.changes.writes() == seen {
             break plan_refcounts(&look, options.scope, plan)?;
         }
     };
@@ -294,7 +294,7 @@ fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool
 
 /// Plans new refcounts, as if the image had none, and the copied flags that go with them.
 fn plan_anew(plan: &mut Plan, cancel: &CancelToken) -> Result<()> {
-    let image = Skeleton::open(plan.result())?;
+    let image = Image::open_for(plan.result(), Purpose::Check)?;
     let report = Report::new(0);
     let checker = Checker::new(&image, &report, cancel)?;
     let found = checker.run_without_refcounts()?;
@@ -384,8 +384,8 @@ fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelTo
 }
 
 fn clear_bits(plan: &mut Plan) -> Result<()> {
-    let image = Skeleton::open(plan.result())?;
-    let header = &image.area.header;
+    let image = Image::open_for(plan.result(), Purpose::Check)?;
+    let header = image.header();
     let bits = header.incompatible;
     let cleared = bits.difference(Incompatible::DIRTY | Incompatible::CORRUPT);
     if header.version == Version::V2 || cleared == bits {
@@ -399,8 +399,8 @@ fn clear_bits(plan: &mut Plan) -> Result<()> {
         from: bits.bits(),
         to: cleared.bits(),
     });
-    plan.barrier();
-    plan.patch(HeaderPatch::incompatible(cleared.bits()))
+    plan.changes.barrier();
+    plan.changes.patch(HeaderPatch::incompatible(cleared.bits()))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub(super) struct L2Table {
 impl Checker<'_> {
     /// Counts the active L1 table and what it names, in the order of their offsets.
     pub(super) fn active_l1(&self) -> Result<Vec<L2Table>> {
-        let header = &self.image.area.header;
+        let header = self.image.header();
         let offset = header.l1_table_offset.0;
         let len = u64::from(header.l1_entries).saturating_mul(ENTRY);
         let spot = whole(Structure::L1Table, offset);
@@ -55,7 +55,7 @@ impl Checker<'_> {
     /// Counts the snapshots' L1 tables and adds what they name to `list`.
     pub(super) fn snapshot_l1s(&self, list: &mut Vec<L2Table>) -> Result<()> {
         let (mut tables, mut clusters) = (Vec::new(), Vec::new());
-        for (index, snapshot) in self.image.snapshots.iter().enumerate() {
+        for (index, snapshot) in self.image.snapshots().iter().enumerate() {
             let offset = snapshot.l1_table_offset.0;
             let len = u64::from(snapshot.l1_entries).saturating_mul(ENTRY);
             let mut spot = Spot::new(Structure::SnapshotTable);
@@ -96,7 +96,7 @@ impl Checker<'_> {
 
     /// Reads a stretch of L1 tables as far as the file reaches: behind its end all is zero.
     fn walk_l1(&self, part: Stretch, kind: Structure, list: &mut Vec<L2Table>) -> Result<()> {
-        let storage = &*self.image.storage;
+        let storage = &**self.image.storage();
         let to = part.to.min(storage.len());
         let mut at = part.from;
         let mut buffer = Vec::new();

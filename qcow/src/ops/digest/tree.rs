@@ -27,8 +27,8 @@ static NODE_KEY: LazyLock<ContextKey> = LazyLock::new(|| hash_derive_key_context
 static ROOT_KEY: LazyLock<ContextKey> = LazyLock::new(|| hash_derive_key_context(ROOT_CONTEXT));
 /// The two halves of the leaf of zeros.
 static ZERO_HALVES: LazyLock<(Half, Half)> = LazyLock::new(|| {
-    let zeros = vec![0; usize::try_from(HALF).unwrap_or_default()];
-    (subtree(&zeros, 0), subtree(&zeros, HALF))
+    let zeros = crate::io::zeros(HALF);
+    (subtree(zeros, 0), subtree(zeros, HALF))
 });
 static ZERO_LEAF: LazyLock<Hash> = LazyLock::new(|| leaf(&ZERO_HALVES.0, &ZERO_HALVES.1));
 

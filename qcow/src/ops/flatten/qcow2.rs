@@ -11,16 +11,16 @@ use super::totals::Totals;
 use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
-use crate::exact::Exact;
+use crate::exact::{Exact, to_usize};
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
-use crate::layout::Placer;
+use crate::layout::{Finished, NewImage, Placer};
 use crate::ops::checksum::hash;
 use crate::ops::create::{DataFile, ReserveSink};
 use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::salvage::Salvage;
-use crate::ops::{Preallocation, Qcow2Options, target};
+use crate::ops::{Preallocation, Qcow2Options, new_disk_size, target};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
 /// An image whose files are open and whose options were checked; nothing is written to them yet.
@@ -89,21 +89,20 @@ pub(super) fn flatten(
     let partly = |error| output.abandoned(error);
     let state =
         pipeline::run(chain, &job, state, options.threads, observer, cancel).map_err(partly)?;
-    let finished = state.placer.finish(&mut Metadata::Written(&output)).map_err(partly)?;
-    output.set_len(finished.file_length).map_err(partly)?;
-    if target.preallocation == Preallocation::Falloc {
-        output.reserve(0, finished.file_length)?;
-    }
-    let header = target.header_area(size, &finished, None)?.to_bytes()?;
-    output.barrier().map_err(partly)?;
-    output.write_at(&header, 0).map_err(partly)?;
+    let file_length = finish(state.placer, &output, &target, size).map_err(partly)?;
     cancel.check().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
     let traffic = TransferStats::of(job.offload.as_ref(), &written);
     let damage = job.salvage.as_ref().map(Salvage::report);
     let warnings = target::publish(output, data_file)?;
-    let (file_length, totals) = (finished.file_length, state.totals);
-    Ok(Done { file_length, traffic, totals, warnings, damage })
+    Ok(Done { file_length, traffic, totals: state.totals, warnings, damage })
+}
+
+/// Completes the image of a disk of `size` bytes, all but its name; returns the length of the file.
+fn finish(placer: Placer, output: &OutputFile, target: &Qcow2Options, size: u64) -> Result<u64> {
+    let reserve = target.preallocation == Preallocation::Falloc;
+    let header = |finished: &Finished| target.header_area(size, finished, None);
+    NewImage { placer, output }.finish(&mut Metadata::Written(output), reserve, header)
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.
@@ -159,18 +158,14 @@ pub(super) fn receive(
     let state = State::new(placer, options.digest);
     let (len, mut state) =
         pipeline::receive(input, &job, state, options.threads, observer, cancel)?;
-    let size = super::stream::whole_sectors(len)?;
+    let size = new_disk_size(len)?;
     state.totals.add_zeros(size.minus(len)?);
     state.placer.grow(size)?;
-    let finished = state.placer.finish(&mut Metadata::Written(&output))?;
-    output.set_len(finished.file_length)?;
-    let header = target.header_area(size, &finished, None)?.to_bytes()?;
-    output.write_at(&header, 0)?;
+    let file_length = finish(state.placer, &output, &target, size)?;
     cancel.check()?;
     let traffic = TransferStats::of(None, &[&output]);
     let warnings = output.publish()?;
-    let (file_length, totals) = (finished.file_length, state.totals);
-    Ok((size, Done { file_length, traffic, totals, warnings, damage: None }))
+    Ok((size, Done { file_length, traffic, totals: state.totals, warnings, damage: None }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -437,7 +432,7 @@ impl<'a> Qcow2Job<'a> {
             offload: None,
             salvage: None,
             data_file: target.data_file.is_some(),
-            cluster_size: usize::try_from(target.cluster_size).unwrap_or_default(),
+            cluster_size: to_usize(target.cluster_size),
             subclusters: target.extended_l2,
             compress: options.compress.then_some(target.compression_type),
             level: options.compression_level,

@@ -15,7 +15,7 @@ use crate::ops::create::preallocate_raw;
 use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
 use crate::ops::pipeline::{self, Input, Job};
 use crate::ops::salvage::Salvage;
-use crate::ops::{DamageReport, Preallocation, RawOptions};
+use crate::ops::{DamageReport, Preallocation, RawOptions, new_disk_size};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Zeros are left out in pieces of this many bytes, the usual block of a file system.
@@ -117,7 +117,7 @@ fn write_stream(
     let totals = Totals::new(options.digest);
     let (len, mut totals) =
         pipeline::receive(input, &job, totals, options.threads, observer, cancel)?;
-    let size = super::stream::whole_sectors(len)?;
+    let size = new_disk_size(len)?;
     totals.add_zeros(size.minus(len)?);
     output.set_len(size)?;
     blank(output, len, size.minus(len)?, cancel)?;

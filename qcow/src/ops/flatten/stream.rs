@@ -19,7 +19,8 @@ use super::totals::Totals;
 use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
-use crate::io::OutputFile;
+use crate::exact::Exact;
+use crate::io::{OutputFile, zeros};
 use crate::ops::checksum::hash;
 use crate::ops::offload::TransferStats;
 use crate::ops::pipeline::{self, Input, Job};
@@ -29,8 +30,6 @@ use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// Small pieces are collected up to this many bytes.
 const COLLECTED: usize = 256 << 10;
-/// Gaps are filled from a piece of this many zeros.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Refuses what a stream cannot hold.
 pub(super) fn check_sending(options: &FlattenOptions) -> Result<()> {
@@ -108,13 +107,6 @@ pub(super) fn receive(
     Ok(FlattenOutcome { looks_like, ..outcome(path, format, size, done) })
 }
 
-/// The size of the disk that a stream of `len` bytes is.
-pub(super) fn whole_sectors(len: u64) -> Result<u64> {
-    len.checked_next_multiple_of(512)
-        .filter(|&size| i64::try_from(size).is_ok())
-        .ok_or_else(|| Error::limit("the stream is longer than any image can be"))
-}
-
 fn refuse_for_streams(target: &Qcow2Options) -> Result<()> {
     refuse(target.data_file.is_some(), "a data file")?;
     refuse(target.preallocation != Preallocation::Off, "preallocation")
@@ -162,7 +154,7 @@ fn send_qcow2(
     let plan = state.placer.finish(&mut planned)?;
 
     let header = target.header_area(chain.virtual_size(), &plan, None)?.to_bytes()?;
-    let l1_end = plan.l1_offset.0.saturating_add(u64::from(plan.l1_entries).saturating_mul(8));
+    let l1_end = plan.l1_offset.plus(u64::from(plan.l1_entries) << 3)?.0;
     let is_l1 = |offset: u64| (plan.l1_offset.0..l1_end).contains(&offset);
     let planned_l1: Vec<_> = planned.into_kept().filter(|(offset, _)| is_l1(*offset)).collect();
     stream.write(0, &header)?;
@@ -205,8 +197,9 @@ struct Halves<'a> {
 
 impl Observer for Halves<'_> {
     fn progress(&self, done: u64, total: u64) {
+        // Disks are shorter than 2^63 bytes.
         let before = if self.second { total } else { 0 };
-        self.observer.progress(before.saturating_add(done), total.saturating_mul(2));
+        self.observer.progress(before.wrapping_add(done), total.wrapping_mul(2));
     }
 }
 
@@ -262,7 +255,7 @@ impl Stream {
             }
         }
         state.write_pending(ticket.low_water_mark)?;
-        state.next = state.next.saturating_add(1);
+        state.next = state.next.plus(1)?;
         drop(state);
         self.advanced.notify_all();
         Ok(())
@@ -307,17 +300,16 @@ impl Written {
         }
         self.fill(offset)?;
         self.output.write_all(bytes).map_err(failed)?;
-        self.at = offset.saturating_add(bytes.len() as u64);
+        self.at = offset.plus(bytes.len() as u64)?;
         Ok(())
     }
 
     /// Writes zeros up to `end`.
     fn fill(&mut self, end: u64) -> Result<()> {
         while self.at < end {
-            let len = end.saturating_sub(self.at).min(ZEROS.len() as u64);
-            let zeros = ZEROS.get(..usize::try_from(len).unwrap_or(0)).unwrap_or(&ZEROS);
+            let zeros = zeros(end.minus(self.at)?);
             self.output.write_all(zeros).map_err(failed)?;
-            self.at = self.at.saturating_add(len);
+            self.at = self.at.plus(zeros.len() as u64)?;
         }
         Ok(())
     }
@@ -357,13 +349,14 @@ impl Job for RawStream<'_> {
 
     fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<RawReady> {
         let runs = runs_of(bytes, BLOCK, |block| !is_zero(block));
-        let data_bytes = runs.iter().map(|(from, to)| to.saturating_sub(*from) as u64).sum();
+        let len = |(from, to): &(usize, usize)| to.minus(*from).map(|len| len as u64);
+        let data_bytes = runs.iter().map(len).sum::<Result<u64>>()?;
         Ok(RawReady { guest, data_bytes, hash: self.digest.then(|| hash(bytes)) })
     }
 
     fn place(&self, state: &mut RawState, ready: &RawReady) -> Result<Ticket> {
         state.totals.add(ready.data_bytes, ready.hash.as_ref());
-        Ok(Ticket { number: next(&mut state.tickets), low_water_mark: u64::MAX })
+        Ok(Ticket { number: next(&mut state.tickets)?, low_water_mark: u64::MAX })
     }
 
     fn place_zeros(&self, state: &mut RawState, _guest: u64, len: u64) -> Result<()> {
@@ -419,7 +412,7 @@ impl Job for Qcow2Stream<'_> {
         ready.count_in(&mut state.image.totals);
         let mut metadata = Metadata::Kept(Vec::new());
         let writes = self.inner.place_clusters(&mut state.image.placer, ready, &mut metadata)?;
-        let number = next(&mut state.tickets);
+        let number = next(&mut state.tickets)?;
         let ticket = Ticket { number, low_water_mark: state.image.placer.low_water_mark() };
         Ok(Placed { writes, tables: metadata.into_kept().collect(), ticket })
     }
@@ -452,8 +445,8 @@ impl Job for Qcow2Stream<'_> {
     }
 }
 
-fn next(tickets: &mut u64) -> u64 {
+fn next(tickets: &mut u64) -> Result<u64> {
     let number = *tickets;
-    *tickets = number.saturating_add(1);
-    number
+    *tickets = number.plus(1)?;
+    Ok(number)
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use migrate::Remedy;
 use migrate::facts::{DomainState, Storage};
 use migrate::plan::{CopyMode, Mode};
 use migrate::preflight::{Check, GuestReport, Is, Place, Report};
@@ -56,10 +57,10 @@ impl Table {
 
     fn check(&mut self, check: &Check, before: &str) {
         self.line(check.is, &format!("{before}{}", check.message));
-        self.way_out(check.way_out.as_deref());
+        self.way_out(check.way_out.as_ref());
     }
 
-    fn way_out(&mut self, way_out: Option<&str>) {
+    fn way_out(&mut self, way_out: Option<&Remedy>) {
         if let Some(way_out) = way_out {
             self.more(&format!("  -> {way_out}"));
         }
@@ -80,7 +81,7 @@ impl Table {
         self.line(place.is, &format!("{}: {}", shown(&place.directory), words.join(", ")));
         for check in place.checks.iter().filter(|check| check.is != Is::Green) {
             self.more(&format!("{}: {}", check.check, check.message));
-            self.way_out(check.way_out.as_deref());
+            self.way_out(check.way_out.as_ref());
         }
     }
 
@@ -103,7 +104,7 @@ impl Table {
         }
         for check in guest.checks.iter().filter(|check| check.is != Is::Green) {
             self.more(&format!("{}: {}", check.check, check.message));
-            self.way_out(check.way_out.as_deref());
+            self.way_out(check.way_out.as_ref());
         }
         for warning in &guest.warnings {
             let disk = warning.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();

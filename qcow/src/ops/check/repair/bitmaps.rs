@@ -25,8 +25,8 @@ pub(super) fn drop_all(storage: &dyn Storage, plan: &mut Plan) -> Result<bool> {
         from: bits,
         to: cleared,
     });
-    plan.patch(HeaderPatch::autoclear(cleared))?;
-    plan.barrier();
+    plan.changes.patch(HeaderPatch::autoclear(cleared))?;
+    plan.changes.barrier();
     Ok(true)
 }
 

@@ -7,6 +7,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::Look;
 use super::plan::{Action, Plan, Step};
 use super::refcounts::Target;
+use crate::exact::{Exact, to_usize};
 use crate::format::{L1Entry, RawL2Entry, Version, raw_l2_entry, set_raw_l2_entry};
 use crate::io::read_padded;
 use crate::ops::check::tables::L2Table;
@@ -29,7 +30,7 @@ pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
         (Action::DropEntry, if dead { 0 } else { entry.0 })
     };
     edit_l1(checker, plan, without_dead)?;
-    for range in snapshot_l1s(checker) {
+    for range in snapshot_l1s(checker)? {
         edit_entries(checker, plan, Structure::SnapshotL1Table, range, without_dead)?;
     }
     for table in &look.found.tables {
@@ -40,7 +41,7 @@ pub(super) fn drop_dead(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
             (Action::DropEntry, without_dead_cluster(checker, entry).unwrap_or(entry))
         })?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -68,7 +69,7 @@ fn without_dead_cluster(checker: &Checker<'_>, entry: RawL2Entry) -> Option<RawL
         Version::V3 => Some(RawL2Entry::ZEROS),
         // Version 2 cannot say "zeros" over a backing file.
         Version::V2 => {
-            (holds_data && checker.image.area.backing_name.is_none()).then(RawL2Entry::default)
+            (holds_data && checker.image.area().backing_name.is_none()).then(RawL2Entry::default)
         }
     }
 }
@@ -87,7 +88,7 @@ pub(super) fn copied_flags(
         let one = target.refcount(checker, offset >> bits) == 1;
         if one == set { set } else { copied }
     };
-    plan.barrier();
+    plan.changes.barrier();
     edit_l1(checker, plan, |entry| {
         let copied = entry.is_empty() || right(entry.offset().0, entry.copied());
         let copied = if entry.is_empty() { entry.copied() } else { copied };
@@ -106,7 +107,7 @@ pub(super) fn copied_flags(
             (action, entry.with_copied(copied))
         })?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -116,19 +117,19 @@ fn edit_l1(
     plan: &mut Plan,
     edit: impl FnMut(L1Entry) -> (Action, u64),
 ) -> Result<()> {
-    let header = &checker.image.area.header;
+    let header = checker.image.header();
     let start = header.l1_table_offset.0;
-    let end = start.saturating_add(u64::from(header.l1_entries).saturating_mul(8));
+    let end = start.plus(u64::from(header.l1_entries) << 3)?;
     edit_entries(checker, plan, Structure::L1Table, start..end, edit)
 }
 
 /// Where the snapshots' L1 tables lie, as far as the file reaches, each byte once.
-fn snapshot_l1s(checker: &Checker<'_>) -> Vec<Range<u64>> {
+fn snapshot_l1s(checker: &Checker<'_>) -> Result<Vec<Range<u64>>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    let tables = checker.image.snapshots.iter();
+    let tables = checker.image.snapshots().iter();
     for table in tables.filter(|table| table.check_l1(checker.geometry).is_ok()) {
         let start = table.l1_table_offset.0;
-        ranges.push(start..start.saturating_add(u64::from(table.l1_entries).saturating_mul(8)));
+        ranges.push(start..start.plus(u64::from(table.l1_entries) << 3)?);
     }
     ranges.sort_unstable_by_key(|range| range.start);
     ranges.dedup_by(|next, first| {
@@ -138,7 +139,7 @@ fn snapshot_l1s(checker: &Checker<'_>) -> Vec<Range<u64>> {
         }
         joined
     });
-    ranges
+    Ok(ranges)
 }
 
 /// Rewrites entries of L1 tables, as far as the file reaches; entries of zero are not asked about.
@@ -157,25 +158,25 @@ fn edit_entries(
         let data = result.next_data(at).map_err(|error| Error::io("could not read", error))?;
         at = at.max(data.unwrap_or(end) & !PIECE.wrapping_sub(1)).min(end);
         // Pieces start at the table's, or at multiples of their own length: never within a sector.
-        let until = at.saturating_add(1).next_multiple_of(PIECE).min(end);
-        let len = until.saturating_sub(at).next_multiple_of(8);
-        let mut old = vec![0; usize::try_from(len).unwrap_or_default()];
+        let until = at.plus(1)?.checked_next_multiple_of(PIECE).unwrap_or(end).min(end);
+        let len = until.minus(at)?.next_multiple_of(8);
+        let mut old = vec![0; to_usize(len)];
         read_padded(&*result, &mut old, at)?;
         let mut new = old.clone();
-        let first = at.saturating_sub(range.start) >> 3;
+        let first = at.minus(range.start)? >> 3;
         for (place, bytes) in (0u64..).zip(new.chunks_exact_mut(8)) {
             let from = BigEndian::read_u64(bytes);
             if from != 0 {
                 let (action, to) = edit(L1Entry(from));
                 if to != from {
                     BigEndian::write_u64(bytes, to);
-                    let index = first.saturating_add(place);
-                    let host_offset = at.saturating_add(place.saturating_mul(8));
+                    let index = first.plus(place)?;
+                    let host_offset = at.plus(place << 3)?;
                     plan.step(Step { action, structure, index, host_offset, from, to });
                 }
             }
         }
-        plan.replace(at, &old, &new)?;
+        plan.changes.replace(at, &old, &new)?;
         at = until;
     }
     Ok(())
@@ -185,18 +186,18 @@ fn edit_entries(
 pub(super) fn read_l2(
     checker: &Checker<'_>,
     table: &L2Table,
-    mut see: impl FnMut(RawL2Entry),
+    mut see: impl FnMut(RawL2Entry) -> Result<()>,
 ) -> Result<()> {
     let geometry = checker.geometry;
     if !is_whole(checker, table) {
         return Ok(());
     }
-    let mut bytes = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
-    read_padded(&*checker.image.storage, &mut bytes, table.offset)?;
+    let mut bytes = vec![0; to_usize(geometry.cluster_size())];
+    read_padded(&**checker.image.storage(), &mut bytes, table.offset)?;
     for index in 0..geometry.l2_entries() {
         let entry = raw_l2_entry(&bytes, index, geometry);
         if !entry.is_empty() {
-            see(entry);
+            see(entry)?;
         }
     }
     Ok(())
@@ -220,7 +221,7 @@ pub(super) fn edit_l2(
     if !is_whole(checker, table) {
         return Ok(());
     }
-    let mut old = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or_default()];
+    let mut old = vec![0; to_usize(geometry.cluster_size())];
     read_padded(&*plan.result(), &mut old, table.offset)?;
     let mut new = old.clone();
     for index in 0..geometry.l2_entries() {
@@ -231,16 +232,16 @@ pub(super) fn edit_l2(
         let (action, to) = edit(from);
         if to != from {
             set_raw_l2_entry(&mut new, index, to, geometry)?;
-            let within = index.saturating_mul(geometry.l2_entry_size());
+            let within = index.times(geometry.l2_entry_size())?;
             plan.step(Step {
                 action,
                 structure: Structure::L2Table,
                 index,
-                host_offset: table.offset.saturating_add(within),
+                host_offset: table.offset.plus(within)?,
                 from: from.word,
                 to: to.word,
             });
         }
     }
-    plan.replace(table.offset, &old, &new)
+    plan.changes.replace(table.offset, &old, &new)
 }

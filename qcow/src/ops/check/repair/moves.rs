@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use super::plan::{Action, Plan, Step};
 use super::{Look, Scope, entries, refcounts};
-use crate::format::{HeaderPatch, HostOffset, RawL2Entry, Snapshot, Version, field};
+use crate::exact::{Exact, to_usize};
+use crate::format::{ClusterIndex, HeaderPatch, HostOffset, RawL2Entry, Snapshot, Version, field};
+use crate::image::RefcountBlock;
 use crate::io::read_padded;
-use crate::ops::check::stored::Block;
 use crate::ops::check::{Checker, FindingKind, Structure};
 use crate::{Error, Remedy, Result};
 
@@ -34,16 +35,17 @@ pub(super) fn part_data_from_metadata(
     }
     let mut references: BTreeMap<u64, u64> = BTreeMap::new();
     for table in &look.found.tables {
-        let times = table.active.saturating_add(table.others);
+        let times = table.active.plus(table.others)?;
         entries::read_l2(checker, table, |entry| {
             if let Some(offset) = shared(checker, entry) {
                 let count = references.entry(offset).or_default();
-                *count = count.saturating_add(times);
+                *count = count.plus(times)?;
             }
+            Ok(())
         })?;
     }
     let cluster_size = checker.geometry.cluster_size();
-    if (references.len() as u64).saturating_mul(cluster_size) > MOST_MOVED {
+    if (references.len() as u64).times(cluster_size)? > MOST_MOVED {
         return Err(Error::unsupported("too much data lies in clusters of metadata")
             .structure(structure.as_str())
             .hint(Remedy::Salvage));
@@ -51,14 +53,14 @@ pub(super) fn part_data_from_metadata(
     let mut moved = BTreeMap::new();
     let mut copies = Vec::new();
     for (&offset, &count) in &references {
-        let mut bytes = vec![0; usize::try_from(cluster_size).unwrap_or_default()];
-        read_padded(&*checker.image.storage, &mut bytes, offset)?;
+        let mut bytes = vec![0; to_usize(cluster_size)];
+        read_padded(&**checker.image.storage(), &mut bytes, offset)?;
         copies.push((offset, count, bytes));
     }
     for (offset, count, bytes) in copies {
         moved.insert(offset, append(checker, plan, bytes, count)?);
     }
-    plan.barrier();
+    plan.changes.barrier();
     for table in &look.found.tables {
         entries::edit_l2(checker, table, plan, |entry| {
             let to = shared(checker, entry).and_then(|offset| moved.get(&offset));
@@ -69,7 +71,7 @@ pub(super) fn part_data_from_metadata(
             (Action::MoveData, to)
         })?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -90,8 +92,8 @@ fn shared(checker: &Checker<'_>, entry: RawL2Entry) -> Option<u64> {
 /// like this.
 pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
     let checker = look.checker;
-    let header = &checker.image.area.header;
-    let snapshots = &checker.image.snapshots;
+    let header = checker.image.header();
+    let snapshots = checker.image.snapshots();
     let lacking = |snapshot: &Snapshot| snapshot.is_incomplete(header.version);
     if scope != Scope::All || header.version == Version::V2 || !snapshots.iter().any(lacking) {
         return Ok(());
@@ -117,7 +119,7 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
         to: snapshots.len() as u64,
     };
     plan.step(step.clone());
-    plan.barrier();
+    plan.changes.barrier();
     step = Step {
         action: Action::SwitchSnapshots,
         structure: Structure::Header,
@@ -127,15 +129,15 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
         ..step
     };
     plan.step(step);
-    plan.patch(HeaderPatch::snapshot_table(HostOffset(offset)))?;
-    plan.barrier();
+    plan.changes.patch(HeaderPatch::snapshot_table(HostOffset(offset)))?;
+    plan.changes.barrier();
     Ok(())
 }
 
 /// Whether an entry looks like one that somebody wrote: it can be told from others, and leads to
 /// an L1 table in the file.
 fn is_plausible(checker: &Checker<'_>, snapshot: &Snapshot) -> bool {
-    let len = u64::from(snapshot.l1_entries).saturating_mul(8);
+    let len = u64::from(snapshot.l1_entries) << 3;
     !snapshot.id.is_empty()
         && snapshot.l1_entries > 0
         && snapshot.check_l1(checker.geometry).is_ok()
@@ -161,14 +163,13 @@ fn append(
         .hint(Remedy::Salvage));
     }
     let geometry = checker.geometry;
-    let in_file = geometry.clusters_for(plan.result().len());
-    let first = in_file.max(checker.references.clusters());
-    let end = first.saturating_add(geometry.clusters_for(bytes.len() as u64));
-    let len = end.saturating_sub(first).saturating_mul(geometry.cluster_size());
-    bytes.resize(usize::try_from(len).unwrap_or_default(), 0);
-    let offset = checker.references.offset_of(first);
-    plan.write(offset, bytes)?;
-    count(checker, plan, first..end, references)?;
+    let in_file = ClusterIndex::after(plan.result().len(), geometry);
+    let first = in_file.max(ClusterIndex(checker.references.clusters()));
+    let clusters = geometry.clusters_for(bytes.len() as u64);
+    bytes.resize(to_usize(clusters.times(geometry.cluster_size())?), 0);
+    let offset = first.offset(geometry)?.0;
+    plan.changes.write(offset, bytes)?;
+    count(checker, plan, first.0..first.plus(clusters)?.0, references)?;
     Ok(offset)
 }
 
@@ -180,22 +181,20 @@ fn count(
 ) -> Result<()> {
     let (stored, width) = (&checker.stored, checker.stored.width());
     for cluster in clusters {
-        let block = cluster.checked_div(stored.per_block()).unwrap_or_default();
-        let room = matches!(stored.block(block), Block::At(_)) && references <= width.max();
-        let (true, Block::At(offset)) = (room, stored.block(block)) else {
+        let (block, index) = stored.locate(cluster);
+        let room = matches!(stored.block(block), RefcountBlock::At(_)) && references <= width.max();
+        let (true, RefcountBlock::At(offset)) = (room, stored.block(block)) else {
             return Err(Error::unsupported(
                 "the refcounts have no room for what would be moved; nothing was written",
             )
             .structure(Structure::RefcountTable.as_str())
             .hint(Remedy::Salvage));
         };
-        let len = usize::try_from(checker.geometry.cluster_size()).unwrap_or_default();
-        let mut old = vec![0; len];
-        read_padded(&*plan.result(), &mut old, offset)?;
+        // The image that the checker reads is the plan's result, so this sees earlier changes.
+        let old = stored.read_block(offset)?;
         let mut new = old.clone();
-        let index = cluster.checked_rem(stored.per_block()).unwrap_or_default();
         width.set(&mut new, index, references)?;
-        plan.replace(offset, &old, &new)?;
+        plan.changes.replace(offset, &old, &new)?;
     }
     Ok(())
 }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::Look;
 use super::plan::{Action, Plan, Step};
+use crate::exact::{Exact, to_usize};
 use crate::format::{
-    Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth, encode_table, field,
+    ClusterIndex, Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth,
+    encode_table, field,
 };
+use crate::image::RefcountBlock;
+use crate::image::update::Pieces;
 use crate::ops::check::counters::Counters;
-use crate::ops::check::stored::Block;
 use crate::ops::check::{Checker, Structure};
 use crate::{Error, Remedy, Result};
 
@@ -48,15 +51,13 @@ pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
     let checker = look.checker;
     let sorts = checker.report.sorts();
     let broken = sorts.iter().any(|(structure, _)| *structure == Structure::RefcountTable);
-    if broken || checker.stored.table().is_empty() || table_is_shared(checker) {
+    if broken || checker.stored.table().is_empty() || table_is_shared(checker)? {
         return Ok(false);
     }
     let clusters = checker.references.clusters();
-    let missing = |index: &u64| checker.stored.block(*index) == Block::Missing;
+    let missing = |index: &u64| checker.stored.block(*index) == RefcountBlock::Missing;
     for index in (0..checker.stored.blocks_for(clusters)).filter(missing) {
-        let first = index.saturating_mul(checker.stored.per_block());
-        let end = first.saturating_add(checker.stored.per_block()).min(clusters);
-        if next_referenced(checker, first, end).is_some() {
+        if needs_block(checker, index, clusters)? {
             return Ok(false);
         }
     }
@@ -64,24 +65,24 @@ pub(super) fn can_stay(look: &Look<'_>) -> Result<bool> {
 }
 
 /// Whether anything else refers to the refcount table: then it must not be written to.
-fn table_is_shared(checker: &Checker<'_>) -> bool {
-    let offset = checker.image.area.header.refcount_table_offset.0;
-    let len = (checker.stored.table().len() as u64).saturating_mul(8);
-    checker
-        .references
-        .touched(offset, len)
-        .any(|cluster| checker.references.references(cluster) != 1)
+fn table_is_shared(checker: &Checker<'_>) -> Result<bool> {
+    let offset = checker.image.header().refcount_table_offset.0;
+    let len = (checker.stored.table().len() as u64).times(8)?;
+    let mut clusters = checker.references.touched(offset, len);
+    Ok(clusters.any(|cluster| checker.references.references(cluster) != 1))
 }
 
-fn next_referenced(checker: &Checker<'_>, from: u64, end: u64) -> Option<u64> {
-    let mut cluster = checker.references.next_referenced(from);
-    while cluster < end {
-        if checker.references.references(cluster) > 0 {
-            return Some(cluster);
+/// Whether any of the clusters below `end` that block `index` counts is referred to.
+fn needs_block(checker: &Checker<'_>, index: u64, end: u64) -> Result<bool> {
+    let mut cluster = index.times(checker.stored.per_block())?;
+    let end = cluster.plus(checker.stored.per_block())?.min(end);
+    loop {
+        cluster = checker.references.next_referenced(cluster);
+        if cluster >= end || checker.references.references(cluster) > 0 {
+            return Ok(cluster < end);
         }
-        cluster = checker.references.next_referenced(cluster.saturating_add(1));
+        cluster = cluster.plus(1)?;
     }
-    None
 }
 
 /// Raises what is too low to the number of references.
@@ -104,29 +105,28 @@ fn adjust(
     // What lies past the last cluster in use may have refcounts too, but QEMU does not look there.
     let clusters = checker.references.clusters();
     let width = checker.stored.width();
-    plan.barrier();
+    plan.changes.barrier();
     for index in 0..checker.stored.blocks_for(clusters) {
         checker.cancel.check()?;
-        let Block::At(offset) = checker.stored.block(index) else { continue };
-        let first = index.saturating_mul(checker.stored.per_block());
-        let count = checker.stored.per_block().min(clusters.saturating_sub(first));
-        let mut old = vec![0; usize::try_from(checker.geometry.cluster_size()).unwrap_or_default()];
-        crate::io::read_padded(&*plan.result(), &mut old, offset)?;
+        let RefcountBlock::At(offset) = checker.stored.block(index) else { continue };
+        let first = index.times(checker.stored.per_block())?;
+        let count = checker.stored.per_block().min(clusters.minus(first)?);
+        let old = checker.stored.read_block(offset)?;
         let mut new = old.clone();
         for at in 0..count {
-            let cluster = first.saturating_add(at);
+            let cluster = first.plus(at)?;
             let from = checker.stored.refcount(&old, at)?;
             let to = checker.references.references(cluster);
             if wrong(from, to) {
                 width.set(&mut new, at, to)?;
-                let host_offset = checker.references.offset_of(cluster);
+                let host_offset = ClusterIndex(cluster).offset(checker.geometry)?.0;
                 let structure = Structure::Cluster;
                 plan.step(Step { action, structure, index: cluster, host_offset, from, to });
             }
         }
-        plan.replace(offset, &old, &new)?;
+        plan.changes.replace(offset, &old, &new)?;
     }
-    plan.barrier();
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -135,26 +135,28 @@ fn adjust(
 /// are written or looked at, because all of them together may be large.
 pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
     let geometry = fresh.geometry;
-    let start = fresh.references.clusters().max(geometry.clusters_for(plan.result().len()));
+    let in_use = ClusterIndex(fresh.references.clusters());
+    let start = in_use.max(ClusterIndex::after(plan.result().len(), geometry));
     let layout = Layout::new(fresh, start)?;
-    plan.barrier();
-    let mut table = vec![0; layout.table_entries(geometry)];
+    plan.changes.barrier();
+    let mut table = vec![0; layout.table_entries(geometry)?];
     for (number, &index) in (0u64..).zip(&layout.blocks) {
-        let offset = fresh.references.offset_of(start.saturating_add(number));
-        if let Some(entry) = usize::try_from(index).ok().and_then(|index| table.get_mut(index)) {
-            *entry = offset;
-        }
+        let entry = table.get_mut(to_usize(index)).ok_or_else(|| {
+            Error::internal("a new refcount table has no entry for one of its blocks")
+        })?;
+        *entry = start.plus(number)?.offset(geometry)?.0;
     }
-    plan.write_blocks(NewBlocks {
+    plan.changes.write_pieces(Arc::new(NewBlocks {
         counters: fresh.references.counters(),
-        own: start..layout.end(),
+        own: start.0..layout.end()?.0,
+        start: start.offset(geometry)?.0,
         indexes: layout.blocks.clone(),
         width: fresh.stored.width(),
         geometry,
-    });
-    let table_offset = fresh.references.offset_of(layout.table_start());
-    plan.write(table_offset, encode_table(&table))?;
-    let old = &fresh.image.area.header;
+    }))?;
+    let table_offset = layout.table_start()?.offset(geometry)?.0;
+    plan.changes.write(table_offset, encode_table(&table))?;
+    let old = fresh.image.header();
     let mut step = Step {
         action: Action::WriteRefcounts,
         structure: Structure::RefcountTable,
@@ -164,7 +166,7 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
         to: layout.blocks.len() as u64,
     };
     plan.step(step.clone());
-    plan.barrier();
+    plan.changes.barrier();
     step = Step {
         action: Action::SwitchRefcounts,
         structure: Structure::Header,
@@ -174,8 +176,9 @@ pub(super) fn rebuild(fresh: &Checker<'_>, plan: &mut Plan) -> Result<()> {
         ..step
     };
     plan.step(step);
-    plan.patch(HeaderPatch::refcount_table(HostOffset(table_offset), layout.table_clusters))?;
-    plan.barrier();
+    plan.changes
+        .patch(HeaderPatch::refcount_table(HostOffset(table_offset), layout.table_clusters))?;
+    plan.changes.barrier();
     Ok(())
 }
 
@@ -185,40 +188,35 @@ pub(super) struct NewBlocks {
     counters: Arc<Counters>,
     /// The clusters of the new blocks and of their table. The blocks come first.
     own: Range<u64>,
+    /// Offset of the first of them.
+    start: u64,
     /// Which block each is.
     indexes: Vec<u64>,
     width: RefcountWidth,
     geometry: Geometry,
 }
 
-impl NewBlocks {
-    /// Where they lie in the file, in bytes.
-    pub(super) fn place(&self) -> Range<u64> {
-        let offset = |cluster: u64| cluster.saturating_mul(self.geometry.cluster_size());
-        let end = self.own.start.saturating_add(self.indexes.len() as u64);
-        offset(self.own.start)..offset(end)
+impl Pieces for NewBlocks {
+    fn start(&self) -> u64 {
+        self.start
     }
 
-    /// Offsets and bytes of the blocks that these bytes of the file touch.
-    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Result<(u64, Vec<u8>)>> {
-        let (place, size) = (self.place(), self.geometry.cluster_size());
-        let start = range.start.max(place.start);
-        let end = range.end.min(place.end);
-        let first = start.saturating_sub(place.start) >> self.geometry.cluster_bits();
-        let last = end.saturating_sub(place.start).div_ceil(size.max(1));
-        (first..last).map(move |number| {
-            let offset = place.start.saturating_add(number.saturating_mul(size));
-            self.block(number).map(|bytes| (offset, bytes))
-        })
+    fn piece_len(&self) -> u64 {
+        self.geometry.cluster_size()
     }
 
-    fn block(&self, number: u64) -> Result<Vec<u8>> {
-        let mut block = vec![0; usize::try_from(self.geometry.cluster_size()).unwrap_or_default()];
-        let index = usize::try_from(number).ok().and_then(|number| self.indexes.get(number));
+    fn count(&self) -> u64 {
+        self.indexes.len() as u64
+    }
+
+    fn piece(&self, number: u64) -> Result<Vec<u8>> {
+        let mut block = vec![0; to_usize(self.geometry.cluster_size())];
+        let index = self.indexes.get(to_usize(number)).copied();
+        let index = index.ok_or_else(|| Error::internal("there is no such refcount block"))?;
         let per_block = self.width.entries_per_block(self.geometry);
-        let first = index.copied().unwrap_or_default().saturating_mul(per_block);
+        let first = index.times(per_block)?;
         for at in 0..per_block {
-            let cluster = first.saturating_add(at);
+            let cluster = first.plus(at)?;
             let count = if self.own.contains(&cluster) { 1 } else { self.counters.get(cluster) };
             if count > 0 {
                 self.width.set(&mut block, at, count)?;
@@ -230,7 +228,7 @@ impl NewBlocks {
 
 /// Where new refcount structures go: blocks from cluster `start` on, then the table.
 struct Layout {
-    start: u64,
+    start: ClusterIndex,
     /// Which blocks there are, in order.
     blocks: Vec<u64>,
     table_clusters: u32,
@@ -238,27 +236,28 @@ struct Layout {
 
 impl Layout {
     /// Grows until the structures have room for their own refcounts (trap 70).
-    fn new(fresh: &Checker<'_>, start: u64) -> Result<Self> {
+    fn new(fresh: &Checker<'_>, start: ClusterIndex) -> Result<Self> {
         let (stored, geometry) = (&fresh.stored, fresh.geometry);
-        let used: Vec<u64> = (0..stored.blocks_for(start))
-            .filter(|index| {
-                let first = index.saturating_mul(stored.per_block());
-                next_referenced(fresh, first, first.saturating_add(stored.per_block())).is_some()
-            })
-            .collect();
+        let mut used = Vec::new();
+        for index in 0..stored.blocks_for(start.0) {
+            if needs_block(fresh, index, u64::MAX)? {
+                used.push(index);
+            }
+        }
         let mut layout = Self { start, blocks: used.clone(), table_clusters: 1 };
         loop {
-            let own_first = start.checked_div(stored.per_block()).unwrap_or_default();
-            let own = own_first..stored.blocks_for(layout.end());
+            let (own_first, _) = stored.locate(start.0);
+            let own = own_first..stored.blocks_for(layout.end()?.0);
             let mut blocks = used.clone();
             blocks.retain(|index| !own.contains(index));
             blocks.extend(own.clone());
-            let table_bytes = own.end.saturating_mul(8);
+            let table_bytes = own.end.times(8)?;
             if table_bytes > MAX_REFCOUNT_TABLE_BYTES {
                 return Err(Error::limit("the refcount table would be longer than 8 MiB")
                     .hint(Remedy::Flatten));
             }
-            let table_clusters = u32::try_from(geometry.clusters_for(table_bytes)).unwrap_or(1);
+            let table_clusters = u32::try_from(geometry.clusters_for(table_bytes))
+                .map_err(|_| Error::internal("a refcount table of too many clusters"))?;
             let done =
                 blocks.len() == layout.blocks.len() && table_clusters == layout.table_clusters;
             (layout.blocks, layout.table_clusters) = (blocks, table_clusters);
@@ -268,16 +267,16 @@ impl Layout {
         }
     }
 
-    fn table_start(&self) -> u64 {
-        self.start.saturating_add(self.blocks.len() as u64)
+    fn table_start(&self) -> Result<ClusterIndex> {
+        self.start.plus(self.blocks.len() as u64)
     }
 
-    fn end(&self) -> u64 {
-        self.table_start().saturating_add(self.table_clusters.into())
+    fn end(&self) -> Result<ClusterIndex> {
+        self.table_start()?.plus(self.table_clusters.into())
     }
 
-    fn table_entries(&self, geometry: Geometry) -> usize {
-        let bytes = u64::from(self.table_clusters).saturating_mul(geometry.cluster_size());
-        usize::try_from(bytes >> 3).unwrap_or_default()
+    fn table_entries(&self, geometry: Geometry) -> Result<usize> {
+        let bytes = u64::from(self.table_clusters).times(geometry.cluster_size())?;
+        Ok(to_usize(bytes >> 3))
     }
 }

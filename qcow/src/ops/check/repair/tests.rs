@@ -61,8 +61,8 @@ fn crc(image: &[u8]) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     std::fs::write(&path, image).unwrap();
-    let skeleton = Skeleton::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
-    let snapshots = skeleton.snapshots.iter();
+    let opened = Image::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
+    let snapshots = opened.snapshots().iter();
     let ids = snapshots.map(|snapshot| Some(String::from_utf8(snapshot.id.clone()).unwrap()));
     let read = |snapshot: Option<String>| {
         let open = OpenOptions { snapshot, ..OpenOptions::default() };
@@ -99,7 +99,7 @@ fn repair_in(storage: &SimStorage, failure: Option<Failure>) -> Result<()> {
         RepairOptions { scope: Scope::All, dry_run: false, check: CheckOptions::default() };
     let (_, plan) = make_plan(&base, &options, &Silent, &CancelToken::new()).unwrap();
     failure.into_iter().for_each(|failure| storage.fail(failure));
-    plan.apply(storage)
+    plan.changes.apply(storage)
 }
 
 /// Clusters that are used and not, or not enough, counted.

@@ -1,0 +1,424 @@
+//! A disk that is read and written, by any number of threads at once: a QCOW2 or raw image and what it is
+//! backed by.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("disk.qcow2");
+//! use qcow::chain::OpenOptions;
+//! use qcow::disk::{Disk, WriteOptions};
+//! use qcow::ops::create::{CreateOptions, create};
+//!
+//! create(&path, &CreateOptions { size: Some(1 << 30), ..Default::default() })?;
+//! let disk = Disk::open(&path, &OpenOptions::default(), WriteOptions::new())?;
+//! disk.write_at(b"hello", 1_000_000)?;
+//! disk.flush()?; // From here on it survives a crash.
+//!
+//! let mut bytes = [0; 5];
+//! disk.read_at(&mut bytes, 1_000_000)?;
+//! assert_eq!(&bytes, b"hello");
+//! disk.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What a crash leaves
+//!
+//! After a crash of the process or of the machine the image is sound, without any repair: each sector of
+//! 512 bytes holds what was written to it before the last flush that returned, or something that was
+//! written later. Clusters may be leaked, which costs space and nothing else; `check` finds them and
+//! repairs them. QEMU may open the image as it was left.
+//!
+//! # What it cannot write to yet
+//!
+//! Encrypted images, images with persistent bitmaps, and images marked dirty or corrupt are refused.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::chain::{Chain, Format, OpenOptions, open_writable};
+use crate::format::{GuestOffset, HostOffset};
+use crate::image::write::{Below, NoBacking, Piece, PieceKind, Writer, WriterOptions};
+use crate::io::{WriteStorage, Zeroes, read_padded};
+use crate::{Error, Result};
+
+/// Bytes of L2 tables that are kept in memory unless [`WriteOptions::table_cache`] says otherwise: enough for
+/// 256 GiB of disk at 64 KiB clusters.
+pub const TABLE_CACHE_BYTES: u64 = 32 << 20;
+
+/// How a disk is written to.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct WriteOptions {
+    table_cache: u64,
+    punch: bool,
+    backing: Option<Chain>,
+    data_file: Option<Arc<dyn WriteStorage>>,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        Self { table_cache: TABLE_CACHE_BYTES, punch: true, backing: None, data_file: None }
+    }
+}
+
+impl WriteOptions {
+    /// The default: [`TABLE_CACHE_BYTES`] of tables in memory, and freed space is given back.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes of L2 tables to keep in memory.
+    #[must_use]
+    pub fn table_cache(self, bytes: u64) -> Self {
+        Self { table_cache: bytes, ..self }
+    }
+
+    /// Whether the space of clusters that become free is given back to the file system.
+    #[must_use]
+    pub fn punch(self, punch: bool) -> Self {
+        Self { punch, ..self }
+    }
+
+    /// What the image is backed by, for [`Disk::from_storage`].
+    #[must_use]
+    pub fn backing(self, chain: Chain) -> Self {
+        Self { backing: Some(chain), ..self }
+    }
+
+    /// The image's external data file, for [`Disk::from_storage`].
+    #[must_use]
+    pub fn data_file(self, storage: Arc<dyn WriteStorage>) -> Self {
+        Self { data_file: Some(storage), ..self }
+    }
+}
+
+/// A part of a disk that is of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiskRange {
+    /// Where it starts on the disk, in bytes.
+    pub at: u64,
+    /// Its length in bytes, never 0.
+    pub len: u64,
+    /// What it is.
+    pub kind: RangeKind,
+}
+
+/// What the image that is written to says about a part of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RangeKind {
+    /// The image has nothing: the backing file decides, and without one it reads as zeros.
+    Backing,
+    /// It reads as zeros.
+    Zero,
+    /// Bytes at this place of the image, or of its external data file.
+    Data {
+        /// Where the first byte lies.
+        host: HostOffset,
+    },
+    /// Compressed clusters.
+    Compressed,
+}
+
+/// A disk open for reading and writing. All methods take `&self`; share it by [`Arc`] or by reference.
+///
+/// Dropping it loses what was not flushed, as a crash would, and leaves the image sound: call
+/// [`close`](Self::close).
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    image: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Raw(Arc<dyn WriteStorage>),
+    Qcow2(Box<Writer>),
+}
+
+impl Disk {
+    /// Opens the image at `path` for writing, with QEMU's image locks, and its backing chain for reading.
+    ///
+    /// # Errors
+    /// [`InUse`](crate::ErrorKind::InUse) if another process uses the image; [`Usage`](crate::ErrorKind::Usage) if its format
+    /// would have to be guessed as raw; [`Corrupt`](crate::ErrorKind::Corrupt),
+    /// [`Encrypted`](crate::ErrorKind::Encrypted) or [`Unsupported`](crate::ErrorKind::Unsupported) for images that cannot be
+    /// written to; otherwise as [`Chain::open`].
+    pub fn open(path: &Path, open: &OpenOptions, write: WriteOptions) -> Result<Self> {
+        let opened = open_writable(path, open)?;
+        let storage: Arc<dyn WriteStorage> = Arc::new(opened.file);
+        let write = WriteOptions { backing: opened.backing, data_file: opened.data, ..write };
+        Self::new(opened.path, storage, opened.format, write)
+    }
+
+    /// Writes to an image in a storage of yours. Its backing chain and data file, if it has them, are given
+    /// with `options`; whatever the image calls them does not matter.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use qcow::chain::Format;
+    /// use qcow::disk::{Disk, WriteOptions};
+    /// use qcow::io::MemoryStorage;
+    ///
+    /// let storage = Arc::new(MemoryStorage::new(vec![0; 1 << 20]));
+    /// let disk = Disk::from_storage(storage.clone(), Format::Raw, WriteOptions::new())?;
+    /// disk.write_at(&[7; 512], 4096)?;
+    /// assert_eq!(storage.bytes()[4096], 7);
+    /// # Ok::<(), qcow::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if the image has a backing file or data file and none is given, or the other
+    /// way round; otherwise as [`open`](Self::open).
+    pub fn from_storage(
+        storage: Arc<dyn WriteStorage>,
+        format: Format,
+        options: WriteOptions,
+    ) -> Result<Self> {
+        if format == Format::Qcow2 {
+            let area = crate::image::read_header_area(&*storage, crate::image::Purpose::Read)?;
+            if area.backing_name.is_some() != options.backing.is_some() {
+                return Err(Error::usage(
+                    "an image has a backing chain just if its header names a backing file",
+                ));
+            }
+        }
+        Self::new(PathBuf::new(), storage, format, options)
+    }
+
+    fn new(
+        path: PathBuf,
+        storage: Arc<dyn WriteStorage>,
+        format: Format,
+        options: WriteOptions,
+    ) -> Result<Self> {
+        let WriteOptions { table_cache, punch, backing, data_file } = options;
+        let image = match format {
+            Format::Raw => Kind::Raw(storage),
+            Format::Qcow2 => {
+                let below: Box<dyn Below> = match backing {
+                    Some(chain) => Box::new(chain),
+                    None => Box::new(NoBacking),
+                };
+                let options = WriterOptions { cache: table_cache, punch };
+                let writer = Writer::open(storage, data_file, below, options);
+                Kind::Qcow2(Box::new(writer.map_err(|error| error.file(&path))?))
+            }
+        };
+        Ok(Self { path, image })
+    }
+
+    /// Size of the disk in bytes, a multiple of 512.
+    pub fn size(&self) -> u64 {
+        match &self.image {
+            Kind::Raw(storage) => storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Kind::Qcow2(writer) => writer.size(),
+        }
+    }
+
+    /// Cluster size in bytes; `None` for a raw image.
+    pub fn cluster_size(&self) -> Option<u64> {
+        match &self.image {
+            Kind::Raw(_) => None,
+            Kind::Qcow2(writer) => Some(writer.geometry().cluster_size()),
+        }
+    }
+
+    /// Fills `buf` with the bytes from `at` on.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk, otherwise what reading raises.
+    pub fn read_at(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(storage) => self
+                .check_range(at, buf.len() as u64)
+                .and_then(|()| read_padded(&**storage, buf, at)),
+            Kind::Qcow2(writer) => writer.read_at(buf, at),
+        };
+        self.named(result)
+    }
+
+    /// What each part of `len` bytes from `at` on is, in ascending order and without gaps: as it is now, while
+    /// other threads may be changing it.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("disk.qcow2");
+    /// # use qcow::chain::OpenOptions;
+    /// # use qcow::ops::create::{CreateOptions, create};
+    /// use qcow::disk::{Disk, RangeKind, WriteOptions};
+    /// # create(&path, &CreateOptions { size: Some(1 << 20), ..Default::default() })?;
+    /// let disk = Disk::open(&path, &OpenOptions::default(), WriteOptions::new())?;
+    /// disk.write_at(&[7; 65536], 65536)?;
+    /// let kinds: Vec<_> = disk.ranges(0, 1 << 20)?.iter().map(|range| (range.len, range.kind)).collect();
+    /// assert!(matches!(
+    ///     kinds[..],
+    ///     [(65536, RangeKind::Backing), (65536, RangeKind::Data { .. }), (_, RangeKind::Backing)]
+    /// ));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk, otherwise what reading the tables raises.
+    pub fn ranges(&self, at: u64, len: u64) -> Result<Vec<DiskRange>> {
+        let result = match &self.image {
+            Kind::Raw(_) => self.check_range(at, len).map(|()| {
+                let kind = RangeKind::Data { host: HostOffset(at) };
+                if len == 0 { Vec::new() } else { vec![DiskRange { at, len, kind }] }
+            }),
+            Kind::Qcow2(writer) => {
+                writer.pieces(at, len).map(|pieces| pieces.into_iter().map(range).collect())
+            }
+        };
+        self.named(result)
+    }
+
+    /// Writes `buf` from `at` on. It is durable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk, [`NoSpace`](crate::ErrorKind::NoSpace) if the image cannot
+    /// grow, otherwise what reading and writing raise. Parts of the range may then have been written; no
+    /// other part of the disk changes.
+    pub fn write_at(&self, buf: &[u8], at: u64) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(storage) => self.check_range(at, buf.len() as u64).and_then(|()| {
+                storage.write_at(buf, at).map_err(|error| Error::io("could not write", error))
+            }),
+            Kind::Qcow2(writer) => writer.write_at(buf, at),
+        };
+        self.named(result)
+    }
+
+    /// Makes `len` bytes from `at` on read as zeros; where an entry can say so, no data is written.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn write_zeroes(&self, at: u64, len: u64, how: Zeroes) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(storage) => self.check_range(at, len).and_then(|()| {
+                let end = at.saturating_add(len).min(storage.len());
+                let len = end.saturating_sub(at);
+                storage
+                    .write_zeroes(at, len, how)
+                    .map_err(|error| Error::io("could not write zeros", error))
+            }),
+            Kind::Qcow2(writer) => writer.write_zeroes(at, len, how),
+        };
+        self.named(result)
+    }
+
+    /// Says that `len` bytes from `at` on are not needed any more. Of a QCOW2 image whole clusters read as
+    /// zeros afterwards, and what is left over is left alone (as is everything in an image of version 2 with
+    /// a backing file); of a raw image each byte reads as before, or as zero.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn discard(&self, at: u64, len: u64) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(storage) => self.check_range(at, len).and_then(|()| {
+                storage.discard(at, len).map_err(|error| Error::io("could not discard", error))
+            }),
+            Kind::Qcow2(writer) => writer.discard(at, len),
+        };
+        self.named(result)
+    }
+
+    /// Writes one whole cluster, compressed if that makes it smaller. At the end of the disk it may be
+    /// shorter.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if it is not one cluster, or if the image is raw or has an external data file;
+    /// otherwise as [`write_at`](Self::write_at).
+    pub fn write_compressed(&self, cluster: &[u8], at: u64) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(_) => Err(Error::usage("a raw image has no compressed clusters")),
+            Kind::Qcow2(writer) => writer.write_compressed(cluster, at),
+        };
+        self.named(result)
+    }
+
+    /// Makes durable what was written before it was called. Flushes of several threads that wait for each
+    /// other become one.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io), [`NoSpace`](crate::ErrorKind::NoSpace). If writing metadata failed, a later flush tries
+    /// again. If a sync failed, what was written since the last one may be lost whatever a later one says:
+    /// the disk can then only be read.
+    pub fn flush(&self) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(storage) => {
+                storage.sync().map_err(|error| Error::io("could not sync", error))
+            }
+            Kind::Qcow2(writer) => writer.flush(),
+        };
+        self.named(result)
+    }
+
+    /// Flushes, and frees what is not used any more. Locks are released when the disk is dropped.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn close(self) -> Result<()> {
+        let result = match &self.image {
+            Kind::Raw(_) => return self.flush(),
+            Kind::Qcow2(writer) => writer.close(),
+        };
+        self.named(result)
+    }
+
+    /// Syncs so far that flushes needed, for measurements: one if only data was written, two if clusters
+    /// were allocated too.
+    pub fn syncs(&self) -> u64 {
+        match &self.image {
+            Kind::Raw(_) => 0,
+            Kind::Qcow2(writer) => writer.barriers(),
+        }
+    }
+
+    fn check_range(&self, at: u64, len: u64) -> Result<()> {
+        let size = self.size();
+        match at.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::usage(format!("{len} bytes pass the end of a disk of {size} bytes"))
+                .guest_offset(GuestOffset(at))),
+        }
+    }
+
+    fn named<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(error) if !self.path.as_os_str().is_empty() => Err(error.file(&self.path)),
+            result => result,
+        }
+    }
+}
+
+fn range((at, piece): (u64, Piece)) -> DiskRange {
+    let kind = match piece.kind {
+        PieceKind::Below => RangeKind::Backing,
+        PieceKind::Zero => RangeKind::Zero,
+        PieceKind::Data { host, .. } => RangeKind::Data { host },
+        PieceKind::Compressed(_) => RangeKind::Compressed,
+    };
+    DiskRange { at, len: piece.len, kind }
+}
+
+impl Below for Chain {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<()> {
+        let there = self.virtual_size().saturating_sub(at).min(buf.len() as u64);
+        let (there, beyond) = buf.split_at_mut(crate::exact::to_usize(there));
+        beyond.fill(0);
+        if there.is_empty() { Ok(()) } else { self.read_at(there, GuestOffset(at)) }
+    }
+
+    fn len(&self) -> u64 {
+        self.virtual_size()
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "ops")]
+mod tests;

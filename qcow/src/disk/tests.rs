@@ -1,0 +1,13 @@
+//! What is read is what was written, by one thread and by many; QEMU agrees; and so does every state that a
+//! crash can leave.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
+
+mod crashes;
+mod faults;
+mod images;
+mod operations;
+mod threads;

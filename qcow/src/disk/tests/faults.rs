@@ -1,0 +1,94 @@
+//! Calls of the system that fail.
+
+use std::sync::Arc;
+
+use super::images::{KINDS, leaks};
+use super::operations::Request;
+use crate::ErrorKind;
+use crate::io::sim::{Failure, SimStorage};
+use fixtures::pattern::Random;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+#[test]
+fn a_failed_write_is_said_and_leaves_the_disk_as_it_was_or_as_it_was_to_be() {
+    fixtures::needs_qemu!();
+    for kind in KINDS {
+        let made = kind.make();
+        for call in 0..40 {
+            let storage = Arc::new(SimStorage::new(made.image.clone()));
+            let disk = made.open(storage.clone());
+            storage.fail(Failure { call, errno: ENOSPC, written: 100, for_good: false });
+            let mut model = made.content(&made.image, None);
+            let mut random = Random::new(call);
+            let (mut failed, mut poisoned) = (0, false);
+            for number in 0..20u8 {
+                let request = Request::random(&made, &mut random, 512, number + 1);
+                let result = request.run(&disk);
+                poisoned |= disk.flush().is_err() && disk.flush().is_err();
+                match result {
+                    Ok(()) => {
+                        if let Some((range, value)) = request.effect(&made) {
+                            model[range].fill(value);
+                        }
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::NoSpace, "{}: {error}", kind.name);
+                        failed += 1;
+                        // Each byte is what it was, or what it was to be; from here on, what it is.
+                        let (range, value) = request.effect(&made).unwrap_or((0..0, 0));
+                        let mut now = vec![0; model.len()];
+                        disk.read_at(&mut now, 0).unwrap();
+                        for (at, byte) in now.iter().enumerate() {
+                            let expected =
+                                model[at] == *byte || range.contains(&at) && *byte == value;
+                            assert!(expected, "{}, call {call}: byte {at:#x}", kind.name);
+                        }
+                        model = now;
+                    }
+                }
+                if poisoned {
+                    break;
+                }
+            }
+            assert!(failed <= 1, "one call fails, and one request");
+            let mut now = vec![0; model.len()];
+            disk.read_at(&mut now, 0).unwrap();
+            assert!(now == model, "{}, call {call}", kind.name);
+            if !poisoned {
+                disk.close().unwrap();
+                let image = storage.bytes();
+                assert!(made.content(&image, None) == model, "{}, call {call}: closed", kind.name);
+                assert_eq!(leaks(&image, kind.name), 0, "{}, call {call}", kind.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read() {
+    fixtures::needs_qemu!();
+    let made = KINDS[0].make();
+    let storage = Arc::new(SimStorage::new(made.image.clone()));
+    let disk = made.open(storage.clone());
+    disk.write_at(&[1; 4096], 0).unwrap();
+    // The data, then a refcount, a new table and their sync.
+    storage.fail(Failure { call: 3, errno: EIO, written: 0, for_good: false });
+    let error = loop {
+        if let Err(error) = disk.flush() {
+            break error;
+        }
+        disk.write_at(&[1; 4096], 0).unwrap();
+        let call = storage.calls() + 1;
+        storage.fail(Failure { call, errno: EIO, written: 0, for_good: false });
+    };
+    assert_eq!(error.kind(), ErrorKind::Io);
+    for result in [disk.flush(), disk.write_at(&[2; 512], 0), disk.discard(0, 4096)] {
+        let error = result.unwrap_err();
+        assert!(error.to_string().contains("an earlier flush failed"), "{error}");
+    }
+    let mut bytes = [0; 4096];
+    disk.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [1; 4096]);
+}

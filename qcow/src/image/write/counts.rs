@@ -1,0 +1,241 @@
+//! The image's refcounts in memory, as they are to be: read block by block when they are needed, changed
+//! here, and written sector by sector when a group is committed.
+//!
+//! Specification: "Host cluster management". Memory: one cluster for each block in use, with 16-bit
+//! refcounts and 64 KiB clusters 32 MiB for a file of 1 TiB.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{Put, SECTOR, sectors, table_sectors};
+use crate::exact::{Exact, to_usize};
+use crate::format::{
+    Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, RefcountWidth,
+    encode_table,
+};
+use crate::{Error, Result};
+
+/// Why something cannot be answered at once.
+#[derive(Debug)]
+pub(super) enum Need {
+    /// The refcount block of this index is to be read first.
+    Block(u64, HostOffset),
+    /// It failed.
+    Failed(Error),
+}
+
+impl From<Error> for Need {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// An answer, or what it needs first. What asks again after that must find all in order.
+pub(super) type Got<T> = std::result::Result<T, Need>;
+
+#[derive(Debug)]
+pub(super) struct Counts {
+    geometry: Geometry,
+    width: RefcountWidth,
+    table: Vec<u64>,
+    place: HostOffset,
+    /// Length of the table in clusters, at its place.
+    clusters: u64,
+    table_dirty: BTreeSet<u64>,
+    /// The table has another place than the header on disk says.
+    moved: bool,
+    blocks: HashMap<u64, Block>,
+    dirty_blocks: BTreeSet<u64>,
+}
+
+#[derive(Debug)]
+struct Block {
+    host: HostOffset,
+    bytes: Vec<u8>,
+    dirty: BTreeSet<u64>,
+    /// Nothing of it is on disk yet.
+    fresh: bool,
+}
+
+/// What a commit writes of the refcounts.
+#[derive(Debug, Default)]
+pub(super) struct FrozenCounts {
+    /// New blocks, and a table at a new place: to be durable before anything names them.
+    pub(super) unnamed: Vec<Put>,
+    /// All else.
+    pub(super) changed: Vec<Put>,
+}
+
+impl Counts {
+    /// The refcounts whose table has these entries and lies at `place`.
+    pub(super) fn new(
+        geometry: Geometry,
+        width: RefcountWidth,
+        table: Vec<u64>,
+        place: HostOffset,
+    ) -> Result<Self> {
+        for (index, entry) in (0u64..).zip(&table) {
+            let block = RefcountTableEntry(*entry).block_offset().unwrap_or_default();
+            if !geometry.is_aligned(block.0) {
+                return Err(Error::corrupt(format!("the refcount block is at {block}, unaligned"))
+                    .structure("refcount table")
+                    .index(index));
+            }
+        }
+        let clusters = geometry.clusters_for((table.len() as u64).saturating_mul(8));
+        Ok(Self {
+            geometry,
+            width,
+            table,
+            place,
+            clusters,
+            table_dirty: BTreeSet::new(),
+            moved: false,
+            blocks: HashMap::new(),
+            dirty_blocks: BTreeSet::new(),
+        })
+    }
+
+    pub(super) fn width(&self) -> RefcountWidth {
+        self.width
+    }
+
+    /// The clusters of the table.
+    pub(super) fn table_clusters(&self) -> std::ops::Range<u64> {
+        let first = self.place.0 >> self.geometry.cluster_bits();
+        first..first.saturating_add(self.clusters)
+    }
+
+    /// The clusters of the blocks.
+    pub(super) fn block_clusters(&self) -> impl Iterator<Item = u64> {
+        let bits = self.geometry.cluster_bits();
+        let hosts = self.table.iter().filter_map(|entry| RefcountTableEntry(*entry).block_offset());
+        hosts.map(move |host| host.0 >> bits)
+    }
+
+    /// Index of the cluster's block, and of its refcount there.
+    fn locate(&self, cluster: u64) -> (u64, u64) {
+        let bits = self.width.entries_per_block(self.geometry).trailing_zeros();
+        let block = cluster >> bits;
+        (block, cluster ^ block << bits)
+    }
+
+    fn block_host(&self, index: u64) -> Option<HostOffset> {
+        RefcountTableEntry(*self.table.get(to_usize(index))?).block_offset()
+    }
+
+    /// Whether there is a block for the cluster's refcount.
+    pub(super) fn covers(&self, cluster: u64) -> bool {
+        self.block_host(self.locate(cluster).0).is_some()
+    }
+
+    /// Whether the table has an entry for the cluster's block.
+    pub(super) fn reaches(&self, cluster: u64) -> bool {
+        self.locate(cluster).0 < self.table.len() as u64
+    }
+
+    /// The cluster's refcount; zero where there is no block (trap 69).
+    pub(super) fn get(&self, cluster: u64) -> Got<u64> {
+        let (index, at) = self.locate(cluster);
+        let Some(host) = self.block_host(index) else { return Ok(0) };
+        let block = self.blocks.get(&index).ok_or(Need::Block(index, host))?;
+        Ok(self.width.get(&block.bytes, at)?)
+    }
+
+    /// Sets the cluster's refcount, whose block there must be.
+    pub(super) fn set(&mut self, cluster: u64, count: u64) -> Got<()> {
+        let (index, at) = self.locate(cluster);
+        let host = self
+            .block_host(index)
+            .ok_or_else(|| Error::internal(format!("no refcount block for cluster {cluster}")))?;
+        let block = self.blocks.get_mut(&index).ok_or(Need::Block(index, host))?;
+        self.width.set(&mut block.bytes, at, count)?;
+        let bit = at.times(self.width.bits().into())?;
+        block.dirty.insert(bit >> 3 >> SECTOR.trailing_zeros());
+        self.dirty_blocks.insert(index);
+        Ok(())
+    }
+
+    /// Takes a block that was read.
+    pub(super) fn loaded(&mut self, index: u64, host: HostOffset, bytes: Vec<u8>) {
+        if self.block_host(index) == Some(host) {
+            let block = Block { host, bytes, dirty: BTreeSet::new(), fresh: false };
+            self.blocks.entry(index).or_insert(block);
+        }
+    }
+
+    /// Makes `cluster`, which no block covers and the table reaches, the block that covers it.
+    pub(super) fn add_block(&mut self, cluster: u64) -> Got<()> {
+        let (index, _) = self.locate(cluster);
+        let host = HostOffset(cluster.times(self.geometry.cluster_size())?);
+        let entry = self.table.get_mut(to_usize(index)).ok_or_else(|| {
+            Error::internal(format!("the refcount table does not reach cluster {cluster}"))
+        })?;
+        *entry = host.0;
+        self.table_dirty.insert(index >> (SECTOR.trailing_zeros().saturating_sub(3)));
+        let bytes = vec![0; to_usize(self.geometry.cluster_size())];
+        self.blocks.insert(index, Block { host, bytes, dirty: BTreeSet::new(), fresh: true });
+        self.set(cluster, 1)
+    }
+
+    /// How many clusters a table needs that reaches `cluster`, and some more.
+    pub(super) fn larger_table(&self, cluster: u64) -> Result<u64> {
+        let entries = self.locate(cluster).0.plus(1)?;
+        let now = self.clusters;
+        let needed = self.geometry.clusters_for(entries.times(8)?);
+        let most = MAX_REFCOUNT_TABLE_BYTES >> self.geometry.cluster_bits();
+        if needed > most {
+            return Err(Error::limit("the refcount table cannot become any larger")
+                .structure("refcount table")
+                .hint(crate::Remedy::LargerClusters));
+        }
+        Ok(needed.max(now.plus(now >> 1)?.plus(1)?).min(most))
+    }
+
+    /// Lengthens the table in memory, so that blocks can be added for what it did not reach.
+    pub(super) fn lengthen(&mut self, clusters: u64) -> Result<()> {
+        let entries = clusters.times(self.geometry.cluster_size())? >> 3;
+        if to_usize(entries) > self.table.len() {
+            self.table.resize(to_usize(entries), 0);
+        }
+        Ok(())
+    }
+
+    /// Gives the lengthened table a place of as many clusters.
+    pub(super) fn move_table(&mut self, place: std::ops::Range<u64>) -> Result<()> {
+        self.place = HostOffset(place.start.times(self.geometry.cluster_size())?);
+        self.clusters = place.end.minus(place.start)?;
+        self.moved = true;
+        Ok(())
+    }
+
+    /// Takes out what is to be written.
+    pub(super) fn freeze(&mut self) -> Result<FrozenCounts> {
+        let mut frozen = FrozenCounts::default();
+        for index in std::mem::take(&mut self.dirty_blocks) {
+            let Some(block) = self.blocks.get_mut(&index) else { continue };
+            let dirty = std::mem::take(&mut block.dirty);
+            if std::mem::take(&mut block.fresh) {
+                frozen.unnamed.push(Put { offset: block.host.0, bytes: block.bytes.clone() });
+            } else {
+                sectors(&block.bytes, block.host.0, &dirty, &mut frozen.changed)?;
+            }
+        }
+        let dirty = std::mem::take(&mut self.table_dirty);
+        if std::mem::take(&mut self.moved) {
+            let clusters = u32::try_from(self.clusters)
+                .map_err(|_| Error::internal("the refcount table passes 32 bits"))?;
+            let bytes = encode_table(&self.table);
+            frozen.unnamed.push(Put { offset: self.place.0, bytes });
+            let HeaderPatch { offset, bytes } = HeaderPatch::refcount_table(self.place, clusters);
+            frozen.changed.push(Put { offset, bytes });
+        } else if !dirty.is_empty() {
+            table_sectors(&self.table, self.place.0, &dirty, &mut frozen.changed)?;
+        }
+        Ok(frozen)
+    }
+
+    /// Whether nothing is to be written.
+    pub(super) fn is_clean(&self) -> bool {
+        self.dirty_blocks.is_empty() && self.table_dirty.is_empty() && !self.moved
+    }
+}

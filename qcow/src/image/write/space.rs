@@ -1,0 +1,259 @@
+//! Which host clusters are free: allocation, and the way of a freed cluster back to use.
+//!
+//! A reference that is dropped lowers its cluster's refcount only when no entry on disk and no request in
+//! flight can lead there any more (quarantine): otherwise a crash, or a read that is under way, would find
+//! another's bytes.
+
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+
+use super::counts::{Counts, Got};
+use super::gate::Gate;
+use crate::exact::Exact;
+use crate::format::{Geometry, HOST_OFFSET_LIMIT, HostOffset};
+use crate::{Error, Result};
+
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) counts: Counts,
+    geometry: Geometry,
+    /// No cluster below is free.
+    low_water_mark: u64,
+    /// Clusters of metadata that was there when the image was opened: whatever their refcounts say, they
+    /// are not free.
+    metadata: HashSet<u64>,
+    /// A file that cannot grow has this many clusters.
+    fixed_end: Option<u64>,
+    /// The refcount table is to be this many clusters long, before anything else is allocated.
+    wanted_table: Option<u64>,
+    /// Clusters that the refcount table has left, for the group that moves it.
+    left_table: Vec<u64>,
+    quarantine: VecDeque<Batch>,
+    /// Where the next compressed cluster can go, in a cluster that has others.
+    packing: Option<u64>,
+}
+
+/// Dropped references, one for each time that a cluster is listed, which nothing on disk has any more.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) clusters: Vec<u64>,
+    /// Requests of this epoch may still use them; not known yet.
+    epoch: Option<u64>,
+}
+
+impl Space {
+    pub(super) fn new(counts: Counts, geometry: Geometry, fixed_end: Option<u64>) -> Self {
+        let mut metadata: HashSet<u64> =
+            counts.block_clusters().chain(counts.table_clusters()).collect();
+        metadata.insert(0);
+        Self {
+            counts,
+            geometry,
+            low_water_mark: 1,
+            metadata,
+            fixed_end,
+            wanted_table: None,
+            left_table: Vec::new(),
+            quarantine: VecDeque::new(),
+            packing: None,
+        }
+    }
+
+    /// Says that these clusters have metadata.
+    pub(super) fn add_metadata(&mut self, clusters: impl IntoIterator<Item = u64>) {
+        self.metadata.extend(clusters);
+    }
+
+    /// Allocates at least one and at most `most` clusters in a row, each with a refcount of one.
+    ///
+    /// # Errors
+    /// [`NoSpace`](crate::ErrorKind::NoSpace) if the file cannot grow,
+    /// [`Limit`](crate::ErrorKind::Limit) if the format cannot say more,
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if metadata is said to be free.
+    pub(super) fn allocate(&mut self, most: u64) -> Got<Range<u64>> {
+        loop {
+            self.make_wanted_table()?;
+            let first = self.first_free(self.low_water_mark)?;
+            if !self.make_covered(first)? {
+                continue;
+            }
+            let mut end = first.plus(1)?;
+            while end.minus(first)? < most && self.counts.covers(end) && self.is_free(end)? {
+                end = end.plus(1)?;
+            }
+            self.take(first..end)?;
+            self.low_water_mark = end;
+            return Ok(first..end);
+        }
+    }
+
+    /// Finds room for `len` compressed bytes, at most one cluster, and counts the reference.
+    pub(super) fn allocate_bytes(&mut self, len: u64) -> Got<HostOffset> {
+        let cluster_size = self.geometry.cluster_size();
+        if let Some(at) = self.packing {
+            let cluster = at >> self.geometry.cluster_bits();
+            let room = cluster_size.minus(self.geometry.offset_in_cluster(at))?;
+            let count = self.counts.get(cluster)?;
+            if len <= room && count > 0 && count < self.counts.width().max() {
+                self.counts.set(cluster, count.plus(1)?)?;
+                self.packing = (len < room).then_some(at.plus(len)?);
+                return Ok(HostOffset(at));
+            }
+        }
+        let host = self.allocate(1)?.start.times(cluster_size)?;
+        self.packing = (len < cluster_size).then_some(host.plus(len)?);
+        Ok(HostOffset(host))
+    }
+
+    /// Takes back what was allocated for a request that failed: nothing can have seen it.
+    pub(super) fn give_back(&mut self, cluster: u64) -> Got<()> {
+        let count = self.counts.get(cluster)?;
+        let count = count.checked_sub(1).ok_or_else(|| free_already(cluster))?;
+        self.counts.set(cluster, count)?;
+        if count == 0 {
+            self.low_water_mark = self.low_water_mark.min(cluster);
+            self.forget_packing(cluster);
+        }
+        Ok(())
+    }
+
+    fn forget_packing(&mut self, cluster: u64) {
+        let bits = self.geometry.cluster_bits();
+        self.packing = self.packing.filter(|at| at >> bits != cluster);
+    }
+
+    fn is_free(&self, cluster: u64) -> Got<bool> {
+        Ok(self.counts.get(cluster)? == 0)
+    }
+
+    fn first_free(&self, from: u64) -> Got<u64> {
+        let mut cluster = from.max(1);
+        while !self.is_free(cluster)? {
+            cluster = cluster.plus(1)?;
+        }
+        Ok(cluster)
+    }
+
+    /// Sees to it that there is a refcount for the free cluster. False if the search must begin again.
+    fn make_covered(&mut self, cluster: u64) -> Got<bool> {
+        if self.counts.covers(cluster) {
+            return Ok(true);
+        }
+        if self.counts.reaches(cluster) {
+            self.check_place(cluster)?;
+            self.counts.add_block(cluster)?;
+        } else {
+            self.wanted_table = Some(self.counts.larger_table(cluster)?);
+        }
+        Ok(false)
+    }
+
+    fn make_wanted_table(&mut self) -> Got<()> {
+        let Some(clusters) = self.wanted_table else { return Ok(()) };
+        self.counts.lengthen(clusters)?;
+        let range = self.allocate_row(clusters)?;
+        self.left_table.extend(self.counts.table_clusters());
+        self.counts.move_table(range)?;
+        self.wanted_table = None;
+        Ok(())
+    }
+
+    /// Allocates exactly `len` clusters in a row.
+    fn allocate_row(&mut self, len: u64) -> Got<Range<u64>> {
+        let mut first = self.first_free(self.low_water_mark)?;
+        loop {
+            let mut end = first;
+            while end.minus(first)? < len && self.is_free(end)? {
+                end = end.plus(1)?;
+            }
+            if end.minus(first)? < len {
+                first = self.first_free(end.plus(1)?)?;
+                continue;
+            }
+            match (first..end).find(|cluster| !self.counts.covers(*cluster)) {
+                Some(cluster) if !self.counts.reaches(cluster) => {
+                    return Err(
+                        Error::limit("the refcount table cannot become large enough").into()
+                    );
+                }
+                // The block lies where the row was to be: look again behind it.
+                Some(cluster) => {
+                    self.check_place(cluster)?;
+                    self.counts.add_block(cluster)?;
+                }
+                None => {
+                    self.take(first..end)?;
+                    return Ok(first..end);
+                }
+            }
+        }
+    }
+
+    /// Counts free clusters, whose blocks are loaded, as used.
+    fn take(&mut self, clusters: Range<u64>) -> Got<()> {
+        clusters.clone().try_for_each(|cluster| self.check_place(cluster))?;
+        clusters.into_iter().try_for_each(|cluster| self.counts.set(cluster, 1))
+    }
+
+    /// Whether a free cluster can be used at all.
+    fn check_place(&self, cluster: u64) -> Result<()> {
+        let host = cluster.times(self.geometry.cluster_size())?;
+        if self.metadata.contains(&cluster) {
+            return Err(Error::corrupt("a cluster of metadata has a refcount of zero")
+                .structure("refcount block")
+                .host_offset(host)
+                .hint(crate::Remedy::Repair));
+        }
+        if self.fixed_end.is_some_and(|end| cluster >= end) {
+            let full = std::io::ErrorKind::StorageFull.into();
+            return Err(Error::io("the image cannot grow any further", full));
+        }
+        if host.plus(self.geometry.cluster_size())? > HOST_OFFSET_LIMIT {
+            return Err(Error::limit("the image file would pass what the format can address"));
+        }
+        Ok(())
+    }
+
+    /// Clusters of the refcount table's old place.
+    pub(super) fn left_by_table(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.left_table)
+    }
+
+    /// These references are gone from the disk. Requests in flight may still use them.
+    pub(super) fn dropped(&mut self, clusters: Vec<u64>) {
+        if !clusters.is_empty() {
+            self.quarantine.push_back(Batch { clusters, epoch: None });
+        }
+    }
+
+    /// Takes out references that nobody can use any more, and whose refcounts may be lowered.
+    pub(super) fn settled(&mut self, gate: &Gate) -> Option<Vec<u64>> {
+        if self.quarantine.iter().any(|batch| batch.epoch.is_none())
+            && let Some(epoch) = gate.flip()
+        {
+            for batch in &mut self.quarantine {
+                batch.epoch.get_or_insert(epoch);
+            }
+        }
+        let front = self.quarantine.front()?;
+        if !front.epoch.is_some_and(|epoch| gate.drained(epoch)) {
+            return None;
+        }
+        self.quarantine.pop_front().map(|batch| batch.clusters)
+    }
+
+    /// Lowers the cluster's refcount by one; at zero it is free.
+    pub(super) fn lower(&mut self, cluster: u64) -> Got<()> {
+        self.give_back(cluster)?;
+        if self.is_free(cluster)? {
+            self.metadata.remove(&cluster);
+        }
+        Ok(())
+    }
+}
+
+fn free_already(cluster: u64) -> Error {
+    Error::corrupt(format!("cluster {cluster} is used, and has a refcount of zero"))
+        .structure("refcount block")
+        .hint(crate::Remedy::Repair)
+}

@@ -1,0 +1,374 @@
+//! Writing the guest's data: in place where the cluster is allocated and not shared, else to a new one.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering::SeqCst;
+
+use super::lookup::Kind;
+use super::slices::Found;
+use super::{Writer, put};
+use crate::codec::Compressor;
+use crate::exact::{Exact, to_usize};
+use crate::format::{CompressedSpan, HostOffset, L2Entry, RawL2Entry};
+use crate::io::read_padded;
+use crate::{Error, Result};
+
+/// A request allocates at most this many bytes at once, so that others get their turn.
+const AT_ONCE: u64 = 4 << 20;
+/// Up to this length data and what is filled in around it are written as one.
+const JOINED: u64 = 256 << 10;
+
+/// Where the data of a cluster that is written to goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// Where it is: no entry changes.
+    InPlace,
+    /// To the cluster that is kept for it, and that nothing else uses.
+    Kept(HostOffset),
+    /// To a new cluster.
+    New,
+}
+
+/// An entry to be changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    pub(super) cluster: u64,
+    pub(super) from: RawL2Entry,
+    pub(super) to: RawL2Entry,
+    /// The host clusters of `from` are not used by `to`.
+    pub(super) drops: bool,
+}
+
+impl Writer {
+    /// Writes `buf` at guest offset `at`.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk; otherwise what reading, allocating and
+    /// writing raise. Parts of the range may have been written.
+    pub(crate) fn write_at(&self, buf: &[u8], at: u64) -> Result<()> {
+        self.check_range(at, buf.len() as u64)?;
+        self.changing(at, buf.len() as u64, || self.write(buf, at))
+    }
+
+    /// Runs a request that changes something within a range.
+    pub(super) fn changing(
+        &self,
+        at: u64,
+        len: u64,
+        request: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.prepare()?;
+        self.bitmaps.set(&(at..at.plus(len)?));
+        let pass = self.gate.enter();
+        let result = request();
+        drop(pass);
+        self.changes.fetch_add(1, SeqCst);
+        if result.is_ok() && self.map().is_full() {
+            self.flush()?;
+        }
+        result
+    }
+
+    /// As [`write_at`](Self::write_at), within a request.
+    pub(super) fn write(&self, buf: &[u8], at: u64) -> Result<()> {
+        let (mut rest, mut at) = (buf, at);
+        while !rest.is_empty() {
+            let len = rest.len() as u64;
+            let piece = self.piece(at, len)?;
+            let done = match piece.kind {
+                Kind::Data { host, own: true } => {
+                    let now = rest.get(..to_usize(piece.len)).unwrap_or_default();
+                    put(self.data(), now, host.0)?;
+                    piece.len
+                }
+                _ => self.write_new(rest, at)?,
+            };
+            (rest, at) = (rest.get(to_usize(done)..).unwrap_or_default(), at.plus(done)?);
+        }
+        Ok(())
+    }
+
+    /// Writes the start of `buf` to clusters that are not allocated yet, or shared. Gives back how many
+    /// bytes that were: none if another request has allocated them meanwhile.
+    fn write_new(&self, buf: &[u8], at: u64) -> Result<u64> {
+        let geometry = self.geometry();
+        let bits = geometry.cluster_bits();
+        let (first, table) = (at >> bits, at >> bits >> geometry.l2_bits());
+        let last = at.plus(buf.len() as u64)?.minus(1)? >> bits;
+        let end = last.plus(1)?.min(table.plus(1)? << geometry.l2_bits());
+        let end = end.min(first.plus((AT_ONCE >> bits).max(1))?);
+        let _claim = self.claims.take(first..end);
+        self.own_table(table)?;
+        let stop = at.plus(buf.len() as u64)?.min(end << bits);
+        let mut old = Vec::new();
+        for cluster in first..end {
+            old.push(self.entry(cluster)?);
+        }
+        let target = |index: usize| {
+            let entry = old.get(index).copied().unwrap_or_default();
+            let cluster = first.saturating_add(index as u64);
+            self.target(entry, cluster, at.max(cluster << bits)..stop)
+        };
+        match target(0) {
+            Target::InPlace => Ok(0),
+            Target::Kept(host) => {
+                let stop = stop.min(first.plus(1)? << bits);
+                let old = old.get(..1).unwrap_or_default();
+                self.fill(buf, at..stop, first, host, old, false)?;
+                stop.minus(at)
+            }
+            Target::New => {
+                let wanted =
+                    (0..old.len()).take_while(|index| target(*index) == Target::New).count();
+                let hosts = self.with_space(|space| space.allocate(wanted as u64))?;
+                let got = hosts.end.minus(hosts.start)?;
+                let stop = stop.min(first.plus(got)? << bits);
+                let host = HostOffset(hosts.start.times(geometry.cluster_size())?);
+                let old = old.get(..to_usize(got)).unwrap_or_default();
+                let done = self.fill(buf, at..stop, first, host, old, true);
+                if done.is_err() {
+                    self.give_back(hosts)?;
+                }
+                done?;
+                stop.minus(at)
+            }
+        }
+    }
+
+    /// Where bytes `range` of a guest cluster go, of which only those within it count.
+    fn target(&self, entry: RawL2Entry, cluster: u64, range: Range<u64>) -> Target {
+        let geometry = self.geometry();
+        let guest = cluster << geometry.cluster_bits();
+        if entry.is_compressed() {
+            return Target::New;
+        }
+        let kept = entry.is_copied() && entry.offset().0 != 0;
+        if !kept && !self.rules.data_file {
+            return Target::New;
+        }
+        let host = if self.rules.data_file { HostOffset(guest) } else { entry.offset() };
+        let allocated = match geometry.extended_l2() {
+            true => {
+                let touched = self.touched(guest, range);
+                u64::from(touched) & !entry.allocated_subclusters() == 0
+            }
+            false => !entry.has_zero_flag(),
+        };
+        let exists = kept || entry.is_copied();
+        if allocated && exists { Target::InPlace } else { Target::Kept(host) }
+    }
+
+    /// The subclusters of the cluster at `guest` that have bytes of `range`.
+    pub(super) fn touched(&self, guest: u64, range: Range<u64>) -> u32 {
+        let geometry = self.geometry();
+        let bits = geometry.subcluster_size().trailing_zeros();
+        let end = guest.saturating_add(geometry.cluster_size());
+        let (start, end) = (range.start.clamp(guest, end), range.end.clamp(guest, end));
+        if start >= end {
+            return 0;
+        }
+        let first = start.saturating_sub(guest) >> bits;
+        let last = end.saturating_sub(1).saturating_sub(guest) >> bits;
+        let below = |bit: u64| u32::MAX.checked_shl(u32::try_from(bit).unwrap_or(32)).unwrap_or(0);
+        below(first) & !below(last.saturating_add(1))
+    }
+
+    /// Writes the start of `buf`, which covers `range`, to host clusters from `host` on, fills up what of
+    /// them is not written, and makes the mapping lead there. `old` are the entries from guest cluster
+    /// `first` on; with `new`, their clusters are left.
+    fn fill(
+        &self,
+        buf: &[u8],
+        range: Range<u64>,
+        first: u64,
+        host: HostOffset,
+        old: &[RawL2Entry],
+        new: bool,
+    ) -> Result<()> {
+        let geometry = self.geometry();
+        let guest = first << geometry.cluster_bits();
+        // Whole subclusters are written; of a compressed cluster, which has none, all of it.
+        let unit =
+            |entry: Option<&RawL2Entry>| match entry.is_some_and(|entry| entry.is_compressed()) {
+                true => geometry.cluster_size(),
+                false => geometry.subcluster_size(),
+            };
+        let start = range.start & !unit(old.first()).wrapping_sub(1);
+        let end = range.end.next_multiple_of(unit(old.last()));
+        let at = |offset: u64| host.0.plus(offset.minus(guest)?);
+        let data = buf.get(..to_usize(range.end.minus(range.start)?)).unwrap_or_default();
+        let head = self.old_bytes(start..range.start)?;
+        let tail = self.old_bytes(range.end..end)?;
+        if head.is_empty() && tail.is_empty() {
+            put(self.data(), data, at(start)?)?;
+        } else if end.minus(start)? <= JOINED {
+            put(self.data(), &[&head, data, &tail].concat(), at(start)?)?;
+        } else {
+            for (bytes, from) in [(&*head, start), (data, range.start), (&*tail, range.end)] {
+                if !bytes.is_empty() {
+                    put(self.data(), bytes, at(from)?)?;
+                }
+            }
+        }
+        let mut changes = Vec::new();
+        for (index, entry) in (0u64..).zip(old) {
+            let cluster = first.plus(index)?;
+            let own = HostOffset(host.0.plus(index << geometry.cluster_bits())?);
+            let touched = self.touched(cluster << geometry.cluster_bits(), start..end);
+            if new && geometry.extended_l2() && !entry.is_compressed() {
+                self.copy_subclusters(*entry, touched, own)?;
+            }
+            let to = self.data_entry(*entry, touched, own)?;
+            changes.push(Change { cluster, from: *entry, to, drops: new });
+        }
+        self.publish(&changes)
+    }
+
+    /// The guest's bytes as they were, and zeros past the end of the disk.
+    fn old_bytes(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; to_usize(range.end.minus(range.start)?)];
+        let there = self.size.clamp(range.start, range.end).minus(range.start)?;
+        if let Some(there) = bytes.get_mut(..to_usize(there)) {
+            self.read(there, range.start)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Copies the allocated subclusters of a shared cluster that are not written to.
+    fn copy_subclusters(&self, entry: RawL2Entry, written: u32, host: HostOffset) -> Result<()> {
+        let size = self.geometry().subcluster_size();
+        let rest = entry.allocated_subclusters() & !u64::from(written);
+        for index in (0..32u64).filter(|index| rest >> index & 1 == 1) {
+            let mut bytes = vec![0; to_usize(size)];
+            read_padded(self.data(), &mut bytes, entry.offset().0.plus(index.times(size)?)?)?;
+            put(self.data(), &bytes, host.0.plus(index.times(size)?)?)?;
+        }
+        Ok(())
+    }
+
+    /// The entry of a cluster whose data is at `host` and has `written` subclusters more than before.
+    fn data_entry(&self, old: RawL2Entry, written: u32, host: HostOffset) -> Result<RawL2Entry> {
+        let (word, _) = L2Entry::Data { host, copied: true }.encode(&self.rules)?;
+        let written = u64::from(written);
+        let bitmap = match (self.geometry().extended_l2(), old.is_compressed()) {
+            (false, _) => 0,
+            (true, true) => u32::MAX.into(),
+            (true, false) => {
+                let zero = old.zero_subclusters() & !written;
+                zero << 32 | old.allocated_subclusters() | written
+            }
+        };
+        Ok(RawL2Entry { word, bitmap })
+    }
+
+    /// Makes the changes visible, all at once, together with the references that they drop.
+    pub(super) fn publish(&self, changes: &[Change]) -> Result<()> {
+        loop {
+            let mut map = self.map_mut();
+            let missing = |change: &&Change| !matches!(map.get(change.cluster), Found::Entry(_));
+            if let Some(missing) = changes.iter().find(missing) {
+                let cluster = missing.cluster;
+                drop(map);
+                self.load(cluster..cluster.plus(1)?)?;
+                continue;
+            }
+            for change in changes {
+                if !map.set(change.cluster, change.to)? {
+                    return Err(Error::internal("a slice of an L2 table went away"));
+                }
+                if change.drops {
+                    self.references(change.from)?.for_each(|cluster| map.drop_reference(cluster));
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// The host clusters that an entry refers to.
+    fn references(&self, entry: RawL2Entry) -> Result<Range<u64>> {
+        let bits = self.geometry().cluster_bits();
+        if entry.is_compressed() {
+            let span = CompressedSpan::decode(entry.word, bits);
+            let last = span.host.0.plus(span.len)?.minus(1)?;
+            return Ok(span.host.0 >> bits..(last >> bits).plus(1)?);
+        }
+        let first = entry.offset().0 >> bits;
+        let count = u64::from(!self.rules.data_file && entry.offset().0 != 0);
+        Ok(first..first.plus(count)?)
+    }
+
+    /// Gives the guest clusters of an L1 entry an L2 table that nothing else uses.
+    pub(super) fn own_table(&self, index: u64) -> Result<()> {
+        let owned = |entry: crate::format::L1Entry| entry.copied() && !entry.is_empty();
+        if owned(self.map().table(index)) {
+            return Ok(());
+        }
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.map().table(index);
+        if owned(old) {
+            return Ok(());
+        }
+        let mut bytes = vec![0; to_usize(self.geometry().cluster_size())];
+        if !old.is_empty() {
+            // A shared table is never changed, so that what is on disk is what it says.
+            read_padded(&*self.storage, &mut bytes, old.offset().0)
+                .map_err(|error| error.structure("L2 table"))?;
+        }
+        let cluster = self.with_space(|space| space.allocate(1))?.start;
+        let host = HostOffset(cluster.times(self.geometry().cluster_size())?);
+        self.map_mut().set_table(index, host, &bytes)
+    }
+
+    /// Takes back clusters that were allocated in vain.
+    fn give_back(&self, clusters: Range<u64>) -> Result<()> {
+        for cluster in clusters {
+            self.with_space(|space| space.give_back(cluster))?;
+        }
+        Ok(())
+    }
+
+    /// Compresses and writes one cluster, which starts at `at`; at the end of the disk it may be shorter.
+    /// What does not become smaller is written as it is.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) if it is no cluster, or the image has a data file; otherwise as
+    /// [`write_at`](Self::write_at).
+    pub(crate) fn write_compressed(&self, cluster: &[u8], at: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let whole = geometry.cluster_size().min(self.size.saturating_sub(at));
+        if !geometry.is_aligned(at) || cluster.len() as u64 != whole || self.rules.data_file {
+            let message = match self.rules.data_file {
+                true => "an image with an external data file has no compressed clusters",
+                false => "compressed data is written in whole clusters",
+            };
+            return Err(Error::usage(message).guest_offset(at));
+        }
+        let mut padded = cluster.to_vec();
+        padded.resize(to_usize(geometry.cluster_size()), 0);
+        let mut output = Vec::new();
+        if !Compressor::new(self.compression, None)?.compress(&padded, &mut output)? {
+            return self.write_at(cluster, at);
+        }
+        self.changing(at, whole, || self.store_compressed(&output, at))
+    }
+
+    fn store_compressed(&self, bytes: &[u8], at: u64) -> Result<()> {
+        let geometry = self.geometry();
+        let bits = geometry.cluster_bits();
+        let cluster = at >> bits;
+        let _claim = self.claims.take(cluster..cluster.plus(1)?);
+        self.own_table(cluster >> geometry.l2_bits())?;
+        let from = self.entry(cluster)?;
+        let len = bytes.len() as u64;
+        let host = self.with_space(|space| space.allocate_bytes(len))?;
+        let written = put(&*self.storage, bytes, host.0).and_then(|()| {
+            let word = CompressedSpan::encode(host, len, bits)?;
+            let to = RawL2Entry { word, bitmap: 0 };
+            self.publish(&[Change { cluster, from, to, drops: true }])
+        });
+        if written.is_err() {
+            self.with_space(|space| space.give_back(host.0 >> bits))?;
+        }
+        written
+    }
+}
