@@ -84,7 +84,7 @@ impl Directory {
     }
 
     /// The files that define its domains, if it was not given one. None if there is no directory of them; where it
-    /// cannot be read nobody knows, and what is not known must not pass for a guest that is not there.
+    /// cannot be read is not known, and must not pass for a guest that does not exist.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let directory = self.root.join(DEFINITIONS);
         let mut paths = match whole(|| fs::read_dir(&directory)?.collect::<io::Result<Vec<_>>>()) {

@@ -56,7 +56,7 @@ impl LocalStore {
             rename_to_free_name((old.as_fd(), name), (new.as_fd(), new_name)).map_err(|error| {
                 match error {
                     Errno::EXIST => {
-                        Error::refused(format!("{}: something is there already", to.display()))
+                        Error::refused(format!("{}: a file exists already", to.display()))
                     }
                     error => failed("could not rename it", from, error),
                 }
@@ -416,5 +416,5 @@ fn born(pinned: &Pinned, path: &Path) -> Result<Option<i64>> {
 
 fn replaced(path: &Path) -> Error {
     Error::refused(format!("{}: it is not the file that we made", path.display()))
-        .hint("somebody replaced it; look at it, and remove it by hand if it is not needed")
+        .hint("another process replaced it; examine it, and remove it manually if it is not needed")
 }

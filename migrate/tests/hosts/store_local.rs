@@ -126,7 +126,7 @@ fn two_do_not_make_one_file_at_once() {
     impl Observer for Second<'_> {
         fn progress(&self, _done: u64, _total: u64) {
             let error = self.0.put("/images/disk", self.1).unwrap_err();
-            assert!(error.to_string().contains("somebody else is making it"), "{error}");
+            assert!(error.to_string().contains("another process is writing it"), "{error}");
         }
     }
     let host = Host::new();

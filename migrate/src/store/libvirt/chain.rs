@@ -70,7 +70,7 @@ pub(super) fn start(read: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<u8>> 
 #[derive(Debug, Clone)]
 pub(super) struct Volume {
     pub(super) identity: Identity,
-    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], where there are so many.
+    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], if it is that long.
     pub(super) start: Vec<u8>,
     /// The guest that writes to it, in words.
     pub(super) in_use: Option<String>,
