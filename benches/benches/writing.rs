@@ -193,7 +193,7 @@ fn contender(words: &[String]) -> Result<()> {
         }
         return Ok(file.sync_data()?);
     }
-    let open = OpenOptions { format: Some(Format::Qcow2), ..OpenOptions::default() };
+    let open = OpenOptions::default().format(Format::Qcow2);
     let disk = Disk::open(Path::new(image), &open, WriteOptions::new())?;
     for at in offsets {
         match write {
