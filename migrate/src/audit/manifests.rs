@@ -91,7 +91,7 @@ fn compare(image: &Image, manifest: &Path, cancel: &CancelToken) -> qcow::Result
         Content::Qcow2 => qcow::chain::Format::Qcow2,
         _ => qcow::chain::Format::Raw,
     };
-    let open = OpenOptions { format: Some(format), force_share: true, ..Default::default() };
+    let open = OpenOptions::default().format(format).force_share(true);
     let chain = Chain::open(image.path(), &open)?;
     if Manifest::read_trusted(manifest, &chain, None).is_ok() {
         return Ok(Proof::Equal);

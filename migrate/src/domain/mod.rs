@@ -8,6 +8,7 @@
 //! No DTD is accepted, so there are no entities but XML's own five; size, depth and number of nodes are bounded.
 
 mod check;
+mod devices;
 mod edit;
 mod files;
 mod parse;
@@ -18,6 +19,7 @@ pub(crate) mod tree;
 
 pub(crate) use splice::quoted;
 
+pub use devices::Obstacle;
 pub use files::XmlFiles;
 
 use std::path::PathBuf;
@@ -128,6 +130,15 @@ pub struct XmlDomain {
 /// [`Usage`](crate::ErrorKind::Usage) if it is not one.
 pub fn parse(xml: &str) -> Result<XmlDomain> {
     parse::domain(&tree::read(xml)?)
+}
+
+/// What keeps libvirt or QEMU from migrating a domain while it runs, as its XML tells; not what its disks do, which
+/// is the planner's.
+///
+/// # Errors
+/// As [`parse`].
+pub fn obstacles(xml: &str) -> Result<Vec<Obstacle>> {
+    Ok(devices::obstacles(&tree::read(xml)?))
 }
 
 /// The files that a domain's XML names besides its disks: NVRAM, firmware, kernels, the state of its TPM, ...

@@ -69,6 +69,13 @@ const WORDS: Row = Row {
 };
 
 const TABLE: &[Row] = &[
+    // QEMU's sentence, on either host; it has the code of everything that goes wrong there.
+    Row {
+        words: &["Unable to access credentials"],
+        means: "a host has no certificates for encrypted migrations",
+        remedy: Some(Remedy::SetUpTls),
+        ..WORDS
+    },
     // By code.
     Row {
         codes: &[code::OPERATION_ABORTED],
@@ -613,6 +620,22 @@ mod tests {
             error.what_next().is_some_and(|next| next.to_string().contains("both hosts")),
             "{error}"
         );
+    }
+
+    #[test]
+    fn missing_certificates_are_named() {
+        let error = translate(
+            1,
+            10,
+            "internal error: unable to execute QEMU command 'object-add': Unable to access credentials \
+             /etc/pki/qemu/ca-cert.pem: No such file or directory",
+        );
+        assert!(
+            error.message().contains("no certificates") && error.message().contains("ca-cert.pem"),
+            "{error}"
+        );
+        assert!(!error.message().contains("of part"), "{error}");
+        assert!(error.what_next().is_some_and(|next| *next == Remedy::SetUpTls), "{error}");
     }
 
     #[test]

@@ -104,7 +104,7 @@ pub struct DiskFacts {
     /// The chain in the live XML.
     pub live_chain: XmlChain,
     /// The chain in the migratable XML: what an administrator wrote, or what snapshots and block jobs made,
-    /// but not what libvirt found in headers.
+    /// but not what libvirt found in headers, unless libvirtd was restarted since the guest started.
     pub migratable_chain: XmlChain,
     /// The chain as the headers tell it; `None` where there is no file or device to look into.
     pub chain: Option<ChainFacts>,

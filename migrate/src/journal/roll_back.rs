@@ -46,7 +46,7 @@ pub struct Left {
 ///
 /// What the journal says was made is removed if it is still the same object and not in use. Where
 /// it only says that something was going to be made, the unfinished file is removed; something
-/// that has the final name is left and named, because nothing proves that it is ours.
+/// that has the final name is left and named, unless its content proves that it is ours.
 ///
 /// # Errors
 /// [`Refused`](crate::ErrorKind::Refused) if the transaction has ended;
@@ -109,6 +109,9 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
     };
     let path = &object.path;
     if let Some(identity) = &object.identity {
+        if let Some(proof) = &object.proof {
+            store.trust(path, proof);
+        }
         return match store.remove(path, identity) {
             Ok(removed) => removed.then(|| path.clone()),
             Err(error) => {
@@ -130,6 +133,14 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
             Err(error) => leave(temporary, error.to_string(), true),
         }
     });
+    // Where there is no other name, it was made under its own.
+    if let (None, Some(proof)) = (&object.temporary, &object.proof) {
+        match store.discard(path, proof) {
+            Ok(true) => return Some(path.clone()),
+            Ok(false) => {}
+            Err(error) => return leave(path, error.to_string(), true),
+        }
+    }
     match store.look(path) {
         Ok(None) => {}
         Ok(Some(_)) => {

@@ -36,7 +36,8 @@ impl AllocationSummary {
             let counts = match extent.kind {
                 ExtentKind::Unallocated => false,
                 ExtentKind::Zero { .. } => extent.depth == 0,
-                ExtentKind::Data { .. } | ExtentKind::Compressed { .. } => true,
+                // Data, compressed or not; and what is not known here must not be lost.
+                _ => true,
             };
             if counts {
                 allocation.add(extent.guest.0, extent.end());

@@ -166,11 +166,7 @@ impl<'a> Run<'a> {
             Method::Pull => jobs.block_pull(&plan.uuid, &plan.disk, plan.bandwidth),
             Method::Copy => {
                 let plan = plan.clone();
-                let open = OpenOptions {
-                    format: Some(Format::Qcow2),
-                    force_share: true,
-                    ..Default::default()
-                };
+                let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
                 create(&plan.becomes, &like(&plan.image, &open)?.create)?;
                 let made = LocalStore::new(Path::new("/"))?.look(&plan.becomes)?;
                 self.record.made = made.map(|object| object.identity);
@@ -344,8 +340,7 @@ impl<'a> Run<'a> {
     }
 
     fn on_disk(&self) -> qcow::Result<Chain> {
-        let open =
-            OpenOptions { format: Some(Format::Qcow2), force_share: true, ..Default::default() };
+        let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
         Chain::open_alone(&self.plan().becomes, &open)
     }
 

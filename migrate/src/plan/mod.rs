@@ -66,7 +66,7 @@ pub fn plan(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
 /// # Errors
 /// As [`plan`].
 pub fn decide(facts: &Facts, policy: &Policy) -> Result<(Plan, Vec<DiskEdit>), Vec<Refusal>> {
-    let mut refusals = domain_rules::check(facts);
+    let mut refusals = domain_rules::check(facts, policy);
     let files = files::judge(facts);
     let of_files = files.as_ref().err().cloned().unwrap_or_default();
     match assemble::assemble(facts, policy, files.unwrap_or_default()) {

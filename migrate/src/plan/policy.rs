@@ -46,6 +46,15 @@ pub struct PathMap {
     pub new: PathBuf,
 }
 
+/// Long enough for a burst of writes to pass.
+const STALL: u64 = 300;
+
+/// Whether it need not be written down: plans of versions without it mean the same.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_usual(stall: &u64) -> bool {
+    *stall == STALL
+}
+
 /// What the operator wants and allows. The default is careful and needs no answers.
 ///
 /// ```
@@ -87,6 +96,13 @@ pub struct Policy {
     pub sync_writes: bool,
     /// Seconds after which a migration that has not ended is stopped.
     pub timeout: Option<u64>,
+    /// Leave devices that only some hosts can migrate to libvirt and QEMU.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub try_devices: bool,
+    /// Seconds after which a migration is stopped whose disks have come no nearer to their copies, because the
+    /// guest writes as fast as they are copied; 0 is never.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub stall: u64,
     /// Days that the source's files are kept under another name.
     pub retain_days: u32,
 }
@@ -101,6 +117,8 @@ setters!(Policy {
     verify: Verify,
     tls: bool,
     sync_writes: bool,
+    try_devices: bool,
+    stall: u64,
     retain_days: u32,
 } into {
     path_map: Vec<PathMap>,
@@ -129,6 +147,8 @@ impl Default for Policy {
             tls: false,
             sync_writes: false,
             timeout: None,
+            try_devices: false,
+            stall: STALL,
             retain_days: 7,
         }
     }

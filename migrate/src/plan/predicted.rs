@@ -67,11 +67,9 @@ fn seed(disk: &Disk<'_>, base: &BasePlan) -> u64 {
     match base {
         BasePlan::Existing { .. } => 0,
         BasePlan::BaseCopy {
-            how: BaseCopyMethod::CopyFile { .. }, format: Format::Qcow2, ..
-        } => lower.identity.size,
-        BasePlan::BaseCopy {
             how: BaseCopyMethod::CopyFile { .. }, format: Format::Raw, ..
         } => lower.identity.size.min(data),
+        BasePlan::BaseCopy { how: BaseCopyMethod::CopyFile { .. }, .. } => lower.identity.size,
         BasePlan::BaseCopy { how: BaseCopyMethod::Flatten { .. }, .. } => {
             lower.virtual_size.min(data).saturating_add(metadata(disk))
         }

@@ -6,6 +6,7 @@ use super::policy::Policy;
 use super::predicted::saved_by_overlay;
 use super::value::{CopyMode, Row, Warning};
 use super::words::{list, warn};
+use crate::domain::obstacles;
 use crate::facts::{DomainState, Facts, FormatFrom};
 
 /// What file systems that are written to without a cache may ask sizes to be multiples of.
@@ -38,6 +39,16 @@ pub(super) fn of_guest(facts: &Facts, policy: &Policy, copy: CopyMode) -> Vec<Wa
             None,
             "the guest is not defined, and will not be at the destination either",
         ));
+    }
+    let offline = facts.domain.state == DomainState::ShutOff;
+    for obstacle in obstacles(&facts.domain.live_xml).unwrap_or_default() {
+        if offline && obstacle.of_host {
+            let message = format!("the destination must have this too: {}", obstacle.what);
+            all.push(warn("host-device", None, message));
+        } else if !offline && obstacle.maybe && policy.try_devices {
+            let message = format!("libvirt or QEMU may refuse: {}", obstacle.what);
+            all.push(warn("host-device", None, message));
+        }
     }
     all
 }

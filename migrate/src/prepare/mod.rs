@@ -111,7 +111,8 @@ impl Preparation<'_> {
         }
         let (host, path_buf) = (Side::Destination, path.to_path_buf());
         let temporary = self.store.temporary(path, content)?;
-        self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary })?;
+        let proof = self.store.proof(content)?;
+        self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary, proof })?;
         let identity = self.store.put(path, content, mode, self.observer, self.cancel)?;
         self.journal.write(Record::Made { host, path: path_buf, identity })
     }
@@ -182,8 +183,7 @@ impl Preparation<'_> {
             None => {
                 let directory = scratch("could not make a temporary directory")?;
                 let made = directory.path().join("image");
-                let options =
-                    FlattenOptions { target: image::options(image), ..Default::default() };
+                let options = FlattenOptions::default().target(image::options(image));
                 let chain = self.pinned.open(layers)?;
                 flatten(&chain, &made, &options, self.observer, self.cancel)?;
                 (open(&made)?, Some(directory))

@@ -266,7 +266,7 @@ impl Judge<'_> {
         };
         let virtual_size = match format {
             Format::Raw => qcow::format::whole_sectors(storage.len()),
-            Format::Qcow2 => match size(path) {
+            _ => match size(path) {
                 Ok(size) => size,
                 Err(why) if named => {
                     let verdict = Verdict::Unreadable;
@@ -290,7 +290,7 @@ impl Judge<'_> {
             return Ok(candidate(Verdict::Different, Some(why)).filter(|_| named));
         }
         let SearchOptions { observer, cancel, .. } = self.options;
-        let open = OpenOptions { format: Some(format), ..Default::default() };
+        let open = OpenOptions::default().format(format);
         let hash =
             Chain::open(path, &open).and_then(|chain| tree_hash(&chain, 0, *observer, cancel));
         Ok(match hash {
@@ -333,7 +333,7 @@ impl Judge<'_> {
         let SearchOptions { observer, cancel, .. } = *self.options;
         let run = Run { facts: &facts, pinned_files: &pinned_files, observer, cancel };
         let copied = run.copied(&at, &file, &identity, object)?;
-        let open = OpenOptions { format: Some(candidate.format), ..Default::default() };
+        let open = OpenOptions::default().format(candidate.format);
         let proven = Chain::open(&at.path, &open).map_err(in_use).and_then(|chain| {
             let hash = tree_hash(&chain, 0, observer, cancel)?;
             match hash.root.to_string() == wanted {
@@ -348,15 +348,15 @@ impl Judge<'_> {
 }
 
 fn has_no_backing_file(path: &Path, format: Format) -> bool {
-    let open = OpenOptions { format: Some(format), force_share: true, ..Default::default() };
-    info(path, &InfoOptions { open, backing_chain: false })
+    let open = OpenOptions::default().format(format).force_share(true);
+    info(path, &InfoOptions::default().open(open))
         .is_ok_and(|told| told.first().is_some_and(|told| told.backing_filename.is_none()))
 }
 
 /// Size of the disk of a QCOW2 image, or why it is not known.
 fn size(path: &Path) -> std::result::Result<u64, String> {
-    let open = OpenOptions { format: Some(Format::Qcow2), force_share: true, ..Default::default() };
-    let told = info(path, &InfoOptions { open, backing_chain: false });
+    let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
+    let told = info(path, &InfoOptions::default().open(open));
     let told = told.map_err(|error| error.message().to_owned())?;
     told.first().map(|told| told.virtual_size).ok_or_else(|| "it could not be read".into())
 }

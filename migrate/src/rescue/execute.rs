@@ -364,12 +364,10 @@ impl Run<'_> {
         };
         // The names are only compared with each other: where they start does not matter.
         let working_directory = WorkingDirectory::At("/".into());
-        let options = OpenOptions {
-            format: Some(format),
-            force_share: true,
-            working_directory: working_directory.clone(),
-            ..Default::default()
-        };
+        let options = OpenOptions::default()
+            .format(format)
+            .force_share(true)
+            .working_directory(working_directory.clone());
         let files = Through {
             process,
             pinned_files: self.pinned_files,
@@ -382,16 +380,13 @@ impl Run<'_> {
         }
         let overrides = files.opened.into_inner();
         // Nothing is opened by its name.
-        let policy =
-            Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny, strict: false };
-        let options = OpenOptions {
-            format: Some(format),
-            force_share: true,
-            overrides,
-            working_directory,
-            policy,
-            ..Default::default()
-        };
+        let policy = Policy::default().backing(FilePolicy::Deny).data_file(FilePolicy::Deny);
+        let options = OpenOptions::default()
+            .format(format)
+            .force_share(true)
+            .overrides(overrides)
+            .working_directory(working_directory)
+            .policy(policy);
         Ok(Chain::open(&item.name, &options)?)
     }
 
@@ -480,14 +475,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let real = dir.path().canonicalize().unwrap();
         let (base, top) = (real.join("base"), real.join("top"));
-        create(&base, &CreateOptions { size: Some(1 << 20), ..Default::default() }).unwrap();
-        let backing = Backing {
-            name: "base".into(),
-            format: Format::Qcow2,
-            unchecked: false,
-            open: OpenOptions::default(),
-        };
-        let options = CreateOptions { backing: Some(backing), ..Default::default() };
+        create(&base, &CreateOptions::default().size(1 << 20)).unwrap();
+        let backing = Backing::new("base", Format::Qcow2);
+        let options = CreateOptions::default().backing(backing);
         create(&top, &options).unwrap();
         let writer = File::options().write(true).open(&base).unwrap();
         writer.set_modified(SystemTime::UNIX_EPOCH).unwrap();

@@ -91,7 +91,7 @@ impl Run<'_> {
             }
             None => {
                 let copy = self.hosts.store.fetch(path, u64::MAX)?;
-                let open = OpenOptions { format: Some(format), ..Default::default() };
+                let open = OpenOptions::default().format(format);
                 let copy = Chain::open_alone(&crate::fs::fd_path(&copy), &open)?;
                 part.digest(&copy, observer, self.cancel)?
             }

@@ -86,6 +86,29 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// What tells a file that [`put`](Self::put) makes of this content from any other by what is in it, also once
+    /// it has been filled; `None` where its identity does that. Whoever keeps a journal writes it down first, and
+    /// hands it back to [`trust`](Self::trust) or [`discard`](Self::discard) in a later process.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn proof(&self, _content: &File) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Has [`remove`](Self::remove) accept what is at `path` if it is as a [`proof`](Self::proof) says, although its
+    /// times have changed.
+    fn trust(&self, _path: &Path, _proof: &str) {}
+
+    /// Removes what an interrupted [`put`](Self::put) left under its final name, where it is made under that name,
+    /// if it is as a [`proof`](Self::proof) says. `Ok(false)` if it is not, or nothing is there.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if a guest uses it.
+    fn discard(&self, _path: &Path, _proof: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The file's bytes, copied to a temporary file here: for reading back what was made. Refused beyond
     /// `limit` bytes.
     ///

@@ -56,7 +56,7 @@ fn plain_words() {
         ),
         (
             "checksum --untrusted -f qcow2 link",
-            "the name of the file that it leads to",
+            "the name of the link's target",
             "checksum --untrusted -f qcow2 image",
         ),
         ("checksum --untrusted -f raw image", "a program that guesses formats", ""),
@@ -71,6 +71,11 @@ fn plain_words() {
             "measure --size 8E -O qcow2",
             "the largest has 9223372036854775296 bytes",
             "measure --size 9223372036854775296 -O raw",
+        ),
+        (
+            "io -c frobnicate image",
+            "see 'qcowtool io --help'",
+            "io -c 'read 0 512' image && qcowtool io --help",
         ),
         ("flatten --live --target x vm vda", "add --method copy", ""),
     ];

@@ -117,6 +117,7 @@ fn probe(storage: &FileStorage) -> io::Result<Content> {
     match Format::probe(storage) {
         Ok(Format::Qcow2) => Ok(Content::Qcow2),
         Ok(Format::Raw) => Ok(Content::Raw),
+        Ok(other) => Ok(Content::Other(format!("the image has the format {other}"))),
         Err(error) if error.kind() == qcow::ErrorKind::WrongFormat => {
             Ok(Content::Other(error.message().to_owned()))
         }
@@ -177,8 +178,8 @@ fn status(pinned: &Pinned) -> Status {
 
 /// Reads the header; a second time if it was just being written.
 fn header(image: &mut Image, path: &Path) {
-    let open = OpenOptions { format: Some(Format::Qcow2), force_share: true, ..Default::default() };
-    let options = InfoOptions { open, backing_chain: false };
+    let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
+    let options = InfoOptions::default().open(open);
     let told = info(path, &options).or_else(|_| info(path, &options));
     match told.map(|images| images.into_iter().next()) {
         Ok(Some(told)) => {

@@ -128,6 +128,7 @@ fn alone(disk: &Disk<'_>, format: Format, device: bool) -> Copy {
             why: "a QCOW2 image without a backing file".to_owned(),
             ..Copy::default()
         },
+        (other, _) => whole(disk, format!("an image of the format {other}")),
     }
 }
 

@@ -241,7 +241,11 @@ pub(super) fn encrypted(disk: &Disk<'_>) -> Option<Verdict> {
         .find_map(|layer| Some((layer, layer.qcow2.as_ref()?.encryption.as_ref()?)))?;
     refuse(
         format!("'{}' is encrypted ({kind})", layer.path.display()),
-        "shut the guest off and copy the disk's files as they are, together with its secret",
+        if disk.live() {
+            "shut the guest off, then copy the disk's files as they are, together with its secret"
+        } else {
+            "copy the disk's files as they are, together with its secret, and define the guest there"
+        },
     )
 }
 

@@ -59,8 +59,8 @@ pub(super) fn parse(xml: &str) -> Result<Option<VolumeFacts>> {
 /// The last sector of a raw file may be cut off.
 fn disk_size(format: Format, capacity: u64) -> u64 {
     match format {
-        Format::Qcow2 => capacity,
         Format::Raw => qcow::format::whole_sectors(capacity),
+        _ => capacity,
     }
 }
 
