@@ -470,9 +470,10 @@ fn the_json_keeps_its_keys() {
 }
 
 type Cure = fn(&mut Seeing, &mut Policy);
+type CureRow = (&'static str, Remedy, fn(&mut Seeing), Cure);
 
 /// What is in the way, what the operator does about it, and the remedy that says so.
-const CURES: &[(&str, Remedy, fn(&mut Seeing), Cure)] = &[
+const CURES: &[CureRow] = &[
     (
         "thin-copies",
         Remedy::CopyInFull,
