@@ -84,7 +84,7 @@ impl Directory {
     }
 
     /// The files that define its domains, if it was not given one. None if there is no directory of them; where it
-    /// cannot be read nobody knows, and what is not known must not pass for a guest that is not there.
+    /// cannot be read is not known, and must not pass for a guest that does not exist.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let directory = self.root.join(DEFINITIONS);
         let mut paths = match whole(|| fs::read_dir(&directory)?.collect::<io::Result<Vec<_>>>()) {
@@ -219,9 +219,9 @@ impl Hypervisor for Directory {
         let (Some(disk), Some(layer)) = (&disk, layer) else { return self.nothing_runs() };
         let path = self.root.join(layer.path.strip_prefix("/").unwrap_or(&layer.path));
         let format = disk.format.as_deref().map(str::parse).transpose()?;
-        let open = qcow::chain::OpenOptions { format, force_share: true, ..Default::default() };
+        let open = qcow::chain::OpenOptions::default().format(format).force_share(true);
         // Of an encrypted image too, which cannot be read but has a header: the planner says what is wrong with it.
-        let images = info(&path, &InfoOptions { open, backing_chain: false })?;
+        let images = info(&path, &InfoOptions::default().open(open))?;
         images
             .first()
             .map(|image| image.virtual_size)

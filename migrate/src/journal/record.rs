@@ -144,6 +144,6 @@ pub enum Outcome {
 pub enum Ended {
     /// All that was planned is done.
     Done,
-    /// Everything was put back, or it is known that it must stay.
+    /// The run was rolled back, or it is known that its files must stay.
     RolledBack,
 }

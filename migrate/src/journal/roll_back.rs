@@ -16,7 +16,7 @@ pub struct RolledBack {
     pub removed: Vec<(Side, PathBuf)>,
     /// What was left.
     pub left: Vec<Left>,
-    /// Storage pools that the transaction made; whoever made them removes them.
+    /// Storage pools that the transaction made; the caller that made them removes them.
     pub pools: Vec<(Side, String)>,
 }
 
@@ -44,7 +44,7 @@ pub struct Left {
 
 /// Removes what the transaction made, the last first, and closes the journal.
 ///
-/// What the journal says was made is removed if it is still the same object and nobody uses it. Where
+/// What the journal says was made is removed if it is still the same object and not in use. Where
 /// it only says that something was going to be made, the unfinished file is removed; something
 /// that has the final name is left and named, unless its content proves that it is ours.
 ///
@@ -95,7 +95,7 @@ fn check(transaction: &Transaction) -> Result<()> {
         .hint("find out where it runs first"));
     }
     if !transaction.renamed.is_empty() {
-        return Err(Error::refused(format!("{id} has put away files of the source"))
+        return Err(Error::refused(format!("{id} has archived source files"))
             .hint("its guest has moved; move it back with a transaction of its own"));
     }
     Ok(())
@@ -115,7 +115,7 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
         return match store.remove(path, identity) {
             Ok(removed) => removed.then(|| path.clone()),
             Err(error) => {
-                // Another object is not ours. One that somebody uses is, and so may be one that cannot be
+                // Another object is not ours. One that is in use is, and so may be one that cannot be
                 // seen now.
                 let other = store.look(path).is_ok_and(|now| {
                     now.is_some_and(|now| {
@@ -144,7 +144,7 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
     match store.look(path) {
         Ok(None) => {}
         Ok(Some(_)) => {
-            let why = "something is there, but it is not on record that we made it";
+            let why = "a file exists, but the journal does not say that this run created it";
             leave(path, why.to_owned(), false);
         }
         Err(error) => {

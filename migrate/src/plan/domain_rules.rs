@@ -81,7 +81,7 @@ fn settled(facts: &Facts) -> Option<Refusal> {
     })
 }
 
-/// R6: nobody at the destination has the guest's name or UUID.
+/// R6: no guest at the destination has the guest's name or UUID.
 fn no_clash(facts: &Facts) -> Option<Refusal> {
     // What is there is the guest itself.
     if one_host(facts) {
@@ -113,7 +113,7 @@ fn two_hosts(facts: &Facts) -> Option<Refusal> {
             "give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one",
         ));
     }
-    // Two directories stand for two hosts: somebody else moves the guest.
+    // Two directories in place of two hosts: another program moves the guest.
     let mixed = source.is_none() != destination.is_none();
     (mixed && mode(facts.domain.state) == Mode::Live).then(|| {
         refuse(

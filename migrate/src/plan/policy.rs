@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Whether disks that stand on a base shall do so at the destination.
+/// Whether disks with a backing file keep one at the destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Style {
-    /// Where the same base is proven to be there, yes; otherwise the disk stands alone.
+    /// Where an equal backing file is proven to exist, yes; otherwise the new image has none.
     #[default]
     Auto,
-    /// Yes; the base is brought there if need be.
+    /// Yes; the backing file is copied to the destination if necessary.
     Thin,
-    /// No: every disk stands alone.
+    /// No: no new image has a backing file.
     Full,
 }
 

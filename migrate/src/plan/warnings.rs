@@ -72,7 +72,7 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
     {
         say(
             "backing-format-missing",
-            format!("nobody recorded the format of '{}'", layer.path.display()),
+            format!("the format of '{}' is not recorded", layer.path.display()),
         );
     }
     if row == Row::LayerDeleted || row == Row::LayerRescued {
@@ -91,7 +91,7 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
             "raw-unaligned",
             format!(
                 "its size is not a multiple of {BLOCK} bytes: with this cache mode the destination may \
-                 refuse it, and everything is put back"
+                 refuse it, and the run is rolled back"
             ),
         );
     }
@@ -101,14 +101,14 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
     if !qcow2.snapshots.is_empty() {
         say(
             "internal-snapshots-lost",
-            format!("internal snapshots stay behind: {}", list(&qcow2.snapshots)),
+            format!("internal snapshots are not copied: {}", list(&qcow2.snapshots)),
         );
     }
     if !qcow2.bitmaps.is_empty() {
         say(
             "bitmaps",
             format!(
-                "whether bitmaps come along depends on libvirt; look there: {}",
+                "whether bitmaps are copied depends on libvirt; check at the destination: {}",
                 list(&qcow2.bitmaps)
             ),
         );

@@ -26,7 +26,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// So long nothing may move before somebody asks why. libvirt itself waits for ever where the network
+    /// Time without progress after which the hosts are asked why. libvirt itself waits for ever where the network
     /// was cut for longer than its own patience.
     const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -143,7 +143,7 @@ impl LibvirtStore {
 
     /// A file or device that must be there.
     fn existing(&self, path: &Path) -> Result<Found> {
-        self.find(path)?.ok_or_else(|| self.wrong(format!("{} is not there", path.display())))
+        self.find(path)?.ok_or_else(|| self.wrong(format!("{} does not exist", path.display())))
     }
 
     /// Asks again if the pool was stopped meanwhile: it may have been another run's, which has ended.
@@ -229,7 +229,7 @@ impl Drop for LibvirtStore {
         let pools = std::mem::take(&mut *self.pools.lock().unwrap_or_else(PoisonError::into_inner));
         let Ok(connect) = self.connection.connect() else { return };
         for name in pools {
-            // Another program may have removed it; a pool that cannot be stopped holds nobody up.
+            // Another program may have removed it; a pool that cannot be stopped does no harm.
             let _ = connect
                 .lookup_storage_pool_by_name(&name)
                 .and_then(|pool| patiently(|| pool.destroy()));
@@ -310,7 +310,7 @@ impl Store for LibvirtStore {
         let new = volume::new_volume(name, content.len(), mode);
         self.steadily(|| match StorageVol::create_xml(&self.existing_pool(directory)?, &new, 0) {
             Err(failure) if is_there(&failure) => Err(self
-                .refused(format!("{} is there already", path.display()))
+                .refused(format!("{} exists already", path.display()))
                 .hint("nothing that exists is overwritten")),
             outcome => self.connection.say(outcome).map(drop),
         })?;
@@ -418,7 +418,7 @@ impl Store for LibvirtStore {
         if format == Format::Qcow2 {
             match self.head(&found) {
                 Ok(Some(head)) if head.backing.is_none() => {}
-                Ok(_) => return unknown("it is not a QCOW2 image that stands alone"),
+                Ok(_) => return unknown("it is not a QCOW2 image without a backing file"),
                 Err(error) => return unknown(error.message()),
             }
         }
@@ -432,7 +432,7 @@ impl Store for LibvirtStore {
             (true, _) => Ok(Content::Equal { digest: wanted.digest.to_owned() }),
             (false, Format::Raw) => Ok(Content::Different),
             // The same disk can be laid out in many ways.
-            (false, Format::Qcow2) => {
+            (false, _) => {
                 unknown("the files differ; whether the disks do cannot be told through libvirt")
             }
         }

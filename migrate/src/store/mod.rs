@@ -35,7 +35,7 @@ pub trait Store: Send + Sync {
     fn describe(&self) -> String;
 
     /// What is at `path`; `None` if nothing is. A symbolic link at the end is not followed: it is
-    /// reported as an error, because nobody can say what it will point to later.
+    /// reported as an error, because what it will point to later is not known.
     ///
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment), as all methods here.
@@ -136,8 +136,8 @@ pub trait Store: Send + Sync {
         cancel: &CancelToken,
     ) -> Result<crate::facts::Content>;
 
-    /// Digest of a disk, or of a part of it, whoever has the image open: for a guest that stands still, and
-    /// whose images nobody changes although its process holds them. `None` where disks cannot be hashed
+    /// Digest of a disk, or of a part of it, even while a process has the image open: for a guest that is paused, and
+    /// whose images do not change although its process has them open. `None` where disks cannot be hashed
     /// this way.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it is another object by
-    /// now, or somebody has it open.
+    /// now, or a process has it open.
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool>;
 }
 
@@ -167,7 +167,7 @@ pub trait Store: Send + Sync {
 pub enum Mode {
     /// A guest's own disk: 0600.
     Private,
-    /// A base that nobody may change: 0444.
+    /// A backing file that must not change: 0444.
     ReadOnly,
 }
 

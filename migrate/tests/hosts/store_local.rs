@@ -126,7 +126,7 @@ fn two_do_not_make_one_file_at_once() {
     impl Observer for Second<'_> {
         fn progress(&self, _done: u64, _total: u64) {
             let error = self.0.put("/images/disk", self.1).unwrap_err();
-            assert!(error.to_string().contains("somebody else is making it"), "{error}");
+            assert!(error.to_string().contains("another process is writing it"), "{error}");
         }
     }
     let host = Host::new();
@@ -372,7 +372,7 @@ fn a_manifest_beside_an_image_is_believed_while_nothing_has_changed() {
     assert_eq!(compare(&digest), (equal.clone(), true));
     // A manifest is only believed if the file had been still for a second when it was made.
     std::thread::sleep(std::time::Duration::from_millis(1200));
-    let options = OpenOptions { format: Some(Format::Raw), ..Default::default() };
+    let options = OpenOptions::default().format(Format::Raw);
     let chain = Chain::open(&disk, &options).unwrap();
     let manifest = Manifest::take(&chain, None, 1, &Silent, &CancelToken::new()).unwrap();
     manifest.write(&host.real("/images/disk.manifest"), qcow::io::Replace::Never).unwrap();

@@ -171,9 +171,10 @@ impl RouteArgs {
     /// As it is kept in journals.
     pub(crate) fn route(&self) -> Result<Route> {
         if is_directory(&self.connect) {
-            return Err(Error::usage("--connect takes the URI of a libvirt here").hint(
-                "give the guest's XML with --domain-xml, and the directory with --source-root",
-            ));
+            return Err(Error::usage("--connect takes the URI of a libvirt, not a directory")
+                .hint(
+                    "give the guest's XML with --domain-xml, and the directory with --source-root",
+                ));
         }
         let domain = match (&self.domain_xml, &self.domain) {
             (Some(xml), _) => {
