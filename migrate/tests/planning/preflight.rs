@@ -473,8 +473,10 @@ fn the_json_keeps_its_keys() {
 
 type Cure = fn(&mut Seeing, &mut Policy);
 
+type Wrong = fn(&mut Seeing);
+
 /// What is in the way, what the operator does about it, and the remedy that says so.
-const CURES: &[(&str, Remedy, fn(&mut Seeing), Cure)] = &[
+const CURES: &[(&str, Remedy, Wrong, Cure)] = &[
     (
         "thin-copies",
         Remedy::CopyInFull,
