@@ -5,8 +5,8 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use crate::args::exit_codes;
 use crate::commands::{
     Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Hook,
-    Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue, Resume,
-    Rollback, Transactions,
+    Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue,
+    Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
