@@ -43,7 +43,7 @@ coverage: ## Show what of qcow::format and qcow::image the fuzz targets reach, w
 
 loom: ## Try every order in which the engine's workers can take turns
 	@scripts/setup build
-	RUSTFLAGS='--cfg loom' cargo test --locked --profile quick --target-dir $(TARGET)/loom -p qcowtool-qcow --lib ops::sequencer
+	RUSTFLAGS='--cfg loom' cargo test --locked --profile quick --target-dir $(TARGET)/loom -p qcowtool-qcow --lib ops::work::sequencer
 
 miri: ## Run the tests of qcow::format and a little more under Miri, where there is a nightly toolchain with it
 	@scripts/miri

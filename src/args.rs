@@ -142,13 +142,10 @@ impl SourceArgs {
     /// The engine's options; `snapshot` is the view to read instead of the current state.
     pub(crate) fn open_options(&self, snapshot: Option<&str>) -> OpenOptions {
         let open = self.trust.binding(self.chain.open_options());
-        OpenOptions {
-            format: self.format,
-            backing_formats: backing_formats(&self.backing_format, self.raw_despite_magic),
-            force_share: self.force_share,
-            snapshot: snapshot.map(str::to_owned),
-            ..open
-        }
+        open.format(self.format)
+            .backing_formats(backing_formats(&self.backing_format, self.raw_despite_magic))
+            .force_share(self.force_share)
+            .snapshot(snapshot.map(str::to_owned))
     }
 }
 
@@ -229,11 +226,9 @@ impl ChainArgs {
         if let Some(depth) = self.max_depth.and_then(|depth| usize::try_from(depth).ok()) {
             limits.max_depth = depth;
         }
-        OpenOptions {
-            policy: Policy { backing: files.clone(), data_file: files, strict: false },
-            limits,
-            ..OpenOptions::default()
-        }
+        OpenOptions::default()
+            .policy(Policy::default().backing(files.clone()).data_file(files))
+            .limits(limits)
     }
 }
 
@@ -308,7 +303,7 @@ impl TrustArgs {
                     *files = FilePolicy::Deny;
                 }
             }
-            *limits = Limits { max_depth: limits.max_depth, ..Limits::untrusted() };
+            *limits = Limits::untrusted().max_depth(limits.max_depth);
         }
         limits.max_virtual_size = self.max_virtual_size.unwrap_or(limits.max_virtual_size);
         limits.max_metadata = self.max_metadata.unwrap_or(limits.max_metadata);
@@ -410,7 +405,7 @@ mod tests {
     fn allowed_directories_bind_backing_and_data_files() {
         let options = chain(&["/a", "/b"], None);
         let within = FilePolicy::Within(vec!["/a".into(), "/b".into()]);
-        let expected = Policy { backing: within.clone(), data_file: within, strict: false };
+        let expected = Policy::default().backing(within.clone()).data_file(within);
         assert_eq!(options.policy, expected);
     }
 
@@ -421,9 +416,9 @@ mod tests {
         let mut open = chain(&[], Some(3));
         trust(None).bind(&mut open.policy, &mut open.limits);
         let denied =
-            Policy { backing: FilePolicy::Deny, data_file: FilePolicy::Deny, strict: true };
+            Policy::default().backing(FilePolicy::Deny).data_file(FilePolicy::Deny).strict(true);
         assert_eq!(open.policy, denied);
-        assert_eq!(open.limits, Limits { max_depth: 3, ..Limits::untrusted() });
+        assert_eq!(open.limits, Limits::untrusted().max_depth(3));
         let mut open = chain(&["/a"], None);
         trust(Some(7)).bind(&mut open.policy, &mut open.limits);
         assert_eq!(open.policy.backing, FilePolicy::Within(vec!["/a".into()]));
@@ -437,7 +432,7 @@ mod tests {
 
     #[test]
     fn max_depth_replaces_only_the_depth_limit() {
-        assert_eq!(chain(&[], Some(3)).limits, Limits { max_depth: 3, ..Limits::default() });
+        assert_eq!(chain(&[], Some(3)).limits, Limits::default().max_depth(3));
     }
 
     #[test]

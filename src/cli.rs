@@ -118,7 +118,7 @@ commands! {
     Rollback(output) "rollback" "Undo an interrupted run, or what prepare created";
     Hook(output) "hook" "Prepare and check incoming migrations, as libvirt's hook on the destination";
     Annotate(output) "annotate" "Write disk sizes and digests into guests' metadata, for the hook at the destination";
-    Agent(output) "agent" "Serve this host's files to a qcowtool at the other end of --rsh" hidden true;
+    Agent(output) "agent" "Serve this host's files to a qcowtool at the far end of --rsh" hidden true;
     Generate(output) "generate" "Write man pages or shell completions" hidden true;
 }
 

@@ -160,7 +160,7 @@ fn dash_in_front(error: &clap::Error, arguments: &[OsString]) -> Option<String> 
     };
     let argument = command.get_arguments().find(|argument| is_it(argument))?;
     argument.get_action().takes_values().then(|| {
-        format!("'{value}' is taken for an option; as the value of {option}: {option}={value}")
+        format!("'{value}' is parsed as an option; as the value of {option}: {option}={value}")
     })
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn warn_truncated(truncated: &[Truncation]) {
         }
         warn_line(format_args!(
             "'{}' ends at {file_length} bytes, before what its tables refer to: {}; if it is a copy, it \
-             was cut short",
+             is incomplete",
             shown(filename),
             lost.join(", ")
         ));

@@ -87,11 +87,11 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::NewFile => &["leave out -n to make a new file"],
         Remedy::StateFormat => &["state the format of the image: -f qcow2 or -f raw"],
         Remedy::RestoreBacking if command == "check" => {
-            &["bring the file back under this name, or give --alone to check the image without it"]
+            &["restore the file under this name, or give --alone to check the image without it"]
         }
         Remedy::RestoreBacking => &[
-            "bring the file back under this name, or give --alone to read what is above it",
-            "bring the file back under this name",
+            "restore the file under this name, or give --alone to read what is above it",
+            "restore the file under this name",
         ],
         Remedy::AllowDirectory => &["allow the directory in which the file is with --allow-dir"],
         Remedy::RaiseLimit(LimitName::Depth) => &["allow more with --max-depth"],

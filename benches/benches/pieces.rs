@@ -13,9 +13,8 @@ use qcow::format::{
     raw_l2_entry, set_raw_l2_entry,
 };
 use qcow::io::Replace;
-use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::create::{CreateOptions, create};
-use qcow::ops::digest::{sha256, tree_hash};
+use qcow::ops::digest::{Algorithm, DigestOptions, digest};
 use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
 use qcow::{CancelToken, Silent};
 use tempfile::TempDir;
@@ -105,18 +104,12 @@ fn metadata(c: &mut Criterion) {
     let mut group = c.benchmark_group("metadata of 16 GiB");
     group.sample_size(10);
     for cluster_size in [4 << 10, 64 << 10] {
-        let qcow2 = Qcow2Options {
-            cluster_size,
-            preallocation: Preallocation::Metadata,
-            ..Default::default()
-        };
+        let qcow2 = Qcow2Options::default()
+            .cluster_size(cluster_size)
+            .preallocation(Preallocation::Metadata);
         let target = TargetOptions::Qcow2(qcow2);
-        let options = CreateOptions {
-            size: Some(16 << 30),
-            target,
-            replace: Replace::Unused,
-            ..Default::default()
-        };
+        let options =
+            CreateOptions::default().size(16 << 30).target(target).replace(Replace::Unused);
         group.throughput(Throughput::Elements((16 << 30) / cluster_size));
         group.bench_function(format!("create, clusters of {} KiB", cluster_size >> 10), |b| {
             b.iter(|| create(&path, &options).expect("an image"));
@@ -149,16 +142,16 @@ fn digests(c: &mut Criterion) {
     let mut group = c.benchmark_group("digest of a chain, one worker");
     group.sample_size(10);
     group.throughput(Throughput::Bytes(DATA));
-    let options = ChecksumOptions { threads: 1 };
-    group.bench_function("CRC-32", |b| {
-        b.iter(|| checksum(&chain, &options, &Silent, &never).expect("a digest"));
-    });
-    group.bench_function("tree hash", |b| {
-        b.iter(|| tree_hash(&chain, 1, &Silent, &never).expect("a digest"));
-    });
-    group.bench_function("SHA-256", |b| {
-        b.iter(|| sha256(&chain, 1, &Silent, &never).expect("a digest"));
-    });
+    for (name, algorithm) in [
+        ("CRC-32", Algorithm::Crc32),
+        ("tree hash", Algorithm::Blake3Tree),
+        ("SHA-256", Algorithm::Sha256),
+    ] {
+        let options = DigestOptions::default().algorithm(algorithm).threads(1);
+        group.bench_function(name, |b| {
+            b.iter(|| digest(&chain, &options, &Silent, &never).expect("a digest"));
+        });
+    }
     group.finish();
 }
 

@@ -159,8 +159,8 @@ fn path_of(disk: &XmlDisk) -> Result<&Path> {
 }
 
 fn chain(disk: &XmlDisk) -> Result<Chain> {
-    let format = disk.format.as_deref().unwrap_or("raw").parse()?;
-    let open = OpenOptions { format: Some(format), force_share: true, ..OpenOptions::default() };
+    let format = disk.format.as_deref().unwrap_or("raw").parse::<qcow::chain::Format>()?;
+    let open = OpenOptions::default().format(format).force_share(true);
     Ok(Chain::open(path_of(disk)?, &open)?)
 }
 

@@ -60,7 +60,7 @@ pub fn plan(source: &Path, open: &OpenOptions) -> Result<Plan> {
 /// use qcow::chain::OpenOptions;
 /// use qcow::ops::create::{CreateOptions, create};
 ///
-/// create(&overlay, &CreateOptions { size: Some(10_000_000), ..Default::default() })?;
+/// create(&overlay, &CreateOptions::default().size(10_000_000))?;
 /// let plan = migrate::target::plan(&overlay, &OpenOptions::default())?;
 /// let (_, proof) = migrate::target::prepare(&plan, &target)?;
 /// assert_eq!(proof.virtual_size, 10_000_384);
@@ -78,7 +78,7 @@ pub fn prepare(plan: &Plan, path: &Path) -> Result<(CreateOutcome, Proof)> {
 }
 
 /// Reads the target at `path` back and checks that a full copy of the planned source can go there:
-/// the size is equal to the byte, it stands alone, and it is empty.
+/// the size is equal to the byte, it has no backing file, and it is empty.
 ///
 /// # Errors
 /// [`Corrupt`](qcow::ErrorKind::Corrupt) naming the first thing that is not as it must be, or
@@ -101,18 +101,18 @@ pub(crate) struct Expected<'a> {
     pub(crate) format: Format,
     /// Exactly the size of its disk.
     pub(crate) virtual_size: u64,
-    /// Name and format of what it stands on, as its header must record them.
+    /// Name and format of its backing file, as its header must record them.
     pub(crate) base: Option<(&'a Path, &'a str)>,
 }
 
 /// Checks a new image: it has exactly the expected size (`SizesEqual` of the proofs in `docs/migration.md`), holds
-/// nothing (`TargetEmpty`, and `ReadsAsZeros` where it stands alone), and its header names exactly the expected base (`ChainsAgree`). What it
-/// stands on is not opened.
+/// nothing (`TargetEmpty`, and `ReadsAsZeros` where it has no backing file), and its header names exactly the expected backing file (`ChainsAgree`). The
+/// backing file is not opened.
 ///
 /// # Errors
 /// [`Corrupt`](qcow::ErrorKind::Corrupt) naming the first thing that is not as it must be.
 pub(crate) fn check(path: &Path, expected: &Expected<'_>) -> Result<()> {
-    let open = OpenOptions { format: Some(expected.format), ..Default::default() };
+    let open = OpenOptions::default().format(expected.format);
     let chain = Chain::open_alone(path, &open)?;
     let wrong = |message: String| Err(Error::corrupt(message));
     if chain.virtual_size() != expected.virtual_size {
@@ -130,7 +130,7 @@ pub(crate) fn check(path: &Path, expected: &Expected<'_>) -> Result<()> {
         if named != path.map(Path::to_string_lossy) || format.as_deref() != wanted {
             let none = || "nothing".into();
             return wrong(format!(
-                "the target stands on '{}', recorded as '{}'",
+                "the target has the backing file '{}', recorded as '{}'",
                 named.unwrap_or_else(none),
                 format.unwrap_or_else(none)
             ));
@@ -179,7 +179,7 @@ mod tests {
 
     fn overlay(dir: &Path) -> (PathBuf, Plan) {
         let source = dir.join("source.qcow2");
-        create(&source, &CreateOptions { size: Some(3 << 20), ..Default::default() }).unwrap();
+        create(&source, &CreateOptions::default().size(3 << 20)).unwrap();
         let plan = plan(&source, &OpenOptions::default()).unwrap();
         (source, plan)
     }
@@ -189,8 +189,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_, plan) = overlay(dir.path());
         let target = dir.path().join("target.qcow2");
-        create(&target, &CreateOptions { size: Some((3 << 20) + 512), ..Default::default() })
-            .unwrap();
+        create(&target, &CreateOptions::default().size((3 << 20) + 512)).unwrap();
         let error = prove(&target, &plan).unwrap_err();
         assert!(error.to_string().contains("3146240 bytes, the source's 3145728"), "{error}");
     }
@@ -200,7 +199,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_, plan) = overlay(dir.path());
         let target = dir.path().join("target.qcow2");
-        let mut options = CreateOptions { size: Some(3 << 20), ..Default::default() };
+        let mut options = CreateOptions::default().size(3 << 20);
         if let TargetOptions::Qcow2(qcow2) = &mut options.target {
             qcow2.preallocation = qcow::ops::Preallocation::Metadata;
         }
@@ -214,13 +213,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (base, _) = overlay(dir.path());
         let top = dir.path().join("top.qcow2");
-        let backing = qcow::ops::create::Backing {
-            name: "source.qcow2".into(),
-            format: qcow::chain::Format::Qcow2,
-            unchecked: false,
-            open: OpenOptions::default(),
-        };
-        create(&top, &CreateOptions { backing: Some(backing), ..Default::default() }).unwrap();
+        let backing = qcow::ops::create::Backing::new("source.qcow2", qcow::chain::Format::Qcow2);
+        create(&top, &CreateOptions::default().backing(backing)).unwrap();
         std::fs::remove_file(base).unwrap();
         let plan = plan(&top, &OpenOptions::default()).unwrap();
         assert_eq!(plan.create.size, Some(3 << 20));

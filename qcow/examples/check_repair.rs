@@ -20,7 +20,7 @@ pub(crate) fn run(image: &Path, write: bool) -> qcow::Result<CheckOutcome> {
     if found.corruptions == 0 && found.leaks == 0 {
         return Ok(found);
     }
-    let options = RepairOptions { scope: Scope::All, dry_run: !write, check: options };
+    let options = RepairOptions::new(Scope::All).dry_run(!write).check(options);
     let repaired = repair(image, &options, &Silent, &cancel)?;
     for step in &repaired.steps {
         println!("{} {:#x}: {}", step.structure.as_str(), step.host_offset, step.action.as_str());

@@ -13,13 +13,11 @@ fn main() -> qcow::Result<()> {
 }
 
 pub(crate) fn run(base: &Path, overlay: &Path, empty: &Path) -> qcow::Result<()> {
-    let backing = Backing {
-        name: std::path::absolute(base).unwrap_or_else(|_| base.to_path_buf()),
-        format: Format::Qcow2,
-        unchecked: false,
-        open: OpenOptions::default(),
-    };
-    let made = create(overlay, &CreateOptions { backing: Some(backing), ..Default::default() })?;
+    let backing = Backing::new(
+        std::path::absolute(base).unwrap_or_else(|_| base.to_path_buf()),
+        Format::Qcow2,
+    );
+    let made = create(overlay, &CreateOptions::default().backing(backing))?;
     println!("{}: disk of {} bytes", made.filename.display(), made.virtual_size);
 
     let like = like(base, &OpenOptions::default())?;

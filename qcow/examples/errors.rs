@@ -14,8 +14,8 @@ fn main() {
 
 /// Returns what to do.
 pub(crate) fn run(image: &Path) -> &'static str {
-    let deny = Policy { backing: FilePolicy::Deny, ..Default::default() };
-    let error = match Chain::open(image, &OpenOptions { policy: deny, ..Default::default() }) {
+    let deny = Policy::default().backing(FilePolicy::Deny);
+    let error = match Chain::open(image, &OpenOptions::default().policy(deny)) {
         Ok(_) => return "use it",
         Err(error) => error,
     };

@@ -31,6 +31,6 @@ pub(crate) fn run(
     cancel: &CancelToken,
 ) -> qcow::Result<FlattenOutcome> {
     let chain = Chain::open(source, &OpenOptions::default())?;
-    let options = FlattenOptions { digest: true, ..Default::default() };
+    let options = FlattenOptions::default().digest(true);
     flatten(&chain, target, &options, &Percent, cancel)
 }

@@ -10,7 +10,7 @@ fn main() -> qcow::Result<()> {
 
 /// Returns how many images there are.
 pub(crate) fn run(image: &Path) -> qcow::Result<usize> {
-    let options = InfoOptions { backing_chain: true, ..Default::default() };
+    let options = InfoOptions::default().backing_chain(true);
     let images = info(image, &options)?;
     for image in &images {
         println!(

@@ -19,16 +19,15 @@ fn main() -> qcow::Result<()> {
 }
 
 pub(crate) fn run(image: &Path, directory: &Path) -> qcow::Result<[u8; 4096]> {
-    let options = OpenOptions {
-        format: Some(Format::Qcow2),
-        policy: Policy {
-            backing: FilePolicy::Within(vec![directory.to_path_buf()]),
-            data_file: FilePolicy::Deny,
-            strict: true,
-        },
-        limits: Limits::untrusted(),
-        ..Default::default()
-    };
+    let options = OpenOptions::default()
+        .format(Format::Qcow2)
+        .policy(
+            Policy::default()
+                .backing(FilePolicy::Within(vec![directory.to_path_buf()]))
+                .data_file(FilePolicy::Deny)
+                .strict(true),
+        )
+        .limits(Limits::untrusted());
     let mut bytes = [0; 4096];
     Chain::open(image, &options)?.read_at(&mut bytes, GuestOffset(0))?;
     Ok(bytes)

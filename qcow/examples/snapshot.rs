@@ -19,7 +19,7 @@ pub(crate) fn run(image: &Path) -> qcow::Result<Vec<u8>> {
     let mut first_bytes = Vec::new();
     for snapshot in image_now.snapshots() {
         let id = String::from_utf8_lossy(&snapshot.id).into_owned();
-        let then = OpenOptions { snapshot: Some(id.clone()), ..Default::default() };
+        let then = OpenOptions::default().snapshot(id.clone());
         let mut sector = [0; 512];
         Chain::open(image, &then)?.read_at(&mut sector, GuestOffset(0))?;
         println!("snapshot {id} '{}': {:02x?}", snapshot.name.escape_ascii(), sector.first());

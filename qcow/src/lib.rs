@@ -14,20 +14,15 @@
 //! # let (template, overlay) = (dir.path().join("template.qcow2"), dir.path().join("vm.qcow2"));
 //! # let standalone = dir.path().join("standalone.qcow2");
 //! use qcow::chain::{Chain, Format, OpenOptions};
-//! use qcow::ops::checksum::{ChecksumOptions, checksum};
+//! use qcow::ops::digest::{DigestOptions, digest};
 //! use qcow::ops::create::{Backing, CreateOptions, create};
 //! use qcow::ops::flatten::{FlattenOptions, flatten};
 //! use qcow::{CancelToken, Silent};
 //!
 //! // A template of 10 GiB and an overlay on it.
-//! create(&template, &CreateOptions { size: Some(10 << 30), ..Default::default() })?;
-//! let backing = Backing {
-//!     name: "template.qcow2".into(), // as it will stand in the header
-//!     format: Format::Qcow2,
-//!     unchecked: false,
-//!     open: OpenOptions::default(),
-//! };
-//! create(&overlay, &CreateOptions { backing: Some(backing), ..Default::default() })?;
+//! create(&template, &CreateOptions::default().size(10 << 30))?;
+//! let backing = Backing::new("template.qcow2", Format::Qcow2); // as the header will have it
+//! create(&overlay, &CreateOptions::default().backing(backing))?;
 //!
 //! // The chain, opened read-only: two layers.
 //! let chain = Chain::open(&overlay, &OpenOptions::default())?;
@@ -35,11 +30,11 @@
 //!
 //! // One image out of it, and the proof that it holds the same.
 //! let cancel = CancelToken::new();
-//! let options = FlattenOptions { digest: true, ..Default::default() };
+//! let options = FlattenOptions::default().digest(true);
 //! let outcome = flatten(&chain, &standalone, &options, &Silent, &cancel)?;
 //! let result = Chain::open(&standalone, &OpenOptions::default())?;
-//! let proof = checksum(&result, &ChecksumOptions::default(), &Silent, &cancel)?;
-//! assert_eq!(outcome.crc32, Some(proof.crc32));
+//! let proof = digest(&result, &DigestOptions::default(), &Silent, &cancel)?;
+//! assert_eq!(outcome.crc32, Some(proof.digest.to_string()));
 //! # Ok(())
 //! # }
 //! ```
@@ -55,7 +50,7 @@
 //! | [`chain`] | backing chains: names, formats, policy, limits, loops |
 //! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
 //! | [`disk`] | a disk that is read and written by many threads at once |
-//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, checksum, digest |
+//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, digest |
 //!
 //! # Cargo features
 //!
@@ -65,7 +60,7 @@
 //! | feature | adds | brings |
 //! |---|---|---|
 //! | `ops` | the module `ops`, and `io::OutputFile` | rayon, tempfile, memmap2, crc32fast, `serde` |
-//! | `digest` | `ops::digest`: tree hashes, SHA-256, manifests | blake3, sha2, `ops` |
+//! | `digest` | in `ops::digest`: tree hashes, SHA-256, manifests | blake3, sha2, `ops` |
 //! | `zstd` | clusters compressed with zstd; without it, reading or writing one is an [`Unsupported`](ErrorKind::Unsupported) error | libzstd, which is C |
 //! | `serde` | `Serialize` for error kinds, places, formats and what else is printed | serde's derive |
 //! | `sim` | `io::sim`, for tests of code that writes; not on by default | |
@@ -108,7 +103,11 @@ mod exact;
 mod layout;
 mod progress;
 mod remedy;
+mod setters;
 mod sync;
+#[cfg(test)]
+#[cfg(feature = "ops")]
+mod tests;
 
 pub use error::{Error, ErrorKind, Escaped, Place, Result};
 pub use progress::{CancelToken, Observer, Silent};

@@ -14,7 +14,7 @@ use std::fmt;
 /// # let dir = tempfile::tempdir()?;
 /// # let image = dir.path().join("vm.qcow2");
 /// use qcow::ops::create::{CreateOptions, create};
-/// let options = CreateOptions { size: Some(1 << 30), ..Default::default() };
+/// let options = CreateOptions::default().size(1 << 30);
 /// create(&image, &options)?;
 /// let error = create(&image, &options).unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::Exists);
@@ -160,13 +160,13 @@ impl fmt::Display for Remedy {
             Self::RaiseLimit(LimitName::VirtualSize) => "allow a larger virtual size",
             Self::RaiseLimit(LimitName::Metadata) => "allow more bytes of tables",
             Self::RestoreBacking => {
-                "the image cannot be read without it: bring the file back under this name"
+                "the image cannot be read without it: restore the file under this name"
             }
             Self::Flatten => "copy the image to a new one",
             Self::FlattenLower => "copy the lower images of the chain to one image first",
             Self::Salvage => "copy what can still be read to a new image",
             Self::Repair => "repair the image's metadata first",
-            Self::Check => "a check of the image's metadata tells more",
+            Self::Check => "check the image's metadata for details",
             Self::DropSnapshots => "remove the snapshots that cannot be read",
             Self::ListSnapshots => "look which snapshots the image has",
             Self::Decompress(_) => {

@@ -100,13 +100,11 @@ impl Check {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let operation = Operation::start(&self.common, &self.work)?;
         self.common.verbosity.opening(&self.path, self.format);
-        let options = CheckOptions {
-            format: self.format,
-            force_share: self.force_share,
-            threads: self.work.threads(),
-            policy: Policy { strict: self.untrusted, ..Policy::default() },
-            ..CheckOptions::default()
-        };
+        let options = CheckOptions::default()
+            .format(self.format)
+            .force_share(self.force_share)
+            .threads(self.work.threads())
+            .policy(Policy::default().strict(self.untrusted));
         let changed = self.repair.is_some() && !self.dry_run;
         let looked_at = self.enter_sandbox(changed, &options)?;
         let settle = |failure| match failure {
@@ -115,7 +113,7 @@ impl Check {
         };
         if let Some(what) = self.repair {
             let scope = if what == What::All { Scope::All } else { Scope::Leaks };
-            let options = RepairOptions { scope, dry_run: self.dry_run, check: options };
+            let options = RepairOptions::new(scope).dry_run(self.dry_run).check(options);
             let outcome = operation
                 .run(|observer, cancel| repair(&self.path, &options, observer, cancel))
                 .map_err(settle)?;
@@ -148,14 +146,12 @@ impl Check {
             Session::start(&self.common, plan.image(&self.path))?;
             return Ok(None);
         }
-        let open = OpenOptions {
-            format: self.format,
-            force_share: self.force_share,
-            policy: options.policy.clone(),
+        let open = OpenOptions::default()
+            .format(self.format)
+            .force_share(self.force_share)
+            .policy(options.policy.clone())
             // A format that is not recorded is not guessed; that the file is there is all that counts.
-            backing_formats: BackingFormats::new().only(Format::Raw),
-            ..OpenOptions::default()
-        };
+            .backing_formats(BackingFormats::new().only(Format::Raw));
         let session = Session::start(&self.common, plan.chain(&self.path, &open))?;
         let file = match check_backing(&self.path, &open) {
             Ok(file) => Some(file),

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use qcow::chain::{Chain, OpenOptions};
 use qcow::extent::{LeftOut, Truncation};
-use qcow::ops::checksum::{ChecksumOptions, checksum};
-use qcow::ops::digest::{Manifest, TreeHash, sha256, tree_hash};
+use qcow::ops::digest::{self, Digest, DigestOptions, Manifest, TreeHash, digest};
 use qcow::{CancelToken, Error, ErrorKind, Observer};
 use serde::Serialize;
 
@@ -100,12 +99,8 @@ enum Algorithm {
 struct Outcome<'a> {
     filename: &'a str,
     virtual_size: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    crc32: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    blake3_tree: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sha256: Option<String>,
+    #[serde(flatten)]
+    digest: Option<Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     identical: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -146,7 +141,7 @@ impl Checksum {
         let cached = self.cached(&chain)?;
         session.all_is_open()?;
         let digest = match cached {
-            Some(tree) => Digest::Tree(tree),
+            Some(tree) => Digest::Blake3Tree(tree),
             None => operation.run(|observer, cancel| {
                 self.compute(algorithm, &chain, threads, observer, cancel)
             })?,
@@ -157,7 +152,7 @@ impl Checksum {
         };
         warn_truncated(&lacks.truncated);
         match (known, digest) {
-            (Some(known), Digest::Tree(tree)) => self.print_verdict(&known.tree, &tree, lacks),
+            (Some(known), Digest::Blake3Tree(tree)) => self.print_verdict(&known.tree, tree, lacks),
             (_, digest) => self.print_digest(&chain, digest, lacks),
         }
     }
@@ -217,49 +212,34 @@ impl Checksum {
             let snapshot = self.snapshot.as_deref();
             let manifest = Manifest::take(chain, snapshot, threads, observer, cancel)?;
             warn(&manifest.write(path, replace(self.force, self.force_in_use))?);
-            return Ok(Digest::Tree(manifest.tree));
+            return Ok(Digest::Blake3Tree(manifest.tree));
         }
-        Ok(match algorithm {
-            Algorithm::Crc32 => {
-                let options = ChecksumOptions { threads };
-                Digest::Crc32(checksum(chain, &options, observer, cancel)?.crc32)
-            }
-            Algorithm::Sha256 => Digest::Sha256(sha256(chain, threads, observer, cancel)?),
-            Algorithm::Blake3Tree => Digest::Tree(tree_hash(chain, threads, observer, cancel)?),
-        })
+        let algorithm = match algorithm {
+            Algorithm::Crc32 => digest::Algorithm::Crc32,
+            Algorithm::Sha256 => digest::Algorithm::Sha256,
+            Algorithm::Blake3Tree => digest::Algorithm::Blake3Tree,
+        };
+        let options = DigestOptions::default().algorithm(algorithm).threads(threads);
+        Ok(digest(chain, &options, observer, cancel)?.digest)
     }
 
     fn print_digest(&self, chain: &Chain, digest: Digest, lacks: Lacks) -> Result<(), Failure> {
         if self.common.format() == OutputFormat::Human {
-            let text = match &digest {
-                Digest::Crc32(text) | Digest::Sha256(text) => text.clone(),
-                Digest::Tree(tree) => tree.root.to_string(),
-            };
-            return print(format_args!("{text}  {}\n", shown(&self.path)));
+            return print(format_args!("{digest}  {}\n", shown(&self.path)));
         }
         let filename = self.path.to_string_lossy();
-        let mut outcome = Outcome::new(&filename, chain.virtual_size(), lacks);
-        match digest {
-            Digest::Crc32(text) => outcome.crc32 = Some(text),
-            Digest::Sha256(text) => outcome.sha256 = Some(text),
-            Digest::Tree(tree) => outcome.blake3_tree = Some(tree.root.to_string()),
-        }
+        let outcome = Outcome::new(&filename, chain.virtual_size(), digest, lacks);
         print_json(&outcome)
     }
 
     /// Says where the disk differs from the manifest.
-    fn print_verdict(
-        &self,
-        known: &TreeHash,
-        tree: &TreeHash,
-        lacks: Lacks,
-    ) -> Result<(), Failure> {
+    fn print_verdict(&self, known: &TreeHash, tree: TreeHash, lacks: Lacks) -> Result<(), Failure> {
         let identical = known.root == tree.root;
-        let differences = known.differences(tree).into_iter();
+        let differences = known.differences(&tree).into_iter();
         if self.common.format() == OutputFormat::Json {
             let filename = self.path.to_string_lossy();
-            let mut outcome = Outcome::new(&filename, tree.virtual_size, lacks);
-            outcome.blake3_tree = Some(tree.root.to_string());
+            let size = tree.virtual_size;
+            let mut outcome = Outcome::new(&filename, size, Digest::Blake3Tree(tree), lacks);
             outcome.identical = Some(identical);
             outcome.differences =
                 Some(differences.map(|(start, length)| Range { start, length }).collect());
@@ -278,15 +258,8 @@ impl Checksum {
     }
 }
 
-/// What was computed.
-enum Digest {
-    Crc32(String),
-    Sha256(String),
-    Tree(TreeHash),
-}
-
 impl<'a> Outcome<'a> {
-    fn new(filename: &'a str, virtual_size: u64, lacks: Lacks) -> Self {
-        Self { filename, virtual_size, lacks, ..Self::default() }
+    fn new(filename: &'a str, virtual_size: u64, digest: Digest, lacks: Lacks) -> Self {
+        Self { filename, virtual_size, digest: Some(digest), lacks, ..Self::default() }
     }
 }

@@ -94,13 +94,14 @@ impl Compare {
         let operation = Operation::start(&self.common, &self.work).map_err(coded(NOT_OPENED))?;
         let open = self.source.open_options(None);
         let stated = &self.second_backing_format;
-        let second = OpenOptions {
-            format: self.second_format,
-            backing_formats: backing_formats(stated, self.source.raw_despite_magic),
-            ..open.clone()
-        };
-        let options =
-            CompareOptions { strict: self.strict, all: self.all, threads: self.work.threads() };
+        let second = open
+            .clone()
+            .format(self.second_format)
+            .backing_formats(backing_formats(stated, self.source.raw_despite_magic));
+        let options = CompareOptions::default()
+            .strict(self.strict)
+            .all(self.all)
+            .threads(self.work.threads());
         let plan = Plan::new().chain(&self.first, &open).chain(&self.second, &second);
         let session = Session::start(&self.common, plan).map_err(coded(NOT_OPENED))?;
         let open_chain = |path, options: &OpenOptions| {
@@ -207,7 +208,7 @@ impl List {
             Some(Difference { kind: DifferenceKind::Size, .. }) => {
                 writeln!(self.out, "Strict mode: Image size mismatch!")
             }
-            Some(Difference { kind: DifferenceKind::Status, offset }) => {
+            Some(Difference { kind: DifferenceKind::Status, offset, .. }) => {
                 writeln!(self.out, "Strict mode: Offset {offset} block status mismatch!")
             }
             Some(_) if all => {

@@ -119,7 +119,7 @@ impl Create {
     fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
         Session::start(&self.common, Plan::new().image(source).making(path))?;
         self.common.verbosity.opening(source, self.format);
-        let open = OpenOptions { format: self.format, ..self.open_options() };
+        let open = self.open_options().format(self.format);
         let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.replace.replace();
         let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
@@ -130,7 +130,7 @@ impl Create {
     /// How IMAGE or BACKING is opened.
     fn open_options(&self) -> OpenOptions {
         let force_share = self.force_share;
-        OpenOptions { force_share, ..self.trust.binding(self.chain.open_options()) }
+        self.trust.binding(self.chain.open_options()).force_share(force_share)
     }
 
     fn new_format(&self) -> Format {
@@ -142,12 +142,11 @@ impl Create {
         let mut given = ImageOptions::parse(self.new_format(), Purpose::Create, items)?;
         self.set_size(&mut given)?;
         self.set_backing(&mut given)?;
-        let options = CreateOptions {
-            size: given.size(),
-            target: given.target()?,
-            backing: self.backing(&given)?,
-            replace: self.replace.replace(),
-        };
+        let options = CreateOptions::default()
+            .size(given.size())
+            .target(given.target()?)
+            .backing(self.backing(&given)?)
+            .replace(self.replace.replace());
         Ok((options, given))
     }
 
@@ -197,8 +196,8 @@ impl Create {
             return Err(Error::usage("raw images cannot have a backing file")
                 .hint("make a qcow2 image: leave out -f raw"));
         }
-        let open = OpenOptions { format: Some(format), ..self.open_options() };
-        Ok(Some(Backing { name: name.into(), format, unchecked: self.unchecked, open }))
+        let open = self.open_options().format(format);
+        Ok(Some(Backing::new(name, format).unchecked(self.unchecked).open(open)))
     }
 
     fn print(

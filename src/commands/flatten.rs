@@ -161,22 +161,19 @@ impl Flatten {
             Request::Help => return print(help(self.target_format, Purpose::Flatten)),
             Request::Options(items) => items,
         };
-        let options = FlattenOptions {
-            target: ImageOptions::parse(self.target_format, Purpose::Flatten, &items)?.target()?,
-            compress: self.compress,
-            compression_level: self.compression_level,
-            threads: self.work.threads(),
-            digest: self.digest,
-            replace: self.replace.replace(),
-            no_reflink: self.no_reflink,
-            device: self.device,
-            existing: self.no_create,
-            target_is_zero: self.target_is_zero,
-            direct: self.direct,
-            // What a stream may be, `receive` says.
-            raw_stated: false,
-            salvage: self.salvage,
-        };
+        let options = FlattenOptions::default()
+            .target(ImageOptions::parse(self.target_format, Purpose::Flatten, &items)?.target()?)
+            .compress(self.compress)
+            .compression_level(self.compression_level)
+            .threads(self.work.threads())
+            .digest(self.digest)
+            .replace(self.replace.replace())
+            .no_reflink(self.no_reflink)
+            .device(self.device)
+            .existing(self.no_create)
+            .target_is_zero(self.target_is_zero)
+            .direct(self.direct)
+            .salvage(self.salvage);
         let src = required(self.src.take(), "SRC")?;
         let dst = required(self.dst.take(), "DST")?;
         if self.size.is_some() && !is_stream(&src) {
@@ -240,7 +237,7 @@ impl Flatten {
         let outcome = lacking.outcome;
         warn(&outcome.warnings);
         if self.common.verbosity.verbose {
-            eprint_line(ways(&outcome.traffic));
+            eprint_line(ways(&outcome.transfer));
         }
         if is_stream(dst) {
             // Standard output is the image.
@@ -332,11 +329,11 @@ fn salvaged(src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
 }
 
 /// How many bytes went which way.
-fn ways(traffic: &TransferStats) -> String {
+fn ways(transfer: &TransferStats) -> String {
     format!(
         "{} cloned, {} copied by the kernel, {} written",
-        human(traffic.cloned_bytes),
-        human(traffic.copied_bytes),
-        human(traffic.written_bytes),
+        human(transfer.cloned_bytes),
+        human(transfer.copied_bytes),
+        human(transfer.written_bytes),
     )
 }

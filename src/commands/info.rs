@@ -48,10 +48,9 @@ pub(crate) struct Info {
 impl Info {
     /// Looks and prints.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let options = InfoOptions {
-            open: self.source.open_options(self.snapshot.as_deref()),
-            backing_chain: self.backing_chain,
-        };
+        let options = InfoOptions::default()
+            .open(self.source.open_options(self.snapshot.as_deref()))
+            .backing_chain(self.backing_chain);
         let mut plan = if self.backing_chain {
             Plan::new().chain(&self.path, &options.open)
         } else {

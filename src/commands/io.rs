@@ -94,11 +94,11 @@ impl Io {
     /// Carries out the commands in order; the first that fails ends the script.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let steps = self.steps()?;
-        let open = OpenOptions {
-            format: self.format,
-            backing_formats: backing_formats(&self.backing_format, false),
-            ..self.trust.binding(self.chain.open_options())
-        };
+        let open = self
+            .trust
+            .binding(self.chain.open_options())
+            .format(self.format)
+            .backing_formats(backing_formats(&self.backing_format, false));
         let mut plan = Plan::new().chain(&self.path, &open).changing(&self.path);
         if let Some(data) = self.data_file(&open) {
             plan = plan.changing(&data);
@@ -238,5 +238,6 @@ fn text(done: &Done) -> String {
         let place = offset.map_or_else(String::new, |offset| format!(" at {offset:#x}"));
         text.push_str(&format!("\n  {start:#x} {length:#x} {kind}{place}"));
     }
+    text.push('\n');
     text
 }

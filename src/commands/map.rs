@@ -88,7 +88,7 @@ impl MapCommand {
         let chain = session.open_chain(&self.path, &open, &self.part)?;
         session.all_is_open()?;
         warn_left_out(&chain, self.common.format())?;
-        let options = MapOptions { start: self.start_offset, max_length: self.max_length };
+        let options = MapOptions::default().start(self.start_offset).max_length(self.max_length);
         if let Some(picture) = picture {
             return Ok(picture.map(&self.path, &chain, &options)?);
         }

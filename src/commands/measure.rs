@@ -112,19 +112,17 @@ impl Measure {
     fn measure_options(&self, items: &[Item]) -> qcow::Result<MeasureOptions> {
         let given = ImageOptions::parse(self.target_format, Purpose::Create, items)?;
         let has_backing = given.text(Key::BackingFile).is_some();
-        Ok(MeasureOptions { target: given.target()?, has_backing })
+        Ok(MeasureOptions::default().target(given.target()?).has_backing(has_backing))
     }
 
     fn run_exact(&self, path: &Path, items: &[Item]) -> Result<(), Failure> {
         let operation = Operation::start(&self.common, &self.work)?;
         let given = ImageOptions::parse(self.target_format, Purpose::Flatten, items)?;
-        let options = FlattenOptions {
-            target: given.target()?,
-            compress: self.compress,
-            compression_level: self.compression_level,
-            threads: self.work.threads(),
-            ..FlattenOptions::default()
-        };
+        let options = FlattenOptions::default()
+            .target(given.target()?)
+            .compress(self.compress)
+            .compression_level(self.compression_level)
+            .threads(self.work.threads());
         let chain = self.open(path)?;
         let outcome =
             operation.run(|observer, cancel| exact(&chain, &options, observer, cancel))?;

@@ -61,19 +61,15 @@ impl ImageOptions {
             _ => Preallocation::Off,
         };
         if preallocation != Preallocation::Off {
-            options.set(Key::Preallocation, text(preallocation_name(preallocation)));
+            options.set(Key::Preallocation, text(preallocation.as_str()));
         }
         options
     }
 
     fn set_from_qcow2(&mut self, qcow2: &Qcow2Options) {
-        let compression = match qcow2.compression_type {
-            CompressionType::Zlib => "zlib",
-            CompressionType::Zstd => "zstd",
-        };
         self.set(Key::ClusterSize, Value::Number(qcow2.cluster_size));
         self.set(Key::ExtendedL2, Value::Switch(qcow2.extended_l2));
-        self.set(Key::CompressionType, text(compression));
+        self.set(Key::CompressionType, text(qcow2.compression_type.as_str()));
         self.set(Key::LazyRefcounts, Value::Switch(qcow2.lazy_refcounts));
         self.set(Key::RefcountBits, Value::Number(qcow2.refcount_bits.into()));
         if qcow2.version == Version::V2 {
@@ -126,6 +122,9 @@ impl ImageOptions {
         match self.format {
             Format::Raw => self.raw(),
             Format::Qcow2 => self.qcow2(),
+            other => {
+                Err(Error::unsupported(format!("an image of the format {other} cannot be made")))
+            }
         }
     }
 
@@ -241,17 +240,8 @@ fn preallocation(word: &OsStr) -> Result<Preallocation> {
     use Preallocation::{Falloc, Full, Metadata, Off};
     [Off, Metadata, Falloc, Full]
         .into_iter()
-        .find(|known| preallocation_name(*known) == word)
+        .find(|known| known.as_str() == word)
         .ok_or_else(|| unknown_word("preallocation", word, "off, metadata, falloc or full"))
-}
-
-fn preallocation_name(preallocation: Preallocation) -> &'static str {
-    match preallocation {
-        Preallocation::Off => "off",
-        Preallocation::Metadata => "metadata",
-        Preallocation::Falloc => "falloc",
-        Preallocation::Full => "full",
-    }
 }
 
 fn compression_type(word: &OsStr) -> Result<CompressionType> {

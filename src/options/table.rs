@@ -120,6 +120,8 @@ pub(crate) fn specs(format: Format) -> &'static [Spec] {
     match format {
         Format::Qcow2 => QCOW2,
         Format::Raw => RAW,
+        // None of another can be made.
+        _ => &[],
     }
 }
 

@@ -51,7 +51,7 @@ impl<'a> PictureFile<'a> {
         self.write(&Bands { tally: &tally, caption: &caption })
     }
 
-    /// Draws who stands on whom.
+    /// Draws the backing-file dependencies.
     ///
     /// # Errors
     /// As [`begin`].

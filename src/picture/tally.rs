@@ -137,15 +137,13 @@ mod tests {
     #[test]
     fn an_entry_goes_to_the_columns_it_covers() {
         let raw = std::env::temp_dir().join(format!("tally-{}.raw", std::process::id()));
-        let options = CreateOptions {
-            size: Some(512_000),
-            target: qcow::ops::TargetOptions::Raw(Default::default()),
-            ..Default::default()
-        };
+        let options = CreateOptions::default()
+            .size(512_000)
+            .target(qcow::ops::TargetOptions::Raw(Default::default()));
         create(&raw, &options).unwrap();
         let chain = Chain::open(&raw, &OpenOptions::default()).unwrap();
         std::fs::remove_file(&raw).unwrap();
-        let part = MapOptions { start: 512 * 100, max_length: Some(512 * 2 + 12) };
+        let part = MapOptions::default().start(512 * 100).max_length(512 * 2 + 12);
         let entry = map(&chain, &part).next().unwrap().unwrap();
         let mut tally = Tally::new(0, 512_000, 1);
         tally.add(&entry);

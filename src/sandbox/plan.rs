@@ -60,7 +60,8 @@ impl Plan {
                 FilePolicy::AnyLocal => self.anything = true,
                 FilePolicy::Within(directories) => self.reads.extend_from_slice(directories),
                 FilePolicy::InRoot(directory) => self.reads.push(directory.clone()),
-                FilePolicy::Deny => {}
+                // Nothing more; and what is not known here is not read.
+                _ => {}
             }
         }
         self
@@ -174,8 +175,8 @@ mod tests {
     use super::*;
 
     fn options(files: FilePolicy) -> OpenOptions {
-        let policy = Policy { backing: files.clone(), data_file: files, strict: false };
-        OpenOptions { policy, ..Default::default() }
+        let policy = Policy::default().backing(files.clone()).data_file(files);
+        OpenOptions::default().policy(policy)
     }
 
     #[test]

@@ -175,11 +175,11 @@ fn qcow(path: &Path) -> Result<u32> {
 }
 
 fn qcow_all(path: &Path) -> Result<u32> {
-    use qcow::ops::checksum::{ChecksumOptions, checksum};
+    use qcow::ops::digest::{DigestOptions, digest};
     let chain = qcow::chain::Chain::open(path, &qcow::chain::OpenOptions::default())?;
-    let options = ChecksumOptions::default();
-    let done = checksum(&chain, &options, &qcow::Silent, &qcow::CancelToken::new())?;
-    Ok(u32::from_str_radix(&done.crc32, 16)?)
+    let options = DigestOptions::default();
+    let done = digest(&chain, &options, &qcow::Silent, &qcow::CancelToken::new())?;
+    Ok(u32::from_str_radix(&done.digest.to_string(), 16)?)
 }
 
 async fn open_imago(path: &Path) -> Result<imago::FormatAccess<imago::file::File>> {

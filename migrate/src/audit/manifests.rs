@@ -1,4 +1,4 @@
-//! What manifests prove of the images that others stand on.
+//! What manifests prove of backing files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::scan::canonical;
 use super::value::{Content, Image, Key, Need, Presence, Proof, Survey, Unseen};
 use crate::{Error, Result};
 
-/// Compares all images that others stand on, and of which a manifest is in `directory`, with it. An image
+/// Compares all backing files of which a manifest is in `directory`, with it. An image
 /// that a manifest is to be trusted for is not read; any other is read whole.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ fn compare(image: &Image, manifest: &Path, cancel: &CancelToken) -> qcow::Result
         Content::Qcow2 => qcow::chain::Format::Qcow2,
         _ => qcow::chain::Format::Raw,
     };
-    let open = OpenOptions { format: Some(format), force_share: true, ..Default::default() };
+    let open = OpenOptions::default().format(format).force_share(true);
     let chain = Chain::open(image.path(), &open)?;
     if Manifest::read_trusted(manifest, &chain, None).is_ok() {
         return Ok(Proof::Equal);

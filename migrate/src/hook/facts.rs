@@ -103,7 +103,7 @@ impl<'a> Files<'a> {
     ) -> Result<TargetImage> {
         let (real, format) = (real(path)?, format(disk)?);
         let layers = self.host.chain(&real, format)?;
-        let open = OpenOptions { format, force_share: true, ..Default::default() };
+        let open = OpenOptions::default().format(format).force_share(true);
         let alone = Chain::open_alone(&real, &open)?;
         let empty = first_allocated(&alone, format.unwrap_or(Format::Qcow2))?.is_none();
         let base = layers.get(1).and_then(|layer| {

@@ -29,12 +29,19 @@ pub(crate) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> 
         // It is on another host.
         let unchecked = true;
         let open = OpenOptions::default();
-        Ok(Backing { name: base.path.clone(), format, unchecked, open })
+        Ok(Backing::new(base.path.clone(), format).unchecked(unchecked).open(open))
     });
     let backing = backing.transpose()?;
     let size = Some(image.virtual_size);
     let target = options(image);
-    create(&path, &CreateOptions { size, target, backing, replace: Replace::Never })?;
+    create(
+        &path,
+        &CreateOptions::default()
+            .size(size)
+            .target(target)
+            .backing(backing)
+            .replace(Replace::Never),
+    )?;
     File::open(&path).map_err(io("could not open the new image"))
 }
 
@@ -42,11 +49,12 @@ pub(crate) fn make(image: &NewImage, base: Option<&NamedLayer>) -> Result<File> 
 pub(super) fn options(image: &NewImage) -> TargetOptions {
     match image.format {
         Format::Raw => TargetOptions::Raw(RawOptions::default()),
-        Format::Qcow2 => TargetOptions::Qcow2(Qcow2Options {
-            cluster_size: image.cluster_size.unwrap_or(65536),
-            extended_l2: image.extended_l2,
-            ..Default::default()
-        }),
+        // What is made is read back, and must have the planned format.
+        _ => TargetOptions::Qcow2(
+            Qcow2Options::default()
+                .cluster_size(image.cluster_size.unwrap_or(65536))
+                .extended_l2(image.extended_l2),
+        ),
     }
 }
 
@@ -142,10 +150,10 @@ mod tests {
         };
         let larger = NewImage { virtual_size: (10 << 20) + 512, ..image() };
         assert!(refused(&larger, Some(base("/b"))).contains("10485760 bytes"));
-        assert!(refused(&image(), None).contains("stands on"));
-        assert!(refused(&image(), Some(base("/c"))).contains("stands on"));
+        assert!(refused(&image(), None).contains("backing file"));
+        assert!(refused(&image(), Some(base("/c"))).contains("backing file"));
         let raw = NamedLayer { format: Some("raw".into()), ..base("/b") };
-        assert!(refused(&image(), Some(raw)).contains("stands on"));
+        assert!(refused(&image(), Some(raw)).contains("backing file"));
     }
 
     #[test]

@@ -70,13 +70,11 @@ impl SourceFiles {
                 return (layers, missing(top, why.to_owned()));
             }
         };
-        let open = OpenOptions {
-            format: Some(format),
-            force_share: true,
-            backing_formats: stated(xml),
-            working_directory: self.open.directory.clone(),
-            ..Default::default()
-        };
+        let open = OpenOptions::default()
+            .format(format)
+            .force_share(true)
+            .backing_formats(stated(xml))
+            .working_directory(self.open.directory.clone());
         for found in walk(self, top, &open) {
             let (path, told) = match found {
                 Ok(found) => (found.path.clone(), self.layer(&found)),
@@ -97,9 +95,8 @@ impl SourceFiles {
     fn layer(&self, found: &LayerFound<FileStorage>) -> Result<LayerFacts, String> {
         let (read_from, deleted) = self.place(&found.path);
         let metadata = fs::metadata(&read_from).map_err(|error| error.to_string())?;
-        let open =
-            OpenOptions { format: Some(found.format), force_share: true, ..Default::default() };
-        let options = InfoOptions { open, backing_chain: false };
+        let open = OpenOptions::default().format(found.format).force_share(true);
+        let options = InfoOptions::default().open(open);
         let images = info(&read_from, &options).map_err(|error| error.message().to_owned())?;
         let image = images.first().ok_or("it could not be read")?;
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
@@ -205,16 +202,16 @@ impl PinnedFiles {
         let top = layers.first().ok_or_else(|| qcow::Error::usage("the chain has no layer"))?;
         // Backing formats that only the XML knows.
         let unrecorded = layers.iter().skip(1).filter(|layer| layer.format_from == FormatFrom::Xml);
-        let options = OpenOptions {
-            format: Some(top.format),
-            backing_formats: unrecorded.fold(BackingFormats::new(), |formats, layer| {
+        let options = OpenOptions::default()
+            .format(top.format)
+            .backing_formats(unrecorded.fold(BackingFormats::new(), |formats, layer| {
                 formats.named(&layer.path, layer.format)
-            }),
-            working_directory: working_directory(layers),
-            force_share: self.runs,
-            overrides: layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
-            ..Default::default()
-        };
+            }))
+            .working_directory(working_directory(layers))
+            .force_share(self.runs)
+            .overrides(
+                layers.iter().map(|layer| (layer.path.clone(), self.place(layer))).collect(),
+            );
         Chain::open(&top.path, &options)
     }
 }

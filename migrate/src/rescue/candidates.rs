@@ -266,7 +266,7 @@ impl Judge<'_> {
         };
         let virtual_size = match format {
             Format::Raw => qcow::format::whole_sectors(storage.len()),
-            Format::Qcow2 => match size(path) {
+            _ => match size(path) {
                 Ok(size) => size,
                 Err(why) if named => {
                     let verdict = Verdict::Unreadable;
@@ -281,16 +281,16 @@ impl Judge<'_> {
             Some(Candidate { path: path.to_path_buf(), format, virtual_size, verdict, why })
         };
         let Some(manifest) = self.manifest else {
-            let why = "nothing proves that it is the base: there is no manifest of that";
+            let why = "nothing proves that it is the backing file: there is no manifest of it";
             let fits = named || (format == Format::Qcow2 && self.is_like(virtual_size));
             return Ok(candidate(Verdict::Unproven, Some(why.into())).filter(|_| fits));
         };
         if virtual_size != manifest.tree.virtual_size {
-            let why = format!("the base had {} bytes", manifest.tree.virtual_size);
+            let why = format!("the backing file had {} bytes", manifest.tree.virtual_size);
             return Ok(candidate(Verdict::Different, Some(why)).filter(|_| named));
         }
         let SearchOptions { observer, cancel, .. } = self.options;
-        let open = OpenOptions { format: Some(format), ..Default::default() };
+        let open = OpenOptions::default().format(format);
         let hash =
             Chain::open(path, &open).and_then(|chain| tree_hash(&chain, 0, *observer, cancel));
         Ok(match hash {
@@ -315,12 +315,10 @@ impl Judge<'_> {
             base.candidates.iter().filter(|candidate| candidate.verdict == Verdict::Equal);
         let fits = |candidate: &&Candidate| {
             base.format.is_none_or(|format| format == candidate.format)
-                && stands_alone(&candidate.path, candidate.format)
+                && has_no_backing_file(&candidate.path, candidate.format)
         };
         let candidate = proven.find(fits).ok_or_else(|| {
-            Error::refused(
-                "no file that holds the same has the format that is recorded, and stands alone",
-            )
+            Error::refused("no file with equal content has the recorded format and no backing file")
         })?;
         let file = File::open(&candidate.path)
             .map_err(|error| Error::io(candidate.path.display(), error))?;
@@ -335,7 +333,7 @@ impl Judge<'_> {
         let SearchOptions { observer, cancel, .. } = *self.options;
         let run = Run { facts: &facts, pinned_files: &pinned_files, observer, cancel };
         let copied = run.copied(&at, &file, &identity, object)?;
-        let open = OpenOptions { format: Some(candidate.format), ..Default::default() };
+        let open = OpenOptions::default().format(candidate.format);
         let proven = Chain::open(&at.path, &open).map_err(in_use).and_then(|chain| {
             let hash = tree_hash(&chain, 0, observer, cancel)?;
             match hash.root.to_string() == wanted {
@@ -349,16 +347,16 @@ impl Judge<'_> {
     }
 }
 
-fn stands_alone(path: &Path, format: Format) -> bool {
-    let open = OpenOptions { format: Some(format), force_share: true, ..Default::default() };
-    info(path, &InfoOptions { open, backing_chain: false })
+fn has_no_backing_file(path: &Path, format: Format) -> bool {
+    let open = OpenOptions::default().format(format).force_share(true);
+    info(path, &InfoOptions::default().open(open))
         .is_ok_and(|told| told.first().is_some_and(|told| told.backing_filename.is_none()))
 }
 
 /// Size of the disk of a QCOW2 image, or why it is not known.
 fn size(path: &Path) -> std::result::Result<u64, String> {
-    let open = OpenOptions { format: Some(Format::Qcow2), force_share: true, ..Default::default() };
-    let told = info(path, &InfoOptions { open, backing_chain: false });
+    let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
+    let told = info(path, &InfoOptions::default().open(open));
     let told = told.map_err(|error| error.message().to_owned())?;
     told.first().map(|told| told.virtual_size).ok_or_else(|| "it could not be read".into())
 }

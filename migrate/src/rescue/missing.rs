@@ -25,7 +25,7 @@ pub(super) struct Cut {
 
 /// Goes down the chain of `image` to where a file is gone; `None` if none is.
 pub(super) fn find(image: &Path, format: Option<Format>) -> Result<Option<Cut>> {
-    let options = OpenOptions { format, ..Default::default() };
+    let options = OpenOptions::default().format(format);
     for found in walk(Files::new(&options), image, &options) {
         let Err(broken) = found else { continue };
         // A file of unrecorded format is not opened; whether it is there is another matter.
@@ -67,7 +67,7 @@ pub(super) fn ranges(
     base: Option<&TreeHash>,
     cancel: &CancelToken,
 ) -> Result<LeftOut> {
-    let options = OpenOptions { format, ..Default::default() };
+    let options = OpenOptions::default().format(format);
     let chain = Chain::open_upper(image, &options, cut.layers).map_err(in_use)?;
     // Past the end of any layer, nothing below it is seen.
     let layers = chain.layers().iter().map(qcow::chain::Layer::virtual_size);

@@ -74,8 +74,8 @@ pub(super) fn content(storage: &FileStorage, pinned: &Pinned) -> (Content, Optio
     if !matches!(Format::probe(storage), Ok(Format::Qcow2)) {
         return (Content::Raw, None);
     }
-    let open = OpenOptions { format: Some(Format::Qcow2), force_share: true, ..Default::default() };
-    let options = InfoOptions { open, backing_chain: false };
+    let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
+    let options = InfoOptions::default().open(open);
     let path = fd_path(&pinned.pin);
     // A second time if it was just being written.
     let told = info(&path, &options).or_else(|_| info(&path, &options));

@@ -13,7 +13,7 @@ fn the_example_plans_between_two_directories() {
     for host in [&from, &to] {
         fs::create_dir_all(host.join("images")).unwrap();
     }
-    let options = CreateOptions { size: Some(1 << 20), ..Default::default() };
+    let options = CreateOptions::default().size(1 << 20);
     create(&from.join("images/vm.qcow2"), &options).unwrap();
     let xml = dir.path().join("vm.xml");
     fs::write(

@@ -74,13 +74,8 @@ fn path(name: &str) -> PathBuf {
 fn image(size: u64, backing: Option<(&str, Format)>) -> File {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("image");
-    let backing = backing.map(|(name, format)| Backing {
-        name: name.into(),
-        format,
-        unchecked: true,
-        open: Default::default(),
-    });
-    create(&file, &CreateOptions { size: Some(size), backing, ..Default::default() }).unwrap();
+    let backing = backing.map(|(name, format)| Backing::new(name, format).unchecked(true));
+    create(&file, &CreateOptions::default().size(size).backing(backing)).unwrap();
     File::open(file).unwrap()
 }
 

@@ -42,13 +42,8 @@ impl World {
         let images = dir.path().join("images");
         fs::create_dir(&images).unwrap();
         fs::write(images.join("base.raw"), vec![7; SIZE as usize]).unwrap();
-        let backing = Backing {
-            name: images.join("base.raw"),
-            format: Format::Raw,
-            unchecked: false,
-            open: OpenOptions::default(),
-        };
-        let options = CreateOptions { backing: Some(backing), ..Default::default() };
+        let backing = Backing::new(images.join("base.raw"), Format::Raw);
+        let options = CreateOptions::default().backing(backing);
         create(&images.join("disk.qcow2"), &options).unwrap();
         let root = dir.path().join("destination");
         fs::create_dir_all(root.join(images.strip_prefix("/").unwrap())).unwrap();

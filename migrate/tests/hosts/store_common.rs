@@ -70,7 +70,7 @@ pub(crate) fn bytes_of(file: &File) -> Vec<u8> {
 
 /// The tree hash of a raw disk.
 pub(crate) fn tree_hash(raw: &Path) -> String {
-    let options = OpenOptions { format: Some(Format::Raw), ..Default::default() };
+    let options = OpenOptions::default().format(Format::Raw);
     let chain = Chain::open(raw, &options).unwrap();
     qcow::ops::digest::tree_hash(&chain, 1, &Silent, &CancelToken::new()).unwrap().root.to_string()
 }

@@ -67,13 +67,8 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("base.raw"), [7; SIZE as usize]).unwrap();
-        let backing = Backing {
-            name: at("base.raw"),
-            format: Format::Raw,
-            unchecked: false,
-            open: OpenOptions::default(),
-        };
-        let options = CreateOptions { backing: Some(backing), ..Default::default() };
+        let backing = Backing::new(at("base.raw"), Format::Raw);
+        let options = CreateOptions::default().backing(backing);
         create(&at("disk.qcow2"), &options).unwrap();
         let now = Now {
             state: DomainState::Running,
@@ -165,7 +160,7 @@ impl World {
         if self.odd.tables_lost {
             let size = Some(chain.virtual_size());
             fs::remove_file(to).unwrap();
-            create(to, &CreateOptions { size, ..Default::default() }).unwrap();
+            create(to, &CreateOptions::default().size(size)).unwrap();
         } else {
             let whole = self.at("whole.qcow2");
             let never = CancelToken::new();
@@ -416,7 +411,7 @@ fn tables_that_are_not_on_the_disk_are_found_out() {
     let world = World::new(Odd { tables_lost: true, ..Odd::default() });
     let error = world.flatten(Method::Pull).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unverified, "{error}");
-    assert!(error.to_string().contains("rebase -u"), "{error}");
+    assert!(matches!(error.what_next(), Some(migrate::Remedy::KeepRunning(..))), "{error}");
     assert!(world.record().is_some(), "it was forgotten");
     assert_eq!(world.now().state, DomainState::Running);
 }
@@ -482,7 +477,7 @@ fn a_copy_that_the_guest_used_is_never_removed() {
         let world = World::new(Odd::default());
         let plan = world.plan(Method::Copy);
         let size = Some(SIZE);
-        create(&plan.becomes, &CreateOptions { size, ..Default::default() }).unwrap();
+        create(&plan.becomes, &CreateOptions::default().size(size)).unwrap();
         let store = migrate::store::LocalStore::new(Path::new("/")).unwrap();
         let made = migrate::store::Store::look(&store, &plan.becomes).unwrap().unwrap().identity;
         let mut record = ResumeRecord::new(plan.clone(), world.allocation());

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::format::Incompatible;
 use crate::image::{Purpose, TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
+use crate::setters::setters;
 use crate::{Error, ErrorKind, Remedy, Result};
 
 pub use builder::ChainBuilder;
@@ -43,8 +44,9 @@ pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
 pub use warning::Warning;
 pub(crate) use writable::open_writable;
 
-/// How to open an image and what it stands on.
+/// How to open an image and its backing chain.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Format of the active layer; `None` looks at its first bytes ([`Format::probe`]).
     pub format: Option<Format>,
@@ -66,6 +68,18 @@ pub struct OpenOptions {
     /// How much may be demanded.
     pub limits: Limits,
 }
+
+setters!(OpenOptions {
+    backing_formats: BackingFormats,
+    force_share: bool,
+    overrides: Vec<(PathBuf, PathBuf)>,
+    working_directory: WorkingDirectory,
+    policy: Policy,
+    limits: Limits,
+} into {
+    format: Option<Format>,
+    snapshot: Option<String>,
+});
 
 /// Bytes of L1 and L2 tables that a chain caches for random reads, all layers and readers together;
 /// about three percent more go to its index. At 64 KiB clusters they map 128 GiB of disk. No memory
@@ -135,7 +149,7 @@ impl Chain {
         Self::open_layers(path, options, usize::MAX)
     }
 
-    /// Opens the image at `path` without what it stands on: to see what it holds itself. What it leaves
+    /// Opens the image at `path` without its backing files: to see what it holds itself. What it leaves
     /// to its backing file is [`Unallocated`](crate::extent::ExtentKind::Unallocated), and reads as
     /// zeros.
     ///
@@ -398,7 +412,7 @@ pub(crate) fn full_name(name: &Path, holder: &Path) -> PathBuf {
     ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.beside(holder))
 }
 
-/// Takes QEMU's locks of a reader. A reader of a QCOW2 image relies on its tables, so that nobody may write
+/// Takes QEMU's locks of a reader. A reader of a QCOW2 image relies on its tables, so that no other process may write
 /// to it; other processes may write to raw bytes meanwhile, as in QEMU, unless they keep them to themselves
 /// by an exclusive lock.
 fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {

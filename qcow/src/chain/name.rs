@@ -42,6 +42,7 @@ pub(crate) enum Start {
 /// Where relative names behind `json:` and `file:` start: QEMU takes them for names in the working
 /// directory of the process that opens the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WorkingDirectory {
     /// In that of this process.
     #[default]

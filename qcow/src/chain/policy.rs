@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Foreign, Format, Layer};
 use crate::image::Image;
 use crate::io::FileStorage;
+use crate::setters::setters;
 use crate::{Error, LimitName, Remedy, Result};
 
 /// The deepest chain that can be opened, the active layer included.
@@ -12,6 +13,7 @@ pub const MAX_DEPTH: usize = 200;
 
 /// Which files an image may name and have opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FilePolicy {
     /// Any regular file or block device that the process can open.
     #[default]
@@ -55,6 +57,7 @@ impl FilePolicy {
 /// What may be opened on the word of an image. The image that the caller names is always opened,
 /// but within the root if `backing` gives one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Policy {
     /// Backing files.
     pub backing: FilePolicy,
@@ -65,6 +68,12 @@ pub struct Policy {
     /// those who would only look at its header, if it names a file that may not be opened.
     pub strict: bool,
 }
+
+setters!(Policy {
+    backing: FilePolicy,
+    data_file: FilePolicy,
+    strict: bool,
+} into {});
 
 impl Policy {
     /// Refuses an active layer, or a stream, whose format was not stated, if the policy is strict.
@@ -121,6 +130,7 @@ impl Policy {
 
 /// How much an image may demand.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Images in a chain, the active layer included; never more than [`MAX_DEPTH`].
     pub max_depth: usize,
@@ -138,6 +148,13 @@ pub struct Limits {
     pub use_once: bool,
 }
 
+setters!(Limits {
+    max_depth: usize,
+    max_virtual_size: u64,
+    max_metadata: u64,
+    use_once: bool,
+} into {});
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -150,7 +167,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// For an image from somebody else: 64 TiB of disk, 32 MiB of tables, every cluster used once.
+    /// For an image of unknown origin: 64 TiB of disk, 32 MiB of tables, every cluster used once.
     /// The depth stays: what may be opened at all is the [`Policy`]'s business.
     pub fn untrusted() -> Self {
         Self {

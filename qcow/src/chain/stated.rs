@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Escaped, Remedy, Result};
 /// let backing_formats = BackingFormats::new()
 ///     .named("middle.qcow2", Format::Qcow2)
 ///     .named("base.raw", Format::Raw);
-/// let options = OpenOptions { backing_formats, ..Default::default() };
+/// let options = OpenOptions::default().backing_formats(backing_formats);
 /// # let _ = options;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl<'a> Statements<'a> {
 
     /// The format of the backing file `name`, which is at `path`. A format is never guessed here: a guest
     /// that wrote another image's header into a raw disk would choose what the host opens (trap 101).
-    pub(super) fn settle(
+    pub(super) fn format_of(
         &mut self,
         recorded: Option<Format>,
         name: &ImageName,
@@ -210,10 +210,10 @@ mod tests {
     use super::*;
     use crate::io::MemoryStorage;
 
-    fn settle(statements: &mut Statements<'_>, name: &str) -> Result<(Format, FormatSource)> {
+    fn format_of(statements: &mut Statements<'_>, name: &str) -> Result<(Format, FormatSource)> {
         let name = ImageName::from_header(name.as_bytes()).unwrap();
         let path = name.beside(Path::new("/pool/top"));
-        statements.settle(None, &name, name.path.as_os_str().as_bytes(), &path)
+        statements.format_of(None, &name, name.path.as_os_str().as_bytes(), &path)
     }
 
     #[test]
@@ -222,12 +222,12 @@ mod tests {
             let formats = BackingFormats::new().named(stated, Format::Raw);
             let mut statements = Statements::new(&formats);
             let expected = (Format::Raw, FormatSource::StatedByName);
-            assert_eq!(settle(&mut statements, "sub/base").unwrap(), expected, "{stated}");
+            assert_eq!(format_of(&mut statements, "sub/base").unwrap(), expected, "{stated}");
             statements.check_used().unwrap();
         }
         let formats = BackingFormats::new().named("bas", Format::Raw);
         let mut statements = Statements::new(&formats);
-        assert_eq!(settle(&mut statements, "base").unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(format_of(&mut statements, "base").unwrap_err().kind(), ErrorKind::Denied);
         assert!(statements.check_used().unwrap_err().message().contains("'bas'"));
     }
 
@@ -235,8 +235,8 @@ mod tests {
     fn one_format_serves_one_layer_and_both_are_listed_if_a_second_needs_one() {
         let formats = BackingFormats::new().only(Format::Qcow2);
         let mut statements = Statements::new(&formats);
-        settle(&mut statements, "middle").unwrap();
-        let error = settle(&mut statements, "base").unwrap_err().to_string();
+        format_of(&mut statements, "middle").unwrap();
+        let error = format_of(&mut statements, "base").unwrap_err().to_string();
         assert!(error.contains("'middle', 'base'"), "{error}");
     }
 

@@ -440,7 +440,7 @@ impl<O: Open> Walk<'_, O> {
         };
         let known: Option<Format> =
             known.transpose().map_err(|error: Error| error.structure("backing format"))?;
-        let (format, source) = self.statements.settle(known, &name, written, &path)?;
+        let (format, source) = self.statements.format_of(known, &name, written, &path)?;
         broken.format = Some(format);
         check_plain_file(&name, Some(format))?;
         Ok(Next {

@@ -9,7 +9,7 @@
 //! use qcow::disk::{Disk, WriteOptions};
 //! use qcow::ops::create::{CreateOptions, create};
 //!
-//! create(&path, &CreateOptions { size: Some(1 << 30), ..Default::default() })?;
+//! create(&path, &CreateOptions::default().size(1 << 30))?;
 //! let disk = Disk::open(&path, &OpenOptions::default(), WriteOptions::new())?;
 //! disk.write_at(b"hello", 1_000_000)?;
 //! disk.flush()?; // From here on it survives a crash.
@@ -250,7 +250,7 @@ impl Disk {
     /// # use qcow::chain::OpenOptions;
     /// # use qcow::ops::create::{CreateOptions, create};
     /// use qcow::disk::{Disk, RangeKind, WriteOptions};
-    /// # create(&path, &CreateOptions { size: Some(1 << 20), ..Default::default() })?;
+    /// # create(&path, &CreateOptions::default().size(1 << 20))?;
     /// let disk = Disk::open(&path, &OpenOptions::default(), WriteOptions::new())?;
     /// disk.write_at(&[7; 65536], 65536)?;
     /// let kinds: Vec<_> = disk.ranges(0, 1 << 20)?.iter().map(|range| (range.len, range.kind)).collect();
@@ -418,7 +418,3 @@ impl Below for Chain {
         self.virtual_size()
     }
 }
-
-#[cfg(test)]
-#[cfg(feature = "ops")]
-mod tests;

@@ -17,7 +17,7 @@ use crate::format::GuestOffset;
 /// # use qcow::chain::{Chain, OpenOptions};
 /// # use qcow::ops::create::{CreateOptions, create};
 /// use std::io::{Read, Seek, SeekFrom};
-/// create(&path, &CreateOptions { size: Some(1 << 20), ..Default::default() })?;
+/// create(&path, &CreateOptions::default().size(1 << 20))?;
 /// let mut disk = Chain::open(&path, &OpenOptions::default())?.cursor();
 /// disk.seek(SeekFrom::End(-512))?;
 /// let mut last_sector = Vec::new();

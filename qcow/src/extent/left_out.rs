@@ -24,6 +24,7 @@ pub struct LeftOut {
 /// A range of the guest's disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub struct LeftOutRange {
     /// Where it starts.
     pub start: u64,

@@ -91,10 +91,10 @@ impl Extent {
         let start = start.clamp(self.guest.0, self.end());
         let end = end.clamp(start, self.end());
         let skipped = start.saturating_sub(self.guest.0);
-        let moved = |host: HostOffset| HostOffset(host.0.saturating_add(skipped));
+        let shifted = |host: HostOffset| HostOffset(host.0.saturating_add(skipped));
         let kind = match self.kind {
-            ExtentKind::Data { host } => ExtentKind::Data { host: moved(host) },
-            ExtentKind::Zero { host } => ExtentKind::Zero { host: host.map(moved) },
+            ExtentKind::Data { host } => ExtentKind::Data { host: shifted(host) },
+            ExtentKind::Zero { host } => ExtentKind::Zero { host: host.map(shifted) },
             other => other,
         };
         Self { guest: GuestOffset(start), len: end.saturating_sub(start), kind, ..*self }
@@ -103,6 +103,7 @@ impl Extent {
 
 /// What a range is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExtentKind {
     /// Bytes that lie at `host` in the layer's data file, or else in the layer's own file.
     Data {

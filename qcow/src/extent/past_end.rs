@@ -1,4 +1,4 @@
-//! Images that were cut short: their tables refer to what lies past the end of the file. QEMU reads
+//! Images that were cut short: their tables refer to what is past the end of the file. QEMU reads
 //! zeros there, and so do we; but it is said.
 //!
 //! It is noticed while ranges are resolved, at no cost, and only then counted.

@@ -65,7 +65,7 @@ impl Chain {
     /// # use qcow::chain::{Chain, OpenOptions};
     /// # use qcow::ops::create::{CreateOptions, create};
     /// use qcow::format::GuestOffset;
-    /// create(&path, &CreateOptions { size: Some(1 << 30), ..Default::default() })?;
+    /// create(&path, &CreateOptions::default().size(1 << 30))?;
     /// let chain = Chain::open(&path, &OpenOptions::default())?;
     /// let mut buf = [1; 4096];
     /// chain.read_at(&mut buf, GuestOffset(512 << 20))?;

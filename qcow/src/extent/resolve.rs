@@ -136,7 +136,7 @@ fn beyond_the_end(layer: &Layer, run: &Run) -> Option<Fault> {
     let file_end = layer.data_storage().len().checked_next_multiple_of(cluster_size)?;
     let there = file_end.saturating_sub(host.0).min(run.len);
     let guest = run.guest.saturating_add(there)..run.guest.saturating_add(run.len);
-    let error = Error::corrupt("the data lies behind the end of the file").structure("L2 table");
+    let error = Error::corrupt("the data is past the end of the file").structure("L2 table");
     (!guest.is_empty()).then_some(Fault { guest, error })
 }
 

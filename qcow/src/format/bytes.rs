@@ -27,7 +27,7 @@ impl<'a> Reader<'a> {
         let end = self.at.saturating_add(len);
         let Some(field) = self.bytes.get(self.at..end) else {
             return Err(Error::corrupt(format!(
-                "cut short: a field ends at byte {end} of the structure, found {} bytes",
+                "truncated: a field ends at byte {end} of the structure, found {} bytes",
                 self.bytes.len()
             ))
             .structure(self.structure));

@@ -17,6 +17,7 @@ const CRYPTO_HEADER: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 /// One header extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Extension {
     /// Name of the backing file's format, for example `raw`.
     BackingFormat(Vec<u8>),

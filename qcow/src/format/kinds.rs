@@ -4,6 +4,7 @@ use crate::{Error, Result};
 
 /// Version of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Version {
     /// Version 2, which QEMU calls `compat=0.10`.
     V2,
@@ -31,6 +32,7 @@ impl Version {
 
 /// How guest data is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum CryptMethod {
     /// Not encrypted.
     None,
@@ -63,6 +65,7 @@ impl CryptMethod {
 
 /// How compressed clusters are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum CompressionType {
     /// Raw deflate, without a zlib header (trap 46).
     Zlib,

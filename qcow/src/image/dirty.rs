@@ -68,7 +68,7 @@ impl<'a> Bitmap<'a> {
     pub fn dirty_ranges(&self) -> Result<DirtyRanges<'a>> {
         if self.info.in_use {
             return Err(Error::corrupt(format!(
-                "the bitmap '{}' was not stored cleanly, so it does not tell what is dirty",
+                "the bitmap '{}' was not stored cleanly, so its dirty ranges are not valid",
                 Escaped(&String::from_utf8_lossy(&self.info.name))
             ))
             .structure("bitmap directory")

@@ -67,7 +67,7 @@ pub struct Image {
     bitmaps: Vec<BitmapInfo>,
     luks: Option<LuksHeader>,
     l1: L1Table,
-    /// Something that was looked up lies past the end of the file.
+    /// Something that was looked up is past the end of the file.
     passes_end: AtomicBool,
 }
 

@@ -142,7 +142,7 @@ impl<'a> Used<'a> {
             let word = usize::try_from(cluster >> 6).unwrap_or(usize::MAX);
             let bit = 1u64 << (cluster & 63);
             let Some(word) = self.bits.get_mut(word).filter(|_| cluster < self.clusters) else {
-                return Err(unbounded("it lies past the end of the file".into()).host_offset(at));
+                return Err(unbounded("it is past the end of the file".into()).host_offset(at));
             };
             if *word & bit != 0 {
                 let message = "its host cluster is in use by another entry".into();

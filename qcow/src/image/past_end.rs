@@ -13,7 +13,7 @@ use crate::io::read_padded;
 const PIECE: u64 = 8192;
 
 impl Image {
-    /// Remembers that something that was looked up lies past the end of the file.
+    /// Remembers that something that was looked up is past the end of the file.
     pub(crate) fn note_passes_end(&self) {
         self.passes_end.store(true, Ordering::Relaxed);
     }

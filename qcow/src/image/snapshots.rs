@@ -62,7 +62,7 @@ fn padding(fixed: &[u8; FIXED], names: usize) -> u64 {
     used.next_multiple_of(8).saturating_sub(used)
 }
 
-/// Which snapshot somebody asks for.
+/// Which snapshot the caller asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// By its id, or else by its name.
@@ -84,7 +84,7 @@ impl Wanted {
                 Some(("snapshot.name", value)) => name = Some(value.to_owned()),
                 _ => {
                     return Err(Error::usage(format!(
-                        "'{}' does not say which snapshot is meant",
+                        "'{}' is not a valid snapshot selector",
                         crate::Escaped(&option)
                     ))
                     .hint(

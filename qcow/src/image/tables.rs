@@ -2,7 +2,7 @@
 //!
 //! A window costs one read of L1 and one read per L2 table it touches, and its memory is bounded by
 //! the window. Nothing is kept between windows but in a [`TableCache`](super::TableCache), if there is
-//! one. Entries that nobody asks for are not
+//! one. Entries that no caller asks for are not
 //! looked at, so a damaged entry hurts only those who need it, as in QEMU.
 
 mod damaged;
@@ -373,7 +373,7 @@ pub(crate) fn check_identity(entry: &L2Entry, cluster: u64) -> Result<()> {
     };
     match host {
         Some(host) if host.0 != cluster => Err(Error::corrupt(format!(
-            "the cluster lies at {host} of the data file, expected its guest offset {cluster:#x}"
+            "the cluster is at {host} of the data file, expected its guest offset {cluster:#x}"
         ))
         .structure("L2 table")
         .guest_offset(cluster)),

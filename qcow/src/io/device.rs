@@ -1,5 +1,5 @@
 //! Targets that exist and are written to where they are: block devices and regular files. Opened for
-//! nobody else to use, of a length that does not change, and not blank unless the caller says so.
+//! this process alone, of a length that does not change, and not blank unless the caller says so.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};

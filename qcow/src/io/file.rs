@@ -16,6 +16,7 @@ use crate::{Error, Remedy, Result};
 
 /// What kind of thing a [`FileStorage`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OpenedAs {
     /// A regular file.
     File,
@@ -132,7 +133,7 @@ impl FileStorage {
             if link {
                 return Error::denied("it is a symbolic link")
                     .file(path)
-                    .hint("give the name of the file that it leads to");
+                    .hint("give the name of the link's target");
             }
             error
         })
@@ -224,11 +225,11 @@ impl FileStorage {
         lock::done_by_others(&self.file)
     }
 
-    /// Checks that nobody has changed the file since it was opened, as far as its size and times
+    /// Checks that no other process has changed the file since it was opened, as far as its size and times
     /// tell.
     ///
     /// # Errors
-    /// [`Io`](crate::ErrorKind::Io) if somebody has.
+    /// [`Io`](crate::ErrorKind::Io) if one has.
     pub fn check_unchanged(&self) -> Result<()> {
         if self.kind == OpenedAs::File && self.status()? != self.opened {
             return Err(Error::io(
@@ -243,7 +244,7 @@ impl FileStorage {
     /// From now on reads past the page cache what is aligned, if the file system can.
     pub(crate) fn read_direct(&self) {
         if let Ok(file) = direct::reopened(&self.file, false) {
-            // Somebody else did it: as well.
+            // Another thread did it: as well.
             let _ = self.direct.set(file);
         }
     }

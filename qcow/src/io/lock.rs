@@ -37,7 +37,7 @@ bitflags! {
     }
 }
 
-/// Announces on `file` that its holder does `does` and that nobody else may do `forbids`, for as
+/// Announces on `file` that its holder does `does` and that no other process may do `forbids`, for as
 /// long as the file is open. File systems without locks are taken as they are, as QEMU does.
 ///
 /// # Errors

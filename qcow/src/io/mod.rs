@@ -218,7 +218,7 @@ pub enum Zeroes {
 
 /// Fills `buf` from `offset`; what lies past the end of the storage reads as zeros, as QEMU has
 /// it (trap 36). A file that ends earlier than it did when it was opened is an error instead:
-/// somebody cut it short meanwhile, and zeros would be a lie.
+/// another process truncated it meanwhile, and zeros would be a lie.
 ///
 /// # Errors
 /// [`Io`](crate::ErrorKind::Io) with the host offset; the caller adds the file and structure.
@@ -230,7 +230,7 @@ pub fn read_padded(storage: &dyn Storage, buf: &mut [u8], offset: u64) -> Result
         match storage.read_at(wanted, at) {
             Ok(0) => {
                 return Err(Error::io(
-                    "the file was cut short while it was being read",
+                    "the file was truncated while it was being read",
                     std::io::ErrorKind::UnexpectedEof.into(),
                 )
                 .host_offset(at)

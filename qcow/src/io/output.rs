@@ -168,7 +168,7 @@ impl OutputFile {
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub(crate) fn barrier(&self) -> Result<()> {
         match &self.place {
-            // Nobody sees the file before it has its name.
+            // No other process sees the file before it has its name.
             Place::Temporary { .. } => Ok(()),
             Place::Existing(existing) => {
                 existing.file.sync_data().map_err(|error| self.failed("could not sync", error))

@@ -112,7 +112,7 @@ impl Placer {
             while at < past {
                 let here = most.min(past.minus(at)?);
                 pieces.push((at, here, self.allocate_data(at, here)?));
-                self.settle(sink)?;
+                self.write_complete_blocks(sink)?;
                 at = at.plus(here)?;
             }
         }
@@ -173,7 +173,7 @@ impl Placer {
             let host = self.allocate_data(at, here)?;
             self.map_run(in_table, here, host, allocated)?;
             sink.data(at, here, host)?;
-            self.settle(sink)?;
+            self.write_complete_blocks(sink)?;
             at = at.plus(here)?;
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Placer {
         let host = self.allocate_data(cluster, 1)?;
         let entry = L2Entry::Subclusters { host: Some(host), allocated, zero: 0, copied: true };
         self.map(cluster, &entry)?;
-        self.settle(sink)?;
+        self.write_complete_blocks(sink)?;
         Ok(host)
     }
 
@@ -204,7 +204,7 @@ impl Placer {
         self.open_l2(cluster, sink)?;
         let host = self.pack(len)?;
         self.map(cluster, &L2Entry::Compressed(CompressedSpan { host, len }))?;
-        self.settle(sink)?;
+        self.write_complete_blocks(sink)?;
         Ok(host)
     }
 
@@ -212,7 +212,7 @@ impl Placer {
     pub(crate) fn finish(mut self, sink: &mut impl Sink) -> Result<Finished> {
         self.flush_l2(sink)?;
         self.packing = None;
-        self.settle(sink)?;
+        self.write_complete_blocks(sink)?;
         let l1_offset = match self.l1_offset {
             Some(offset) => offset,
             None => {
@@ -305,7 +305,7 @@ impl Placer {
         sink.metadata(offset, &bytes)?;
         let slot = self.l1.get_mut(to_usize(index));
         *slot.ok_or_else(past_the_disk)? = L1Entry::new(offset, true).0;
-        self.settle(sink)
+        self.write_complete_blocks(sink)
     }
 
     /// Maps `count` clusters from entry `in_table` on to `host` and what follows it.
@@ -358,8 +358,8 @@ impl Placer {
         table.get_mut(from..to).ok_or_else(past_the_disk)
     }
 
-    /// Writes refcount blocks that nothing can change any more.
-    fn settle(&mut self, sink: &mut impl Sink) -> Result<()> {
+    /// Writes the refcount blocks that nothing can change any more.
+    fn write_complete_blocks(&mut self, sink: &mut impl Sink) -> Result<()> {
         let bits = self.rules.geometry.cluster_bits();
         let low_water_mark = self.packing.map_or(self.refcounts.clusters(), |at| at >> bits);
         self.refcounts.finish_blocks(low_water_mark, |offset, bytes| sink.metadata(offset, bytes))

@@ -22,11 +22,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::threads;
+use super::work::threads;
 use crate::chain::{Format, Policy, open_file};
 use crate::format::{EntryRules, Geometry};
 use crate::image::{Image, Purpose};
 use crate::io::{Access, Storage};
+use crate::setters::setters;
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
 use clusters::Figures;
@@ -40,6 +41,7 @@ pub use report::{Finding, FindingKind as Kind, Severity, Structure};
 
 /// How to check.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct CheckOptions {
     /// Format of the image; `None` looks at its first bytes.
     pub format: Option<Format>,
@@ -53,6 +55,15 @@ pub struct CheckOptions {
     /// file is opened.
     pub policy: Policy,
 }
+
+setters!(CheckOptions {
+    force_share: bool,
+    threads: usize,
+    max_findings: usize,
+    policy: Policy,
+} into {
+    format: Option<Format>,
+});
 
 impl Default for CheckOptions {
     fn default() -> Self {
@@ -123,7 +134,7 @@ fn is_zero(number: &u64) -> bool {
 /// use qcow::ops::create::{CreateOptions, create};
 /// use qcow::{CancelToken, Silent};
 ///
-/// create(&path, &CreateOptions { size: Some(1 << 30), ..Default::default() })?;
+/// create(&path, &CreateOptions::default().size(1 << 30))?;
 /// let outcome = check(&path, &CheckOptions::default(), &Silent, &CancelToken::new())?;
 /// assert_eq!((outcome.corruptions, outcome.leaks), (0, 0));
 /// # Ok(())

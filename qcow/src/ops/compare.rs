@@ -6,12 +6,13 @@ mod status;
 use serde::Serialize;
 
 use self::pieces::{Pieces, Work};
-use super::sequencer::{self, Sequencer};
+use super::work::sequencer::{self, Sequencer};
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::extent::{Extent, Reader, Truncation};
 use crate::format::SECTOR;
 use crate::io::Buffer;
+use crate::setters::setters;
 use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result};
 
@@ -20,6 +21,7 @@ const BITE: u64 = 256 << 10;
 
 /// How to compare.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct CompareOptions {
     /// Sizes must be equal, and what is allocated, zero and compressed must be so on both sides.
     pub strict: bool,
@@ -28,6 +30,12 @@ pub struct CompareOptions {
     /// Worker threads; 0 means one per core.
     pub threads: usize,
 }
+
+setters!(CompareOptions {
+    strict: bool,
+    all: bool,
+    threads: usize,
+} into {});
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]
@@ -53,6 +61,7 @@ pub struct CompareOutcome {
 /// One difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct Difference {
     /// The first byte of the guest's disk that differs.
     pub offset: u64,
@@ -63,6 +72,7 @@ pub struct Difference {
 /// In what images can differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum DifferenceKind {
     /// What the guest reads.
     Content,
@@ -112,7 +122,7 @@ impl From<CompareError> for Error {
 ///
 /// let one = Chain::open(Path::new("vm.qcow2"), &OpenOptions::default())?;
 /// let other = Chain::open(Path::new("copy.qcow2"), &OpenOptions::default())?;
-/// let options = CompareOptions { all: true, ..Default::default() };
+/// let options = CompareOptions::default().all(true);
 /// let mut found = |start, length| println!("{length} bytes at {start}");
 /// let outcome = compare(&one, &other, &options, &mut found, &Silent, &CancelToken::new())?;
 /// println!("identical: {}", outcome.identical);

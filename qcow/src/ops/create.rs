@@ -15,24 +15,35 @@ use crate::exact::Exact;
 use crate::format::{Compatible, HostOffset};
 use crate::io::{OutputFile, Replace, zeros};
 use crate::layout::{NewImage, Placer, Sink};
+use crate::setters::setters;
 use crate::{CancelToken, Error, Remedy, Result};
 
 /// What to create.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// Virtual size in bytes, rounded up to 512; taken from the backing file when `None`.
     pub size: Option<u64>,
     /// Format of the new image and its options.
     pub target: TargetOptions,
-    /// The image that the new one stands on.
+    /// The backing file of the new image.
     pub backing: Option<Backing>,
     /// Whether an existing file is replaced, atomically. Owner, group, mode, access control list,
     /// SELinux label and `user.*` attributes stay as they are.
     pub replace: Replace,
 }
 
+setters!(CreateOptions {
+    replace: Replace,
+} into {
+    size: Option<u64>,
+    target: TargetOptions,
+    backing: Option<Backing>,
+});
+
 /// The backing file of a new image.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Backing {
     /// The name as it will stand in the header; relative to the new image's directory.
     pub name: PathBuf,
@@ -43,6 +54,21 @@ pub struct Backing {
     /// How to open it, if it is opened; the format in here is not used.
     pub open: OpenOptions,
 }
+
+impl Backing {
+    /// A backing file of this name and format, which is opened as any other chain is.
+    pub fn new(name: impl Into<PathBuf>, format: Format) -> Self {
+        Self { name: name.into(), format, unchecked: false, open: OpenOptions::default() }
+    }
+}
+
+setters!(Backing {
+    format: Format,
+    unchecked: bool,
+    open: OpenOptions,
+} into {
+    name: PathBuf,
+});
 
 /// What was created.
 #[derive(Debug, Clone, Serialize)]
@@ -73,7 +99,7 @@ pub struct CreateOutcome {
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("disk.qcow2");
 /// use qcow::ops::create::{CreateOptions, create};
-/// let outcome = create(&path, &CreateOptions { size: Some(10 << 30), ..Default::default() })?;
+/// let outcome = create(&path, &CreateOptions::default().size(10 << 30))?;
 /// assert_eq!(outcome.virtual_size, 10 << 30);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -157,7 +183,7 @@ fn virtual_size(path: &Path, options: &CreateOptions) -> Result<u64> {
     new_disk_size(size)
 }
 
-/// Opens the whole chain that the new image will stand on, so that it is known to be usable. Its data is
+/// Opens the whole chain below the new image, so that it is known to be usable. Its data is
 /// not read, so no lock is asked for: as with `qemu-img create`, a guest may be running on it.
 fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
     let name = resolve_name(&backing.name, path, &backing.open.working_directory)?;
@@ -165,7 +191,9 @@ fn open_backing(path: &Path, backing: &Backing) -> Result<Chain> {
     let open = OpenOptions { format, force_share: true, ..backing.open.clone() };
     let chain = Chain::open(&name, &open)?;
     if chain.contains_file(path) {
-        return Err(Error::usage("the new image would replace a file that it stands on").file(path));
+        return Err(
+            Error::usage("the new image would replace a file of its own backing chain").file(path)
+        );
     }
     Ok(chain)
 }

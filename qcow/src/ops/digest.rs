@@ -1,215 +1,145 @@
-//! Digests of what a guest would read: the tree hash that proves identity, and SHA-256.
+//! Digests of what a guest would read: CRC-32, SHA-256, and the tree hash that proves identity and shows
+//! where two disks differ.
 //!
-//! The CRC-32 is in [`checksum`](super::checksum). The tree hash is described for other programs
-//! in `docs/tree-hash.md`.
+//! The tree hash is described for other programs in `docs/tree-hash.md`. It and SHA-256 need the
+//! feature `digest`.
 
+mod crc32;
+#[cfg(feature = "digest")]
+mod hashing;
+#[cfg(feature = "digest")]
 mod manifest;
+#[cfg(feature = "digest")]
+mod sha256;
+#[cfg(feature = "digest")]
 mod tree;
 
-use sha2::{Digest as _, Sha256};
+use std::fmt;
 
-use super::pipeline::{self, Job};
+use serde::Serialize;
+
 use crate::chain::Chain;
-use crate::format::GuestOffset;
-use crate::io::zeros;
-use crate::sync::{Mutex, lock};
+use crate::setters::setters;
 use crate::{CancelToken, Observer, Result};
 
+#[cfg(feature = "digest")]
+pub use hashing::{leaves, tree_hash};
+#[cfg(feature = "digest")]
 pub use manifest::{LayerIdentity, Manifest};
+#[cfg(feature = "digest")]
 pub use tree::{Hash, LEAF, Leaf, TreeHash};
 
-/// The tree hash of the guest-visible content of `chain`. It does not depend on format, cluster
-/// size, compression, allocation or depth. Ranges that are zeros by what the tables say cost
-/// nothing.
+/// Which digest is computed. All are of the guest-visible content, independent of format, cluster size,
+/// compression, allocation and the depth of the chain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// zlib's CRC-32 of the whole disk as a raw image. Ranges that are zeros by what the tables say cost
+    /// nothing.
+    #[default]
+    Crc32,
+    /// SHA-256 of the whole disk as a raw image. It has to hash every byte in order, zeros too, so it cannot
+    /// be fast on large disks.
+    #[cfg(feature = "digest")]
+    Sha256,
+    /// The tree hash; see [`tree_hash`]. Zeros cost nothing here either.
+    #[cfg(feature = "digest")]
+    Blake3Tree,
+}
+
+/// How to compute a digest.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct DigestOptions {
+    /// Which digest.
+    pub algorithm: Algorithm,
+    /// Worker threads; 0 means one per core, at most 16. The digest does not depend on it.
+    pub threads: usize,
+}
+
+setters!(DigestOptions {
+    algorithm: Algorithm,
+    threads: usize,
+} into {});
+
+/// A digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Digest {
+    /// Eight lower-case hex digits.
+    Crc32(String),
+    /// 64 lower-case hex digits.
+    #[cfg(feature = "digest")]
+    Sha256(String),
+    /// The tree hash with its leaves; serialises as its root.
+    #[cfg(feature = "digest")]
+    Blake3Tree(#[serde(serialize_with = "root")] TreeHash),
+}
+
+#[cfg(feature = "digest")]
+fn root<S: serde::Serializer>(tree: &TreeHash, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&tree.root)
+}
+
+/// The hex digits; those of the root, if it is a tree hash.
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Crc32(digits) => f.write_str(digits),
+            #[cfg(feature = "digest")]
+            Self::Sha256(digits) => f.write_str(digits),
+            #[cfg(feature = "digest")]
+            Self::Blake3Tree(tree) => tree.root.fmt(f),
+        }
+    }
+}
+
+/// What was computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct DigestOutcome {
+    /// Bytes covered: the virtual size.
+    pub virtual_size: u64,
+    /// Their digest.
+    #[serde(flatten)]
+    pub digest: Digest,
+}
+
+/// Computes a digest of the guest-visible content of `chain`.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("disk.qcow2");
 /// use qcow::chain::{Chain, OpenOptions};
 /// use qcow::ops::create::{CreateOptions, create};
-/// use qcow::ops::digest::tree_hash;
+/// use qcow::ops::digest::{DigestOptions, digest};
 /// use qcow::{CancelToken, Silent};
 ///
-/// create(&path, &CreateOptions { size: Some(64 << 40), ..Default::default() })?;
+/// create(&path, &CreateOptions::default().size(512))?;
 /// let chain = Chain::open(&path, &OpenOptions::default())?;
-/// let hash = tree_hash(&chain, 0, &Silent, &CancelToken::new())?;
-/// assert!(hash.leaves.is_empty()); // all of them are zeros
+/// let outcome = digest(&chain, &DigestOptions::default(), &Silent, &CancelToken::new())?;
+/// assert_eq!(outcome.digest.to_string(), "b2aa7578"); // of 512 zeros
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 /// Whatever reading the chain raises; [`Io`](crate::ErrorKind::Io) if a file of the chain was changed
 /// meanwhile; [`Interrupted`](crate::ErrorKind::Interrupted).
-pub fn tree_hash(
+pub fn digest(
     chain: &Chain,
-    threads: usize,
+    options: &DigestOptions,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<TreeHash> {
-    let builder = tree::Builder::new();
-    let builder = pipeline::run(chain, &TreeJob, builder, threads, observer, cancel)?;
-    Ok(builder.finish(chain.virtual_size()))
-}
-
-/// The hashes of some leaves of the [`tree_hash`] of `chain`, those of zeros included: for a look at a
-/// part of a disk that takes too long to read whole. A leaf past the end of the disk is one of zeros.
-///
-/// ```
-/// # let dir = tempfile::tempdir()?;
-/// # let path = dir.path().join("disk.qcow2");
-/// use qcow::chain::{Chain, OpenOptions};
-/// use qcow::ops::create::{CreateOptions, create};
-/// use qcow::ops::digest::leaves;
-/// use qcow::CancelToken;
-///
-/// create(&path, &CreateOptions { size: Some(1 << 40), ..Default::default() })?;
-/// let chain = Chain::open(&path, &OpenOptions::default())?;
-/// let found = leaves(&chain, &[0, 1000], &CancelToken::new())?;
-/// assert_eq!(found[0].hash, found[1].hash); // both are zeros
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-///
-/// # Errors
-/// As [`tree_hash`].
-pub fn leaves(chain: &Chain, indexes: &[u64], cancel: &CancelToken) -> Result<Vec<Leaf>> {
-    let mut reader = chain.reader();
-    let mut bytes = vec![0; usize::try_from(LEAF).unwrap_or_default()];
-    let found = indexes
-        .iter()
-        .map(|&index| {
-            cancel.check()?;
-            let start = index.saturating_mul(LEAF).min(chain.virtual_size());
-            let len = chain.virtual_size().saturating_sub(start).min(LEAF);
-            let part = bytes.get_mut(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
-            reader.read_at(part, GuestOffset(start))?;
-            Ok(Leaf { index, hash: tree::hash_leaf(part) })
-        })
-        .collect::<Result<_>>()?;
-    chain.check_unchanged()?;
-    Ok(found)
-}
-
-/// The SHA-256 of the guest-visible content of `chain`, as of the disk as a raw image: 64 hex
-/// digits. It has to hash every byte in order, zeros too, so it cannot be fast on large disks.
-///
-/// # Errors
-/// As [`tree_hash`].
-pub fn sha256(
-    chain: &Chain,
-    threads: usize,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-) -> Result<String> {
-    let job = Sha256Job { cancel, spare: Mutex::new(Vec::new()) };
-    let sha = pipeline::run(chain, &job, Sha256::new(), threads, observer, cancel)?;
-    Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Items are hashed in parallel, and joined in order.
-struct TreeJob;
-
-impl Job for TreeJob {
-    type Worker = ();
-    type Ready = (u64, Option<tree::Half>);
-    type Ordered = tree::Builder;
-    type Placed = ();
-
-    fn worker(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<Self::Ready> {
-        Ok((bytes.len() as u64, tree::hash_half(guest, bytes)))
-    }
-
-    fn place(&self, builder: &mut tree::Builder, ready: &Self::Ready) -> Result<()> {
-        match ready {
-            (_, Some(half)) => builder.add_half(*half),
-            (len, None) => builder.add_zeros(*len),
-        }
-        Ok(())
-    }
-
-    fn place_zeros(&self, builder: &mut tree::Builder, _guest: u64, len: u64) -> Result<()> {
-        builder.add_zeros(len);
-        Ok(())
-    }
-
-    fn write(&self, (): &mut (), _bytes: &[u8], _ready: Self::Ready, (): ()) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Items are read in parallel, and hashed in order.
-struct Sha256Job<'a> {
-    cancel: &'a CancelToken,
-    /// Buffers that have been hashed.
-    spare: Mutex<Vec<Vec<u8>>>,
-}
-
-impl Job for Sha256Job<'_> {
-    type Worker = ();
-    type Ready = Vec<u8>;
-    type Ordered = Sha256;
-    type Placed = ();
-
-    fn worker(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn prepare(&self, (): &mut (), _guest: u64, bytes: &[u8]) -> Result<Vec<u8>> {
-        let mut copy = lock(&self.spare).pop().unwrap_or_default();
-        copy.clear();
-        copy.extend_from_slice(bytes);
-        Ok(copy)
-    }
-
-    fn place(&self, sha: &mut Sha256, ready: &Vec<u8>) -> Result<()> {
-        sha.update(ready);
-        Ok(())
-    }
-
-    fn place_zeros(&self, sha: &mut Sha256, _guest: u64, len: u64) -> Result<()> {
-        let mut rest = len;
-        while rest > 0 {
-            self.cancel.check()?;
-            let piece = zeros(rest);
-            sha.update(piece);
-            rest = rest.saturating_sub(piece.len() as u64);
-        }
-        Ok(())
-    }
-
-    fn write(&self, (): &mut (), _bytes: &[u8], ready: Vec<u8>, (): ()) -> Result<()> {
-        lock(&self.spare).push(ready);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Silent;
-    use crate::chain::{Format, OpenOptions};
-
-    #[test]
-    fn single_leaves_are_those_of_the_whole_tree() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk.raw");
-        // Data in either half, zeros, and a last leaf that is cut short.
-        let mut disk = vec![0_u8; (3 << 22) + 70_000];
-        disk[100] = 1;
-        disk[(1 << 22) + (3 << 20)] = 2;
-        disk[(3 << 22) + 5] = 3;
-        std::fs::write(&path, &disk).unwrap();
-        let open = OpenOptions { format: Some(Format::Raw), ..Default::default() };
-        let chain = Chain::open(&path, &open).unwrap();
-        let cancel = CancelToken::new();
-        let whole = tree_hash(&chain, 1, &Silent, &cancel).unwrap();
-        let single = leaves(&chain, &[0, 1, 2, 3], &cancel).unwrap();
-        let zeros = leaves(&chain, &[999], &cancel).unwrap();
-        assert_eq!(single[2].hash, zeros[0].hash);
-        let data: Vec<_> = single.into_iter().filter(|leaf| leaf.index != 2).collect();
-        assert_eq!(data, whole.leaves);
-    }
+) -> Result<DigestOutcome> {
+    let threads = options.threads;
+    let digest = match options.algorithm {
+        Algorithm::Crc32 => Digest::Crc32(crc32::crc32(chain, threads, observer, cancel)?),
+        #[cfg(feature = "digest")]
+        Algorithm::Sha256 => Digest::Sha256(sha256::sha256(chain, threads, observer, cancel)?),
+        #[cfg(feature = "digest")]
+        Algorithm::Blake3Tree => Digest::Blake3Tree(tree_hash(chain, threads, observer, cancel)?),
+    };
+    Ok(DigestOutcome { virtual_size: chain.virtual_size(), digest })
 }

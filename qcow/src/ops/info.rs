@@ -16,16 +16,23 @@ use crate::format::{
 };
 use crate::image::{Image, c_string};
 use crate::io::{FileStorage, OpenedAs};
+use crate::setters::setters;
 use crate::{Error, Result};
 
 /// What to look at.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct InfoOptions {
     /// How to open. Its `snapshot` narrows the report to that one.
     pub open: OpenOptions,
     /// Walk the whole chain; otherwise no backing or data file is opened.
     pub backing_chain: bool,
 }
+
+setters!(InfoOptions {
+    open: OpenOptions,
+    backing_chain: bool,
+} into {});
 
 /// One image of the chain. Serialises to the object that `qemu-img info --output json` prints.
 /// Sizes are in bytes.
@@ -227,7 +234,7 @@ pub struct LuksSlotInfo {
 /// ```no_run
 /// use std::path::Path;
 /// use qcow::ops::info::{InfoOptions, info};
-/// let options = InfoOptions { backing_chain: true, ..Default::default() };
+/// let options = InfoOptions::default().backing_chain(true);
 /// for image in info(Path::new("overlay.qcow2"), &options)? {
 ///     println!("{}: {} bytes", image.filename.display(), image.virtual_size);
 /// }

@@ -9,6 +9,7 @@ use crate::chain::{Chain, Layer};
 use crate::extent::{Extent, ExtentKind, Extents};
 use crate::format::{GuestOffset, HostOffset};
 use crate::image::RunKind;
+use crate::setters::setters;
 use crate::{Error, Result};
 
 /// Tables are walked a second time in pieces of this many bytes of disk; see [`Map::kept_space`].
@@ -16,12 +17,19 @@ const PIECE: u64 = 64 << 20;
 
 /// Which part of the disk to map.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct MapOptions {
     /// Where to start, in bytes.
     pub start: u64,
     /// How many bytes to map at most; `None` means to the end of the disk.
     pub max_length: Option<u64>,
 }
+
+setters!(MapOptions {
+    start: u64,
+} into {
+    max_length: Option<u64>,
+});
 
 /// A range of the guest's disk that is of one kind and lies in one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -78,7 +86,7 @@ impl MapEntry {
 /// use qcow::ops::create::{CreateOptions, create};
 /// use qcow::ops::map::{MapOptions, map};
 ///
-/// create(&path, &CreateOptions { size: Some(1 << 20), ..Default::default() })?;
+/// create(&path, &CreateOptions::default().size(1 << 20))?;
 /// let chain = Chain::open(&path, &OpenOptions::default())?;
 /// let entries: Vec<_> = map(&chain, &MapOptions::default()).collect::<Result<_, _>>()?;
 /// assert_eq!(entries.len(), 1);

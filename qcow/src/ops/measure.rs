@@ -10,6 +10,7 @@ use crate::exact::Exact;
 use crate::extent::Truncation;
 use crate::format::{Geometry, RefcountWidth, Version};
 use crate::image::BitmapInfo;
+use crate::setters::setters;
 use crate::{CancelToken, Observer, Result};
 
 /// Bytes of a bitmap directory's entry without its name, and what entries are aligned to.
@@ -18,12 +19,19 @@ const BITMAP_ALIGNMENT: u64 = 8;
 
 /// What the new image is to be like.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct MeasureOptions {
     /// Its format and its options.
     pub target: TargetOptions,
     /// It is to have a backing file.
     pub has_backing: bool,
 }
+
+setters!(MeasureOptions {
+    has_backing: bool,
+} into {
+    target: TargetOptions,
+});
 
 /// Lengths of files, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -12,6 +12,7 @@ use crate::format::{
 };
 use crate::io::{OutputFile, Unnamed};
 use crate::layout::Finished;
+use crate::setters::setters;
 use crate::{Error, Escaped, Result};
 
 /// The usual block of a file system, in bytes.
@@ -20,6 +21,7 @@ const BLOCK: usize = 4096;
 /// How much of a new image gets its space at once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Preallocation {
     /// Nothing beyond what the format needs.
     #[default]
@@ -30,6 +32,18 @@ pub enum Preallocation {
     Falloc,
     /// Zeros written everywhere.
     Full,
+}
+
+impl Preallocation {
+    /// The name that `qemu-img create` has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Metadata => "metadata",
+            Self::Falloc => "falloc",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// The format of a new image and its options.
@@ -48,15 +62,33 @@ impl Default for TargetOptions {
     }
 }
 
+impl From<Qcow2Options> for TargetOptions {
+    fn from(options: Qcow2Options) -> Self {
+        Self::Qcow2(options)
+    }
+}
+
+impl From<RawOptions> for TargetOptions {
+    fn from(options: RawOptions) -> Self {
+        Self::Raw(options)
+    }
+}
+
 /// Options of a new raw image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RawOptions {
     /// [`Preallocation::Metadata`] is refused.
     pub preallocation: Preallocation,
 }
 
+setters!(RawOptions {
+    preallocation: Preallocation,
+} into {});
+
 /// Options of a new QCOW2 image; the defaults are QEMU's.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Qcow2Options {
     /// Cluster size in bytes: a power of two, 512 to 2 MiB.
     pub cluster_size: u64,
@@ -77,6 +109,19 @@ pub struct Qcow2Options {
     /// The data file alone is to be a valid raw image of the disk.
     pub data_file_raw: bool,
 }
+
+setters!(Qcow2Options {
+    cluster_size: u64,
+    version: Version,
+    refcount_bits: u32,
+    extended_l2: bool,
+    lazy_refcounts: bool,
+    preallocation: Preallocation,
+    compression_type: CompressionType,
+    data_file_raw: bool,
+} into {
+    data_file: Option<PathBuf>,
+});
 
 impl Default for Qcow2Options {
     fn default() -> Self {

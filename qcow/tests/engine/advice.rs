@@ -41,17 +41,17 @@ fn options_that_need_others() {
     needs_qemu!();
     let scratch = Scratch::new();
     let chain = pair(&scratch);
-    let mut options = FlattenOptions { compression_level: Some(3), ..Default::default() };
+    let mut options = FlattenOptions::default().compression_level(3);
     let error = copy(&chain, &scratch.path("n1"), &options).unwrap_err();
     assert_eq!(error.what_next(), Some(&Remedy::Compress));
     options.compress = true;
     copy(&chain, &scratch.path("n1"), &options).unwrap();
 
-    let mut options = FlattenOptions { salvage: true, digest: true, ..Default::default() };
+    let mut options = FlattenOptions::default().salvage(true).digest(true);
     advises(copy(&chain, &scratch.path("n2"), &options), "take it of the new image");
     options.digest = false;
     copy(&chain, &scratch.path("n2"), &options).unwrap();
-    let digest = FlattenOptions { digest: true, ..Default::default() };
+    let digest = FlattenOptions::default().digest(true);
     copy(&open(&scratch.path("n2")), &scratch.path("n3"), &digest).unwrap();
 
     advises("vmdk".parse::<Format>(), "the formats are qcow2 and raw");

@@ -10,16 +10,9 @@ use qcow::ops::create::{Backing, CreateOptions, create};
 fn a_deleted_layer_is_read_through_a_descriptor_and_what_it_stands_on_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let on = |name: &str| {
-        Some(Backing {
-            name: name.into(),
-            format: Format::Qcow2,
-            unchecked: false,
-            open: OpenOptions::default(),
-        })
-    };
+    let on = |name: &str| Some(Backing::new(name, Format::Qcow2));
     let make = |name: &str, backing, size| {
-        let options = CreateOptions { backing, size, ..Default::default() };
+        let options = CreateOptions::default().backing(backing).size(size);
         create(&path(name), &options).unwrap();
     };
     make("base", None, Some(1 << 20));

@@ -9,9 +9,8 @@ use fixtures::{Scratch, pattern};
 use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::format::CompressionType;
 use qcow::ops::check::{CheckOptions, RepairOptions, Scope, check, repair};
-use qcow::ops::checksum::{ChecksumOptions, checksum};
 use qcow::ops::compare::{CompareOptions, compare};
-use qcow::ops::digest::{sha256, tree_hash};
+use qcow::ops::digest::{Algorithm, DigestOptions, digest};
 use qcow::ops::flatten::{FlattenOptions, flatten};
 use qcow::ops::measure::exact;
 use qcow::ops::{Qcow2Options, RawOptions, TargetOptions};
@@ -20,7 +19,7 @@ use qcow::{CancelToken, Observer, Silent};
 const MIB: usize = 1 << 20;
 
 fn open(path: &Path, format: Format) -> Chain {
-    Chain::open(path, &OpenOptions { format: Some(format), ..Default::default() }).unwrap()
+    Chain::open(path, &OpenOptions::default().format(format)).unwrap()
 }
 
 /// A disk of 24 MiB, a dozen work items: noise, what compresses, and holes.
@@ -36,7 +35,7 @@ fn disk(scratch: &Scratch, name: &str) -> PathBuf {
 }
 
 fn qcow2(compression_type: CompressionType) -> TargetOptions {
-    TargetOptions::Qcow2(Qcow2Options { compression_type, ..Default::default() })
+    TargetOptions::Qcow2(Qcow2Options::default().compression_type(compression_type))
 }
 
 /// `image` with wrong refcounts here and there, and entries of L2 tables that mean other clusters.
@@ -67,13 +66,11 @@ fn four_workers_write_what_one_writes() {
         let files: Vec<_> = [1, 4]
             .map(|threads| {
                 let target = target.clone();
-                let options = FlattenOptions {
-                    target,
-                    compress,
-                    threads,
-                    digest: true,
-                    ..Default::default()
-                };
+                let options = FlattenOptions::default()
+                    .target(target)
+                    .compress(compress)
+                    .threads(threads)
+                    .digest(true);
                 let chain = open(&source, Format::Raw);
                 let path = scratch.path(format!("flat-{threads}"));
                 let outcome =
@@ -94,31 +91,28 @@ fn four_workers_find_what_one_finds() {
     let scratch = Scratch::new();
     let (source, image) = (disk(&scratch, "source"), scratch.path("image"));
     let token = CancelToken::new();
-    let options = FlattenOptions {
-        target: qcow2(CompressionType::Zlib),
-        compress: true,
-        ..Default::default()
-    };
+    let options = FlattenOptions::default().target(qcow2(CompressionType::Zlib)).compress(true);
     flatten(&open(&source, Format::Raw), &image, &options, &Silent, &token).unwrap();
     let damaged = scratch.file("damaged", &damaged(fs::read(&image).unwrap()));
     let found = [1, 4].map(|threads| {
         let (raw, qcow2) = (open(&source, Format::Raw), open(&image, Format::Qcow2));
-        let sum = checksum(&qcow2, &ChecksumOptions { threads }, &Silent, &token).unwrap().crc32;
-        let tree = tree_hash(&qcow2, threads, &Silent, &token).unwrap();
-        let sha = sha256(&qcow2, threads, &Silent, &token).unwrap();
-        let options = CompareOptions { threads, all: true, ..Default::default() };
+        let digests =
+            [Algorithm::Crc32, Algorithm::Blake3Tree, Algorithm::Sha256].map(|algorithm| {
+                let options = DigestOptions::default().algorithm(algorithm).threads(threads);
+                digest(&qcow2, &options, &Silent, &token).unwrap()
+            });
+        let options = CompareOptions::default().threads(threads).all(true);
         let mut none = |start, len| panic!("{len} bytes at {start} differ");
         assert!(compare(&raw, &qcow2, &options, &mut none, &Silent, &token).unwrap().identical);
-        let check_options =
-            CheckOptions { format: Some(Format::Qcow2), threads, ..Default::default() };
+        let check_options = CheckOptions::default().format(Format::Qcow2).threads(threads);
         let sound = check(&image, &check_options, &Silent, &token).unwrap();
         assert_eq!((sound.corruptions, sound.leaks, sound.check_errors), (0, 0, 0));
         let broken = check(&damaged, &check_options, &Silent, &token).unwrap();
         assert!(broken.corruptions + broken.leaks > 0);
-        let plan = RepairOptions { scope: Scope::All, dry_run: true, check: check_options };
+        let plan = RepairOptions::new(Scope::All).dry_run(true).check(check_options);
         let plan = repair(&damaged, &plan, &Silent, &token).unwrap();
         let json = |outcome| serde_json::to_string(&outcome).unwrap();
-        (sum, format!("{tree:?}"), sha, json(sound), json(broken), format!("{:?}", plan.steps))
+        (digests, json(sound), json(broken), format!("{:?}", plan.steps))
     });
     assert_eq!(found[0], found[1]);
 }
@@ -139,7 +133,7 @@ fn four_workers_go_home_when_the_work_is_cancelled() {
     let scratch = Scratch::new();
     let source = disk(&scratch, "source");
     let token = CancelToken::new();
-    let options = FlattenOptions { threads: 4, ..Default::default() };
+    let options = FlattenOptions::default().threads(4);
     let flat = scratch.path("flat");
     let observer = Impatient(token.clone());
     let error =

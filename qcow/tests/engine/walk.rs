@@ -26,8 +26,8 @@ fn overlay(name: &str, format: Format) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("overlay");
     let open = OpenOptions::default();
-    let backing = Some(Backing { name: name.into(), format, unchecked: true, open });
-    let options = CreateOptions { backing, size: Some(1 << 20), ..Default::default() };
+    let backing = Some(Backing::new(name, format).unchecked(true).open(open));
+    let options = CreateOptions::default().backing(backing).size(1 << 20);
     create(&path, &options).unwrap();
     std::fs::read(&path).unwrap()
 }
@@ -71,7 +71,7 @@ fn trap_101_a_raw_backing_file_that_looks_like_an_image_ends_the_chain() {
 #[test]
 fn a_chain_that_comes_back_ends_also_without_identities() {
     let pool = pool(&[("a", overlay("b", Format::Qcow2)), ("b", overlay("a", Format::Qcow2))]);
-    let options = OpenOptions { backing_formats: BackingFormats::new(), ..Default::default() };
+    let options = OpenOptions::default().backing_formats(BackingFormats::new());
     let last = walk(&pool, Path::new("a"), &options).last().unwrap().unwrap_err();
     assert!(last.error.message().contains("comes back"), "{}", last.error);
 }

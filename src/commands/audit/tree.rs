@@ -28,7 +28,7 @@ pub(super) fn tree(survey: &Survey) -> String {
     for at in bottoms {
         branch(&graph, at, &mut drawn, &mut text);
     }
-    // What is left stands on a circle.
+    // What is left depends on a circle.
     for at in (0..graph.images().len()).collect::<Vec<_>>() {
         if !drawn.contains(&at) {
             branch(&graph, at, &mut drawn, &mut text);

@@ -192,7 +192,7 @@ fn in_words(plan: &LivePlan) -> String {
         ),
         Method::Copy => writeln!(
             text,
-            "{}, disk {}: '{}' and what is below it is copied to '{}', {} at most",
+            "{}, disk {}: '{}' and its backing chain are copied to '{}', {} at most",
             plan.domain,
             plan.disk,
             shown(&plan.image),

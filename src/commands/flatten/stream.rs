@@ -85,7 +85,7 @@ impl Flatten {
         let stated = self.source.format.is_some();
         self.source.open_options(None).policy.check_stated(stated)?;
         let raw_stated = stated && !self.source.trust.untrusted;
-        let options = &FlattenOptions { raw_stated, ..options.clone() };
+        let options = &options.clone().raw_stated(raw_stated);
         let stdin = io::stdin();
         if stdin.is_terminal() {
             return Err(Error::usage("refusing to read an image from a terminal").into());

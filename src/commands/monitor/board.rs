@@ -116,7 +116,7 @@ impl Figures {
         one(
             "last_scan_duration_seconds",
             "gauge",
-            "What the last scan took.",
+            "Duration of the last scan.",
             &self.duration.as_secs_f64(),
         );
         one(

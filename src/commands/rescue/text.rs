@@ -105,7 +105,9 @@ pub(super) fn search(search: &Search) -> String {
         (Some(hash), Some(of)) => {
             let _ = writeln!(text, "    tree hash {hash}, of the manifest of {}", Escaped(of));
         }
-        _ => text.push_str("    no manifest tells what it held, so no file can be taken for it\n"),
+        _ => text.push_str(
+            "    there is no manifest of its content, so no file can be identified as it\n",
+        ),
     }
     for candidate in &base.candidates {
         let verdict = match candidate.verdict {

@@ -25,17 +25,16 @@ fn line(format: Format, list: &str) -> String {
 fn every_qcow2_option_reaches_the_engine() {
     let list = "cluster_size=2M,compat=v2,refcount_bits=0x20,extended_l2=yes,lazy_refcounts=true,\
                 preallocation=falloc,compression_type=zstd,data_file=a,,b,data_file_raw=on";
-    let expected = Qcow2Options {
-        cluster_size: 2 << 20,
-        version: Version::V2,
-        refcount_bits: 32,
-        extended_l2: true,
-        lazy_refcounts: true,
-        preallocation: Preallocation::Falloc,
-        compression_type: CompressionType::Zstd,
-        data_file: Some("a,b".into()),
-        data_file_raw: true,
-    };
+    let expected = Qcow2Options::default()
+        .cluster_size(2 << 20)
+        .version(Version::V2)
+        .refcount_bits(32)
+        .extended_l2(true)
+        .lazy_refcounts(true)
+        .preallocation(Preallocation::Falloc)
+        .compression_type(CompressionType::Zstd)
+        .data_file(std::path::PathBuf::from("a,b"))
+        .data_file_raw(true);
     assert_eq!(qcow2(list).unwrap(), expected);
 }
 
@@ -126,12 +125,12 @@ fn the_formatting_line_is_that_of_qemu_img() {
 
 #[test]
 fn an_image_like_another_shows_what_is_not_at_its_default() {
-    let target = TargetOptions::Qcow2(Qcow2Options {
-        version: Version::V2,
-        data_file: Some("d".into()),
-        data_file_raw: true,
-        ..Qcow2Options::default()
-    });
+    let target = TargetOptions::Qcow2(
+        Qcow2Options::default()
+            .version(Version::V2)
+            .data_file(std::path::PathBuf::from("d"))
+            .data_file_raw(true),
+    );
     assert_eq!(
         ImageOptions::of(&target).formatting_line(Path::new("x")),
         "Formatting 'x', fmt=qcow2 cluster_size=65536 extended_l2=off compression_type=zlib \

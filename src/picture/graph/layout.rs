@@ -200,7 +200,7 @@ impl<'a> Plan<'a> {
             let _ = self.image(at, 0);
         }
         if room > 0 && !rest.is_empty() {
-            let group = self.group(&rest, 0, "stand alone");
+            let group = self.group(&rest, 0, "have no dependencies");
             self.push(group);
         }
         let left: Vec<usize> = images.filter(|at| !self.is_covered(*at)).collect();

@@ -53,7 +53,7 @@ fn what_is_missing() {
     qemu::overlay(scratch.path("top"), "base", "qcow2", "", "");
     works(&scratch, "mv base away");
     for command in ["checksum", "check"] {
-        let said = refused(&scratch, &format!("qcowtool {command} top"), "bring the file back");
+        let said = refused(&scratch, &format!("qcowtool {command} top"), "restore the file");
         assert!(said.contains("give --alone"), "{said}");
         works(&scratch, &format!("qcowtool {command} --alone top"));
     }
@@ -71,7 +71,7 @@ fn a_data_file_that_is_missing_fails_the_check_as_that_of_qemu_img() {
     for image in ["base", "top"] {
         ends(&scratch, &format!("qemu-img check {image}"), 1);
         for line in [format!("qcowtool check {image}"), format!("qcowtool check -r all {image}")] {
-            let said = refused(&scratch, &line, "bring the file back");
+            let said = refused(&scratch, &line, "restore the file");
             assert!(said.contains("data: data file: could not open"), "{said}");
             works(&scratch, &line.replace("check", "check --alone"));
         }

@@ -56,7 +56,7 @@ fn plain_words() {
         ),
         (
             "checksum --untrusted -f qcow2 link",
-            "the name of the file that it leads to",
+            "the name of the link's target",
             "checksum --untrusted -f qcow2 image",
         ),
         ("checksum --untrusted -f raw image", "a program that guesses formats", ""),

@@ -71,11 +71,8 @@ pub fn layers<'a>(
 }
 
 fn open(path: &Path, snapshot: Option<&str>) -> qcow::Result<Chain> {
-    let options = OpenOptions {
-        format: Some(Format::Qcow2),
-        snapshot: snapshot.map(str::to_owned),
-        ..Default::default()
-    };
+    let options =
+        OpenOptions::default().format(Format::Qcow2).snapshot(snapshot.map(str::to_owned));
     Chain::open(path, &options)
 }
 
@@ -129,11 +126,7 @@ pub fn read(data: &[u8]) {
 /// With the limits for images of strangers, one that is sound is opened; and in one that is opened no two guest
 /// clusters are in one place, and none is past the end of the file.
 fn open_as_a_strangers(place: &Place, image: &Forged, top: &Image<'_>) {
-    let options = OpenOptions {
-        format: Some(Format::Qcow2),
-        limits: Limits::untrusted(),
-        ..Default::default()
-    };
+    let options = OpenOptions::default().format(Format::Qcow2).limits(Limits::untrusted());
     if let Err(error) = Chain::open(&place.top(), &options) {
         assert!(image.damaged, "a sound image is refused: {error}");
         return;
@@ -222,7 +215,7 @@ fn compare_range(reader: &mut Reader, layers: &[Layer<'_>], at: u64, len: u64) -
 }
 
 fn check_at(path: &Path, threads: usize) -> qcow::Result<CheckOutcome> {
-    let options = CheckOptions { format: Some(Format::Qcow2), threads, ..CheckOptions::default() };
+    let options = CheckOptions::default().format(Format::Qcow2).threads(threads);
     qcow::ops::check::check(path, &options, &Silent, &CancelToken::new())
 }
 
@@ -260,12 +253,12 @@ pub fn repair(data: &[u8]) {
     };
     let image = forge::image(data);
     let place = Place::with(&image.bytes);
-    let check = CheckOptions { format: Some(Format::Qcow2), threads: 1, ..Default::default() };
-    let plan = RepairOptions { scope, dry_run: true, check: check.clone() };
+    let check = CheckOptions::default().format(Format::Qcow2).threads(1);
+    let plan = RepairOptions::new(scope).dry_run(true).check(check.clone());
     let token = CancelToken::new();
     let planned = qcow::ops::check::repair(&place.top(), &plan, &Silent, &token);
     assert!(fs::read(place.top()).expect("the image") == image.bytes, "a plan wrote");
-    let options = RepairOptions { dry_run: false, ..plan };
+    let options = plan.dry_run(false);
     let done = qcow::ops::check::repair(&place.top(), &options, &Silent, &token);
     assert_eq!(planned.is_ok(), done.is_ok(), "{planned:?}, but {done:?}");
     let after = fs::read(place.top()).expect("the image");
@@ -342,7 +335,7 @@ pub fn flatten(data: &[u8]) {
     let judged = reference::read(&layers, 0, chain.virtual_size());
     let flat = place.path("flat");
     let run = |path: &Path, threads| {
-        let options = FlattenOptions { threads, digest: true, ..options.clone() };
+        let options = options.clone().threads(threads).digest(true);
         qcow::ops::flatten::flatten(&chain, path, &options, &Silent, &CancelToken::new())
     };
     let outcome = match (run(&flat, 1), &judged) {
@@ -380,14 +373,16 @@ fn flatten_options(choices: &mut Unstructured<'_>) -> arbitrary::Result<FlattenO
         TargetOptions::Raw(RawOptions::default())
     } else {
         let cluster_bits = choices.int_in_range(9..=16)?;
-        TargetOptions::Qcow2(Qcow2Options {
-            cluster_size: 1 << cluster_bits,
-            version: if choices.ratio(1, 5)? { Version::V2 } else { Version::V3 },
-            refcount_bits: 1 << choices.int_in_range(0..=6)?,
-            extended_l2: choices.ratio(1, 4)?,
-            compression_type: *choices.choose(&[CompressionType::Zlib, CompressionType::Zstd])?,
-            ..Default::default()
-        })
+        TargetOptions::Qcow2(
+            Qcow2Options::default()
+                .cluster_size(1 << cluster_bits)
+                .version(if choices.ratio(1, 5)? { Version::V2 } else { Version::V3 })
+                .refcount_bits(1 << choices.int_in_range(0..=6)?)
+                .extended_l2(choices.ratio(1, 4)?)
+                .compression_type(
+                    *choices.choose(&[CompressionType::Zlib, CompressionType::Zstd])?,
+                ),
+        )
     };
-    Ok(FlattenOptions { target, compress: choices.arbitrary()?, ..Default::default() })
+    Ok(FlattenOptions::default().target(target).compress(choices.arbitrary()?))
 }

@@ -49,8 +49,7 @@ fn counts(json: &[u8]) -> Map<String, Value> {
 /// `alone`: an image that stands on files which are not there.
 fn compare_check(place: &Place, alone: bool) {
     let theirs = qemu_img(place, &["check", "-f", "qcow2", "--output", "json", "top"]);
-    let options =
-        CheckOptions { format: Some(Format::Qcow2), threads: 1, ..CheckOptions::default() };
+    let options = CheckOptions::default().format(Format::Qcow2).threads(1);
     let ours = check(&place.top(), &options, &Silent, &CancelToken::new());
     let said = String::from_utf8_lossy(&theirs.stderr);
     match ours {
@@ -72,7 +71,7 @@ fn is_broken_bitmap(finding: &Finding) -> bool {
 fn compare_content(place: &Place) {
     let theirs = qemu_img(place, &["convert", "-f", "qcow2", "-O", "raw", "top", "theirs"]);
     let said = String::from_utf8_lossy(&theirs.stderr);
-    let options = OpenOptions { format: Some(Format::Qcow2), ..Default::default() };
+    let options = OpenOptions::default().format(Format::Qcow2);
     let ours = Chain::open(&place.top(), &options).and_then(|chain| {
         let mut bytes = vec![0; chain.virtual_size() as usize];
         chain.reader().read_at(&mut bytes, qcow::format::GuestOffset(0)).map(|()| bytes)

@@ -73,8 +73,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("image.qcow2");
         let make = |size| {
-            let options =
-                qcow::ops::create::CreateOptions { size: Some(size), ..Default::default() };
+            let options = qcow::ops::create::CreateOptions::default().size(size);
             let _ = fs::remove_file(&file);
             qcow::ops::create::create(&file, &options).unwrap();
         };

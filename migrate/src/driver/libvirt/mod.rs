@@ -226,7 +226,7 @@ impl Connection {
         Ok(uses)
     }
 
-    /// Makes libvirt look again at what is in a pool, waiting a little for whoever fills it.
+    /// Makes libvirt look again at what is in a pool, waiting a little for a job that fills it.
     pub(crate) fn refresh(&self, pool: &StoragePool) -> Result<()> {
         self.say(patiently(|| pool.refresh(0)))
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use qcow::chain::{Format, Open, OpenOptions, WorkingDirectory};
 use qcow::format::{Header, HeaderArea};
 use qcow::io::Storage;
+use serde::{Deserialize, Serialize};
 
 use crate::facts::{Identity, NamedLayer};
 use crate::store::StoreLayer;
@@ -18,7 +19,7 @@ const MAGIC: &[u8] = b"QFI\xfb";
 const SECTOR: usize = 512;
 
 /// What the header of a QCOW2 image says, and what filling the image does not change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub(super) virtual_size: u64,
     /// The name of the layer below.
@@ -69,7 +70,7 @@ pub(super) fn start(read: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<u8>> 
 #[derive(Debug, Clone)]
 pub(super) struct Volume {
     pub(super) identity: Identity,
-    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], where there are so many.
+    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], if it is that long.
     pub(super) start: Vec<u8>,
     /// The guest that writes to it, in words.
     pub(super) in_use: Option<String>,
@@ -120,7 +121,7 @@ pub(super) fn walk(
     ask: impl Fn(&Path) -> Result<Volume>,
 ) -> Result<Vec<StoreLayer>> {
     let working_directory = WorkingDirectory::Unknown;
-    let options = OpenOptions { format, working_directory, ..Default::default() };
+    let options = OpenOptions::default().format(format).working_directory(working_directory);
     // What the pool says is said as it is.
     let failed = RefCell::new(None);
     let ask = |path: &Path| {
@@ -172,10 +173,8 @@ mod tests {
     }
 
     fn overlay(path: &Path, name: &str, format: Format) {
-        let backing =
-            Backing { name: name.into(), format, unchecked: true, open: Default::default() };
-        let options =
-            CreateOptions { size: Some(2 << 20), backing: Some(backing), ..Default::default() };
+        let backing = Backing::new(name, format).unchecked(true);
+        let options = CreateOptions::default().size(2 << 20).backing(backing);
         create(path, &options).unwrap();
     }
 

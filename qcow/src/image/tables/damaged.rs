@@ -14,7 +14,7 @@ impl TableWindow<'_> {
     /// which is "not allocated"; but a table is never written in part, so the file was cut short.
     pub(super) fn cut_off(&self, l1_index: u64, entry: L1Entry) -> Option<(u64, Error)> {
         let start = l1_index.saturating_mul(self.geometry.l2_coverage());
-        let behind = || Error::corrupt("the table lies behind the end of the file");
+        let behind = || Error::corrupt("the table is past the end of the file");
         if self.image.l1_end_in_file().is_some_and(|end| start >= end) {
             return Some((start, behind().structure("L1 table").index(l1_index)));
         }

@@ -280,7 +280,7 @@ impl L2Walk<'_> {
     fn overlap(&self, index: u64, offset: u64, len: u64) {
         if self.checker.references.hits_metadata(offset, len) {
             self.checker.report.note(FindingKind::Overlap, self.spot(index), || {
-                format!("the data at {offset:#x} lies in a cluster of metadata")
+                format!("the data at {offset:#x} is in a metadata cluster")
             });
         }
     }

@@ -78,7 +78,7 @@ impl Checker<'_> {
 
     fn block_past_end(&self, offset: u64, spot: Spot) {
         self.report.corruption(FindingKind::PastEnd, 1, spot, || {
-            format!("the block at {offset:#x} lies past the end of the file")
+            format!("the block at {offset:#x} is past the end of the file")
         });
     }
 

@@ -37,6 +37,7 @@ use crate::chain::{Format, local_path, probe_format};
 use crate::format::{HeaderPatch, Incompatible, Version, field};
 use crate::image::{Image, Purpose};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
+use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
 use plan::Plan;
@@ -45,6 +46,7 @@ use refcounts::Target;
 
 /// How much is repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scope {
     /// Clusters that are taken and not used are given back; if nothing else is wrong but copied flags,
     /// those are corrected too.
@@ -55,6 +57,7 @@ pub enum Scope {
 
 /// How to repair.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RepairOptions {
     /// How much.
     pub scope: Scope,
@@ -64,6 +67,19 @@ pub struct RepairOptions {
     /// needs the image for itself.
     pub check: CheckOptions,
 }
+
+impl RepairOptions {
+    /// Repairs as much as `scope` says, and not only on paper.
+    pub fn new(scope: Scope) -> Self {
+        Self { scope, dry_run: false, check: CheckOptions::default() }
+    }
+}
+
+setters!(RepairOptions {
+    scope: Scope,
+    dry_run: bool,
+    check: CheckOptions,
+} into {});
 
 /// What was, or would be, repaired. Serialises to what `qemu-img check -r` prints, with the steps.
 #[derive(Debug, Clone, Serialize)]
@@ -96,7 +112,7 @@ pub struct RepairOutcome {
 /// use qcow::{CancelToken, Silent};
 ///
 /// let options =
-///     RepairOptions { scope: Scope::All, dry_run: true, check: CheckOptions::default() };
+///     RepairOptions::new(Scope::All).dry_run(true).check(CheckOptions::default());
 /// let plan = repair(Path::new("vm.qcow2"), &options, &Silent, &CancelToken::new())?;
 /// for step in &plan.steps {
 ///     println!("{} {:#x}: {}", step.structure.as_str(), step.host_offset, step.action.as_str());
@@ -105,7 +121,7 @@ pub struct RepairOutcome {
 /// ```
 ///
 /// # Errors
-/// As [`check`]; [`Denied`](crate::ErrorKind::Denied) if somebody uses the image;
+/// As [`check`]; [`Denied`](crate::ErrorKind::Denied) if another process uses the image;
 /// [`Unsupported`](crate::ErrorKind::Unsupported), with nothing written, if something in it is not
 /// understood.
 pub fn repair(

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 pub enum Severity {
     /// Data may be wrong, or further writes may destroy some.
     Corruption,
-    /// Space is taken that nobody uses.
+    /// Space is allocated that nothing uses.
     Leak,
     /// A part of the check could not be done.
     CheckError,

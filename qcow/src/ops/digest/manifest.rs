@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::hashing::tree_hash;
 use super::tree::{Hash, LEAF, Leaf, TreeHash, VERSION};
-use super::tree_hash;
 use crate::chain::{Chain, Format, Layer};
 use crate::io::{FileStatus, FileStorage, OpenedAs, Replace, Storage, read_padded};
 use crate::ops::begin;
@@ -46,7 +46,7 @@ pub struct LayerIdentity {
     pub size: u64,
     /// When its content was last changed.
     pub mtime_ns: i64,
-    /// When it was last changed at all; nobody can turn this one back.
+    /// When it was last changed at all; no program can set this one.
     pub ctime_ns: i64,
 }
 

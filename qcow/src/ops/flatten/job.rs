@@ -4,7 +4,9 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-use super::{FlattenOptions, FlattenOutcome, outcome, qcow2, raw, stream, with_losses};
+use super::options::FlattenOptions;
+use super::outcome::{FlattenOutcome, outcome, with_losses};
+use super::{qcow2, raw, stream};
 use crate::chain::{Chain, Format};
 use crate::ops::TargetOptions;
 use crate::{CancelToken, Error, Observer, Result};

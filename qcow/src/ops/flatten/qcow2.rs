@@ -5,21 +5,24 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
+use super::options::{FlattenOptions, output, salvage};
+use super::outcome::{Done, Received};
 use super::raw::refuse_on_device;
-use super::sinks::{Collect, Metadata, Places};
+use super::runs::runs_of;
+use super::sinks::{Collect, Metadata, Places, Write};
 use super::totals::Totals;
-use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
+
 use crate::chain::Chain;
 use crate::codec::{Compressor, is_zero};
 use crate::exact::{Exact, to_usize};
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::{Finished, NewImage, Placer};
-use crate::ops::checksum::hash;
 use crate::ops::create::{DataFile, ReserveSink};
-use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
-use crate::ops::pipeline::{self, Input, Job};
-use crate::ops::salvage::Salvage;
+use crate::ops::work::crc::hash;
+use crate::ops::work::offload::{Offload, OffloadRange, Place, TransferStats};
+use crate::ops::work::pipeline::{self, Input, Job};
+use crate::ops::work::salvage::Salvage;
 use crate::ops::{Preallocation, Qcow2Options, new_disk_size, target};
 use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
@@ -92,10 +95,10 @@ pub(super) fn flatten(
     let file_length = finish(state.placer, &output, &target, size).map_err(partly)?;
     cancel.check().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
-    let traffic = TransferStats::of(job.offload.as_ref(), &written);
+    let transfer = TransferStats::of(job.offload.as_ref(), &written);
     let damage = job.salvage.as_ref().map(Salvage::report);
     let warnings = target::publish(output, data_file)?;
-    Ok(Done { file_length, traffic, totals: state.totals, warnings, damage })
+    Ok(Done { file_length, transfer, totals: state.totals, warnings, damage })
 }
 
 /// Completes the image of a disk of `size` bytes, all but its name; returns the length of the file.
@@ -163,9 +166,9 @@ pub(super) fn receive(
     state.placer.grow(size)?;
     let file_length = finish(state.placer, &output, &target, size)?;
     cancel.check()?;
-    let traffic = TransferStats::of(None, &[&output]);
+    let transfer = TransferStats::of(None, &[&output]);
     let warnings = output.publish()?;
-    Ok((size, Done { file_length, traffic, totals: state.totals, warnings, damage: None }))
+    Ok((size, Done { file_length, transfer, totals: state.totals, warnings, damage: None }))
 }
 
 /// Does everything that [`flatten`] does but writing. With an external data file, the length is
@@ -182,9 +185,9 @@ pub(super) fn measure(
     let state = State::new(placer, false);
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
-    let traffic = TransferStats::default();
+    let transfer = TransferStats::default();
     let (file_length, totals, warnings) = (finished.file_length, state.totals, Vec::new());
-    Ok(Done { file_length, traffic, totals, warnings, damage: None })
+    Ok(Done { file_length, transfer, totals, warnings, damage: None })
 }
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
@@ -250,7 +253,7 @@ pub(super) struct Qcow2Job<'a> {
     level: Option<i32>,
     digest: bool,
     preallocation: Preallocation,
-    /// What is not written reads as zeros, and nobody asked for its space.
+    /// What is not written reads as zeros, and its space was not asked for.
     sparse: bool,
     cancel: &'a CancelToken,
 }
@@ -301,16 +304,6 @@ enum Cluster {
         from: usize,
         len: usize,
     },
-}
-
-/// Where one piece of an item is to be written.
-pub(super) enum Write {
-    /// Item bytes `from..to` (padded to whole clusters) to this offset in the data file.
-    Data { from: usize, to: usize, host: HostOffset },
-    /// The subclusters in the mask, of the cluster whose bytes start at `from`.
-    Partial { from: usize, mask: u32, host: HostOffset },
-    /// Packed bytes `from..to`.
-    Packed { from: usize, to: usize, host: HostOffset },
 }
 
 impl Job for Qcow2Job<'_> {
@@ -374,7 +367,7 @@ impl Job for Qcow2Job<'_> {
         self.salvage.as_ref()
     }
 
-    fn place_moved(
+    fn place_offloaded(
         &self,
         state: &mut State,
         range: &OffloadRange,

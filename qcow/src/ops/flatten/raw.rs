@@ -4,17 +4,20 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
+use super::options::{FlattenOptions, output, salvage};
+use super::outcome::{Done, Received};
+use super::runs::runs_of;
 use super::totals::Totals;
-use super::{Done, FlattenOptions, Received, output, runs_of, salvage};
+
 use crate::chain::Chain;
 use crate::codec::is_zero;
 use crate::exact::Exact;
 use crate::io::OutputFile;
-use crate::ops::checksum::hash;
 use crate::ops::create::preallocate_raw;
-use crate::ops::offload::{Offload, OffloadRange, Place, TransferStats};
-use crate::ops::pipeline::{self, Input, Job};
-use crate::ops::salvage::Salvage;
+use crate::ops::work::crc::hash;
+use crate::ops::work::offload::{Offload, OffloadRange, Place, TransferStats};
+use crate::ops::work::pipeline::{self, Input, Job};
+use crate::ops::work::salvage::Salvage;
 use crate::ops::{DamageReport, Preallocation, RawOptions, new_disk_size};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
@@ -43,10 +46,10 @@ pub(super) fn flatten(
     if output.fixed_len().is_some() {
         refuse_on_device(target.preallocation)?;
     }
-    let (traffic, totals, damage) = write(chain, &output, target, options, observer, cancel)
+    let (transfer, totals, damage) = write(chain, &output, target, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;
-    Ok(Done { file_length: chain.virtual_size(), traffic, totals, warnings, damage })
+    Ok(Done { file_length: chain.virtual_size(), transfer, totals, warnings, damage })
 }
 
 fn write(
@@ -90,10 +93,10 @@ pub(super) fn receive(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Received> {
-    let (size, traffic, totals) = write_stream(input, &output, options, observer, cancel)
+    let (size, transfer, totals) = write_stream(input, &output, options, observer, cancel)
         .map_err(|error| output.abandoned(error))?;
     let warnings = output.publish()?;
-    Ok((size, Done { file_length: size, traffic, totals, warnings, damage: None }))
+    Ok((size, Done { file_length: size, transfer, totals, warnings, damage: None }))
 }
 
 fn write_stream(
@@ -215,7 +218,7 @@ impl Job for RawJob<'_> {
         self.salvage.as_ref()
     }
 
-    fn place_moved(
+    fn place_offloaded(
         &self,
         totals: &mut Totals,
         range: &OffloadRange,

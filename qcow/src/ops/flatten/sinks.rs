@@ -1,13 +1,12 @@
 //! What becomes of the tables and places that the layout hands out.
 
-use super::qcow2::Write;
 use crate::Result;
 use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;
 use crate::io::OutputFile;
 use crate::layout::Sink;
-use crate::ops::offload::Place;
 use crate::ops::target;
+use crate::ops::work::offload::Place;
 
 /// What becomes of metadata, where there is no data to place.
 pub(super) enum Metadata<'a> {
@@ -46,6 +45,16 @@ impl Sink for Metadata<'_> {
     }
 }
 
+/// Where one piece of an item is to be written.
+pub(super) enum Write {
+    /// Item bytes `from..to` (padded to whole clusters) to this offset in the data file.
+    Data { from: usize, to: usize, host: HostOffset },
+    /// The subclusters in the mask, of the cluster whose bytes start at `from`.
+    Partial { from: usize, mask: u32, host: HostOffset },
+    /// Packed bytes `from..to`.
+    Packed { from: usize, to: usize, host: HostOffset },
+}
+
 /// Passes metadata on and notes where the item's data goes.
 pub(super) struct Collect<'a, 'f> {
     pub(super) metadata: &'a mut Metadata<'f>,
@@ -73,7 +82,7 @@ impl Sink for Collect<'_, '_> {
     }
 }
 
-/// Writes metadata and notes where what is moved goes.
+/// Writes metadata and notes where offloaded ranges go.
 pub(super) struct Places<'a> {
     pub(super) metadata: Metadata<'a>,
     pub(super) cluster_size: u64,

@@ -12,18 +12,20 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 
+use super::options::FlattenOptions;
+use super::outcome::{Done, FlattenOutcome, outcome, with_losses};
 use super::qcow2::{self, Qcow2Job};
 use super::raw::{self, BLOCK};
-use super::sinks::Metadata;
+use super::runs::runs_of;
+use super::sinks::{self, Metadata};
 use super::totals::Totals;
-use super::{Done, FlattenOptions, FlattenOutcome, outcome, runs_of, with_losses};
 use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::exact::Exact;
 use crate::io::{OutputFile, zeros};
-use crate::ops::checksum::hash;
-use crate::ops::offload::TransferStats;
-use crate::ops::pipeline::{self, Input, Job};
+use crate::ops::work::crc::hash;
+use crate::ops::work::offload::TransferStats;
+use crate::ops::work::pipeline::{self, Input, Job};
 use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
@@ -132,9 +134,9 @@ fn send_raw(
     let state = RawState { tickets: 0, totals: Totals::new(options.digest) };
     let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
     let written = stream.finish(chain.virtual_size())?;
-    let (file_length, traffic) = (chain.virtual_size(), sent(written));
+    let (file_length, transfer) = (chain.virtual_size(), sent(written));
     let (totals, warnings) = (state.totals, Vec::new());
-    Ok(Done { file_length, traffic, totals, warnings, damage: None })
+    Ok(Done { file_length, transfer, totals, warnings, damage: None })
 }
 
 fn send_qcow2(
@@ -180,9 +182,9 @@ fn send_qcow2(
     }
     stream.keep(rest);
     let written = stream.finish(finished.file_length)?;
-    let (file_length, traffic) = (finished.file_length, sent(written));
+    let (file_length, transfer) = (finished.file_length, sent(written));
     let (totals, warnings) = (state.totals, Vec::new());
-    Ok(Done { file_length, traffic, totals, warnings, damage: None })
+    Ok(Done { file_length, transfer, totals, warnings, damage: None })
 }
 
 fn sent(written_bytes: u64) -> TransferStats {
@@ -384,7 +386,7 @@ struct Sending {
 }
 
 struct Placed {
-    writes: Vec<qcow2::Write>,
+    writes: Vec<sinks::Write>,
     tables: Vec<(u64, Vec<u8>)>,
     ticket: Ticket,
 }

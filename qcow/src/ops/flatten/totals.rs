@@ -2,7 +2,7 @@
 
 use crc32fast::Hasher;
 
-use crate::ops::checksum::Crc;
+use crate::ops::work::crc::Crc;
 
 /// How much of the disk is data, and its digest if one is wanted.
 pub(super) struct Totals {

@@ -16,8 +16,8 @@ use crate::{Error, Remedy, Result};
 /// Most data that is moved, in bytes: it is held in memory.
 const MOST_MOVED: u64 = 64 << 20;
 
-/// Gives guest data that lies in a cluster of metadata a cluster of its own. All states of the disk
-/// read as before, and the metadata stays where it is, so nobody has to know which of the two was
+/// Gives guest data that is in a metadata cluster a cluster of its own. All states of the disk
+/// read as before, and the metadata stays where it is, so it does not matter which of the two was
 /// there first. Metadata that lies in other metadata is left alone.
 pub(super) fn part_data_from_metadata(
     look: &Look<'_>,
@@ -46,11 +46,11 @@ pub(super) fn part_data_from_metadata(
     }
     let cluster_size = checker.geometry.cluster_size();
     if (references.len() as u64).times(cluster_size)? > MOST_MOVED {
-        return Err(Error::unsupported("too much data lies in clusters of metadata")
+        return Err(Error::unsupported("too much data is in metadata clusters")
             .structure(structure.as_str())
             .hint(Remedy::Salvage));
     }
-    let mut moved = BTreeMap::new();
+    let mut new_offsets = BTreeMap::new();
     let mut copies = Vec::new();
     for (&offset, &count) in &references {
         let mut bytes = vec![0; to_usize(cluster_size)];
@@ -58,12 +58,12 @@ pub(super) fn part_data_from_metadata(
         copies.push((offset, count, bytes));
     }
     for (offset, count, bytes) in copies {
-        moved.insert(offset, append(checker, plan, bytes, count)?);
+        new_offsets.insert(offset, append(checker, plan, bytes, count)?);
     }
     plan.changes.barrier();
     for table in &look.found.tables {
         entries::edit_l2(checker, table, plan, |entry| {
-            let to = shared(checker, entry).and_then(|offset| moved.get(&offset));
+            let to = shared(checker, entry).and_then(|offset| new_offsets.get(&offset));
             let to = to.map_or(entry, |to| {
                 let alone = references.get(&entry.offset().0) == Some(&1);
                 entry.with_offset(HostOffset(*to)).with_copied(alone)
@@ -134,7 +134,7 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
     Ok(())
 }
 
-/// Whether an entry looks like one that somebody wrote: it can be told from others, and leads to
+/// Whether an entry looks like one that a program wrote: it can be told from others, and leads to
 /// an L1 table in the file.
 fn is_plausible(checker: &Checker<'_>, snapshot: &Snapshot) -> bool {
     let len = u64::from(snapshot.l1_entries) << 3;
@@ -144,7 +144,7 @@ fn is_plausible(checker: &Checker<'_>, snapshot: &Snapshot) -> bool {
         && !checker.references.is_past_end(snapshot.l1_table_offset.0, len)
 }
 
-/// Writes `bytes` in whole clusters behind everything, where nobody looks yet, and gives these
+/// Writes `bytes` in whole clusters behind everything, where nothing refers to yet, and gives these
 /// clusters that many references. Returns where they are. Refused while anything leads past the end of the
 /// file: it would find there what is written now.
 fn append(
@@ -156,7 +156,7 @@ fn append(
     let mut sorts = checker.report.sorts().into_iter();
     if let Some((structure, _)) = sorts.find(|(_, kind)| *kind == FindingKind::PastEnd) {
         return Err(Error::unsupported(
-            "an entry leads past the end of the file, to where something has to be moved; \
+            "an entry points past the end of the file, where data has to be moved; \
              nothing was written",
         )
         .structure(structure.as_str())

@@ -17,7 +17,7 @@ pub enum Action {
     /// The persistent bitmaps, which cannot be trusted, are no longer vouched for: QEMU takes them
     /// for lost.
     DropBitmaps,
-    /// Guest data that lies in a cluster of metadata is copied to one of its own.
+    /// Guest data that is in a metadata cluster is copied to one of its own.
     MoveData,
     /// The snapshot table is written anew at the end of the file, with its entries completed.
     WriteSnapshots,
@@ -49,7 +49,7 @@ impl Action {
             Self::MoveData => "move data out of a cluster of metadata",
             Self::WriteSnapshots => "write a completed snapshot table at the end of the file",
             Self::SwitchSnapshots => "switch to the new snapshot table",
-            Self::DropEntry => "drop an entry that leads nowhere",
+            Self::DropEntry => "drop an entry that points to no cluster of the file",
             Self::ClearCopied => "clear the copied flag",
             Self::RaiseRefcount => "raise the refcount",
             Self::WriteRefcounts => "write new refcounts at the end of the file",

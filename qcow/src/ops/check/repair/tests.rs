@@ -13,7 +13,7 @@ use crate::chain::{Chain, OpenOptions};
 use crate::io::MemoryStorage;
 use crate::io::sim::{Crash, Event, Failure, SimStorage};
 use crate::ops::check::{Finding, Severity, check_image};
-use crate::ops::checksum::{ChecksumOptions, checksum};
+use crate::ops::digest::{DigestOptions, digest};
 use crate::ops::flatten::{FlattenOptions, flatten};
 use crate::ops::{Qcow2Options, TargetOptions};
 
@@ -67,7 +67,9 @@ fn crc(image: &[u8]) -> Vec<String> {
     let read = |snapshot: Option<String>| {
         let open = OpenOptions { snapshot, ..OpenOptions::default() };
         let chain = Chain::open(Path::new(&path), &open).unwrap();
-        checksum(&chain, &ChecksumOptions::default(), &Silent, &CancelToken::new()).unwrap().crc32
+        let options = DigestOptions::default();
+        let outcome = digest(&chain, &options, &Silent, &CancelToken::new()).unwrap();
+        outcome.digest.to_string()
     };
     std::iter::once(None).chain(ids).map(read).collect()
 }

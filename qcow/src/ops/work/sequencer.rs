@@ -10,7 +10,7 @@ use crate::sync::{Condvar, Mutex, lock};
 use crate::{Error, Observer, Result};
 
 /// Runs `work` in `threads` workers (0: one per core) and gives back the ordered state.
-pub(super) fn run<O: Send>(
+pub(in crate::ops) fn run<O: Send>(
     threads: usize,
     ordered: O,
     total: u64,
@@ -29,7 +29,7 @@ pub(super) fn run<O: Send>(
 }
 
 /// Lets numbered items run one step each in order, whichever worker has them.
-pub(super) struct Sequencer<'a, O> {
+pub(in crate::ops) struct Sequencer<'a, O> {
     turn: Mutex<Turn<O>>,
     advanced: Condvar,
     total: u64,
@@ -73,7 +73,7 @@ impl<'a, O> Sequencer<'a, O> {
     }
 
     /// Waits for the item's turn and runs `step` in it; `None` if the work has ended meanwhile.
-    pub(super) fn in_turn<T>(
+    pub(in crate::ops) fn in_turn<T>(
         &self,
         number: u64,
         len: u64,
@@ -98,7 +98,7 @@ impl<'a, O> Sequencer<'a, O> {
     }
 
     /// Stops all workers early; the result is already known.
-    pub(super) fn end(&self) {
+    pub(in crate::ops) fn end(&self) {
         lock(&self.turn).ended = true;
         self.advanced.notify_all();
     }

@@ -12,8 +12,8 @@ use crc32fast::Hasher;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::checksum::hash;
-use super::pipeline::{ITEM, read_item};
+use super::crc::hash;
+use super::item::{ITEM, read_item};
 use crate::chain::{Chain, Layer};
 use crate::exact::{Exact, to_usize};
 use crate::extent::{Extent, ExtentKind, Reader};
@@ -44,8 +44,8 @@ pub struct TransferStats {
 
 impl TransferStats {
     /// The bytes that went into `files`, by `offload` and by writes.
-    pub(super) fn of(offload: Option<&Offload<'_>>, files: &[&OutputFile]) -> Self {
-        let (cloned_bytes, copied_bytes) = offload.map_or((0, 0), Offload::moved);
+    pub(in crate::ops) fn of(offload: Option<&Offload<'_>>, files: &[&OutputFile]) -> Self {
+        let (cloned_bytes, copied_bytes) = offload.map_or((0, 0), Offload::transferred);
         let written_bytes = files.iter().map(|file| file.written()).sum();
         Self { cloned_bytes, copied_bytes, written_bytes }
     }
@@ -62,20 +62,20 @@ enum CopyMethod {
 /// A range of the guest's disk that is offloaded as it is stored: extents of data in ascending order. Gaps between
 /// them, which only an offload in source order has, are zeros.
 #[derive(Debug)]
-pub(super) struct OffloadRange {
-    pub(super) guest: u64,
-    pub(super) len: u64,
-    pub(super) extents: Vec<Extent>,
+pub(in crate::ops) struct OffloadRange {
+    pub(in crate::ops) guest: u64,
+    pub(in crate::ops) len: u64,
+    pub(in crate::ops) extents: Vec<Extent>,
 }
 
 impl OffloadRange {
     /// How much of it is not zeros.
-    pub(super) fn data_bytes(&self) -> Result<u64> {
+    pub(in crate::ops) fn data_bytes(&self) -> Result<u64> {
         self.extents.iter().try_fold(0, |sum: u64, extent| sum.plus(extent.len))
     }
 
     /// What lies side by side in a source comes one after the other.
-    pub(super) fn in_source_order(&self) -> Vec<&Extent> {
+    pub(in crate::ops) fn in_source_order(&self) -> Vec<&Extent> {
         let mut runs: Vec<_> = self.extents.iter().collect();
         runs.sort_by_key(|run| source_order(run));
         runs
@@ -84,27 +84,27 @@ impl OffloadRange {
 
 /// Where a part of an [`OffloadRange`] goes: `len` bytes from `guest` on to offset `to` of the new file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) guest: u64,
-    pub(super) len: u64,
-    pub(super) to: u64,
+pub(in crate::ops) struct Place {
+    pub(in crate::ops) guest: u64,
+    pub(in crate::ops) len: u64,
+    pub(in crate::ops) to: u64,
 }
 
 /// Knows what can be offloaded from the layers of a chain to one new file, and does it.
 #[derive(Debug)]
-pub(super) struct Offload<'a> {
+pub(in crate::ops) struct Offload<'a> {
     chain: &'a Chain,
     target: &'a OutputFile,
     methods: Vec<CopyMethod>,
     /// Offsets in both files must be multiples of this.
     block: u64,
-    /// What is moved starts and ends at multiples of this on the guest's disk.
+    /// Ranges start and end at multiples of this on the guest's disk.
     granule: u64,
     /// Bytes of one item at most.
     longest: u64,
     /// The target's clusters may lie in any order.
     source_order: bool,
-    /// What is moved is read all the same, for a digest.
+    /// Ranges are read all the same, for a digest.
     read_all: bool,
     cloned: AtomicU64,
     copied: AtomicU64,
@@ -113,11 +113,11 @@ pub(super) struct Offload<'a> {
 impl<'a> Offload<'a> {
     /// Finds out, layer by layer, what can be offloaded to `target`, which is empty. `cluster` is
     /// the unit in which the target places data, `None` if every byte goes to its guest offset.
-    /// `None` if nothing can be moved.
+    /// `None` if nothing can be offloaded.
     ///
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io) if `target` is not as it was any more.
-    pub(super) fn find(
+    pub(in crate::ops) fn find(
         chain: &'a Chain,
         target: &'a OutputFile,
         cluster: Option<u64>,
@@ -146,29 +146,29 @@ impl<'a> Offload<'a> {
 
     /// Allows that what is cloned lies in the new file in the order that it has in the source, zeros left out:
     /// then what lies side by side in the source is cloned by one call, and lies side by side again.
-    pub(super) fn in_source_order(mut self) -> Self {
+    pub(in crate::ops) fn in_source_order(mut self) -> Self {
         let local = self.methods.iter().all(|way| *way != CopyMethod::Copy);
         self.source_order = local && !self.read_all;
         self
     }
 
     /// Whether an item may have gaps, and its extents any order in the new file.
-    pub(super) fn is_in_source_order(&self) -> bool {
+    pub(in crate::ops) fn is_in_source_order(&self) -> bool {
         self.source_order
     }
 
     /// How many extents an item may have.
-    pub(super) fn most_extents(&self) -> usize {
+    pub(in crate::ops) fn most_extents(&self) -> usize {
         if self.source_order { MOST_IN_SOURCE_ORDER } else { MOST_EXTENTS }
     }
 
     /// Up to where zeros from `at` on, which end at `end`, can be passed over.
-    pub(super) fn passable(&self, end: u64) -> Option<u64> {
+    pub(in crate::ops) fn passable(&self, end: u64) -> Option<u64> {
         self.source_order.then_some(end & !self.granule.wrapping_sub(1))
     }
 
-    /// Start and end of what can be moved of `extent`, on the guest's disk.
-    pub(super) fn offloadable(&self, extent: &Extent) -> Option<(u64, u64)> {
+    /// Start and end of what can be offloaded of `extent`, on the guest's disk.
+    pub(in crate::ops) fn offloadable(&self, extent: &Extent) -> Option<(u64, u64)> {
         let ExtentKind::Data { host } = extent.kind else { return None };
         let way = self.methods.get(extent.depth).copied().unwrap_or(CopyMethod::Memory);
         let in_block = self.block.wrapping_sub(1);
@@ -184,12 +184,12 @@ impl<'a> Offload<'a> {
     }
 
     /// How far an item that starts at `guest` may reach.
-    pub(super) fn reach(&self, guest: u64) -> Result<u64> {
+    pub(in crate::ops) fn reach(&self, guest: u64) -> Result<u64> {
         if self.source_order { Ok(u64::MAX) } else { guest.plus(self.longest) }
     }
 
-    /// The digest of what is moved, if one is wanted.
-    pub(super) fn digest(
+    /// The digest of a range, if one is wanted.
+    pub(in crate::ops) fn digest(
         &self,
         reader: &mut Reader,
         buffer: &mut Buffer,
@@ -203,7 +203,7 @@ impl<'a> Offload<'a> {
     }
 
     /// Carries out what has been placed.
-    pub(super) fn carry(
+    pub(in crate::ops) fn carry(
         &self,
         reader: &mut Reader,
         buffer: &mut Buffer,
@@ -229,7 +229,7 @@ impl<'a> Offload<'a> {
     }
 
     /// Bytes cloned and copied so far.
-    pub(super) fn moved(&self) -> (u64, u64) {
+    pub(in crate::ops) fn transferred(&self) -> (u64, u64) {
         (self.cloned.load(Ordering::Relaxed), self.copied.load(Ordering::Relaxed))
     }
 
@@ -318,7 +318,7 @@ impl<'a> Offload<'a> {
         self.chain.layers().get(run.depth)?.data_file().map(|file| (file, host.0))
     }
 
-    /// Reads the run and writes it, where it cannot be moved after all.
+    /// Reads the run and writes it, where it cannot be offloaded after all.
     fn rewrite(
         &self,
         reader: &mut Reader,
@@ -400,6 +400,6 @@ fn is_final(error: Errno) -> bool {
 }
 
 /// The error of a job that has no offload and is asked for one.
-pub(super) fn none_here() -> Error {
-    Error::internal("nothing can be moved to this target")
+pub(in crate::ops) fn none_here() -> Error {
+    Error::internal("nothing can be offloaded to this target")
 }

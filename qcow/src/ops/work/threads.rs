@@ -17,7 +17,7 @@ pub fn usual_threads() -> usize {
 }
 
 /// How many workers are meant by `threads`, as options have it.
-pub(super) fn count(threads: usize) -> usize {
+pub(in crate::ops) fn count(threads: usize) -> usize {
     match threads {
         0 => usual_threads(),
         threads => threads.min(MOST),
@@ -28,7 +28,7 @@ pub(super) fn count(threads: usize) -> usize {
 ///
 /// # Errors
 /// [`Io`](crate::ErrorKind::Io) if threads cannot be started.
-pub(super) fn pool(count: usize) -> Result<ThreadPool> {
+pub(in crate::ops) fn pool(count: usize) -> Result<ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
         .thread_name(|index| format!("worker-{index}"))

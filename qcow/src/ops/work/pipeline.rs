@@ -1,4 +1,4 @@
-//! The engine behind flatten and checksum: extents are cut into work items, workers handle the
+//! The engine behind flatten and digests: extents are cut into work items, workers handle the
 //! items in parallel, and each item takes its turn in disk order for the one step that must be
 //! ordered (its place in the output, its part of the digest). Memory is one item per worker.
 
@@ -10,22 +10,21 @@ use crc32fast::Hasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::item::{ITEM, read_item};
 use super::offload::{Offload, OffloadRange, Place, none_here};
 use super::salvage::Salvage;
 use super::sequencer::{self, Sequencer};
 use crate::chain::{Chain, END, Foreign};
-use crate::extent::{Extent, Extents, Reader};
+use crate::extent::{Extent, Extents};
 use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
-/// Items start and end at multiples of this many bytes, unless they are all zeros. Clusters of
-/// any size fit in without being cut.
-pub(super) const ITEM: u64 = 2 << 20;
+/// The part of an offset that is within an item.
 const IN_ITEM: u64 = ITEM - 1;
 
 /// What happens to the items.
-pub(super) trait Job: Sync {
+pub(in crate::ops) trait Job: Sync {
     /// What each worker keeps to itself: buffers, codec contexts.
     type Worker;
     /// What the worker knows about an item after the parallel part.
@@ -62,8 +61,8 @@ pub(super) trait Job: Sync {
         None
     }
 
-    /// In disk order: gives a stretch that is moved as it is its places.
-    fn place_moved(
+    /// In disk order: gives a range that is offloaded its places.
+    fn place_offloaded(
         &self,
         _ordered: &mut Self::Ordered,
         _range: &OffloadRange,
@@ -91,7 +90,7 @@ impl<J: Job> Drop for Leaving<'_, J> {
 /// # Errors
 /// Besides the job's own, [`Io`](crate::ErrorKind::Io) if a file of the chain was changed meanwhile:
 /// a result that mixes two states of the disk is never handed out.
-pub(super) fn run<J: Job>(
+pub(in crate::ops) fn run<J: Job>(
     chain: &Chain,
     job: &J,
     ordered: J::Ordered,
@@ -111,14 +110,14 @@ pub(super) fn run<J: Job>(
 }
 
 /// A stream that brings a disk from its first byte to its last.
-pub(super) struct Input {
-    pub(super) file: File,
+pub(in crate::ops) struct Input {
+    pub(in crate::ops) file: File,
     /// How long it must be, if that is known.
-    pub(super) size: Option<u64>,
+    pub(in crate::ops) size: Option<u64>,
     /// It is a raw disk whatever its bytes look like.
-    pub(super) raw_stated: bool,
+    pub(in crate::ops) raw_stated: bool,
     /// What its first bytes look like, once they are read.
-    pub(super) looks_like: Arc<OnceLock<Foreign>>,
+    pub(in crate::ops) looks_like: Arc<OnceLock<Foreign>>,
 }
 
 /// Fills `space` from the stream: how many bytes came, and whether the stream has ended.
@@ -137,7 +136,7 @@ fn fill(mut file: &File, space: &mut [u8], cancel: &CancelToken) -> Result<(usiz
 }
 
 /// Runs `job` over the disk that `input` brings. Returns its length too.
-pub(super) fn receive<J: Job>(
+pub(in crate::ops) fn receive<J: Job>(
     input: Input,
     job: &J,
     ordered: J::Ordered,
@@ -251,7 +250,7 @@ fn another_length(what: &str, len: u64, size: u64) -> Error {
         .hint(crate::Remedy::CheckStream)
 }
 
-/// Waits until something can be read, or somebody wants us to stop.
+/// Waits until something can be read, or the caller wants to stop.
 fn wait_for_input(file: &File, cancel: &CancelToken) -> Result<()> {
     let tenth = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     loop {
@@ -293,7 +292,7 @@ fn work_through<J: Job>(
             Item::Offload(range) => {
                 let Some(offload) = job.offload() else { return Err(none_here()) };
                 let hash = offload.digest(&mut reader, &mut buffer, &range)?;
-                let place = |ordered: &mut _| job.place_moved(ordered, &range, hash.as_ref());
+                let place = |ordered: &mut _| job.place_offloaded(ordered, &range, hash.as_ref());
                 let Some(places) = sequencer.in_turn(number, range.len, place)? else {
                     return Ok(());
                 };
@@ -313,20 +312,6 @@ fn work_through<J: Job>(
         let Some(placed) = placed else { return Ok(()) };
         job.write(&mut worker, bytes, ready, placed)?;
     }
-}
-
-/// Reads the item's bytes into `buffer`.
-pub(super) fn read_item<'b>(
-    reader: &mut Reader,
-    buffer: &'b mut Buffer,
-    guest: u64,
-    len: u64,
-    extents: &[Extent],
-) -> Result<&'b [u8]> {
-    let len = usize::try_from(len).map_err(|_| Error::limit("a work item is too long"))?;
-    let bytes = buffer.first(len)?;
-    reader.read_extents(guest, extents, bytes)?;
-    Ok(bytes)
 }
 
 /// One unit of work.
@@ -403,7 +388,7 @@ impl<'a> Items<'a> {
         Ok(Some(Item::Data { guest, len, extents }))
     }
 
-    /// The stretch from `first` on that can be moved.
+    /// The range from `first` on that can be offloaded.
     fn cut_offload(&mut self, first: Extent) -> Result<OffloadRange> {
         let guest = first.guest.0;
         let (mut extents, mut at) = (Vec::new(), guest);

@@ -25,24 +25,24 @@ pub struct DamageReport {
 /// Collects damage while an operation runs. What the tables do not tell is found by whoever cuts the
 /// disk into items, what cannot be read by the workers; both bring it in the order of the disk.
 #[derive(Debug, Default)]
-pub(super) struct Salvage {
+pub(in crate::ops) struct Salvage {
     tables: Mutex<Losses>,
     data: Mutex<Losses>,
 }
 
 impl Salvage {
     /// What the tables do not tell. The caller brings it in the order of the disk.
-    pub(super) fn add_tables(&self, damage: Vec<Damage>) {
+    pub(in crate::ops) fn add_tables(&self, damage: Vec<Damage>) {
         lock(&self.tables).extend(damage);
     }
 
     /// What could not be read. The caller brings it in the order of the disk.
-    pub(super) fn add_data(&self, damage: Vec<Damage>) {
+    pub(in crate::ops) fn add_data(&self, damage: Vec<Damage>) {
         lock(&self.data).extend(damage);
     }
 
     /// All of it.
-    pub(super) fn report(&self) -> DamageReport {
+    pub(in crate::ops) fn report(&self) -> DamageReport {
         let (tables, data) = (lock(&self.tables), lock(&self.data));
         let mut ranges: Vec<_> = tables.listed.iter().chain(&data.listed).cloned().collect();
         ranges.sort_by_key(|damage| damage.guest_offset);

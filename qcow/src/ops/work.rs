@@ -1,0 +1,10 @@
+//! What operations that go through whole disks share: the pipeline that cuts disks into items, the
+//! workers and the order of their results, copy offload, and the digest that costs nearly nothing.
+
+pub(in crate::ops) mod crc;
+mod item;
+pub(in crate::ops) mod offload;
+pub(in crate::ops) mod pipeline;
+pub(in crate::ops) mod salvage;
+pub(in crate::ops) mod sequencer;
+pub(in crate::ops) mod threads;
