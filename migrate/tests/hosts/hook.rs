@@ -14,7 +14,9 @@ fn when_time_is_over_nothing_is_created_and_nothing_unproven_let_through() {
     let scratch = tempfile::tempdir().unwrap();
     let path = |name: &str| scratch.path().join(name);
     let (disk, base) = (path("vm.qcow2"), path("base.qcow2"));
-    create(&base, &CreateOptions { size: Some(1 << 20), ..Default::default() }).unwrap();
+    let mut options = CreateOptions::default();
+    options.size = Some(1 << 20);
+    create(&base, &options).unwrap();
     let chain = Chain::open(&base, &OpenOptions::default()).unwrap();
     let digest = tree_hash(&chain, 0, &Silent, &CancelToken::new()).unwrap().root.to_string();
     let known = KnownDisk {
