@@ -87,6 +87,11 @@ const WORDS: &[(&str, &str)] = &[
     ("the file system, or this process's limit", "words::plain_words"),
     ("give the name of a file to create", "words::plain_words"),
     ("give the name of the link's target", "words::plain_words"),
+    ("see 'qcowtool io --help'", "words::plain_words"),
+    (
+        "close the disk, look after the storage",
+        "faults::after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read",
+    ),
     ("a program that guesses formats", "words::plain_words"),
     ("a newer program wrote this image", "words::plain_words"),
     ("encrypt inside the guest", "words::plain_words"),
