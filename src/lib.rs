@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use libvirt::{Connect, Connected};
+pub use libvirt::{Access, Connect, Connected};
 
 /// Runs the command line of this process. `connect` is how commands reach libvirt; without it, those
 /// that need libvirt are handed to the program that has it, `qcowtool-libvirt`.

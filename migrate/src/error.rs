@@ -20,7 +20,7 @@ pub enum ErrorKind {
     Changed,
     /// The content at the destination is not what it must be.
     Unverified,
-    /// Nobody can say on which host the guest runs; nothing was deleted.
+    /// It is not known on which host the guest runs; nothing was deleted.
     InDoubt,
     /// A host, a file or a service did not do what was asked of it.
     Environment,

@@ -13,6 +13,15 @@ use crate::{Error, Result};
 /// What stands before a directory that is used in place of a host.
 pub const DIRECTORY: &str = "dir:";
 
+/// What a connection to a host may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    Full,
+    /// Look only, also where the user would have the right to change something.
+    ReadOnly,
+}
+
 /// A connection to one host.
 #[derive(Clone)]
 pub struct Connected {
@@ -35,7 +44,19 @@ impl Connected {
     /// [`Environment`](crate::ErrorKind::Environment).
     #[cfg(feature = "libvirt")]
     pub fn to_libvirt(uri: &str) -> Result<Self> {
-        let connection = Arc::new(crate::driver::libvirt::Connection::open(uri)?);
+        Self::with_access(uri, Access::Full)
+    }
+
+    /// As [`to_libvirt`](Self::to_libvirt), with this access.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment).
+    #[cfg(feature = "libvirt")]
+    pub fn with_access(uri: &str, access: Access) -> Result<Self> {
+        let connection = Arc::new(match access {
+            Access::Full => crate::driver::libvirt::Connection::open(uri)?,
+            Access::ReadOnly => crate::driver::libvirt::Connection::open_read_only(uri)?,
+        });
         let store = Arc::new(crate::store::libvirt::LibvirtStore::new(connection.clone()));
         Ok(Self { hypervisor: connection, store })
     }

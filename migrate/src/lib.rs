@@ -5,7 +5,7 @@
 //! [`store`], under a journal, and moves the guest through a [`driver`]. The part of the job that
 //! needs no libvirt at all is the [`target`] of a full copy.
 //!
-//! A disk that must stand alone where it is is flattened while its guest runs ([`live`]).
+//! A disk that must lose its backing file where it is is flattened while its guest runs ([`live`]).
 //!
 //! From a plan to a run, here between two directories that stand for hosts; with the feature `libvirt`,
 //! [`Route::connect`](facts::Route) reaches real ones:

@@ -118,9 +118,15 @@ remedies! {
     OnlyAgent "the command must start the process that serves the other host's files, and nothing else \
                may print anything";
 
+    /// Detach a device that only some hosts can migrate, or try.
+    DetachOrTry(detach) "{}; or leave it to libvirt and QEMU, which can migrate it on some hosts";
+
     // While a guest moves, and afterwards.
     /// Give the migration more time.
     MoreTime "allow more time, or synchronous writes if the guest writes a lot";
+    /// Have guest writes wait for the copy, or copy faster.
+    CopyFaster "repeat it with synchronous writes, which wait for the copy; or with more bandwidth, or allow that \
+                the guest outruns the copy for longer";
     /// Do what is left to do of a transaction.
     Resume(transaction) "resume the transaction {}, which does what is left to do";
     /// The guest has moved: do what is left to do of a transaction.

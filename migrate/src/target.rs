@@ -78,7 +78,7 @@ pub fn prepare(plan: &Plan, path: &Path) -> Result<(CreateOutcome, Proof)> {
 }
 
 /// Reads the target at `path` back and checks that a full copy of the planned source can go there:
-/// the size is equal to the byte, it stands alone, and it is empty.
+/// the size is equal to the byte, it has no backing file, and it is empty.
 ///
 /// # Errors
 /// [`Corrupt`](qcow::ErrorKind::Corrupt) naming the first thing that is not as it must be, or
@@ -101,13 +101,13 @@ pub(crate) struct Expected<'a> {
     pub(crate) format: Format,
     /// Exactly the size of its disk.
     pub(crate) virtual_size: u64,
-    /// Name and format of what it stands on, as its header must record them.
+    /// Name and format of its backing file, as its header must record them.
     pub(crate) base: Option<(&'a Path, &'a str)>,
 }
 
 /// Checks a new image: it has exactly the expected size (`SizesEqual` of the proofs in `docs/migration.md`), holds
-/// nothing (`TargetEmpty`, and `ReadsAsZeros` where it stands alone), and its header names exactly the expected base (`ChainsAgree`). What it
-/// stands on is not opened.
+/// nothing (`TargetEmpty`, and `ReadsAsZeros` where it has no backing file), and its header names exactly the expected backing file (`ChainsAgree`). The
+/// backing file is not opened.
 ///
 /// # Errors
 /// [`Corrupt`](qcow::ErrorKind::Corrupt) naming the first thing that is not as it must be.
@@ -130,7 +130,7 @@ pub(crate) fn check(path: &Path, expected: &Expected<'_>) -> Result<()> {
         if named != path.map(Path::to_string_lossy) || format.as_deref() != wanted {
             let none = || "nothing".into();
             return wrong(format!(
-                "the target stands on '{}', recorded as '{}'",
+                "the target has the backing file '{}', recorded as '{}'",
                 named.unwrap_or_else(none),
                 format.unwrap_or_else(none)
             ));

@@ -105,6 +105,9 @@ mod progress;
 mod remedy;
 mod setters;
 mod sync;
+#[cfg(test)]
+#[cfg(feature = "ops")]
+mod tests;
 
 pub use error::{Error, ErrorKind, Escaped, Place, Result};
 pub use progress::{CancelToken, Observer, Silent};

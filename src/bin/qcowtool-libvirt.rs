@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use qcowtool::Connected;
 
 fn main() -> ExitCode {
-    qcowtool::run(Some(Connected::to_libvirt))
+    qcowtool::run(Some(Connected::with_access))
 }

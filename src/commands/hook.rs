@@ -1,5 +1,6 @@
 //! `qcowtool hook`: libvirt's hook on the destination of migrations, and its installation.
 
+mod ask;
 mod run;
 
 use std::fmt::Write as _;
@@ -9,6 +10,7 @@ use clap::{Args, Subcommand};
 use migrate::hook::config;
 use migrate::hook::install::{self, HOOKS, Installed, Places};
 
+use self::ask::Ask;
 use self::run::Run;
 use super::migration::migration_codes;
 use crate::failure::Failure;
@@ -84,6 +86,9 @@ enum Action {
     Remove,
     /// Serve one call of libvirt, with the guest's XML on standard input
     Run(Run),
+    /// Ask another host's libvirt, read-only, for the sizes of a guest's disks
+    #[command(hide = true)]
+    Ask(Ask),
 }
 
 impl Hook {
@@ -98,6 +103,7 @@ impl Hook {
         };
         match self.action {
             Action::Run(run) => run.run(&places.config),
+            Action::Ask(ask) => ask.run(),
             Action::Install { root, program } => {
                 let program = match program {
                     Some(program) => program,

@@ -238,5 +238,6 @@ fn text(done: &Done) -> String {
         let place = offset.map_or_else(String::new, |offset| format!(" at {offset:#x}"));
         text.push_str(&format!("\n  {start:#x} {length:#x} {kind}{place}"));
     }
+    text.push('\n');
     text
 }

@@ -64,6 +64,13 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
         Remedy::MoreTime => {
             &["allow more with --timeout, or give --sync-writes if the guest writes a lot"]
         }
+        Remedy::CopyFaster => &[
+            "repeat it with --sync-writes, so that guest writes wait for the copy; or with more --bandwidth, or \
+             a longer --stall",
+        ],
+        Remedy::DetachOrTry(_) => &[
+            "{}; or leave it to libvirt and QEMU, which can migrate it on some hosts, with --try-devices",
+        ],
         Remedy::Resume(_) => &["`qcowtool resume {}` does what is left to do"],
         Remedy::ResumeMoved(_) => {
             &["the guest has moved: `qcowtool resume {}` does what is left to do"]

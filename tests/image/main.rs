@@ -30,3 +30,4 @@ mod traps_clusters;
 mod traps_compressed;
 mod traps_open;
 mod traps_snapshots;
+mod writing;

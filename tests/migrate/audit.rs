@@ -127,7 +127,7 @@ fn bases_and_data_files_that_are_gone_are_errors() {
     fs::remove_file(scratch.path("data.raw")).unwrap();
     let found = Found::in_dir(&scratch);
     found.has_only(&["error base-missing overlay.qcow2", "error base-missing split.qcow2"]);
-    assert!(found.said("base-missing").contains("base.qcow2' is not there"));
+    assert!(found.said("base-missing").contains("base.qcow2' does not exist"));
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn deep_chains_and_circles() {
     told.retain(|finding| *finding != "warning base-replaced layer0.qcow2");
     assert_eq!(told, ["error loop layer0.qcow2"]);
     assert_eq!(found.run.code(), Some(2));
-    assert!(found.said("loop").starts_with("3 images stand on each other"));
+    assert!(found.said("loop").starts_with("3 images form a backing-file loop"));
     // Nothing is drawn twice, and all of it is.
     let tree = qcowtool(args!["audit", "--tree", scratch.dir()]).stdout();
     for layer in 0..5 {

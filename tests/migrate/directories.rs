@@ -437,3 +437,30 @@ fn nothing_is_kept_that_nobody_wants_to_keep() {
     let listed = hosts.ends(&["transactions", "--output", "json"]).json();
     assert_eq!(listed[0]["kept"], serde_json::json!([]));
 }
+
+#[test]
+fn an_encrypted_disk_is_refused_by_its_row_whether_the_guest_runs_or_not() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    let disk = hosts.at("a", "luks.qcow2");
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    qemu::qemu_img(&args![
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "--object",
+        "secret,id=s,data=x",
+        "-o",
+        options,
+        disk,
+        "8M"
+    ]);
+    hosts.define(&[("vda", "luks.qcow2", "qcow2")]);
+    for running in ["", "--running "] {
+        let ran = hosts.run(&format!("plan {running}--output json"));
+        assert_eq!(ran.code(), Some(2), "{}", ran.stderr());
+        let refused: Value = serde_json::from_str(&ran.stdout()).unwrap();
+        assert_eq!(refused["refusals"][0]["code"], "D12", "{refused}");
+    }
+}

@@ -189,7 +189,7 @@ fn the_table_says_in_words_what_it_shows() {
     assert!(line("green 1 good D16"), "{text}");
     assert!(line("red - taken"), "{text}");
     assert!(line("refused (R6)"), "{text}");
-    assert!(line("red 1 of 2 guests can go"), "{text}");
+    assert!(line("red 1 of 2 guests can move"), "{text}");
     assert!(line("unseen ports-there"), "{text}");
     assert!(!text.contains('\x1b'), "no terminal, no colours: {text:?}");
 }

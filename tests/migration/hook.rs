@@ -335,3 +335,22 @@ fn a_restart_of_libvirtd_names_the_template_and_the_hook_ends_the_chain() {
     let xml = rig.b.virsh(["dumpxml", &replaced.name]).ok();
     assert!(!xml.contains("template.qcow2"), "{xml}");
 }
+
+#[test]
+fn the_source_is_asked_for_sizes_where_the_operator_allows_it() {
+    needs_migration!();
+    let rig = &Rig::up();
+    install(&rig.b);
+    let allowed = format!("ask = qemu+tcp://{{peer}}/system\npeer = {}\n", rig.a.address());
+    let path = rig.b.outside(CONFIG);
+    let text = fs::read_to_string(&path).unwrap();
+    restart(&rig.b);
+    let guest = Guest::new(rig, "hook-asks");
+    guest.run_on_template();
+    let elsewhere = text.clone() + &allowed.replace(rig.a.address(), "198.51.100.0/24");
+    fs::write(&path, elsewhere).unwrap();
+    stayed(&guest, rig, &migrate(&guest, rig, &[FULL]), "exact size is not known");
+    assert!(log(rig).contains("no host that may be asked"), "{}", log(rig));
+    fs::write(&path, text + &allowed).unwrap();
+    arrived(&guest, rig, &migrate(&guest, rig, &[FULL]));
+}

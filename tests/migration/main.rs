@@ -6,6 +6,7 @@
 
 mod baseline;
 mod content;
+mod devices;
 mod faults;
 mod flatten;
 mod guest_files;

@@ -70,7 +70,7 @@ pub(crate) enum Request {
         first: u16,
         last: u16,
     },
-    /// Stops to listen. Answered by the ports at which somebody came.
+    /// Stops to listen. Answered by the ports at which a connection arrived.
     Heard,
     /// Answered by why a port of a host cannot be reached, or nothing.
     Reach {

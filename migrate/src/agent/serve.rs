@@ -103,7 +103,7 @@ fn is_cancel(json: &[u8]) -> bool {
 
 fn greet(reader: &mut impl Read) -> Result<()> {
     let mut magic = [0; MAGIC.len()];
-    reader.read_exact(&mut magic).map_err(|error| Error::io("nobody spoke", error))?;
+    reader.read_exact(&mut magic).map_err(|error| Error::io("no client spoke", error))?;
     if magic != *MAGIC {
         return Err(garbage("something else than a greeting"));
     }
@@ -178,7 +178,7 @@ impl<W: Write + Send> Server<'_, W> {
         while let Ok(incoming) = self.waiting.recv() {
             let (frame, cancel) = incoming?;
             let Frame::Message(json) = frame else {
-                return Err(garbage("a piece of a file that nobody asked for"));
+                return Err(garbage("an unrequested piece of a file"));
             };
             let request = wire::parse(&json).inspect_err(|error| {
                 let _ = self.out.say(&Reply::failed(error));
@@ -211,7 +211,7 @@ impl<W: Write + Send> Server<'_, W> {
             Request::Reach { host, port } => out.done(ports::reach(&host, port)),
             Request::List { directory, limit } => {
                 let names = store.list(&directory, limit.min(MOST_FILES));
-                // JSON cannot say other names, and nobody could ask for them.
+                // JSON cannot express other names, and no client could ask for them.
                 out.answer(names.map(|mut names| {
                     names.retain(|name| name.to_str().is_some());
                     names

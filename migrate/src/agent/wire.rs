@@ -75,7 +75,7 @@ impl Frame {
 /// Memory grows with what comes, not with what is announced.
 fn read_upto(reader: &mut impl Read, len: usize, into: &mut Vec<u8>) -> Result<()> {
     let read = reader.take(len as u64).read_to_end(into);
-    read.map(drop).map_err(|error| Error::io("the connection is gone", error))
+    read.map(drop).map_err(|error| Error::io("the connection was closed", error))
 }
 
 /// A message as a frame.
@@ -83,7 +83,7 @@ pub(crate) fn message(message: &impl Serialize) -> Result<Vec<u8>> {
     let json = serde_json::to_vec(message)
         .map_err(|error| Error::usage(format!("it cannot be said in JSON: {error}")))?;
     if json.len() > LONGEST_MESSAGE {
-        return Err(Error::environment("there is too much to say at once"));
+        return Err(Error::environment("the message is too long"));
     }
     Ok(frame(MESSAGE, &[&json]))
 }
@@ -120,7 +120,7 @@ pub(crate) fn write(writer: &mut impl Write, bytes: &[u8]) -> Result<()> {
     writer
         .write_all(bytes)
         .and_then(|()| writer.flush())
-        .map_err(|error| Error::io("the connection is gone", error))
+        .map_err(|error| Error::io("the connection was closed", error))
 }
 
 /// The other end does not keep to the protocol.

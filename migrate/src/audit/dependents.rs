@@ -1,4 +1,4 @@
-//! What stands on one image, and whether it may be deleted. Pure, but that names of what is not there are
+//! What depends on one image, and whether it may be deleted. Pure, but that names of what is not there are
 //! compared by their directories.
 
 use std::collections::HashSet;
@@ -33,7 +33,7 @@ pub struct Dependents {
     pub template: PathBuf,
     /// The answer.
     pub verdict: Verdict,
-    /// Images that stand on it, directly or not, the nearest first.
+    /// Images that depend on it, directly or not, the nearest first.
     pub images: Vec<Dependent>,
     /// Domains that name it, or one of these.
     pub domains: Vec<DependentDomain>,
@@ -43,7 +43,7 @@ pub struct Dependents {
     pub undetermined: Vec<Undetermined>,
 }
 
-/// An image that stands on another.
+/// An image that depends on another.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Dependent {
@@ -130,7 +130,7 @@ pub fn dependents(survey: &Survey, template: &Path) -> Dependents {
         .map(HolderReport::from)
         .collect();
     let mut undetermined = unknown(survey, &is_root);
-    // A name that nobody knows may be a slip.
+    // An unknown name may be a typing error.
     let known = roots
         .iter()
         .filter_map(|at| graph.image(*at))
@@ -139,7 +139,7 @@ pub fn dependents(survey: &Survey, template: &Path) -> Dependents {
         undetermined.push(Undetermined {
             host: None,
             path: template.to_path_buf(),
-            why: "there is nothing of this name, and no header that was read names it".into(),
+            why: "no file has this name, and no examined header names it".into(),
         });
     }
     let verdict = if !images.is_empty() || !domains.is_empty() || !holders.is_empty() {
@@ -179,7 +179,7 @@ fn roots(survey: &Survey, template: &Path) -> Vec<usize> {
     numbered.filter(|(_, image)| has(image, &names)).map(|(at, _)| at).collect()
 }
 
-/// Whatever could stand on the image without our knowing.
+/// What could depend on the image without being known.
 fn unknown(survey: &Survey, roots: &HashSet<&Key>) -> Vec<Undetermined> {
     let mut unknown: Vec<_> = survey
         .unseen
@@ -196,7 +196,7 @@ fn unknown(survey: &Survey, roots: &HashSet<&Key>) -> Vec<Undetermined> {
             let host = image.key.host().map(str::to_owned);
             unknown.push(Undetermined { host, path: image.path().to_path_buf(), why });
         };
-        // What the image itself stands on does not matter, but which object it is.
+        // The image's own backing file does not matter, but which object it is.
         if root && let Presence::Unusable { why, .. } = &image.presence {
             add(why.clone());
         }
@@ -212,7 +212,7 @@ fn unknown(survey: &Survey, roots: &HashSet<&Key>) -> Vec<Undetermined> {
         for (name, why) in &image.not_followed {
             // Storage on a network is no file of this machine; whatever else it is may be one.
             if name.as_os_str().as_encoded_bytes().starts_with(b"json:") {
-                add(format!("what it stands on was not understood: {why}"));
+                add(format!("its backing file was not understood: {why}"));
             }
         }
     }

@@ -60,9 +60,9 @@ macro_rules! codes {
 }
 
 codes! {
-    /// What an image stands on is not there.
+    /// A backing file is missing.
     BaseMissing "base-missing";
-    /// What an image stands on is there and cannot be used.
+    /// A backing file exists and cannot be used.
     BaseUnusable "base-unusable";
     /// The file of the base was made after the overlay.
     BaseReplaced "base-replaced";
@@ -70,9 +70,9 @@ codes! {
     BaseModified "base-modified";
     /// A manifest proves that a base's content is another.
     BaseDifferent "base-different";
-    /// Under another of its names the image stands on another base, or on none.
+    /// Under another of its names the image has another backing file, or none.
     BaseByName "base-by-name";
-    /// What an image stands on is no local file, so it was not looked at.
+    /// A backing file is no local file, so it was not examined.
     BaseNotFollowed "base-not-followed";
     /// A recorded format is not what the file is.
     FormatWrong "format-wrong";
@@ -80,17 +80,17 @@ codes! {
     FormatUnrecorded "format-unrecorded";
     /// A running process holds open what has no name any more.
     DeletedOpen "deleted-open";
-    /// Nobody uses it.
+    /// Nothing uses it.
     BaseUnused "base-unused";
     /// The chain has too many images.
     ChainDeep "chain-deep";
-    /// Images stand on each other in a circle.
+    /// Backing files form a loop.
     Loop "loop";
     /// A domain's XML and the headers tell different chains.
     ChainsDisagree "chains-disagree";
-    /// The base's mode lets somebody write to it.
+    /// The mode of a backing file allows writing.
     BaseWritable "base-writable";
-    /// A domain writes to what others stand on.
+    /// A domain writes to a backing file of others.
     BaseWritten "base-written";
     /// Two domains write to one image.
     TwoWriters "two-writers";
@@ -124,7 +124,7 @@ pub struct Finding {
     /// The image, or the directory that could not be read.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// What was found, in words. Names in it are as they are: whoever shows it escapes them.
+    /// What was found, in words. Names in it are as they are: a program that shows it escapes them.
     pub what: String,
     /// What can be done about it.
     pub way_out: Remedy,
@@ -175,7 +175,7 @@ pub fn findings(survey: &Survey, graph: &Graph<'_>, options: &Options) -> Vec<Fi
             host: unseen.host.clone(),
             path: unseen.path.clone(),
             what: unseen.why.clone(),
-            way_out: "look as a user who may read it; what is there is not in this report".into(),
+            way_out: "run as a user who can read it; its content is not in this report".into(),
         });
     }
     found.sort();
@@ -274,6 +274,14 @@ impl Report<'_> {
             what: what.into(),
             way_out: way_out.into(),
         });
+    }
+}
+
+/// The beginning of a clause about images that depend on another.
+fn depending(images: usize) -> String {
+    match images {
+        1 => "1 image depends".to_owned(),
+        images => format!("{images} images depend"),
     }
 }
 

@@ -1,20 +1,20 @@
-//! Who stands on whom. Pure.
+//! The graph of backing-file dependencies. Pure.
 //!
-//! Headers are not trusted: images may stand on each other in a circle, and chains may be of any length, so
+//! Headers are not trusted: backing files may form loops, and chains may be of any length, so
 //! nothing here recurses, and everything takes time in proportion to images and links.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::value::{Image, Key, Survey};
 
-/// The images of a survey, by number, and how they stand on each other.
+/// The images of a survey, by number, and their dependencies.
 #[derive(Debug)]
 pub struct Graph<'a> {
     images: &'a [Image],
     index: HashMap<&'a Key, usize>,
     below: Vec<Vec<usize>>,
     above: Vec<Vec<usize>>,
-    /// From the bottoms up; without those that stand on a circle.
+    /// From the bottoms up; without those above a loop.
     order: Vec<usize>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Graph<'a> {
         self.above.get(at).map_or(&[], Vec::as_slice)
     }
 
-    /// Everything that stands on these, directly or not, the nearest first, each with the number of steps.
+    /// Everything that depends on these, directly or not, the nearest first, each with the number of steps.
     /// The images themselves are not among it.
     pub fn dependents(&self, of: &[usize]) -> Vec<(usize, usize)> {
         let mut seen: HashSet<usize> = of.iter().copied().collect();
@@ -93,7 +93,7 @@ impl<'a> Graph<'a> {
         let mut visited = HashSet::new();
         let mut circles = Vec::new();
         for start in (0..self.images.len()).filter(|at| !sound.contains(at)) {
-            // Each of these stands on another of these, so that a walk down comes back to where it was.
+            // Each of these depends on another of these, so that a walk down comes back to where it was.
             let mut walk = Vec::new();
             let mut at = start;
             while visited.insert(at) {
@@ -123,7 +123,7 @@ impl<'a> Graph<'a> {
         })
     }
 
-    /// How many images that nothing stands on stand on each, directly or not; 1 for those themselves.
+    /// How many active layers depend on each, directly or not; 1 for those themselves.
     /// An image with two names that lead to two bases counts for both.
     pub fn tops(&self) -> Vec<u64> {
         let mut tops = vec![0_u64; self.images.len()];
@@ -152,7 +152,7 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// Every image after all that it stands on. Those that stand on a circle are left out.
+/// Every image after its backing files. Those above a loop are left out.
 fn sorted(below: &[Vec<usize>], above: &[Vec<usize>]) -> Vec<usize> {
     let mut open: Vec<usize> = below.iter().map(Vec::len).collect();
     let mut order: Vec<usize> =
@@ -183,7 +183,7 @@ mod tests {
         Key::File { device: 1, inode: nth as u64 }
     }
 
-    /// Images by number, each with the numbers of those that it stands on; each takes 10 bytes.
+    /// Images by number, each with the numbers of those that it depends on; each takes 10 bytes.
     fn survey(below: &[&[usize]]) -> Survey {
         let image = |(nth, below): (usize, &&[usize])| {
             let path = format!("/v/{nth}").into();
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn depths_users_and_bytes_of_a_tree() {
-        // 0 <- 1 <- 2, 3 and 0 <- 4; 5 stands alone.
+        // 0 <- 1 <- 2, 3 and 0 <- 4; 5 has no backing file.
         let survey = survey(&[&[], &[0], &[1], &[1], &[0], &[]]);
         let graph = Graph::new(&survey);
         assert_eq!(graph.depths(), [1, 2, 3, 3, 2, 1]);
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn circles_are_found_once_and_what_stands_on_them_is_not_one() {
-        // 0 -> 1 -> 2 -> 0, 3 stands on them, 4 on itself, 5 and 6 are sound.
+        // 0 -> 1 -> 2 -> 0, 3 depends on them, 4 on itself, 5 and 6 are sound.
         let survey = survey(&[&[1], &[2], &[0], &[0], &[4], &[], &[5]]);
         let graph = Graph::new(&survey);
         let mut circles = graph.circles();
@@ -246,7 +246,7 @@ mod tests {
                 }
                 prop_assert!(below[*circle.last().unwrap()].contains(&circle[0]));
             }
-            // Whoever stands on somebody is deeper, unless there is no end below.
+            // An image is deeper than its backing file, unless there is no end below.
             let depths = graph.depths();
             for (from, under) in below.iter().enumerate() {
                 for to in under {

@@ -62,7 +62,7 @@ impl Host<'_, '_> {
         self.scan.unseen(Unseen { host, path: path.into(), why: why.into(), asked: false });
     }
 
-    /// Looks at a pool, or keeps what another host tells of it; what its volumes stand on goes to `below`.
+    /// Looks at a pool, or keeps what another host tells of it; the backing files of its volumes go to `below`.
     fn pool(&self, pool: &PoolFacts, below: &mut Vec<NamedLayer>) -> Result<()> {
         let in_directory = matches!(pool.kind.as_str(), "dir" | "fs" | "netfs");
         let on_devices = matches!(
@@ -147,7 +147,7 @@ impl Host<'_, '_> {
                 Some(path) => path,
                 None => {
                     let name = format!("volume:{pool}/{volume}");
-                    self.unseen(name, "libvirt does not tell where this volume is");
+                    self.unseen(name, "libvirt does not report the path of this volume");
                     return None;
                 }
             },
@@ -216,12 +216,12 @@ impl Host<'_, '_> {
         }
     }
 
-    /// An image of another host that is in none of its pools: nobody told what it stands on.
+    /// An image of another host that is in none of its pools: its backing file is not known.
     fn end(&self, key: &Key, layer: &NamedLayer) {
         if key.host().is_some() && layer.format.as_deref() != Some("raw") {
             self.unseen(
                 &layer.path,
-                "it is in no started pool of that host, so what it stands on is not known",
+                "it is in no started pool of that host, so its backing file is not known",
             );
         }
     }

@@ -1,4 +1,4 @@
-//! What manifests prove of the images that others stand on.
+//! What manifests prove of backing files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::scan::canonical;
 use super::value::{Content, Image, Key, Need, Presence, Proof, Survey, Unseen};
 use crate::{Error, Result};
 
-/// Compares all images that others stand on, and of which a manifest is in `directory`, with it. An image
+/// Compares all backing files of which a manifest is in `directory`, with it. An image
 /// that a manifest is to be trusted for is not read; any other is read whole.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
-//! Who stands on whom: finds the images of this machine, and of others as far as their libvirt tells, and
-//! says what is wrong with how they stand on each other.
+//! Backing-file dependencies: finds the images of this host, and of others as far as their libvirt reports them, and
+//! reports what is wrong with them.
 //!
 //! Looks only. Headers are read as `qemu-img -U` reads them, without a lock, so that no guest notices.
 //! [`Scan`] has the effects, and brings a [`Survey`]; [`Graph`] and [`findings`] are pure.

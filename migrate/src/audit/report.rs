@@ -18,7 +18,7 @@ pub struct Report {
     pub summary: Summary,
     /// What is wrong or worth knowing, the worst first.
     pub findings: Vec<Finding>,
-    /// What others stand on, by path.
+    /// Backing files, by path.
     pub bases: Vec<Base>,
     /// The images, by path.
     pub images: Vec<ImageReport>,
@@ -36,9 +36,9 @@ impl Reword for Report {
 pub struct Summary {
     /// Images that were found.
     pub images: u64,
-    /// Those of them that stand on others.
+    /// Those of them that have a backing file.
     pub overlays: u64,
-    /// Those that others stand on.
+    /// Those that are backing files.
     pub bases: u64,
     /// Domains of all hosts that were asked.
     pub domains: u64,
@@ -60,7 +60,7 @@ pub struct Summary {
     pub infos: u64,
 }
 
-/// An image that others stand on.
+/// A backing file.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Base {
@@ -72,7 +72,7 @@ pub struct Base {
     pub path: PathBuf,
     /// Images that stand directly on it.
     pub overlays: u64,
-    /// Images at the top of chains that stand on it.
+    /// Active layers that depend on it.
     pub users: u64,
     /// Allocated for it.
     pub allocated: u64,
@@ -103,7 +103,7 @@ pub struct ImageReport {
     pub virtual_size: Option<u64>,
     /// Allocated for it.
     pub allocated: u64,
-    /// What it stands on.
+    /// Its backing file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bases: Vec<String>,
     /// Its external data file.

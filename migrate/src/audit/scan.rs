@@ -114,7 +114,7 @@ impl<'a> Scan<'a> {
         self.place(path, true)
     }
 
-    /// As [`path`](Self::path), for one that somebody `asked` for, or that a pool is at.
+    /// As [`path`](Self::path), for one that was `asked` for, or that a pool is at.
     pub(super) fn place(&self, path: &Path, asked: bool) -> Result<()> {
         let real = match path.canonicalize() {
             Ok(real) => real,
@@ -137,7 +137,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Adds the image of this name, which somebody needs, wherever it is; also if it is nowhere. `None` if
+    /// Adds the image of this name, which another image or a domain names, wherever it is; also if it does not exist. `None` if
     /// the name is empty.
     pub fn image(&self, name: &Path) -> Option<Key> {
         if name.as_os_str().is_empty() {
@@ -156,7 +156,7 @@ impl<'a> Scan<'a> {
         }))
     }
 
-    /// Looks at one name. `None` if there is nothing, or, unless somebody wants it, no image.
+    /// Looks at one name. `None` if there is nothing, or, unless it is needed, no image.
     fn add(&self, name: &Path, symlink: bool, look: Look) -> Option<Key> {
         let own = || Name { symlink, path: name.to_path_buf() };
         let pinned = match file::pin(name) {
@@ -189,7 +189,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Keeps what is there and cannot be an image: if somebody needs it, as an image, and otherwise only
+    /// Keeps what is there and cannot be an image: if it is needed, as an image, and otherwise only
     /// that it was not seen.
     fn unusable(&self, own: Name, why: String, sure: bool, look: Look) -> Option<Key> {
         if look == Look::Passing {
@@ -448,7 +448,7 @@ fn in_words(error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "there is no such file".into(),
         ErrorKind::PermissionDenied => "it may not be read by this user".into(),
-        _ if is_circle(error) => "its symbolic links lead in a circle".into(),
+        _ if is_circle(error) => "its symbolic links form a loop".into(),
         _ => error.to_string(),
     }
 }

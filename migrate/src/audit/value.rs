@@ -72,7 +72,7 @@ pub enum Content {
     Raw,
     /// Another format, in words.
     Other(String),
-    /// Nobody looked, or nobody could.
+    /// It was not examined, or could not be.
     Unknown,
 }
 
@@ -102,7 +102,7 @@ pub struct Header {
     pub dirty: bool,
     /// Somebody found it corrupt.
     pub corrupt: bool,
-    /// The name of what it stands on, as it is written.
+    /// The name of its backing file, as it is recorded.
     pub backing: Option<PathBuf>,
     /// The format of that, if it is recorded.
     pub backing_format: Option<String>,
@@ -135,7 +135,7 @@ pub struct Name {
 /// How an image needs another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Need {
-    /// It stands on it.
+    /// It is its backing file.
     Backing,
     /// Its data is there.
     Data,
@@ -217,7 +217,7 @@ impl Image {
         self.names.first().map_or(Path::new(""), |name| name.path.as_path())
     }
 
-    /// What it stands on when it is opened by `name`.
+    /// Its backing file when it is opened by `name`.
     pub fn below(&self, name: &Path) -> Option<&Link> {
         let mut backing = self.links.iter().filter(|link| link.need == Need::Backing);
         let seen = backing.clone().find(|link| Some(link.through.as_path()) == name.parent());

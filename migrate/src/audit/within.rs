@@ -1,4 +1,4 @@
-//! A survey for somebody who may see what was asked about, and nothing else of the machine. Pure.
+//! A survey for a client that may see what was asked about, and nothing else of the host. Pure.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -29,7 +29,7 @@ pub fn within(mut survey: Survey) -> Survey {
     }
     for unseen in survey.unseen.iter_mut().filter(|unseen| unseen.host.is_none()) {
         // Hosts are not paths, processes lie in no directory that anybody could want to hide, and what the
-        // command line names is known to whoever asked.
+        // command line names is known to the client.
         if !unseen.asked && unseen.path.is_absolute() && !unseen.path.starts_with("/proc") {
             unseen.path = inside.name(&unseen.path);
         }
@@ -178,7 +178,7 @@ mod tests {
         ];
         let survey = Survey { images, places: vec!["/vm".into()], ..Survey::default() };
         let before = json(&survey);
-        assert!(before.contains("/secret/gone' is not there"), "{before}");
+        assert!(before.contains("/secret/gone' does not exist"), "{before}");
         let findings = report(&survey, &Options { deep: 16 }).findings.len();
         let survey = within(survey);
         let after = json(&survey);

@@ -70,7 +70,7 @@ fn same(old: Node<'_, '_>, new: Node<'_, '_>, except: &[&str]) -> Result<()> {
     news.next().map_or(Ok(()), |more| Err(wrong(name(more))))
 }
 
-/// Whether a node is a disk of the domain, and not one in somebody's metadata.
+/// Whether a node is a disk of the domain, and not one in an application's metadata.
 fn is_disk(node: Node<'_, '_>) -> bool {
     let devices = node.parent().filter(|parent| is(*parent, "devices"));
     let domain = devices.and_then(|devices| devices.parent());

@@ -84,7 +84,7 @@ impl<'a, 'i: 'a> Editor<'_, '_, 'a, 'i> {
             return Err(self.refuse("is encrypted, and would not be at its new place"));
         }
         if format == Format::Raw && !below.is_empty() {
-            let message = format!("disk {} cannot stand on other images as raw", self.disk.target);
+            let message = format!("disk {} cannot have a backing file as raw", self.disk.target);
             return Err(Error::usage(message));
         }
         let source = self.movable_source()?;

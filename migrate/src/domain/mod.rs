@@ -8,6 +8,7 @@
 //! No DTD is accepted, so there are no entities but XML's own five; size, depth and number of nodes are bounded.
 
 mod check;
+mod devices;
 mod edit;
 mod files;
 mod parse;
@@ -18,6 +19,7 @@ pub(crate) mod tree;
 
 pub(crate) use splice::quoted;
 
+pub use devices::Obstacle;
 pub use files::XmlFiles;
 
 use std::path::PathBuf;
@@ -82,10 +84,10 @@ pub enum Change {
         block: bool,
         /// Its format there.
         format: Format,
-        /// What it stands on, the uppermost first; empty if it stands alone. Every layer has a format.
+        /// Its backing files, the uppermost first; empty if it has none. Every layer has a format.
         /// Those below `/dev`, but not `/dev/shm`, are written as devices.
         below: Vec<NamedLayer>,
-        /// Use only so many bytes of the device, because it is larger than the disk.
+        /// Use only this number of bytes of the device, because it is larger than the disk.
         slice: Option<u64>,
     },
     /// A read-only medium is at another path.
@@ -130,6 +132,15 @@ pub fn parse(xml: &str) -> Result<XmlDomain> {
     parse::domain(&tree::read(xml)?)
 }
 
+/// What keeps libvirt or QEMU from migrating a domain while it runs, as its XML tells; not what its disks do, which
+/// is the planner's.
+///
+/// # Errors
+/// As [`parse`].
+pub fn obstacles(xml: &str) -> Result<Vec<Obstacle>> {
+    Ok(devices::obstacles(&tree::read(xml)?))
+}
+
 /// The files that a domain's XML names besides its disks: NVRAM, firmware, kernels, the state of its TPM, ...
 ///
 /// # Errors
@@ -156,7 +167,7 @@ pub fn destination_xml(migratable: &str, edits: &[DiskEdit]) -> Result<String> {
 }
 
 /// The XML for the destination's next start, from the inactive one: no `<backingStore>` for edited disks
-/// unless somebody had written one, because the header is the truth then. Where one was written, it is
+/// unless one had been written into the XML, because the header is the truth then. Where one was written, it is
 /// replaced by the new chain.
 ///
 /// A disk that this XML does not have, because it was plugged in for this run only, and a drive that is

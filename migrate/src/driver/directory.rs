@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use qcow::CancelToken;
+use qcow::ops::info::{InfoOptions, info};
 
 use super::{Hypervisor, Inventory, JobProgress, MigrateRequest};
 use crate::domain::parse;
@@ -83,7 +84,7 @@ impl Directory {
     }
 
     /// The files that define its domains, if it was not given one. None if there is no directory of them; where it
-    /// cannot be read nobody knows, and what is not known must not pass for a guest that is not there.
+    /// cannot be read is not known, and must not pass for a guest that does not exist.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let directory = self.root.join(DEFINITIONS);
         let mut paths = match whole(|| fs::read_dir(&directory)?.collect::<io::Result<Vec<_>>>()) {
@@ -219,7 +220,12 @@ impl Hypervisor for Directory {
         let path = self.root.join(layer.path.strip_prefix("/").unwrap_or(&layer.path));
         let format = disk.format.as_deref().map(str::parse).transpose()?;
         let open = qcow::chain::OpenOptions::default().format(format).force_share(true);
-        Ok(qcow::chain::Chain::open_alone(&path, &open)?.virtual_size())
+        // Of an encrypted image too, which cannot be read but has a header: the planner says what is wrong with it.
+        let images = info(&path, &InfoOptions::default().open(open))?;
+        images
+            .first()
+            .map(|image| image.virtual_size)
+            .ok_or_else(|| Error::environment(format!("{} has no size", path.display())))
     }
 
     fn block_job(&self, _uuid: &str, _target: &str) -> Result<Option<String>> {

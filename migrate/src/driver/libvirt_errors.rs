@@ -69,11 +69,18 @@ const WORDS: Row = Row {
 };
 
 const TABLE: &[Row] = &[
+    // QEMU's sentence, on either host; it has the code of everything that goes wrong there.
+    Row {
+        words: &["Unable to access credentials"],
+        means: "a host has no certificates for encrypted migrations",
+        remedy: Some(Remedy::SetUpTls),
+        ..WORDS
+    },
     // By code.
     Row {
         codes: &[code::OPERATION_ABORTED],
         means: "the job was aborted",
-        next: "the guest should still run where it was; if nobody asked for this, look who else manages \
+        next: "the guest should still run where it was; if this was not intended, find out which other program manages \
                this host",
         ..WORDS
     },
@@ -95,7 +102,7 @@ const TABLE: &[Row] = &[
     Row {
         codes: &[code::MIGRATE_PERSIST_FAILED],
         means: "the guest runs at the destination, but could not be defined there",
-        next: "define it there before it is shut off, or it will be gone then",
+        next: "define it there before it is shut off, or its definition is lost",
         ..WORDS
     },
     Row {
@@ -113,19 +120,19 @@ const TABLE: &[Row] = &[
     Row {
         codes: &[code::STORAGE_VOL_EXIST],
         kind: ErrorKind::Refused,
-        means: "a file of this name is there already",
+        means: "a file of this name exists already",
         next: "nothing that exists is overwritten: move it away, or choose another name",
         ..WORDS
     },
     Row {
         codes: &[code::NO_DOMAIN],
         means: "there is no such guest",
-        next: "virsh list --all shows those that there are",
+        next: "virsh list --all lists them",
         ..WORDS
     },
     Row {
         codes: &[code::AUTH_FAILED, code::AUTH_CANCELLED, code::AUTH_UNAVAILABLE],
-        means: "libvirt did not accept who we are",
+        means: "libvirt rejected the authentication",
         next: "use root, a member of the group libvirt, or credentials that the URI can carry",
         ..WORDS
     },
@@ -164,20 +171,20 @@ const TABLE: &[Row] = &[
     },
     Row {
         words: &["annot access backing file"],
-        means: "{second} at the destination stands on {path}, which is not there or not readable",
-        next: "bring that base to the destination, or let the disk stand alone there",
+        means: "{second} at the destination has the backing file {path}, which is missing or not readable",
+        next: "copy that backing file to the destination, or flatten the disk there",
         ..WORDS
     },
     Row {
         words: &["inaccessible backing store volume"],
-        means: "the base {path} is not there or not readable",
-        next: "bring that base to this host first",
+        means: "the backing file {path} is missing or not readable",
+        next: "copy that backing file to this host first",
         ..WORDS
     },
     Row {
         words: &["Could not open backing file"],
-        means: "an image at the destination stands on {path}, which is not there or not readable",
-        next: "bring that base to the destination, or let the disk stand alone there",
+        means: "an image at the destination has the backing file {path}, which is missing or not readable",
+        next: "copy that backing file to the destination, or flatten the disk there",
         ..WORDS
     },
     Row {
@@ -189,19 +196,19 @@ const TABLE: &[Row] = &[
     },
     Row {
         words: &["ath '", "is not accessible"],
-        means: "{path} is not there or not readable",
+        means: "{path} is missing or not readable",
         next: "prepare the destination again",
         ..WORDS
     },
     Row {
         words: &["Unable to stat"],
-        means: "{path} is not there or not readable",
+        means: "{path} is missing or not readable",
         next: "prepare the destination again",
         ..WORDS
     },
     Row {
         words: &["annot stat file"],
-        means: "{path} is not there or not readable",
+        means: "{path} is missing or not readable",
         next: "prepare the destination again",
         ..WORDS
     },
@@ -267,7 +274,7 @@ const TABLE: &[Row] = &[
         words: &["annot migrate empty or read-only disk"],
         kind: ErrorKind::Refused,
         means: "{disk} is empty or read-only, and cannot be copied by a migration",
-        next: "leave it out of the disks to copy; its medium has to be brought over otherwise",
+        next: "leave it out of the disks to copy; its medium has to be copied separately",
         ..WORDS
     },
     Row {
@@ -280,7 +287,7 @@ const TABLE: &[Row] = &[
     Row {
         words: &["ormat of backing image", "was not specified"],
         kind: ErrorKind::Refused,
-        means: "an image does not say which format its base {path} has, and libvirt does not guess",
+        means: "an image does not record the format of its backing file {path}, and libvirt does not guess",
         remedy: Some(Remedy::RecordFormat),
         ..WORDS
     },
@@ -323,7 +330,7 @@ const TABLE: &[Row] = &[
     },
     Row {
         words: &["annot acquire state change lock"],
-        means: "another job holds the guest",
+        means: "another job runs on the guest",
         next: "wait for it (virsh domjobinfo GUEST), or abort it; a migration over a network that broke \
                ends only when TCP gives up, which can take a quarter of an hour",
         ..WORDS
@@ -337,7 +344,7 @@ const TABLE: &[Row] = &[
     Row {
         words: &["nsupported machine type"],
         means: "the destination's QEMU does not know the guest's machine type",
-        next: "bring its QEMU to the version of the source's, or a later one",
+        next: "upgrade its QEMU to the source's version or later",
         ..WORDS
     },
     // By words: the network.
@@ -361,15 +368,15 @@ const TABLE: &[Row] = &[
     },
     Row {
         words: &["nable to connect to server at"],
-        means: "nobody answers at {quoted}",
+        means: "no server answers at {quoted}",
         next: "is libvirt running there and listening, and does a firewall let it through? From the source, its \
                daemon and the ports 49152 to 49215 must be reachable",
         ..WORDS
     },
     Row {
         words: &["ailed to connect socket to"],
-        means: "libvirt does not run here ({path})",
-        next: "start it: systemctl start libvirtd, or virtqemud.socket where there are daemons for each driver",
+        means: "libvirt does not run on this host ({path})",
+        next: "start it: systemctl start libvirtd, or virtqemud.socket with the modular daemons",
         ..WORDS
     },
     Row {
@@ -398,7 +405,7 @@ const TABLE: &[Row] = &[
     },
     Row {
         words: &["nd of file"],
-        means: "the daemon at the other end of a connection went away",
+        means: "the daemon at the far end of a connection exited",
         next: "look at both hosts before anything is deleted",
         ..WORDS
     },
@@ -412,7 +419,7 @@ const TABLE: &[Row] = &[
     Row {
         codes: &[code::NO_STORAGE_POOL],
         means: "there is no such storage pool",
-        next: "virsh pool-list --all shows those that there are",
+        next: "virsh pool-list --all lists them",
         ..WORDS
     },
     Row {
@@ -536,7 +543,7 @@ mod tests {
         (84, 10, "Operation not supported: pre-creation of storage target '/var/lib/libvirt/images/x.qcow2' for incremental storage migration of disk 'vda' is not supported",
             ErrorKind::Environment, &["disk vda is not at the destination (/var/lib/libvirt/images/x.qcow2)"]),
         (38, 18, "Cannot access backing file '/var/lib/libvirt/images/tpl.qcow2' of storage file '/var/lib/libvirt/images/v.qcow2' (as uid:64055, gid:107): No such file or directory",
-            ErrorKind::Environment, &["/v.qcow2 at the destination stands on /var/lib/libvirt/images/tpl.qcow2"]),
+            ErrorKind::Environment, &["/v.qcow2 at the destination has the backing file /var/lib/libvirt/images/tpl.qcow2"]),
         (81, 10, "Unsafe migration: Migration without shared storage is unsafe",
             ErrorKind::Refused, &["writes to", "copy that disk too"]),
         (38, 18, "Cannot access storage file '/var/lib/libvirt/images/v.qcow2' (as uid:64055, gid:107): No such file or directory",
@@ -554,13 +561,13 @@ mod tests {
         (1, 7, "internal error: client socket is closed",
             ErrorKind::Environment, &["broke", "both hosts"]),
         (38, 7, "End of file while reading data: Input/output error",
-            ErrorKind::Environment, &["went away", "both hosts"]),
+            ErrorKind::Environment, &["far end of a connection exited", "both hosts"]),
         (38, 7, "unable to connect to server at 'host-b:16509': Connection refused",
-            ErrorKind::Environment, &["nobody answers at host-b:16509", "firewall"]),
+            ErrorKind::Environment, &["no server answers at host-b:16509", "firewall"]),
         (38, 7, "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory",
             ErrorKind::Environment, &["does not run", "systemctl start"]),
         (1, 18, "internal error: inaccessible backing store volume /var/lib/libvirt/images/nope.qcow2: No such file or directory",
-            ErrorKind::Environment, &["base"]),
+            ErrorKind::Environment, &["backing file"]),
         (9, 10, "operation failed: Cannot migrate empty or read-only disk sda",
             ErrorKind::Refused, &["disk sda is empty or read-only"]),
         (55, 10, "Requested operation is not valid: cannot migrate domain with 2 snapshots",
@@ -578,14 +585,14 @@ mod tests {
         (1, 18, "internal error: pool 'default' has asynchronous jobs running.",
             ErrorKind::Environment, &["pool 'default'", "try again"]),
         (68, 10, "Timed out during operation: cannot acquire state change lock (held by monitor=remoteDispatchDomainMigratePerform3Params)",
-            ErrorKind::Environment, &["another job holds the guest", "TCP gives up"]),
+            ErrorKind::Environment, &["another job runs on the guest", "TCP gives up"]),
         // As an orchestrator reports what its own look at a file said.
         (0, 0, "Unable to stat /mnt/pool/3d9f: No such file or directory",
-            ErrorKind::Environment, &["not there or not readable", "prepare"]),
+            ErrorKind::Environment, &["missing or not readable", "prepare"]),
         (0, 0, "Path '/mnt/pool/3d9f' is not accessible: No such file or directory",
-            ErrorKind::Environment, &["/mnt/pool/3d9f is not there"]),
+            ErrorKind::Environment, &["/mnt/pool/3d9f is missing"]),
         (0, 0, "Could not open backing file: Could not open '/mnt/pool/tpl': No such file or directory",
-            ErrorKind::Environment, &["stands on /mnt/pool/tpl"]),
+            ErrorKind::Environment, &["has the backing file /mnt/pool/tpl"]),
     ];
 
     #[test]
@@ -613,6 +620,22 @@ mod tests {
             error.what_next().is_some_and(|next| next.to_string().contains("both hosts")),
             "{error}"
         );
+    }
+
+    #[test]
+    fn missing_certificates_are_named() {
+        let error = translate(
+            1,
+            10,
+            "internal error: unable to execute QEMU command 'object-add': Unable to access credentials \
+             /etc/pki/qemu/ca-cert.pem: No such file or directory",
+        );
+        assert!(
+            error.message().contains("no certificates") && error.message().contains("ca-cert.pem"),
+            "{error}"
+        );
+        assert!(!error.message().contains("of part"), "{error}");
+        assert!(error.what_next().is_some_and(|next| *next == Remedy::SetUpTls), "{error}");
     }
 
     #[test]

@@ -205,7 +205,7 @@ pub trait Hypervisor: Inventory {
     }
 
     /// Returns when something happened to any of the host's domains or to the connection, or after
-    /// `at_most`. For whoever waits for a state: ask, wait, ask again.
+    /// `at_most`. To wait for a state: ask, wait, ask again.
     fn wait(&self, at_most: std::time::Duration) {
         std::thread::sleep(at_most);
     }
@@ -214,7 +214,7 @@ pub trait Hypervisor: Inventory {
 /// Jobs of a host on the disks of its running guests. Domains are named by their UUIDs.
 pub trait BlockJobs: Send + Sync {
     /// Starts to fill the active layer of the disk `target` with all that the layers below hold, after which it
-    /// stands alone. `bandwidth` is in bytes a second. Returns at once.
+    /// has no backing file. `bandwidth` is in bytes a second. Returns at once.
     ///
     /// # Errors
     /// See [`host`](Inventory::host).
@@ -291,7 +291,7 @@ pub struct JobProgress {
     pub elapsed_ms: u64,
 }
 
-/// What a request must not ask for, whoever asks: the last gate before libvirt.
+/// What no request may ask for: the last check before libvirt.
 ///
 /// # Errors
 /// [`Refused`](crate::ErrorKind::Refused).

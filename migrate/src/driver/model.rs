@@ -6,7 +6,7 @@
 //!
 //! What it must get right is what goes wrong:
 //!
-//! - nobody compares anything: an incremental copy copies what the active layer holds, whatever is below
+//! - nothing is compared: an incremental copy copies the data of the active layer, whatever is below
 //!   at the destination, and whatever the target held before;
 //! - only a full copy clears its target first;
 //! - a target that exists is taken as it is, but for its size;

@@ -77,7 +77,7 @@ pub struct XmlChain {
     pub terminated: bool,
 }
 
-/// A disk, what it stands on, and what is at the place where it shall go.
+/// A disk, its backing files, and what exists at its path at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct DiskFacts {
@@ -103,8 +103,8 @@ pub struct DiskFacts {
     pub live_capacity: Option<u64>,
     /// The chain in the live XML.
     pub live_chain: XmlChain,
-    /// The chain in the migratable XML: what somebody wrote, or what snapshots and block jobs made,
-    /// but not what libvirt found in headers.
+    /// The chain in the migratable XML: what an administrator wrote, or what snapshots and block jobs made,
+    /// but not what libvirt found in headers, unless libvirtd was restarted since the guest started.
     pub migratable_chain: XmlChain,
     /// The chain as the headers tell it; `None` where there is no file or device to look into.
     pub chain: Option<ChainFacts>,
@@ -149,7 +149,7 @@ pub enum FormatFrom {
     Xml,
     /// The header of the layer above.
     Header,
-    /// Nobody recorded it.
+    /// It is not recorded.
     Nowhere,
 }
 
@@ -254,7 +254,7 @@ pub struct TargetFacts {
     /// Free bytes there.
     pub available: Option<u64>,
     /// Path of the layer below, after the same mapping: where a base is looked for first. `None` if the
-    /// disk stands alone.
+    /// disk has no backing file.
     pub base_path: Option<PathBuf>,
     /// Images on the destination that may be what the disk's lower layers are. Always holds what is at
     /// `base_path`, if anything is.

@@ -107,7 +107,7 @@ pub struct PoolFacts {
 pub struct VolumeFacts {
     /// Its path and its format.
     pub own: NamedLayer,
-    /// What it stands on, as its header named it when libvirt last looked.
+    /// Its backing file, as its header named it when libvirt last looked.
     pub backing: Option<NamedLayer>,
     /// Size of its disk.
     pub capacity: u64,

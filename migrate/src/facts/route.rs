@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// How both hosts are reached: kept in the journal, so that whoever ends a run that was cut off needs
+/// How both hosts are reached: kept in the journal, so that the command that ends an interrupted run needs
 /// only its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -171,8 +171,7 @@ fn real(path: &Path) -> Result<PathBuf> {
 fn network(path: &Path) -> Result<Option<String>> {
     let status = rustix::fs::statfs(path)
         .map_err(|error| Error::io(format!("could not examine '{}'", path.display()), error))?;
-    // The kernel has 32 bits; where the field is wider, their sign may fill the rest.
-    let number = u64::from_be_bytes(i64::from(status.f_type).to_be_bytes()) & 0xffff_ffff;
+    let number = u64::try_from(status.f_type).unwrap_or_default();
     let found = NETWORK.iter().find(|(known, _)| *known == number);
     Ok(found.map(|(_, name)| (*name).to_owned()))
 }

@@ -35,7 +35,8 @@ pub fn connected(table: &str) -> Vec<IpAddr> {
 fn end(text: &str) -> Option<(IpAddr, u16)> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |digits: &str| u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes);
+    let word =
+        |digits: &str| Some(u32::from_be(u32::from_str_radix(digits, 16).ok()?).to_be_bytes());
     let address = match address.len() {
         8 => IpAddr::V4(Ipv4Addr::from(word(address)?)),
         32 => {

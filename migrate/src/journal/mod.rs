@@ -1,4 +1,4 @@
-//! What a run does to hosts, written down before and after each step, so that whoever comes after a
+//! What a run does to hosts, written down before and after each step, so that a later process, after a
 //! crash knows what exists that we made.
 //!
 //! A journal is one file per transaction: one JSON object a line, each on stable storage before the
@@ -28,7 +28,7 @@ pub use record::{Ended, Entry, Outcome, Record, Side, VERSION};
 pub use roll_back::{Left, RolledBack, roll_back};
 pub use transaction::{Made, Renamed, Transaction};
 
-/// Where journals are, unless somebody says otherwise.
+/// The default directory of journals.
 pub const DIRECTORY: &str = "/var/lib/qcowtool/transactions";
 
 /// No journal is longer than this: it is read whole.
@@ -89,7 +89,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment) if it cannot be read or is damaged,
-    /// [`Refused`](crate::ErrorKind::Refused) if somebody else has it open,
+    /// [`Refused`](crate::ErrorKind::Refused) if another process has it open,
     /// [`Usage`](crate::ErrorKind::Usage) if `id` is none.
     pub fn open(directory: &Path, id: &str) -> Result<Self> {
         check_id(id)?;
@@ -150,7 +150,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment). Nothing can be written after that, because
-    /// nobody knows how much of the record is there: stop, and open the journal again.
+    /// it is not known how much of the record was written: stop, and open the journal again.
     pub fn write(&mut self, record: Record) -> Result<()> {
         let entry = Entry::now(record);
         self.append(&entry)?;

@@ -73,6 +73,10 @@ pub enum Record {
         /// The name under which it is made first
         /// ([`Store::temporary`](crate::store::Store::temporary)).
         temporary: Option<PathBuf>,
+        /// What tells it from another file by its content
+        /// ([`Store::proof`](crate::store::Store::proof)).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<String>,
     },
     /// It is made.
     Made {
@@ -140,6 +144,6 @@ pub enum Outcome {
 pub enum Ended {
     /// All that was planned is done.
     Done,
-    /// Everything was put back, or it is known that it must stay.
+    /// The run was rolled back, or it is known that its files must stay.
     RolledBack,
 }

@@ -16,7 +16,7 @@ pub struct RolledBack {
     pub removed: Vec<(Side, PathBuf)>,
     /// What was left.
     pub left: Vec<Left>,
-    /// Storage pools that the transaction made; whoever made them removes them.
+    /// Storage pools that the transaction made; the caller that made them removes them.
     pub pools: Vec<(Side, String)>,
 }
 
@@ -44,9 +44,9 @@ pub struct Left {
 
 /// Removes what the transaction made, the last first, and closes the journal.
 ///
-/// What the journal says was made is removed if it is still the same object and nobody uses it. Where
+/// What the journal says was made is removed if it is still the same object and not in use. Where
 /// it only says that something was going to be made, the unfinished file is removed; something
-/// that has the final name is left and named, because nothing proves that it is ours.
+/// that has the final name is left and named, unless its content proves that it is ours.
 ///
 /// # Errors
 /// [`Refused`](crate::ErrorKind::Refused) if the transaction has ended;
@@ -95,7 +95,7 @@ fn check(transaction: &Transaction) -> Result<()> {
         .hint("find out where it runs first"));
     }
     if !transaction.renamed.is_empty() {
-        return Err(Error::refused(format!("{id} has put away files of the source"))
+        return Err(Error::refused(format!("{id} has archived source files"))
             .hint("its guest has moved; move it back with a transaction of its own"));
     }
     Ok(())
@@ -109,10 +109,13 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
     };
     let path = &object.path;
     if let Some(identity) = &object.identity {
+        if let Some(proof) = &object.proof {
+            store.trust(path, proof);
+        }
         return match store.remove(path, identity) {
             Ok(removed) => removed.then(|| path.clone()),
             Err(error) => {
-                // Another object is not ours. One that somebody uses is, and so may be one that cannot be
+                // Another object is not ours. One that is in use is, and so may be one that cannot be
                 // seen now.
                 let other = store.look(path).is_ok_and(|now| {
                     now.is_some_and(|now| {
@@ -130,10 +133,18 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
             Err(error) => leave(temporary, error.to_string(), true),
         }
     });
+    // Where there is no other name, it was made under its own.
+    if let (None, Some(proof)) = (&object.temporary, &object.proof) {
+        match store.discard(path, proof) {
+            Ok(true) => return Some(path.clone()),
+            Ok(false) => {}
+            Err(error) => return leave(path, error.to_string(), true),
+        }
+    }
     match store.look(path) {
         Ok(None) => {}
         Ok(Some(_)) => {
-            let why = "something is there, but it is not on record that we made it";
+            let why = "a file exists, but the journal does not say that this run created it";
             leave(path, why.to_owned(), false);
         }
         Err(error) => {

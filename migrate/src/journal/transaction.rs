@@ -49,6 +49,8 @@ pub struct Made {
     pub path: PathBuf,
     /// Under which name it was made first.
     pub temporary: Option<PathBuf>,
+    /// What tells it from another file by its content, where its identity alone does not.
+    pub proof: Option<String>,
     /// What was made; `None` if it is not known whether it was.
     pub identity: Option<Identity>,
 }
@@ -94,13 +96,16 @@ impl Transaction {
                 self.route = Some(*route);
             }
             Record::Phase { number, name } => self.phase = Some((number, name)),
-            Record::Intended { host, path, temporary } => {
+            Record::Intended { host, path, temporary, proof } => {
                 self.forget(host, &path);
-                self.objects.push(Made { host, path, temporary, identity: None });
+                self.objects.push(Made { host, path, temporary, proof, identity: None });
             }
             Record::Made { host, path, identity } => {
-                let temporary = self.forget(host, &path).and_then(|made| made.temporary);
-                self.objects.push(Made { host, path, temporary, identity: Some(identity) });
+                let intended = self.forget(host, &path);
+                let (temporary, proof) =
+                    intended.map_or((None, None), |made| (made.temporary, made.proof));
+                let identity = Some(identity);
+                self.objects.push(Made { host, path, temporary, proof, identity });
             }
             Record::PoolMade { host, name } => self.pools.push((host, name)),
             Record::MigrateCalled => {

@@ -17,7 +17,7 @@ const WINDOW: u64 = 32 << 20;
 const MOST: u64 = 1 << 20;
 
 /// For each window of the guest's disk, how many bytes of it some layer holds. Zeros count where the active layer
-/// itself says so: zeros below are zeros also for an image that stands alone and holds nothing there.
+/// itself says so: zeros below are zeros also for an image without a backing file and without data there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllocationSummary {
     window: NonZeroU64,

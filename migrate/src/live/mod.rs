@@ -1,4 +1,4 @@
-//! Flattens a disk of a guest that runs: afterwards it stands on nothing, and whatever it stood on, deleted or
+//! Flattens a disk of a guest that runs: afterwards it has no backing file, and its previous one, deleted or
 //! not, is no longer needed.
 //!
 //! ```text
@@ -9,9 +9,9 @@
 //!
 //! Two things can go wrong that libvirt does not look after. When a pull ends, QEMU writes at once into the
 //! image's header that nothing is below it, but keeps the tables that lead to what was pulled in memory: if
-//! QEMU is killed then, the image is consistent, stands alone, and is empty where its template was. Hence the
+//! QEMU is killed then, the image is consistent, has no backing file, and is empty where its template had data. Hence the
 //! flush, and hence the comparison of the tables on the disk with what all layers held before. And a
-//! run that is killed leaves a job of libvirt's that nobody waits for. Hence the mark: the same command, called
+//! run that is killed leaves a job of libvirt's that no process waits for. Hence the mark: the same command, called
 //! again, goes on where it was.
 
 mod allocation;

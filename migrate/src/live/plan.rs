@@ -103,18 +103,18 @@ fn image(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) -> Optio
         refusals.add(
             "unreadable",
             format!("'{}' cannot be read: {}", missing.path.display(), missing.why),
-            "run as root, who may look at what the guest's process holds open",
+            "run as root, to inspect the open files of the guest's process",
         );
     }
     let (top, below) = chain.layers.split_first()?;
     if chain.missing.is_none() && !agrees(facts, &chain.layers) {
         refusals.add(
             "chains-differ",
-            "the running guest's chain is another one than the headers of its images tell",
+            "the running guest's chain differs from the headers of its images",
             Remedy::MigrateOrCompare,
         );
     } else if chain.missing.is_none() && below.is_empty() {
-        refusals.add("stands-alone", "the disk stands on nothing", "there is nothing to do");
+        refusals.add("stands-alone", "the disk has no backing file", "there is nothing to do");
     }
     header(top, facts, options, refusals);
     let needs = facts.needs.unwrap_or_default();
@@ -170,7 +170,7 @@ fn header(top: &LayerFacts, facts: &Facts, options: &Options, refusals: &mut Ref
         refusals.add(
             "snapshots",
             format!(
-                "'{image}' has internal snapshots ({}), which stand on the same layers and would be lost",
+                "'{image}' has internal snapshots ({}), which use the same layers and would be lost",
                 qcow2.snapshots.join(", ")
             ),
             Remedy::ExtractSnapshots,
@@ -207,7 +207,7 @@ fn name(facts: &Facts, refusals: &mut Refusals<'_>) {
     } else if place.path.starts_with("/dev") && !place.path.starts_with("/dev/shm") {
         refusals.add("target", format!("'{path}' is among devices"), "a copy goes to a new file");
     } else if place.taken {
-        let message = format!("there is something at '{path}' already");
+        let message = format!("'{path}' exists already");
         refusals.add("name-taken", message, Remedy::OtherTarget);
     }
 }
@@ -224,8 +224,7 @@ fn room(facts: &Facts, wanted: u64, refusals: &mut Refusals<'_>) {
         refusals.add(
             "no-room",
             format!(
-                "'{}' may take {wanted} bytes more, {RESERVE} for what the guest writes meanwhile included, \
-                 and there are {available}",
+                "'{}' may take {wanted} bytes more, {RESERVE} for what the guest writes meanwhile included, and {available} are free",
                 place.path.display()
             ),
             Remedy::RoomOrCopy,
@@ -268,8 +267,7 @@ fn notes(
         }
     }
     if !facts.domain.snapshots.is_empty() {
-        notes
-            .push("libvirt's external snapshots of this disk can no longer be gone back to".into());
+        notes.push("libvirt can no longer revert to its external snapshots of this disk".into());
     }
     if !facts.domain.persistent {
         notes.push("the guest is not defined: only what runs changes".into());

@@ -19,7 +19,7 @@ use crate::{Error, ErrorKind, Remedy, Result};
 /// How long a libvirt that does not answer is asked again: a daemon that is restarted is back by then.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// With less than so many bytes free, a job is aborted: a guest that finds its disk full is stopped by QEMU.
+/// With fewer bytes free, a job is aborted: a guest that finds its disk full is stopped by QEMU.
 const LOW: u64 = 8 << 20;
 
 /// What a run needs besides its plan.
@@ -45,7 +45,7 @@ impl std::fmt::Debug for RunContext<'_> {
 ///
 /// # Errors
 /// What went wrong. The guest then has the chain that it had, unless the error says otherwise:
-/// [`Unverified`](ErrorKind::Unverified) if the image stands alone but its tables are not on the disk,
+/// [`Unverified`](ErrorKind::Unverified) if the image has no backing file but its tables are not on the disk,
 /// [`InDoubt`](ErrorKind::InDoubt) if libvirt could not be asked; the same run can then be [taken up](go_on).
 pub fn flatten(
     plan: &LivePlan,
@@ -60,7 +60,7 @@ pub fn flatten(
         Err(error) => {
             // The answer may be lost and not the question.
             run.abort()?;
-            Err(run.put_back(error))
+            Err(run.roll_back_after(error))
         }
     }
 }
@@ -95,7 +95,7 @@ pub fn go_on(record: ResumeRecord, context: &RunContext<'_>) -> Result<Option<Fl
     }
 }
 
-/// What the disk stands on.
+/// The disk's backing files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BackingState {
     /// What it stood on when the plan was made.
@@ -149,9 +149,9 @@ impl<'a> Run<'a> {
                 }
                 Err(error) if error.kind() == ErrorKind::Environment => {
                     let message =
-                        format!("libvirt does not say what became of it: {}", error.message());
+                        format!("libvirt does not report its outcome: {}", error.message());
                     return Err(Error::new(ErrorKind::InDoubt, message)
-                        .hint("the same command, called again, goes on where it is"));
+                        .hint("the same command, run again, continues"));
                 }
                 answer => return answer,
             }
@@ -198,15 +198,15 @@ impl<'a> Run<'a> {
                 drop(stopped);
                 self.finish(again)
             }
-            (_, Some(error)) => Err(self.put_back(error)),
+            (_, Some(error)) => Err(self.roll_back_after(error)),
             (BackingState::Off, None) => {
                 let error = Error::environment("the guest ended meanwhile")
                     .hint("its disk has the chain that it had");
-                Err(self.put_back(error))
+                Err(self.roll_back_after(error))
             }
             (BackingState::AsBefore, None) => {
                 let error = self.ended_early();
-                Err(self.put_back(error))
+                Err(self.roll_back_after(error))
             }
         }
     }
@@ -268,7 +268,7 @@ impl<'a> Run<'a> {
         store.available(path.parent()?).ok()
     }
 
-    /// Has the guest use the copy. `Some` if it must not, because somebody asked to stop.
+    /// Has the guest use the copy. `Some` if it must not, because the caller asked to stop.
     fn pivot(&self) -> Result<Option<Error>> {
         let plan = self.plan();
         let jobs = self.jobs()?;
@@ -291,7 +291,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Why a job that nobody stopped came to no end.
+    /// Why a job that was not stopped did not complete.
     fn ended_early(&self) -> Error {
         let available = self.available();
         let room =
@@ -334,7 +334,9 @@ impl<'a> Run<'a> {
     /// process any more.
     fn is_flat_on_disk(&self) -> bool {
         self.plan().method == Method::Pull
-            && self.on_disk().is_ok_and(|chain| chain.layers().first().is_some_and(stands_alone))
+            && self
+                .on_disk()
+                .is_ok_and(|chain| chain.layers().first().is_some_and(has_no_backing_file))
     }
 
     fn on_disk(&self) -> qcow::Result<Chain> {
@@ -342,7 +344,7 @@ impl<'a> Run<'a> {
         Chain::open_alone(&self.plan().becomes, &open)
     }
 
-    /// The disk stands alone: brings that to the disk, proves it, and sees to the guest's definition.
+    /// The disk has no backing file any more: flushes that to storage, verifies it, and updates the guest's definition.
     fn finish(mut self, again: bool) -> Result<Flattened> {
         if self.plan().method == Method::Pull {
             self.flush()?;
@@ -382,11 +384,11 @@ impl<'a> Run<'a> {
             None | Some(DomainState::ShutOff) => return Ok(()),
             Some(DomainState::Paused | DomainState::Other) => {
                 let message = format!(
-                    "'{}' stands alone, but the guest has stopped, and what was pulled may not all be on the disk",
+                    "'{}' has no backing file any more, but the guest has stopped, and the pulled data may not all be on disk",
                     self.plan().becomes.display()
                 );
                 return Err(Error::environment(message).hint(
-                    "do not end the guest: let it go on (virsh resume), and call the same command again",
+                    "do not stop the guest: resume it (virsh resume), and run the same command again",
                 ));
             }
         }
@@ -408,13 +410,13 @@ impl<'a> Run<'a> {
             _ => Ok(()),
         });
         gone_on.map_err(|error| {
-            error.and_also("the guest may stand still").hint("virsh resume lets it go on")
+            error.and_also("the guest may be paused").hint("virsh resume resumes it")
         })?;
         self.record.stopped = false;
         self.record.write(self.context.state)
     }
 
-    /// Looks at what is on the disk: the image stands alone, and its tables lead to all that the layers held.
+    /// Verifies what is on storage: the image has no backing file, and its tables lead to all data of the layers.
     fn prove(&self) -> Result<()> {
         let plan = self.plan();
         let chain = self.on_disk()?;
@@ -428,14 +430,14 @@ impl<'a> Run<'a> {
             ))
         };
         let name = plan.becomes.display();
-        if !chain.layers().first().is_some_and(stands_alone) {
+        if !chain.layers().first().is_some_and(has_no_backing_file) {
             return Err(wrong(format!("the header of '{name}' still names a layer below")));
         }
         if plan.tables_compared {
             let lacking = self.record.allocation.lacking_in(&AllocationSummary::of(&chain)?);
             if let Some((offset, bytes)) = lacking {
                 return Err(wrong(format!(
-                    "'{name}' lacks {bytes} bytes of what it and the layers below held, from about guest offset \
+                    "'{name}' lacks {bytes} bytes that it and the layers below had, from about guest offset \
                      {offset} on"
                 )));
             }
@@ -451,7 +453,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         let disks = parse(&inactive)?.disks;
-        // The next start's disk may be another one by somebody's will.
+        // The disk of the next start may be another one on purpose.
         let old = disks.iter().find(|disk| disk.target == plan.disk && is_at(disk, &plan.image));
         let stale = old.is_some_and(|disk| match plan.method {
             Method::Pull => disk.chain.layers.len() > 1,
@@ -474,26 +476,26 @@ impl<'a> Run<'a> {
     }
 
     /// Takes away what was made, and the mark. The error says what could not be.
-    fn put_back(&self, error: Error) -> Error {
+    fn roll_back_after(&self, error: Error) -> Error {
         let error = match self.look() {
             Ok(Some((domain, _))) if self.plan().running && domain.state == DomainState::Paused => {
                 error
-                    .and_also("the guest stands still, as it does when its disk is full")
-                    .hint("make room, then let it go on: virsh resume")
+                    .and_also("the guest is paused, as when its disk is full")
+                    .hint("make room, then resume it: virsh resume")
             }
             _ => error,
         };
         match self.forget() {
             Ok(()) => error,
-            Err(left) => error.and_also(format!("not everything could be put back: {left}")),
+            Err(left) => error.and_also(format!("the roll back is incomplete: {left}")),
         }
     }
 
-    /// Takes away the new image, if nobody uses it, and the mark.
+    /// Removes the new image, if it is not in use, and the mark.
     fn forget(&self) -> Result<()> {
         if let Some(made) = &self.record.made {
             let path = &self.plan().becomes;
-            // Where the guest has ended nobody can say whether the last that it wrote is in there.
+            // Where the guest has ended it is not known whether its last writes are in it.
             let runs = matches!(
                 self.look()?,
                 Some((domain, Some(_))) if domain.state != DomainState::ShutOff
@@ -520,6 +522,6 @@ fn is_at(disk: &XmlDisk, path: &Path) -> bool {
     own == path
 }
 
-fn stands_alone(layer: &qcow::chain::Layer) -> bool {
+fn has_no_backing_file(layer: &qcow::chain::Layer) -> bool {
     layer.image().is_some_and(|image| image.area().backing_name.is_none())
 }

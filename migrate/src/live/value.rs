@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::{DiskFacts, DomainFacts};
 
-/// How a disk is made to stand alone.
+/// How a disk gets rid of its backing file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -92,15 +92,15 @@ pub struct LivePlan {
     pub uuid: String,
     /// The disk's name in the guest.
     pub disk: String,
-    /// How it is made to stand alone.
+    /// How the disk gets rid of its backing file.
     pub method: Method,
     /// Its image.
     pub image: PathBuf,
-    /// The image that stands alone afterwards: the same, or the new one.
+    /// The image that has no backing file afterwards: the same, or the new one.
     pub becomes: PathBuf,
     /// Size of the guest's disk in bytes.
     pub virtual_size: u64,
-    /// What the disk stands on now, the uppermost first. None of it is written to or removed.
+    /// The disk's backing files, the uppermost first. None of it is written to or removed.
     pub below: Vec<Below>,
     /// Bytes of data that are copied, at most, if the guest writes nothing meanwhile.
     pub copied_bytes: u64,
@@ -135,9 +135,9 @@ pub struct Flattened {
     pub disk: String,
     /// How.
     pub method: Method,
-    /// The image that the disk is now, and that stands alone.
+    /// The disk's image now, which has no backing file.
     pub image: PathBuf,
-    /// What it no longer stands on; for a copy, the old image first. All of it is as it was.
+    /// Its previous backing files; for a copy, the old image first. All of them are unchanged.
     pub left: Vec<PathBuf>,
     /// Length of the image's file in bytes.
     pub length_bytes: u64,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use qcow::chain::Format;
 
+use super::base_copies::BaseCopyNames;
 use super::disk::{Copy, Disk, Verdict};
 use super::policy::Policy;
-use super::seeds::SeedNames;
 use super::value::{
     Action, BasePlan, CopyMode, DiskPlan, FilePlan, Mode, NewImage, Plan, Predicted, Refusal, Row,
     SCHEMA, Warning,
@@ -26,8 +26,8 @@ pub(super) fn assemble(
     (files, of_files): (Vec<FilePlan>, Vec<Warning>),
 ) -> Result<Plan, Vec<Refusal>> {
     let mode = domain_rules::mode(facts.domain.state);
-    let seeds = SeedNames::new(facts);
-    let first = judge(facts, policy, &seeds, None);
+    let base_copies = BaseCopyNames::new(facts);
+    let first = judge(facts, policy, &base_copies, None);
     let refusals = refusals(&first);
     if !refusals.is_empty() {
         return Err(refusals);
@@ -35,7 +35,7 @@ pub(super) fn assemble(
     // One disk that must be copied whole makes it so for all; then overlays make no sense.
     let alone_because = copy_mode::alone_because(facts, mode, &copies(&first));
     let judged = match &alone_because {
-        Some(why) => judge(facts, policy, &seeds, Some(why)),
+        Some(why) => judge(facts, policy, &base_copies, Some(why)),
         None => first,
     };
     let copies = copies(&judged);
@@ -97,14 +97,14 @@ pub(super) fn assemble(
 fn judge<'a>(
     facts: &'a Facts,
     policy: &'a Policy,
-    seeds: &'a SeedNames,
+    base_copies: &'a BaseCopyNames,
     alone_because: Option<&'a str>,
 ) -> Vec<Judged<'a>> {
     facts
         .disks
         .iter()
         .map(|disk| {
-            let disk = Disk { facts, disk, policy, alone_because, seeds };
+            let disk = Disk { facts, disk, policy, alone_because, base_copies };
             let (row, verdict) = rows::judge(&disk);
             (disk, row, verdict)
         })

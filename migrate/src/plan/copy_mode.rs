@@ -14,7 +14,7 @@ pub(crate) const DETECTS_ZEROES: Version = Version::new(10, 9, 0);
 const MIB: u64 = 1 << 20;
 
 /// Why a guest whose disks are copied thus cannot have overlays at the destination; `None` if it can, or if
-/// nobody wants any.
+/// none is wanted.
 pub(super) fn alone_because(facts: &Facts, mode: Mode, copies: &[(&str, &Copy)]) -> Option<String> {
     let wanted = copies.iter().any(|(_, copy)| copy.base.is_some());
     if mode == Mode::Offline || !wanted {
@@ -89,7 +89,7 @@ pub(super) fn bandwidth_mib(bytes: u64, disks: usize) -> u64 {
 }
 
 fn modern(facts: &Facts) -> bool {
-    // A directory has nothing that could be too old; whoever moves the guest has to see to that.
+    // A directory has nothing that could be too old; the program that moves the guest has to check that.
     let directory = |host: &&HostFacts| host.libvirt.is_none() && host.uri.starts_with("dir:");
     hosts(facts).iter().all(|host| {
         directory(host) || at_least(host.libvirt, LIBVIRT_FLOOR) && at_least(host.qemu, QEMU_FLOOR)

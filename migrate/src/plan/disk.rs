@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::base_copies::BaseCopyNames;
 use super::domain_rules;
 use super::policy::{Policy, Style};
-use super::seeds::SeedNames;
 use super::value::{BasePlan, Mode, Row};
 use crate::Remedy;
 use crate::facts::{ChainFacts, DiskFacts, Facts, LayerFacts, Source, TargetFacts};
@@ -31,7 +31,7 @@ pub(super) struct Copy {
     pub(super) row: Option<Row>,
     /// The row in words.
     pub(super) why: String,
-    /// What the new image stands on; `None` makes it stand alone.
+    /// The backing file of the new image; `None` for none.
     pub(super) base: Option<BasePlan>,
     /// Why only a copy of the whole disk is right.
     pub(super) whole: Option<String>,
@@ -49,8 +49,8 @@ pub(super) struct Disk<'a> {
     pub(super) policy: &'a Policy,
     /// Why no disk of the guest may be an overlay, once that turned out.
     pub(super) alone_because: Option<&'a str>,
-    /// Names for bases that have to be brought.
-    pub(super) seeds: &'a SeedNames,
+    /// Names for base copies.
+    pub(super) base_copies: &'a BaseCopyNames,
 }
 
 impl<'a> Disk<'a> {

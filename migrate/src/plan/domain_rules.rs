@@ -4,8 +4,11 @@
 //! either. R9 (versions too old for anything but full copies) refuses nothing; see
 //! [`copy_mode`](super::copy_mode).
 
+use super::policy::Policy;
 use super::value::{Mode, Refusal};
 use super::words::{list, refuse};
+use crate::Remedy;
+use crate::domain::obstacles;
 use crate::facts::{DomainState, Facts};
 
 type Rule = fn(&Facts) -> Option<Refusal>;
@@ -15,8 +18,10 @@ const RULES: [Rule; 7] =
     [no_job, no_snapshots, not_transient, settled, no_clash, two_hosts, not_saved];
 
 /// All refusals of the domain as a whole.
-pub(super) fn check(facts: &Facts) -> Vec<Refusal> {
-    RULES.iter().filter_map(|rule| rule(facts)).collect()
+pub(super) fn check(facts: &Facts, policy: &Policy) -> Vec<Refusal> {
+    let mut refusals: Vec<_> = RULES.iter().filter_map(|rule| rule(facts)).collect();
+    refusals.extend(migratable(facts, policy));
+    refusals
 }
 
 /// How a guest in this state moves.
@@ -76,8 +81,12 @@ fn settled(facts: &Facts) -> Option<Refusal> {
     })
 }
 
-/// R6: nobody at the destination has the guest's name or UUID.
+/// R6: no guest at the destination has the guest's name or UUID.
 fn no_clash(facts: &Facts) -> Option<Refusal> {
+    // What is there is the guest itself.
+    if one_host(facts) {
+        return None;
+    }
     facts.clash.as_ref().map(|clash| {
         refuse(
             "R6",
@@ -88,10 +97,15 @@ fn no_clash(facts: &Facts) -> Option<Refusal> {
     })
 }
 
+/// Both ends are reached as hosts, and are one.
+fn one_host(facts: &Facts) -> bool {
+    facts.source.uuid.is_some() && facts.source.uuid == facts.destination.uuid
+}
+
 /// R7: the two hosts are two hosts.
 fn two_hosts(facts: &Facts) -> Option<Refusal> {
     let (source, destination) = (&facts.source.uuid, &facts.destination.uuid);
-    if source.is_some() && source == destination {
+    if one_host(facts) {
         return Some(refuse(
             "R7",
             None,
@@ -99,7 +113,7 @@ fn two_hosts(facts: &Facts) -> Option<Refusal> {
             "give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one",
         ));
     }
-    // Two directories stand for two hosts: somebody else moves the guest.
+    // Two directories in place of two hosts: another program moves the guest.
     let mixed = source.is_none() != destination.is_none();
     (mixed && mode(facts.domain.state) == Mode::Live).then(|| {
         refuse(
@@ -122,4 +136,24 @@ fn not_saved(facts: &Facts) -> Option<Refusal> {
              memory (virsh managedsave-remove)",
         )
     })
+}
+
+/// R11: libvirt and QEMU will migrate all of its devices. XML that cannot be read is refused elsewhere.
+fn migratable(facts: &Facts, policy: &Policy) -> Vec<Refusal> {
+    if mode(facts.domain.state) == Mode::Offline {
+        return Vec::new();
+    }
+    let found = obstacles(&facts.domain.live_xml).unwrap_or_default();
+    found
+        .into_iter()
+        .filter(|obstacle| !(obstacle.maybe && policy.try_devices))
+        .map(|obstacle| {
+            let message = format!("a running guest with this is not migrated: {}", obstacle.what);
+            let way_out = match obstacle.maybe {
+                true => Remedy::DetachOrTry(obstacle.way_out.to_owned()),
+                false => obstacle.way_out.into(),
+            };
+            refuse("R11", None, message, way_out)
+        })
+        .collect()
 }

@@ -60,19 +60,24 @@ pub(super) fn judge(facts: &Facts) -> Result<(Vec<FilePlan>, Vec<Warning>), Vec<
     if refusals.is_empty() { Ok((plans, warnings)) } else { Err(refusals) }
 }
 
+/// A row's answer to a file; `None` if it does not fit.
+type Judge = fn(&FileFacts, Mode) -> Option<Verdict>;
+
+/// The table: the first row that fits decides.
+const TABLE: [(FileRow, Judge); 9] = [
+    (FileRow::ByLibvirt, by_libvirt),
+    (FileRow::Unreadable, unreadable),
+    (FileRow::NotMade, not_made),
+    (FileRow::EqualThere, equal_there),
+    (FileRow::FirmwareOfHost, firmware_of_host),
+    (FileRow::TpmState, tpm_state),
+    (FileRow::InTheWay, in_the_way),
+    (FileRow::PlaceUnusable, place_unusable),
+    (FileRow::Copied, copied),
+];
+
 fn row(file: &FileFacts, mode: Mode) -> (FileRow, Verdict) {
-    let rows: [(FileRow, fn(&FileFacts, Mode) -> Option<Verdict>); 9] = [
-        (FileRow::ByLibvirt, by_libvirt),
-        (FileRow::Unreadable, unreadable),
-        (FileRow::NotMade, not_made),
-        (FileRow::EqualThere, equal_there),
-        (FileRow::FirmwareOfHost, firmware_of_host),
-        (FileRow::TpmState, tpm_state),
-        (FileRow::InTheWay, in_the_way),
-        (FileRow::PlaceUnusable, place_unusable),
-        (FileRow::Copied, copied),
-    ];
-    let fitting = rows.into_iter().find_map(|(row, judge)| Some((row, judge(file, mode)?)));
+    let fitting = TABLE.into_iter().find_map(|(row, judge)| Some((row, judge(file, mode)?)));
     // `copied` fits everything.
     fitting.unwrap_or((FileRow::Copied, Verdict::Skip(String::new())))
 }
@@ -112,7 +117,7 @@ fn unreadable(file: &FileFacts, _: Mode) -> Option<Verdict> {
     };
     Some(Verdict::Refuse(
         format!("{} cannot be copied: {why}", named(file)),
-        "run qcowtool as root; what is a device must be detached, or be taken out of the definition"
+        "run this as root; what is a device must be detached, or be taken out of the definition"
             .into(),
     ))
 }

@@ -4,6 +4,7 @@
 //! be used) live here and nowhere else.
 
 mod assemble;
+mod base_copies;
 mod copy_mode;
 mod disk;
 mod domain_rules;
@@ -15,18 +16,17 @@ mod predicted;
 mod proofs;
 mod rows;
 mod seal;
-mod seeds;
 mod show;
 mod value;
 mod warnings;
 mod words;
 
+pub use base_copies::base_copy_name;
 pub(crate) use copy_mode::{DETECTS_ZEROES, LIBVIRT_FLOOR, QEMU_FLOOR};
 pub use edits::edits;
 pub use policy::{PathMap, Policy, Style, Verify};
 pub(crate) use predicted::{Brought, brought};
 pub(crate) use proofs::is_proven;
-pub use seeds::seed_name;
 pub use show::human;
 pub use value::{
     Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, FileAction, FilePlan, FileRow, Flag,
@@ -66,7 +66,7 @@ pub fn plan(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
 /// # Errors
 /// As [`plan`].
 pub fn decide(facts: &Facts, policy: &Policy) -> Result<(Plan, Vec<DiskEdit>), Vec<Refusal>> {
-    let mut refusals = domain_rules::check(facts);
+    let mut refusals = domain_rules::check(facts, policy);
     let files = files::judge(facts);
     let of_files = files.as_ref().err().cloned().unwrap_or_default();
     match assemble::assemble(facts, policy, files.unwrap_or_default()) {

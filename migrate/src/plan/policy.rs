@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Whether disks that stand on a base shall do so at the destination.
+/// Whether disks with a backing file keep one at the destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Style {
-    /// Where the same base is proven to be there, yes; otherwise the disk stands alone.
+    /// Where an equal backing file is proven to exist, yes; otherwise the new image has none.
     #[default]
     Auto,
-    /// Yes; the base is brought there if need be.
+    /// Yes; the backing file is copied to the destination if necessary.
     Thin,
-    /// No: every disk stands alone.
+    /// No: no new image has a backing file.
     Full,
 }
 
@@ -40,6 +40,15 @@ pub struct PathMap {
     pub old: PathBuf,
     /// What it is on the destination host.
     pub new: PathBuf,
+}
+
+/// Long enough for a burst of writes to pass.
+const STALL: u64 = 300;
+
+/// Whether it need not be written down: plans of versions without it mean the same.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_usual(stall: &u64) -> bool {
+    *stall == STALL
 }
 
 /// What the operator wants and allows. The default is careful and needs no answers.
@@ -76,6 +85,13 @@ pub struct Policy {
     pub sync_writes: bool,
     /// Seconds after which a migration that has not ended is stopped.
     pub timeout: Option<u64>,
+    /// Leave devices that only some hosts can migrate to libvirt and QEMU.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub try_devices: bool,
+    /// Seconds after which a migration is stopped whose disks have come no nearer to their copies, because the
+    /// guest writes as fast as they are copied; 0 is never.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub stall: u64,
     /// Days that the source's files are kept under another name.
     pub retain_days: u32,
 }
@@ -98,6 +114,8 @@ impl Default for Policy {
             tls: false,
             sync_writes: false,
             timeout: None,
+            try_devices: false,
+            stall: STALL,
             retain_days: 7,
         }
     }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
 
+use super::base_copies::BaseCopyNames;
 use super::disk::Disk;
 use super::policy::Policy;
-use super::seeds::SeedNames;
 use super::value::{Action, BaseCopyMethod, BasePlan, DiskPlan, FilePlan, Predicted, Refusal, Row};
 use super::words::refuse;
 use crate::facts::Facts;
@@ -55,12 +55,12 @@ fn whole(disk: &Disk<'_>, row: Row) -> u64 {
     known.unwrap_or(u64::MAX).min(disk.size())
 }
 
-/// Bytes that an overlay saves over a disk that stands alone.
+/// Bytes that an overlay saves compared to an image without a backing file.
 pub(super) fn saved_by_overlay(disk: &Disk<'_>, row: Row) -> u64 {
     whole(disk, row).saturating_sub(disk.chain().map_or(0, |chain| chain.top_bytes))
 }
 
-/// Bytes of a base that is brought there.
+/// Bytes of a base copy.
 fn seed(disk: &Disk<'_>, base: &BasePlan) -> u64 {
     let Some(lower) = disk.below().first() else { return 0 };
     let data = disk.chain().and_then(|chain| chain.guest_bytes).unwrap_or(u64::MAX);
@@ -89,7 +89,7 @@ pub(crate) struct Brought {
 
 /// The bases that a plan brings, each once: another plan that needs the same one finds it there.
 pub(crate) fn brought(facts: &Facts, policy: &Policy, plans: &[DiskPlan]) -> Vec<Brought> {
-    let seeds = SeedNames::new(facts);
+    let base_copies = BaseCopyNames::new(facts);
     let mut all: Vec<Brought> = Vec::new();
     for plan in plans {
         let Action::Create { base: Some(base), .. } = &plan.action else { continue };
@@ -98,7 +98,7 @@ pub(crate) fn brought(facts: &Facts, policy: &Policy, plans: &[DiskPlan]) -> Vec
             continue;
         };
         if all.iter().all(|known| known.path != *path) {
-            let disk = Disk { facts, disk, policy, alone_because: None, seeds: &seeds };
+            let disk = Disk { facts, disk, policy, alone_because: None, base_copies: &base_copies };
             let (path, digest) = (path.clone(), digest.clone());
             all.push(Brought { path, digest, bytes: seed(&disk, base) });
         }
@@ -158,7 +158,7 @@ pub(super) fn check_space(facts: &Facts, disks: &[DiskPlan], files: &[FilePlan])
                         "'{}' has {free} bytes free at the destination, and {needed} are needed",
                         directory.display()
                     ),
-                    "make room there, or map some disks elsewhere",
+                    "make room at the destination, or map some disks to other directories",
                 )
             })
         })

@@ -20,17 +20,17 @@ pub(super) enum Thin {
     Not(String),
 }
 
-/// What a new overlay can stand on, as far as the style asks for one.
+/// Which backing file a new overlay can have, as far as the style asks for one.
 pub(super) fn thin(disk: &Disk<'_>) -> Thin {
     let no = |why: &str| Thin::Not(why.to_owned());
     if disk.style() == Style::Full {
-        return no("the policy wants disks that stand alone");
+        return no("the policy asks for disks without backing files");
     }
     if let Some(why) = disk.alone_because {
         return no(why);
     }
     let Some(chain) = disk.chain() else {
-        return no("its image could not be looked into");
+        return no("its image could not be read");
     };
     if chain.missing.is_some() {
         return no("not all of its lower layers can be read");
@@ -42,7 +42,7 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
         return no(match disk.style() {
             // They were not read, because there is nothing to compare them with.
             Style::Auto => "nothing at the destination can be what they are",
-            _ => "nobody digested its lower layers",
+            _ => "its lower layers have not been digested",
         });
     };
     match on_existing(disk) {
@@ -50,7 +50,7 @@ pub(super) fn thin(disk: &Disk<'_>) -> Thin {
             Thin::Base(BasePlan::Existing { chain: base.chain.clone(), digest: digest.clone() })
         }
         None if disk.style() == Style::Auto => {
-            no("nothing at the destination is proven to hold what they hold")
+            no("no image at the destination is proven to have their content")
         }
         None => seed(disk, digest),
     }
@@ -77,13 +77,13 @@ pub(crate) fn is_proven(base: &BaseFacts, wanted: &str, size: u64, max_depth: us
     equal && base.virtual_size == size && unwritten && known
 }
 
-/// How the lower layers are brought to the destination.
+/// How the lower layers are copied to the destination.
 fn seed(disk: &Disk<'_>, digest: &str) -> Thin {
     let lower = disk.below();
     let Some(base) = lower.first() else {
         return Thin::Not("it has no lower layers".to_owned());
     };
-    let Some(path) = disk.seeds.get(&disk.disk.target) else {
+    let Some(path) = disk.base_copies.get(&disk.disk.target) else {
         return Thin::Not("no name is free for its base at the destination".to_owned());
     };
     let (how, format) = if one_file(lower).is_some() {

@@ -15,7 +15,7 @@ impl fmt::Display for Plan {
             (Mode::Live, CopyMode::None) => "no disk is copied",
             (Mode::Live, CopyMode::Full) => "its disks are copied in full",
             (Mode::Live, CopyMode::Incremental) => {
-                "only what its active layers hold is copied, over bases proven equal"
+                "only the data of its active layers is copied, over backing files proven equal"
             }
         };
         writeln!(f, "{} from {} to {}: {how}\n", self.domain, self.from, self.to)?;
@@ -40,7 +40,7 @@ impl fmt::Display for Plan {
             writeln!(f, "disks to copy:     {}", list(&self.migrate_disks))?;
         }
         writeln!(f, "over the network:  {}", human(self.predicted.transfer_bytes))?;
-        writeln!(f, "space there:       {}", human(self.predicted.space_bytes))?;
+        writeln!(f, "destination space: {}", human(self.predicted.space_bytes))?;
         for warning in &self.warnings {
             let disk = warning.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
             writeln!(f, "note: {disk}{}", warning.message)?;
@@ -69,7 +69,7 @@ fn action(disk: &DiskPlan) -> String {
         Action::Eject => "is emptied".into(),
         Action::CopyMedium { to, .. } => format!("is copied to '{}'", shown(to)),
         Action::Adopt { path, .. } => format!("fills what is at '{}'", shown(path)),
-        Action::Create { image, base: None } => format!("{}, standing alone", new(image)),
+        Action::Create { image, base: None } => format!("{}, without a backing file", new(image)),
         Action::Create { image, base: Some(base) } => {
             format!("{}, over {}", new(image), over(base))
         }
@@ -85,7 +85,7 @@ fn over(base: &BasePlan) -> String {
     match base {
         BasePlan::Existing { chain, .. } => {
             let base = chain.first().map(|layer| shown(&layer.path)).unwrap_or_default();
-            format!("'{base}', which is there and proven equal")
+            format!("'{base}', which exists there and is proven equal")
         }
         BasePlan::BaseCopy { path, how: BaseCopyMethod::CopyFile { from }, .. } => {
             format!("'{}', copied from '{}' first", shown(path), shown(from))

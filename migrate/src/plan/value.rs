@@ -190,7 +190,7 @@ codes! {
         NoBase = "D16",
         /// QCOW2 on a base that is proven to be at the destination.
         BasePresent = "D17",
-        /// QCOW2 on a base that is brought to the destination.
+        /// QCOW2 on a backing file that is copied to the destination.
         BaseBrought = "D18",
         /// QCOW2 on a base, copied whole.
         FullCopy = "D19",
@@ -330,7 +330,7 @@ pub enum Action {
     Create {
         /// What is made.
         image: NewImage,
-        /// What it stands on; `None` makes it stand alone.
+        /// Its backing file; `None` for none.
         base: Option<BasePlan>,
     },
     /// An existing image or device is filled, whatever it holds.
@@ -409,7 +409,7 @@ pub struct NewImage {
     pub extended_l2: bool,
 }
 
-/// What a new overlay stands on.
+/// The backing file of a new overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "base")]
 pub enum BasePlan {
@@ -420,7 +420,7 @@ pub enum BasePlan {
         /// The digest that it and the source's lower layers have.
         digest: String,
     },
-    /// It is brought there first, under a name that is still free; then it is digested.
+    /// It is copied to the destination first, under a name that is still free; then it is digested.
     #[serde(rename = "seed")]
     BaseCopy {
         /// Its path at the destination.
@@ -434,7 +434,7 @@ pub enum BasePlan {
     },
 }
 
-/// How a base is brought to the destination.
+/// How a backing file is copied to the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "how")]
 pub enum BaseCopyMethod {

@@ -6,6 +6,7 @@ use super::policy::Policy;
 use super::predicted::saved_by_overlay;
 use super::value::{CopyMode, Row, Warning};
 use super::words::{list, warn};
+use crate::domain::obstacles;
 use crate::facts::{DomainState, Facts, FormatFrom};
 
 /// What file systems that are written to without a cache may ask sizes to be multiples of.
@@ -39,6 +40,16 @@ pub(super) fn of_guest(facts: &Facts, policy: &Policy, copy: CopyMode) -> Vec<Wa
             "the guest is not defined, and will not be at the destination either",
         ));
     }
+    let offline = facts.domain.state == DomainState::ShutOff;
+    for obstacle in obstacles(&facts.domain.live_xml).unwrap_or_default() {
+        if offline && obstacle.of_host {
+            let message = format!("the destination must have this too: {}", obstacle.what);
+            all.push(warn("host-device", None, message));
+        } else if !offline && obstacle.maybe && policy.try_devices {
+            let message = format!("libvirt or QEMU may refuse: {}", obstacle.what);
+            all.push(warn("host-device", None, message));
+        }
+    }
     all
 }
 
@@ -61,7 +72,7 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
     {
         say(
             "backing-format-missing",
-            format!("nobody recorded the format of '{}'", layer.path.display()),
+            format!("the format of '{}' is not recorded", layer.path.display()),
         );
     }
     if row == Row::LayerDeleted || row == Row::LayerRescued {
@@ -80,7 +91,7 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
             "raw-unaligned",
             format!(
                 "its size is not a multiple of {BLOCK} bytes: with this cache mode the destination may \
-                 refuse it, and everything is put back"
+                 refuse it, and the run is rolled back"
             ),
         );
     }
@@ -90,14 +101,14 @@ pub(super) fn of_copy(disk: &Disk<'_>, row: Row, copy: &Copy) -> Vec<Warning> {
     if !qcow2.snapshots.is_empty() {
         say(
             "internal-snapshots-lost",
-            format!("internal snapshots stay behind: {}", list(&qcow2.snapshots)),
+            format!("internal snapshots are not copied: {}", list(&qcow2.snapshots)),
         );
     }
     if !qcow2.bitmaps.is_empty() {
         say(
             "bitmaps",
             format!(
-                "whether bitmaps come along depends on libvirt; look there: {}",
+                "whether bitmaps are copied depends on libvirt; check at the destination: {}",
                 list(&qcow2.bitmaps)
             ),
         );

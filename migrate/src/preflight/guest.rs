@@ -76,15 +76,16 @@ fn machine(needs: &Needs, abilities: &Abilities) -> Check {
             format!("the destination runs no guests of {virtualization} on {arch}"),
         )
         .way_out(match &**virtualization {
-            "kvm" => "load the modules of KVM there, and let the hypervisor's user open /dev/kvm",
-            _ => "install that hypervisor there, or give another destination",
+            "kvm" => "load the KVM modules at the destination, and let the hypervisor's user open /dev/kvm",
+            _ => "install that hypervisor at the destination, or give another destination",
         });
     }
     if machine.is_empty() || kinds.iter().any(|kind| kind.machines.contains(machine)) {
         return Check::green(NAME, format!("{machine}, which the destination knows"));
     }
-    Check::red(NAME, format!("the destination does not know the machine type '{machine}'"))
-        .way_out("upgrade QEMU there, or give the guest a machine type that both hosts know")
+    Check::red(NAME, format!("the destination does not know the machine type '{machine}'")).way_out(
+        "upgrade QEMU at the destination, or give the guest a machine type that both hosts know",
+    )
 }
 
 /// Whether it can have its processor there; `None` if libvirt was not asked, because the hypervisor chooses at the

@@ -1,7 +1,7 @@
 //! What is so between the two hosts, whatever the guests.
 
 use super::report::Check;
-use super::{Seeing, Seen, Setups, Way};
+use super::{NetworkPath, Seeing, Seen, Setups};
 use crate::Remedy;
 use crate::facts::{CpuFit, HostFacts, Version};
 use crate::plan::{DETECTS_ZEROES, LIBVIRT_FLOOR, Policy, QEMU_FLOOR, Style};
@@ -20,8 +20,8 @@ pub(super) fn judge(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
     checks.extend(features(seeing, policy));
     checks.push(cpu(&seeing.cpu));
     checks.push(names(seeing));
-    checks.push(way("ports-there", &seeing.ways.there, true));
-    checks.push(way("ports-back", &seeing.ways.back, false));
+    checks.push(way("ports-there", &seeing.paths.to_destination, true));
+    checks.push(way("ports-back", &seeing.paths.to_source, false));
     if policy.tls {
         checks.push(tls(&seeing.setup));
     }
@@ -43,11 +43,17 @@ fn two_hosts(seeing: &Seeing) -> Check {
 fn version(name: &'static str, seeing: &Seeing, of: fn(&HostFacts) -> Option<Version>) -> Check {
     match (of(&seeing.source), of(&seeing.destination)) {
         (Some(here), Some(there)) if (there.major, there.minor) < (here.major, here.minor) => {
-            Check::red(name, format!("{here} here, and {there} there, which is older")).way_out(
+            Check::red(
+                name,
+                format!("{here} at the source, and {there} at the destination, which is older"),
+            )
+            .way_out(
                 "upgrade the destination first: guests go to the same version or to a newer one",
             )
         }
-        (Some(here), Some(there)) => Check::green(name, format!("{here} here, {there} there")),
+        (Some(here), Some(there)) => {
+            Check::green(name, format!("{here} at the source, {there} at the destination"))
+        }
         _ => Check::unseen(name, "not known of both ends"),
     }
 }
@@ -111,13 +117,13 @@ fn features(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
 fn cpu(fit: &Seen<CpuFit>) -> Check {
     const NAME: &str = "cpu";
     match fit {
-        Ok(CpuFit::Identical) => Check::green(NAME, "the same processor there"),
+        Ok(CpuFit::Identical) => Check::green(NAME, "the same CPU at the destination"),
         Ok(CpuFit::Superset) => {
-            Check::green(NAME, "the processor there has all that the one here has, and more")
+            Check::green(NAME, "the destination's CPU has all features of the source's, and more")
         }
         Ok(CpuFit::Incompatible { why }) => Check::note(
             NAME,
-            format!("guests that have their host's own processor cannot go: {why}"),
+            format!("guests with a host-passthrough or maximum CPU cannot move: {why}"),
         ),
         Ok(CpuFit::Unknown { why }) => {
             Check::unseen(NAME, format!("libvirt could not compare: {why}"))
@@ -135,14 +141,14 @@ fn names(seeing: &Seeing) -> Check {
         .map(|found| format!("'{}'", found.facts.domain.name))
         .collect();
     if taken.is_empty() {
-        return Check::green(NAME, "no name and no UUID is taken there");
+        return Check::green(NAME, "no name and no UUID is taken at the destination");
     }
-    Check::red(NAME, format!("taken there by name or UUID: {}", taken.join(", ")))
+    Check::red(NAME, format!("taken at the destination by name or UUID: {}", taken.join(", ")))
         .way_out("make sure that those are not needed there, then undefine them")
 }
 
 /// Ports that guests arrive at. Those of the source are only needed for a way back.
-fn way(name: &'static str, way: &Seen<Way>, needed: bool) -> Check {
+fn way(name: &'static str, way: &Seen<NetworkPath>, needed: bool) -> Check {
     let way = match way {
         Ok(way) => way,
         Err(why) => return Check::not_seen(name, why),
@@ -177,19 +183,19 @@ fn tls(setup: &Seen<Setups>) -> Check {
     for name in
         [CA].iter().chain(client).filter(|name| !source.tls_files.iter().any(|file| file == *name))
     {
-        lacks.push(format!("{}/{name} here", source.tls_directory));
+        lacks.push(format!("{}/{name} at the source", source.tls_directory));
     }
     for name in [CA]
         .iter()
         .chain(&SERVER)
         .filter(|name| !destination.tls_files.iter().any(|file| file == *name))
     {
-        lacks.push(format!("{}/{name} there", destination.tls_directory));
+        lacks.push(format!("{}/{name} at the destination", destination.tls_directory));
     }
     if lacks.is_empty() {
         return Check::green(
             NAME,
-            "both ends have certificates and keys; whether they fit is not looked at",
+            "both ends have certificates and keys; whether they match is not checked",
         );
     }
     Check::red(NAME, format!("missing: {}", lacks.join(", "))).way_out(Remedy::SetUpTls)

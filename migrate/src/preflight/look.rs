@@ -8,7 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use qcow::CancelToken;
 
 use super::needs::{Compares, Needs};
-use super::{Found, Looked, NotSeen, Room, Seeing, Seen, Setups, Way, Ways, judge, why};
+use super::{
+    Found, Looked, NetworkPath, NetworkPaths, NotSeen, Room, Seeing, Seen, Setups, judge, why,
+};
 use crate::facts::{Cpu, CpuFit, HostFacts, Setup, Storage};
 use crate::plan::{Action, BasePlan, plan};
 use crate::preflight::Report;
@@ -56,11 +58,11 @@ pub fn preflight(
     let pools = hosts.destination.pools()?;
     let cpu = processors(hosts)?;
     let setup = setups(participants, &source, &destination);
-    let ways = ways(participants, &setup, &source, &destination);
+    let paths = paths(participants, &setup, &source, &destination);
     let guests = guests(hosts, names, probing, &cpu)?;
     let directories = directories(hosts, &guests, probing.cancel)?;
     let seeing =
-        Seeing { source, destination, abilities, cpu, setup, ways, pools, directories, guests };
+        Seeing { source, destination, abilities, cpu, setup, paths, pools, directories, guests };
     Ok(judge(&seeing, probing.policy))
 }
 
@@ -68,7 +70,7 @@ pub fn preflight(
 fn processors(hosts: &Hosts<'_>) -> Result<Seen<CpuFit>> {
     Ok(match hosts.source.abilities()?.and_then(|abilities| abilities.cpu) {
         Some(cpu) => Ok(hosts.destination.compare_cpu(&Cpu::OfHost(&cpu))?),
-        None => Err("the source does not tell of its processor".into()),
+        None => Err("the source does not report its CPU".into()),
     })
 }
 
@@ -107,43 +109,44 @@ fn setups(
     Ok(Setups { source, destination, ahead_ns, error_ns: took })
 }
 
-/// Tries the ports, both ways. Where nobody can listen at the other end, only what is certainly shut can be told.
-fn ways(
+/// Tries the ports, both paths. Where no process can listen at the far end, only ports that are certainly closed are reported.
+fn paths(
     participants: &Participants<'_>,
     setup: &Seen<Setups>,
     source: &HostFacts,
     destination: &HostFacts,
-) -> Ways {
+) -> NetworkPaths {
     let (Some(agent), Ok(setups)) = (participants.agent, setup) else {
         let why = setup.as_ref().err().cloned().unwrap_or_default();
-        return Ways { there: Err(why.clone()), back: Err(why) };
+        return NetworkPaths { to_destination: Err(why.clone()), to_source: Err(why) };
     };
     let name = |setup: &Setup, host: &HostFacts| {
         setup.migration_host.clone().unwrap_or_else(|| host.hostname.clone())
     };
-    let there = there(agent, name(&setups.destination, destination), setups.destination.ports);
-    let back = back(agent, name(&setups.source, source), setups.source.ports);
-    let seen = |way: Result<Way>| way.map_err(|error| why(&error));
-    Ways { there: seen(there), back: seen(back) }
+    let to_destination =
+        to_destination(agent, name(&setups.destination, destination), setups.destination.ports);
+    let to_source = to_source(agent, name(&setups.source, source), setups.source.ports);
+    let seen = |way: Result<NetworkPath>| way.map_err(|error| why(&error));
+    NetworkPaths { to_destination: seen(to_destination), to_source: seen(to_source) }
 }
 
-fn there(agent: &RemoteStore, host: String, range: (u16, u16)) -> Result<Way> {
+fn to_destination(agent: &RemoteStore, host: String, range: (u16, u16)) -> Result<NetworkPath> {
     let ports = agent.listen(range)?;
     let tried: Vec<_> = ports.iter().map(|port| (*port, ports::reach(&host, *port))).collect();
     let heard = agent.heard()?;
-    Ok(Way { host, closed: closed(tried, &heard), ports })
+    Ok(NetworkPath { host, closed: closed(tried, &heard), ports })
 }
 
-fn back(agent: &RemoteStore, host: String, range: (u16, u16)) -> Result<Way> {
+fn to_source(agent: &RemoteStore, host: String, range: (u16, u16)) -> Result<NetworkPath> {
     let ears = ports::Ears::at(range.0, range.1);
     let ports = ears.ports();
     let tried: Result<Vec<_>> =
         ports.iter().map(|port| Ok((*port, agent.reach(&host, *port)?))).collect();
     let heard = ears.heard();
-    Ok(Way { host, closed: closed(tried?, &heard), ports })
+    Ok(NetworkPath { host, closed: closed(tried?, &heard), ports })
 }
 
-/// A port was reached if whoever tried got through, and whoever listened heard it: a name may lead elsewhere.
+/// A port was reached if the connection was made and the listener saw it: a name may lead to another host.
 fn closed(tried: Vec<(u16, Option<String>)>, heard: &[u16]) -> Vec<(u16, String)> {
     let elsewhere = || "something else answers to that name".to_owned();
     tried

@@ -54,7 +54,7 @@ pub struct Seeing {
     /// How both hosts are set up.
     pub setup: Seen<Setups>,
     /// Whether they reach each other.
-    pub ways: Ways,
+    pub paths: NetworkPaths,
     /// The destination's storage pools, before any was started for looking.
     pub pools: Vec<PoolFacts>,
     /// The directories at the destination that the guests' disks go to.
@@ -72,25 +72,25 @@ pub struct Setups {
     pub destination: Setup,
     /// Nanoseconds by which the destination's clock is ahead.
     pub ahead_ns: i64,
-    /// That figure may be wrong by so many.
+    /// Nanoseconds by which that figure may be wrong.
     pub error_ns: i64,
 }
 
 /// Whether the hosts reach each other at the ports that guests arrive at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ways {
+pub struct NetworkPaths {
     /// From the source to the destination.
-    pub there: Seen<Way>,
-    /// And back.
-    pub back: Seen<Way>,
+    pub to_destination: Seen<NetworkPath>,
+    /// From the destination to the source.
+    pub to_source: Seen<NetworkPath>,
 }
 
 /// What came of trying.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Way {
+pub struct NetworkPath {
     /// The name that was tried.
     pub host: String,
-    /// The ports at which somebody listened.
+    /// The ports at which a process listened.
     pub ports: Vec<u16>,
     /// Those that could not be reached, and why.
     pub closed: Vec<(u16, String)>,

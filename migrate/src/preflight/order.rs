@@ -2,7 +2,7 @@
 //! And in which order they would best go.
 //!
 //! The order: those that can go, by the bytes of their own disks, the least first, so that whatever stops an
-//! evacuation stops it late; what cannot go at the end. A base that several guests need is brought by the first.
+//! evacuation stops it late; what cannot move at the end. A backing file that several guests need is copied with the first.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -183,7 +183,7 @@ fn too_little(
                 "space",
                 format!("{bytes} bytes are needed in '{directory}', and {left} are left by those before it"),
             )
-            .way_out("make room there, or map some disks elsewhere")
+            .way_out("make room at the destination, or map some disks to other directories")
         })
     })
 }

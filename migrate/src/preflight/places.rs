@@ -24,7 +24,7 @@ pub(super) fn judge(seeing: &Seeing, order: &Order) -> Vec<Place> {
                 of.entry(directory.to_path_buf()).or_default().push(destination);
             }
         }
-        // Bases may go elsewhere than what stands on them.
+        // Base copies may go to other directories than their overlays.
         for disk in found.plan.iter().flat_map(|plan| &plan.disks) {
             if let Action::Create {
                 base: Some(crate::plan::BasePlan::BaseCopy { path, .. }), ..
@@ -87,15 +87,15 @@ fn in_use(pool: &PoolFacts) -> Option<Check> {
     if pool.kind == PLAIN {
         return Some(
             Check::note(NAME, format!("pool '{name}' is not active"))
-                .way_out(format!("start it there: virsh pool-start {name}")),
+                .way_out(format!("start it at the destination: virsh pool-start {name}")),
         );
     }
     Some(
         Check::red(
             NAME,
-            format!("pool '{name}' ({}) is not active: its storage is not there", pool.kind),
+            format!("pool '{name}' ({}) is not active: its storage is not available", pool.kind),
         )
-        .way_out(format!("start it there: virsh pool-start {name}")),
+        .way_out(format!("start it at the destination: virsh pool-start {name}")),
     )
 }
 
@@ -132,7 +132,8 @@ fn space(room: &Room, seeing: &Seeing, order: &Order) -> Option<Check> {
         let message =
             format!("{available} bytes are free, and all guests together need {needed}{with}");
         return Some(
-            Check::red(NAME, message).way_out("make room there, or map some disks elsewhere"),
+            Check::red(NAME, message)
+                .way_out("make room at the destination, or map some disks to other directories"),
         );
     }
     Some(Check::green(NAME, format!("{needed} bytes needed of {available} free{with}")))

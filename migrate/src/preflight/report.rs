@@ -22,7 +22,7 @@ pub enum Is {
     Green,
     /// Nothing in the way, but worth to be known.
     Note,
-    /// Not looked at: nobody knows.
+    /// Not examined: not known.
     Unseen,
     /// It could not be looked at although it should have been.
     Failed,

@@ -150,10 +150,10 @@ mod tests {
         };
         let larger = NewImage { virtual_size: (10 << 20) + 512, ..image() };
         assert!(refused(&larger, Some(base("/b"))).contains("10485760 bytes"));
-        assert!(refused(&image(), None).contains("stands on"));
-        assert!(refused(&image(), Some(base("/c"))).contains("stands on"));
+        assert!(refused(&image(), None).contains("backing file"));
+        assert!(refused(&image(), Some(base("/c"))).contains("backing file"));
         let raw = NamedLayer { format: Some("raw".into()), ..base("/b") };
-        assert!(refused(&image(), Some(raw)).contains("stands on"));
+        assert!(refused(&image(), Some(raw)).contains("backing file"));
     }
 
     #[test]

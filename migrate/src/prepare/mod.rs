@@ -1,4 +1,4 @@
-//! Carries out the part of a plan that comes before the guest moves: bases are brought, new images made
+//! Carries out the part of a plan that comes before the guest moves: base copies and new images are made
 //! and proven.
 //!
 //! Everything goes into the journal before it is made and once it is there, so that what is left of a run
@@ -105,13 +105,14 @@ impl Preparation<'_> {
 
     fn put(&mut self, path: &Path, content: &File, mode: Mode) -> Result<()> {
         if self.store.look(path)?.is_some() {
-            return Err(Error::changed(format!("there is something at {} by now", path.display()))
+            return Err(Error::changed(format!("{} exists by now", path.display()))
                 .on(&self.facts.destination.hostname)
                 .hint("plan again"));
         }
         let (host, path_buf) = (Side::Destination, path.to_path_buf());
         let temporary = self.store.temporary(path, content)?;
-        self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary })?;
+        let proof = self.store.proof(content)?;
+        self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary, proof })?;
         let identity = self.store.put(path, content, mode, self.observer, self.cancel)?;
         self.journal.write(Record::Made { host, path: path_buf, identity })
     }
@@ -125,7 +126,7 @@ impl Preparation<'_> {
             .map_err(|error| error.on(&self.facts.destination.hostname))
     }
 
-    /// An image that is there already has exactly the disk's size (`SizesEqual`), and stands on nothing, so that its
+    /// An image that exists already has exactly the disk's size (`SizesEqual`), and no backing file, so that its
     /// header and the XML name the same chain (`ChainsAgree`).
     fn can_adopt(&self, disk: &DiskPlan, path: &Path, format: Format) -> Result<()> {
         let chain = self.store.chain(path, Some(format))?;
@@ -144,12 +145,12 @@ impl Preparation<'_> {
             return Ok(());
         }
         let name = path.display();
-        Err(Error::refused(format!("{name} has another size, or stands on another image"))
+        Err(Error::refused(format!("{name} has another size or backing file"))
             .on(&self.facts.destination.hostname)
             .hint("choose another place, where a new image can be made"))
     }
 
-    /// The active layer of a guest that is shut off: as it is if it stands on nothing or stays an overlay,
+    /// The active layer of a guest that is shut off: as it is if it has no backing file or stays an overlay,
     /// otherwise made of its whole chain.
     fn filled(
         &mut self,
@@ -194,7 +195,7 @@ impl Preparation<'_> {
         self.arrived(&image.path, image.format, &digest, &file)
     }
 
-    /// What the new image of `disk` stands on: brought there unless it is there already.
+    /// The backing file of the new image of `disk`: copied to the destination unless it exists already.
     fn base(
         &mut self,
         disk: &DiskPlan,
@@ -203,7 +204,7 @@ impl Preparation<'_> {
     ) -> Result<NamedLayer> {
         match base {
             BasePlan::Existing { chain, .. } => chain.first().cloned().ok_or_else(|| {
-                Error::usage(format!("the plan does not say what {} stands on", disk.target))
+                Error::usage(format!("the plan does not name the backing file of {}", disk.target))
             }),
             BasePlan::BaseCopy { path, format, how, digest } => {
                 // Disks that share a base share its copy.
@@ -238,7 +239,10 @@ impl Preparation<'_> {
     /// Makes one file of the lower layers whose uppermost is read from `from`.
     fn flatten(&self, from: &Path, scratch: &Path) -> Result<PathBuf> {
         let below = self.lower_layers(from).ok_or_else(|| {
-            Error::usage(format!("the plan names {}, which no disk stands on", from.display()))
+            Error::usage(format!(
+                "the plan names {}, which is the backing file of no disk",
+                from.display()
+            ))
         })?;
         let chain = self.pinned.open(below)?;
         let made = scratch.join("base");
@@ -280,7 +284,7 @@ impl Preparation<'_> {
             return Ok(());
         }
         let name = path.display();
-        let message = format!("the copy {name} does not hold what was sent");
+        let message = format!("the copy {name} differs from what was sent");
         Err(Error::new(ErrorKind::Unverified, message).on(&self.facts.destination.hostname))
     }
 
@@ -307,7 +311,7 @@ fn scratch_beside(path: &Path) -> std::io::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix(".qcowtool-").tempdir_in(directory)
 }
 
-/// Whether the header of `top`, which stands on `own`, would find `base` at the destination.
+/// Whether the header of `top`, whose backing file is `own`, would find `base` at the destination.
 fn names(top: &LayerFacts, own: &LayerFacts, base: &NamedLayer) -> bool {
     own.path == base.path
         && top.backing.as_deref() == base.path.to_str()

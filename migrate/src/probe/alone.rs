@@ -57,7 +57,7 @@ pub fn alone(hypervisor: &dyn Hypervisor, domain: &str, disk: &str) -> Result<Al
     if let Some(chain) = &chain {
         pinned
             .hold(&chain.layers)
-            .map_err(|error| Error::io("a deleted base could not be held open", error))?;
+            .map_err(|error| Error::io("a deleted backing file could not be kept open", error))?;
     }
     let live = runs && path.is_some();
     let ask = |wanted: bool| wanted.then_some((&domain.uuid, &xml_disk.target));

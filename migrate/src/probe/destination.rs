@@ -30,7 +30,7 @@ pub(super) fn storage(
         Err(error) => {
             return Storage::Unknown {
                 why: format!(
-                    "no file could be made in {} to look for there: {error}",
+                    "no file could be created in {} to look for at the destination: {error}",
                     named.display()
                 ),
             };

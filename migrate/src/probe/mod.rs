@@ -26,7 +26,7 @@ use crate::facts::{
     ChainFacts, Content, DiskFacts, DomainFacts, DomainState, Facts, HostFacts, LayerFacts, Source,
     Storage, TargetFacts, XmlChain,
 };
-use crate::plan::{Policy, seed_name};
+use crate::plan::{Policy, base_copy_name};
 use crate::store::{Store, Wanted};
 use crate::{Error, Result, host};
 
@@ -159,9 +159,9 @@ impl Disks<'_> {
         let mut chain =
             path.as_deref().map(|path| self.files.chain(path, disk.format.as_deref(), &disk.chain));
         if let Some(chain) = &chain {
-            pinned
-                .hold(&chain.layers)
-                .map_err(|error| Error::io("a deleted base could not be held open", error))?;
+            pinned.hold(&chain.layers).map_err(|error| {
+                Error::io("a deleted backing file could not be kept open", error)
+            })?;
         }
         let destination = match (&path, &mut chain) {
             (Some(path), Some(chain)) => Some(self.destination(disk, path, chain, pinned)?),
@@ -248,8 +248,12 @@ impl Disks<'_> {
             return Ok(facts);
         }
         let digest = self.digest(&below, pinned)?;
-        // A base that an earlier migration brought there.
-        facts.bases.extend(destination::bases(store, &[seed_name(&path, &digest)], base.format));
+        // A backing file that an earlier migration copied there.
+        facts.bases.extend(destination::bases(
+            store,
+            &[base_copy_name(&path, &digest)],
+            base.format,
+        ));
         chain.below = Some(digest);
         self.compare(&mut facts, &below, chain.below.as_deref().unwrap_or_default(), pinned)?;
         Ok(facts)

@@ -1,5 +1,5 @@
 //! Whether one host can be reached by another at the ports that guests arrive at: one end listens, and the other
-//! tries. That nobody listens and that a filter refuses look the same, so somebody has to listen.
+//! tries. A port without a listener and a filter that refuses look the same, so a process has to listen.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ impl Ears {
         self.0.iter().map(|(port, _)| *port).collect()
     }
 
-    /// The ports at which somebody came.
+    /// The ports at which a connection arrived.
     pub(crate) fn heard(self) -> Vec<u16> {
         let came = |(port, ear): &(u16, TcpListener)| {
             let mut hosts = [PollFd::new(ear, PollFlags::IN)];

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// Where libvirt's QEMU driver is told what it shall do.
 const QEMU_CONF: &str = "/etc/libvirt/qemu.conf";
-/// No more of it is read: nobody writes such a file.
+/// No more of it is read: no such file is written by libvirt.
 const LONGEST: u64 = 1 << 20;
 /// libvirt's own choice where nothing is said.
 const PORTS: (u16, u16) = (49152, 49215);

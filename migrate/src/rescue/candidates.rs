@@ -281,12 +281,12 @@ impl Judge<'_> {
             Some(Candidate { path: path.to_path_buf(), format, virtual_size, verdict, why })
         };
         let Some(manifest) = self.manifest else {
-            let why = "nothing proves that it is the base: there is no manifest of that";
+            let why = "nothing proves that it is the backing file: there is no manifest of it";
             let fits = named || (format == Format::Qcow2 && self.is_like(virtual_size));
             return Ok(candidate(Verdict::Unproven, Some(why.into())).filter(|_| fits));
         };
         if virtual_size != manifest.tree.virtual_size {
-            let why = format!("the base had {} bytes", manifest.tree.virtual_size);
+            let why = format!("the backing file had {} bytes", manifest.tree.virtual_size);
             return Ok(candidate(Verdict::Different, Some(why)).filter(|_| named));
         }
         let SearchOptions { observer, cancel, .. } = self.options;
@@ -315,12 +315,10 @@ impl Judge<'_> {
             base.candidates.iter().filter(|candidate| candidate.verdict == Verdict::Equal);
         let fits = |candidate: &&Candidate| {
             base.format.is_none_or(|format| format == candidate.format)
-                && stands_alone(&candidate.path, candidate.format)
+                && has_no_backing_file(&candidate.path, candidate.format)
         };
         let candidate = proven.find(fits).ok_or_else(|| {
-            Error::refused(
-                "no file that holds the same has the format that is recorded, and stands alone",
-            )
+            Error::refused("no file with equal content has the recorded format and no backing file")
         })?;
         let file = File::open(&candidate.path)
             .map_err(|error| Error::io(candidate.path.display(), error))?;
@@ -349,7 +347,7 @@ impl Judge<'_> {
     }
 }
 
-fn stands_alone(path: &Path, format: Format) -> bool {
+fn has_no_backing_file(path: &Path, format: Format) -> bool {
     let open = OpenOptions::default().format(format).force_share(true);
     info(path, &InfoOptions::default().open(open))
         .is_ok_and(|told| told.first().is_some_and(|told| told.backing_filename.is_none()))

@@ -129,7 +129,7 @@ pub struct Saved {
     pub path: PathBuf,
     /// It was there already, from an earlier run.
     pub found: bool,
-    /// Tree hash of the disk that it shows, with what it stands on.
+    /// Tree hash of its content, backing files included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tree_hash: Option<String>,
     /// Why there is no tree hash.
@@ -219,7 +219,7 @@ pub(super) struct Copied {
 impl Run<'_> {
     fn save(&self, item: &Item, copy: &Path, restore: &Restore) -> Result<Saved> {
         let object = (item.device, item.inode);
-        let missing = || Error::environment("the file is not held open");
+        let missing = || Error::environment("the file is not open");
         let pinned_files = self.pinned_files.file(object).ok_or_else(missing)?;
         let (process, image) = self.image(object).ok_or_else(missing)?;
         let at = match &self.facts.to {
@@ -310,7 +310,7 @@ impl Run<'_> {
             same_bytes(pinned_files, &copied.file, self.observer, self.cancel).and_then(|same| {
                 if !same && copied.found {
                     return Err(Error::refused(format!(
-                        "{}: something else is there already",
+                        "{}: another file exists already",
                         at.path.display()
                     ))
                     .hint("move it away, then try again"));
@@ -333,14 +333,14 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the file is as it was when it was looked at, and nobody can change it.
+    /// Whether the file is as it was when it was examined, and no process can change it.
     fn still(&self, pinned_files: &File, before: &Identity, object: (u64, u64)) -> Result<()> {
         let storage = FileStorage::from_file(pinned_files.try_clone().map_err(system)?)?;
         let now = identity_of(&storage)?;
         if (now.size, now.mtime_ns, now.ctime_ns) != (before.size, before.mtime_ns, before.ctime_ns)
         {
             return Err(Error::changed("the file was changed meanwhile")
-                .hint("make sure that nobody changes it, then try again"));
+                .hint("make sure that no process changes it, then try again"));
         }
         match Writers::of(&[object]).to(pinned_files, object) {
             Some(writers) if writers.is_empty() => Ok(()),
@@ -348,11 +348,13 @@ impl Run<'_> {
                 let who = writers.join(", ");
                 Err(Error::changed(format!("the file is open for writing by now: {who}")))
             }
-            None => Err(Error::changed("it is no longer known whether somebody writes to it")),
+            None => {
+                Err(Error::changed("it can no longer be determined whether a process writes to it"))
+            }
         }
     }
 
-    /// The disk that a copy shows, with what it stands on: the files that the process has open, whatever
+    /// The content of a copy, with its backing files: the files that the process has open, whatever
     /// their names mean here.
     fn chain(&self, item: &Item, process: &ProcessFacts, copy: &File) -> Result<Chain> {
         let here = fd_path(copy);
@@ -414,7 +416,7 @@ impl Run<'_> {
         let pinned_files =
             object(image).and_then(|object| Some((object, self.pinned_files.file(object)?)));
         let (object, pinned_files) =
-            pinned_files.ok_or_else(|| Error::environment("the file is not held open"))?;
+            pinned_files.ok_or_else(|| Error::environment("the file is not open"))?;
         let second = self.copied(&beside, pinned_files, &image.identity, object)?;
         let renamed = beside.store.rename(&beside.path, &target.path, &second.identity);
         renamed.inspect_err(|_| discard(&beside, &second))?;
@@ -429,8 +431,8 @@ pub(super) fn discard(at: &At, copied: &Copied) {
     }
 }
 
-/// Gives a copy the owner, the rights and the time of the file that it is of: whoever opened that shall be
-/// able to open it too, and whoever compares times shall not take it for changed.
+/// Gives a copy the owner, the rights and the time of the file that it is of: a process that could open that must be
+/// able to open it too, and a program that compares times must not take it for changed.
 fn like(copy: &File, pinned_files: &File) -> Result<()> {
     let failed = |error: rustix::io::Errno| system(error.into());
     let is = rustix::fs::fstat(pinned_files).map_err(failed)?;

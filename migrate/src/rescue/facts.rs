@@ -38,7 +38,7 @@ pub struct ProcessFacts {
     pub program: String,
     /// Files that may be images: those with the magic of QCOW2, and those that are gone.
     pub images: Vec<OpenImage>,
-    /// What images, or the guest's definition, say of who stands on whom.
+    /// What images, or the guest's definition, say of backing files.
     pub references: Vec<Reference>,
 }
 
@@ -131,7 +131,7 @@ pub struct DirectoryFacts {
 /// What an image is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// Another stands on it.
+    /// It is the backing file of another.
     Backing,
     /// It holds another's data.
     Data,

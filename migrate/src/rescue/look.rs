@@ -1,4 +1,4 @@
-//! Looks into processes: which images they have open, which of those are gone, and who stands on whom.
+//! Looks into processes: which images they have open, which of those were deleted, and which has which backing file.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -58,7 +58,7 @@ impl std::fmt::Debug for Whose<'_> {
 pub struct Looked {
     /// The facts.
     pub facts: Facts,
-    /// The files that are gone and what they stand on, held open from now on.
+    /// The deleted files and their backing files, kept open from now on.
     pub pinned_files: PinnedFiles,
 }
 
@@ -108,7 +108,7 @@ impl Failed {
     fn told(self, process: &Process) -> Error {
         let who = format!("process {} ({})", process.number, process.shown);
         match self {
-            Self::Ended => Error::changed(format!("{who} ended while it was being looked at")),
+            Self::Ended => Error::changed(format!("{who} ended while it was being inspected")),
             Self::System(error) => {
                 Error::io(format!("the open files of {who} are not known"), error)
                     .hint("run it as root, or as the user of the process")
@@ -162,7 +162,7 @@ impl Look {
         crate::probe::is_this_machine(&host)?;
         if !matches!(domain.state, DomainState::Running | DomainState::Paused) {
             return Err(Error::refused(format!(
-                "the domain '{}' has no process, so nobody holds what was deleted",
+                "the domain '{}' has no process, so no process has the deleted files open",
                 domain.name
             ))
             .hint(Remedy::SearchCopy));
@@ -176,7 +176,7 @@ impl Look {
         }
         let [process] = processes.as_slice() else {
             return Err(Error::environment(format!(
-                "{} processes of this machine say that they run the domain '{}'",
+                "{} processes of this machine claim to run the domain '{}'",
                 processes.len(),
                 domain.name
             ))
@@ -253,7 +253,7 @@ impl Look {
         }
         let mut kept = Vec::new();
         for (image, file) in images {
-            // What is gone, and what that may stand on.
+            // What was deleted, and its possible backing files.
             if (image.gone != Gone::No || !image.written)
                 && let Some(object) = object(&image)
             {
@@ -407,7 +407,7 @@ fn look_up(named: Named, view: &View) -> Reference {
 fn place(pinned: &Pinned, file: &File, view: &View, cancel: &CancelToken) -> Result<Place, String> {
     let path = pinned.name.parent().unwrap_or(Path::new("/"));
     let open = view.directory(&view.inside(path)).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("the directory '{}' is gone", path.display()),
+        std::io::ErrorKind::NotFound => format!("the directory '{}' was removed", path.display()),
         _ => format!("the directory '{}' could not be opened: {error}", path.display()),
     })?;
     let status = rustix::fs::fstat(&open).map_err(|error| error.to_string())?;
@@ -428,7 +428,7 @@ fn place(pinned: &Pinned, file: &File, view: &View, cancel: &CancelToken) -> Res
     })
 }
 
-/// Whether what has the name of a deleted file is equal to it, as a copy is that was put back. Only what has
+/// Whether what has the name of a deleted file is equal to it, as a restored copy is. Only what has
 /// the same length and time is read.
 fn is_equal(
     pinned: &Pinned,
@@ -453,7 +453,7 @@ fn is_equal(
     other.is_ok_and(|other| same_bytes(file, &other, &Silent, cancel).unwrap_or(false))
 }
 
-/// The directory that somebody named.
+/// The directory that was named.
 fn directory_named(path: &Path) -> Result<DirectoryFacts> {
     use std::os::unix::fs::MetadataExt;
     let wrong = |error: std::io::Error| {

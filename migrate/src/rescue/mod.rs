@@ -1,4 +1,4 @@
-//! Saves images that were deleted while a process holds them open, and looks for those that nobody holds
+//! Saves images that were deleted while a process has them open, and looks for those that no process has open
 //! any more.
 //!
 //! [`look`] brings [`Facts`] and holds every deleted file open from then on, so that what comes after does
@@ -6,7 +6,7 @@
 //! where to, and if not, why. [`carry_out`] copies, proves the copy, and gives it a name that was free.
 //!
 //! A file is known by what is open: it must be an image that another open image names as its base, have
-//! the format that is recorded there, and be open for writing by nobody. Its name alone proves nothing.
+//! the format that is recorded there, and be open for writing in no process. Its name alone proves nothing.
 //!
 //! For a guest that does not run, [`search`] looks for the lost base among other files, by digest only.
 

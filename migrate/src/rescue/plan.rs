@@ -161,7 +161,8 @@ impl Found<'_> {
         if self.references.is_empty() {
             return Some((
                 Code::NoBase,
-                "no image that is open stands on it, so it is the top of a disk".into(),
+                "no open image has it as its backing file, so it is the active layer of a disk"
+                    .into(),
                 "copy the disk through QEMU while the process runs".into(),
             ));
         }
@@ -171,7 +172,7 @@ impl Found<'_> {
             None => {
                 return Some((
                     Code::WritersUnknown,
-                    "it could not be found out whether somebody writes to it".into(),
+                    "it could not be determined whether a process writes to it".into(),
                     "run it as root".into(),
                 ));
             }
@@ -199,7 +200,7 @@ impl Found<'_> {
             Err(why) => return no(why),
         };
         if self.references.iter().all(|(_, meant)| *meant != 1) {
-            return no("several files that are gone may be the one that had this name");
+            return no("several deleted files may have had this name");
         }
         if name.parent() != image.name.parent() {
             return no("it is not known in which directory it was");
@@ -222,14 +223,14 @@ impl Found<'_> {
         let mut notes = Vec::new();
         if image.gone == Gone::LeftOver {
             notes.push(format!(
-                "NFS keeps it as '{}' until nobody has it open",
+                "NFS keeps it as '{}' until no process has it open",
                 image.name.display()
             ));
         } else if image.identity.links.is_some_and(|links| links > 0) {
             notes.push("the file has another name still, in a place that is not known".into());
         }
         if image.place.as_ref().is_ok_and(|place| place.own_view) {
-            notes.push("names are as the process sees them, which is not as they are here".into());
+            notes.push("names are as in the mount namespace of the process, which is not that of this program".into());
         }
         if self.is_larger(image) {
             notes.push("its disk is larger than that of the image on it".into());
@@ -239,7 +240,7 @@ impl Found<'_> {
         }
         if self.references.iter().any(|(_, meant)| *meant > 1) {
             notes.push(
-                "another file of this name is gone as well; which is which is not known".into(),
+                "another file of this name was deleted as well; they cannot be told apart".into(),
             );
         }
         notes
@@ -247,7 +248,7 @@ impl Found<'_> {
 }
 
 impl Found<'_> {
-    /// Whether it shows a larger disk than an image that stands on it, which is rarely meant.
+    /// Whether it shows a larger disk than an image above it, which is rarely intended.
     fn is_larger(&self, image: &OpenImage) -> bool {
         let size = |image: &OpenImage| match image.content {
             Content::Qcow2 { virtual_size } => Some(virtual_size),
@@ -324,7 +325,7 @@ fn one_for_each_name(items: &mut [Item]) {
         if let Action::Save { restore: restore @ Restore::Planned { .. }, .. } = &mut item.action
             && times.get(&item.name).is_some_and(|times| *times > 1)
         {
-            let why = "several files that are gone had this name".into();
+            let why = "several deleted files had this name".into();
             *restore = Restore::No { why };
         }
     }

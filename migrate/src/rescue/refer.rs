@@ -31,7 +31,7 @@ pub(super) fn all_meant(process: &ProcessFacts) -> Vec<(&Reference, Vec<&OpenIma
     }
 }
 
-/// The file that an image stands on, if that is known without doubt.
+/// The backing file of an image, if it is known without doubt.
 pub(super) fn below(process: &ProcessFacts, above: (u64, u64)) -> Option<(u64, u64)> {
     let mut all = all_meant(process).into_iter();
     let (reference, meant) = all.find(|(reference, _)| {

@@ -13,9 +13,9 @@ use crate::Reword;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Plan {
-    /// The files that are gone and that somebody holds open, in the order of their names.
+    /// The deleted files that processes have open, in the order of their names.
     pub items: Vec<Item>,
-    /// Bases that an open image names, that are not there, and that nobody holds.
+    /// Backing files that an open image names, that do not exist, and that no process has open.
     pub lost: Vec<Lost>,
     /// Processes that could not be looked into.
     pub unseen: Vec<Unseen>,
@@ -28,7 +28,7 @@ impl Reword for Plan {
 }
 
 impl Plan {
-    /// Everything that was found can be saved, and put back if that was asked for.
+    /// Everything that was found can be saved, and restored if that was asked for.
     pub fn is_whole(&self) -> bool {
         let whole = |item: &Item| match &item.action {
             Action::Save { restore, .. } => !matches!(restore, Restore::No { .. }),
@@ -119,11 +119,11 @@ impl Reword for Item {
     }
 }
 
-/// Whether a copy is put back under the file's own name.
+/// Whether a copy is restored under the file's own name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum Restore {
-    /// Nobody asked for it.
+    /// It was not asked for.
     NotAsked,
     /// It is.
     Planned {
@@ -144,11 +144,11 @@ pub enum Restore {
 pub enum Code {
     /// It is the disk that a guest writes to: no copy of it would be consistent.
     ActiveLayer,
-    /// Nothing stands on it: it is the top of a disk.
+    /// No open image has it as its backing file: it is the active layer of a disk.
     NoBase,
-    /// Somebody has it open for writing.
+    /// A process has it open for writing.
     Written,
-    /// It could not be found out whether somebody writes to it.
+    /// It could not be determined whether a process writes to it.
     WritersUnknown,
     /// It is not of the format that the image on it records.
     OtherFormat,

@@ -1,6 +1,6 @@
 //! Names as a process sees them: from its root, through its mounts.
 //!
-//! The kernel shows the path of an open file as it is in the mounts of whoever opened it. To compare that
+//! The kernel shows the path of an open file as it is in the mount namespace of the process that opened it. To compare that
 //! with a name in a header, the name is looked up through the same mounts.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! Who may write to a file. A copy is worth something only if nobody does.
+//! Which processes may write to a file. A copy is consistent only if none does.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -53,20 +53,20 @@ impl Writers {
         Self { found, complete }
     }
 
-    /// Who may write to `file`, in words; `None` if nobody knows. Not only processes count: the kernel is
+    /// Who may write to `file`, in words; `None` if that is not known. Not only processes count: the kernel is
     /// asked, and QEMU's locks, which reach other hosts.
     pub(super) fn to(&self, file: &File, object: (u64, u64)) -> Option<Vec<String>> {
         let mut who = self.found.get(&object).cloned().unwrap_or_default();
         let storage = file.try_clone().ok().and_then(|file| FileStorage::from_file(file).ok());
         let locks = storage.map_or(Access::empty(), |storage| storage.used_for());
         if who.is_empty() && locks.intersects(Access::WRITE | Access::RESIZE) {
-            who.push("somebody, as QEMU's image locks show".into());
+            who.push("a process, according to QEMU's image locks".into());
         }
         match lease::nobody_writes(file.as_raw_fd()) {
             Some(true) => Some(who),
             Some(false) => {
                 if who.is_empty() {
-                    who.push("somebody, as the system says".into());
+                    who.push("a process, according to the kernel".into());
                 }
                 Some(who)
             }
@@ -92,10 +92,10 @@ mod lease {
     /// Which signal tells of a lease: `F_SETSIG` of the kernel's generic `fcntl.h`, missing in `libc`.
     const SET_SIGNAL: libc::c_int = 10;
 
-    /// Whether nobody has the file open for writing: then, and only then, the kernel grants a read lease, which
+    /// Whether no process has the file open for writing: then, and only then, the kernel grants a read lease, which
     /// is given back at once. `None` if it grants none to this user, or on this file system.
     pub(super) fn nobody_writes(descriptor: RawFd) -> Option<bool> {
-        // Should somebody open it for writing in between, the kernel sends a signal; this one does no harm.
+        // Should a process open it for writing in between, the kernel sends a signal; this one does no harm.
         // SAFETY: fcntl with integers changes nothing but the state of the open file; a descriptor that is
         // not open is an error.
         let granted = unsafe {

@@ -11,7 +11,7 @@ use crate::store::Store;
 
 impl Run<'_> {
     /// Gives the active layers of the moved disks, and NVRAM that was copied, another name, or removes them if they are not to be
-    /// kept. What they stood on stays: other guests may stand on it too.
+    /// kept. Their backing files stay: other guests may use them too.
     pub(super) fn archive(&mut self) -> Result<Vec<Retained>> {
         self.phase(Phase::Archive)?;
         let plan = self.plan().clone();

@@ -21,7 +21,7 @@ pub struct Expired {
     pub removed: Result<()>,
 }
 
-/// Removes every file that a migration on this host kept for so many days, if that time has passed by
+/// Removes every file that a migration on this host kept for a number of days, if that time has passed by
 /// `now` and it is still the file that was kept. `state` is the directory of journals and locks.
 ///
 /// # Errors

@@ -69,7 +69,7 @@ pub struct RunContext<'a> {
     pub state: &'a Path,
     /// Is told what happens.
     pub report: &'a dyn Report,
-    /// Stops it: what was begun is put back.
+    /// Stops it: the run is rolled back.
     pub cancel: &'a CancelToken,
 }
 
@@ -137,31 +137,31 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Makes what must be at the destination, and leaves the rest to somebody else. If that fails,
-    /// everything is put back.
+    /// Creates what must be at the destination, and leaves the rest to the caller. If that fails,
+    /// the run is rolled back.
     ///
     /// # Errors
-    /// What went wrong first; what could not be put back is named in it.
+    /// What went wrong first; what could not be rolled back is named in it.
     pub fn prepare(mut self) -> Result<String> {
         match self.make_targets() {
             Ok(()) => Ok(self.id().to_owned()),
-            Err(error) => Err(self.put_back(error)),
+            Err(error) => Err(self.roll_back_after(error)),
         }
     }
 
-    /// Carries out the whole plan. If it fails, everything is put back as far as both hosts can be asked.
+    /// Carries out the whole plan. If it fails, the run is rolled back as far as both hosts can be reached.
     ///
     /// # Errors
     /// What went wrong first, by the caller's next step: see [`ErrorKind`].
     pub fn migrate(mut self) -> Result<Finished> {
         let start = Instant::now();
         if let Err(error) = self.make_targets() {
-            return Err(self.put_back(error));
+            return Err(self.roll_back_after(error));
         }
         if self.plan().mode == Mode::Offline {
             return match self.move_definition() {
                 Ok(verified) => self.finish(start, verified),
-                Err(error) => Err(self.put_back(error)),
+                Err(error) => Err(self.roll_back_after(error)),
             };
         }
         let called = self.call();
@@ -176,14 +176,14 @@ impl<'a> Run<'a> {
     pub fn resume(self) -> Result<Finished> {
         self.not_ended()?;
         let start = Instant::now();
-        if self.defined_there()? {
+        if self.defined_at_destination()? {
             return self.finish(start, Verified::Content);
         }
         if !self.journal.transaction().migrate_called {
-            self.nobody_else_moved_it()?;
+            self.not_moved_by_another_program()?;
             let error = Error::environment("the run was cut off before the guest could move")
-                .hint("everything was put back: migrate again");
-            return Err(self.put_back(error));
+                .hint("the run was rolled back: migrate again");
+            return Err(self.roll_back_after(error));
         }
         self.wait_for_job()?;
         self.settle(start, Err(Error::environment("the migration did not succeed")))
@@ -194,14 +194,14 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// [`Refused`](ErrorKind::Refused) if the guest has moved already, [`InDoubt`](ErrorKind::InDoubt) if
-    /// nobody can say.
+    /// that is not known.
     pub fn roll_back(mut self, leave: bool) -> Result<RolledBack> {
         self.not_ended()?;
         let uuid = self.plan().uuid.clone();
-        if self.defined_there()? {
-            self.undefine_there()?;
+        if self.defined_at_destination()? {
+            self.undefine_at_destination()?;
         } else if !self.journal.transaction().migrate_called {
-            self.nobody_else_moved_it()?;
+            self.not_moved_by_another_program()?;
         } else {
             let _ = self.hosts.source.abort(&uuid);
             match self.look()? {
@@ -222,8 +222,8 @@ impl<'a> Run<'a> {
     }
 
     /// The guest is one that is shut off, and this run has defined it at the destination, or was about to
-    /// and somebody has.
-    fn defined_there(&self) -> Result<bool> {
+    /// and another program has.
+    fn defined_at_destination(&self) -> Result<bool> {
         let offline = self.plan().mode == Mode::Offline && self.has_begun(Phase::Define);
         Ok(offline && self.hosts.destination.state(&self.plan().uuid)?.is_some())
     }
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
     }
 
     /// Whoever asked for a preparation may have moved the guest since. Then the images are its disks.
-    fn nobody_else_moved_it(&self) -> Result<()> {
+    fn not_moved_by_another_program(&self) -> Result<()> {
         match self.hosts.destination.state(&self.plan().uuid)? {
             None => Ok(()),
             Some(_) => {
@@ -245,7 +245,7 @@ impl<'a> Run<'a> {
     }
 
     /// Takes that back, as long as the source still has the guest, and all of its files under their names.
-    fn undefine_there(&self) -> Result<()> {
+    fn undefine_at_destination(&self) -> Result<()> {
         let uuid = &self.plan().uuid;
         let shut_off = Some(DomainState::ShutOff);
         if self.has_begun(Phase::Archive)
@@ -285,10 +285,10 @@ impl<'a> Run<'a> {
     }
 
     /// Undoes what was made, because of `error`.
-    fn put_back(mut self, error: Error) -> Error {
+    fn roll_back_after(mut self, error: Error) -> Error {
         self.report.phase(Phase::RollBack);
-        if matches!(self.defined_there(), Ok(true))
-            && let Err(undo) = self.undefine_there()
+        if matches!(self.defined_at_destination(), Ok(true))
+            && let Err(undo) = self.undefine_at_destination()
         {
             return error.and_also(format!("the guest is defined on both hosts: {undo}"));
         }
@@ -296,7 +296,7 @@ impl<'a> Run<'a> {
             Ok(done) if done.left.is_empty() => {
                 let _ = self.refresh();
                 match error.kind() {
-                    ErrorKind::Interrupted => error.and_also("everything was put back"),
+                    ErrorKind::Interrupted => error.and_also("the run was rolled back"),
                     _ => error,
                 }
             }

@@ -23,7 +23,7 @@ pub trait Report: Send + Sync {
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Bases are brought, new images made and proven.
+    /// Base copies and new images are made and verified.
     Prepare,
     /// libvirt moves the guest.
     Migrate,
@@ -35,7 +35,7 @@ pub enum Phase {
     Verify,
     /// The guest runs on.
     Resume,
-    /// The source's files are put away.
+    /// The source files are archived.
     Archive,
     /// What was made is removed.
     RollBack,

@@ -52,7 +52,7 @@ impl Run<'_> {
                     Ok(()) => Error::environment("libvirt reported success, but the guest stayed"),
                 };
                 self.wake_source();
-                Err(self.put_back(error))
+                Err(self.roll_back_after(error))
             }
             GuestLocation::SourceAndUnreachable => Err(self.unreachable(called.err())),
             other => Err(self.in_doubt(other)),
@@ -79,10 +79,9 @@ impl Run<'_> {
     pub(super) fn in_doubt(&self, place: GuestLocation) -> Error {
         let id = self.id().to_owned();
         let (what, remedy) = match place {
-            GuestLocation::Nowhere => (
-                "the guest runs on neither host; its files are all there",
-                Remedy::StartThenEnd(id),
-            ),
+            GuestLocation::Nowhere => {
+                ("the guest runs on neither host; all of its files exist", Remedy::StartThenEnd(id))
+            }
             _ => ("it is not known on which host the guest runs", Remedy::StopOneThenEnd(id)),
         };
         Error::new(ErrorKind::InDoubt, what).hint(remedy)

@@ -17,12 +17,14 @@ impl Run<'_> {
             for layer in layers.unwrap_or_default() {
                 if !self.is_still(layer) {
                     return Err(Error::changed(format!(
-                        "{}, which {} stands on, was changed",
+                        "{}, a backing file of {}, was changed",
                         layer.path.display(),
                         disk.target
                     ))
                     .on(&self.facts.source.hostname)
-                    .hint("find out who writes to it: every guest that stands on it is damaged"));
+                    .hint(
+                        "find the process that writes to it: every guest that uses it is damaged",
+                    ));
                 }
             }
         }

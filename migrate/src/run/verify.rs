@@ -1,4 +1,4 @@
-//! Comparing what arrived with what was there, while the guest stands still.
+//! Compares what arrived with the source, while the guest is paused.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -81,7 +81,7 @@ impl Run<'_> {
         let found = self.hosts.store.still_digest(path, format, &part, observer, self.cancel)?;
         let found = match found {
             Some(found) => found,
-            // Only an image that stands alone can be read without its host.
+            // Only an image without a backing file can be read without its host.
             None if matches!(&disk.action, Action::Create { base: Some(_), .. }) => {
                 self.report.note(&format!(
                     "{}: the content of an overlay is only compared where a process at the destination serves its files",
@@ -99,7 +99,7 @@ impl Run<'_> {
         if found == part.digest(&chain, observer, self.cancel)? {
             return Ok(verified);
         }
-        Err(self.unequal(disk, "does not hold what it held"))
+        Err(self.unequal(disk, "does not have the content that it had"))
     }
 
     fn unequal(&self, disk: &DiskPlan, how: &str) -> Error {
@@ -107,7 +107,7 @@ impl Run<'_> {
             .on(&self.facts.destination.hostname)
             .hint(format!(
                 "nothing was removed: the source's files are as they were when the guest left; \
-                 if it is paused there, it can be destroyed and started here (transaction {})",
+                 if it is paused at the destination, it can be destroyed and started at the source (transaction {})",
                 self.id()
             ))
     }

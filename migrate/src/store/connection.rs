@@ -1,4 +1,4 @@
-//! The near end of a connection to the same program elsewhere. Never waits for ever: whoever stays silent
+//! The near end of a connection to the same program elsewhere. Never waits for ever: a far end that stays silent
 //! for too long is given up.
 
 use std::collections::VecDeque;
@@ -109,7 +109,7 @@ impl Connection {
     }
 
     fn greet(&mut self) -> Result<()> {
-        // If the other end is gone already, what it said is of more interest than that.
+        // If the far end has exited already, what it said is of more interest than that.
         let sent = self.send(&wire::greeting()?);
         while self.received.len() < MAGIC.len() {
             self.wait()?;
@@ -158,7 +158,7 @@ impl Connection {
         let mut most = 0;
         loop {
             let Frame::Message(json) = self.frame()? else {
-                return Err(garbage("a piece of a file that nobody asked for").into());
+                return Err(garbage("an unrequested piece of a file").into());
             };
             match wire::parse(&json)? {
                 Reply::Done { value } => {
@@ -201,10 +201,10 @@ impl Connection {
                 Some(Frame::Message(json)) => match wire::parse(&json)? {
                     Reply::Stop => self.stopped = true,
                     Reply::Alive | Reply::Progress { .. } => {}
-                    _ => return Err(garbage("an answer that nobody asked for")),
+                    _ => return Err(garbage("an unrequested answer")),
                 },
                 Some(Frame::Data { .. }) => {
-                    return Err(garbage("a piece that nobody asked for"));
+                    return Err(garbage("an unrequested piece"));
                 }
                 None if self.receive()? == 0 => break,
                 None => {}
@@ -318,7 +318,7 @@ impl Connection {
 }
 
 impl Connection {
-    /// The last complaint that has come and that nobody has heard yet.
+    /// The last complaint that has arrived and was not read yet.
     fn last_words(&mut self) -> Option<String> {
         while self.received.len() < AHEAD && matches!(self.receive(), Ok(1..)) {}
         let mut last = None;
@@ -341,7 +341,7 @@ fn pause(ends: &mut [PollFd<'_>]) -> Result<()> {
 }
 
 fn gone() -> Error {
-    Error::environment("the other end is gone")
+    Error::environment("the far end has exited")
 }
 
 /// The command that leads to the far end.

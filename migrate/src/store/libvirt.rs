@@ -12,13 +12,14 @@
 //! - when bytes reach stable storage: libvirt does not promise that for uploads.
 
 mod chain;
+mod proof;
 mod transfer;
 mod volume;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qcow::chain::Format;
 use qcow::io::{FileStorage, Storage};
@@ -27,6 +28,7 @@ use virt::storage_pool::StoragePool;
 use virt::storage_vol::StorageVol;
 
 use self::chain::{Head, Volume};
+use self::proof::Proof;
 use self::volume::{VolumeFacts, split};
 use super::{Mode, Store, StoreLayer, Wanted};
 use crate::driver::libvirt::raw::Failure;
@@ -47,9 +49,8 @@ pub struct LibvirtStore {
     connection: Arc<Connection>,
     /// Names of the pools that are active because of us.
     pools: Mutex<Vec<String>>,
-    /// How the headers of the images began that this store made; `None` for files that are no QCOW2
-    /// images.
-    made: Mutex<HashMap<PathBuf, Option<Head>>>,
+    /// What tells the files that this store made, or that a journal says an earlier one made.
+    made: Mutex<HashMap<PathBuf, Proof>>,
 }
 
 /// A volume that is there.
@@ -142,7 +143,7 @@ impl LibvirtStore {
 
     /// A file or device that must be there.
     fn existing(&self, path: &Path) -> Result<Found> {
-        self.find(path)?.ok_or_else(|| self.wrong(format!("{} is not there", path.display())))
+        self.find(path)?.ok_or_else(|| self.wrong(format!("{} does not exist", path.display())))
     }
 
     /// Asks again if the pool was stopped meanwhile: it may have been another run's, which has ended.
@@ -171,8 +172,18 @@ impl LibvirtStore {
         Head::read(read).map_err(|error| error.on(&self.connection.hostname()))
     }
 
+    fn known(&self) -> MutexGuard<'_, HashMap<PathBuf, Proof>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn delete(&self, path: &Path, found: &Found) -> Result<()> {
+        self.connection.say(unless(code::NO_STORAGE_VOL, patiently(|| found.volume.delete(0))))?;
+        self.known().remove(path);
+        Ok(())
+    }
+
     /// Removes what could not be finished, and says so in `error` if that fails too.
-    fn discard(&self, path: &Path, error: Error) -> Error {
+    fn give_up(&self, path: &Path, error: Error) -> Error {
         let removed = self.steadily(|| {
             let (directory, name) = split(path)?;
             let Some(pool) = self.find_pool(directory)? else { return Ok(()) };
@@ -201,6 +212,12 @@ fn is_there(failure: &Failure) -> bool {
         || ["already exists", "File exists"].iter().any(|words| failure.message().contains(words))
 }
 
+fn storage(file: &File) -> Result<FileStorage> {
+    file.try_clone()
+        .map_err(|error| Error::io("could not duplicate a descriptor", error))
+        .and_then(|file| Ok(FileStorage::from_file(file)?))
+}
+
 /// Differs from that of every other process and time.
 fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
@@ -212,7 +229,7 @@ impl Drop for LibvirtStore {
         let pools = std::mem::take(&mut *self.pools.lock().unwrap_or_else(PoisonError::into_inner));
         let Ok(connect) = self.connection.connect() else { return };
         for name in pools {
-            // Another program may have removed it; a pool that cannot be stopped holds nobody up.
+            // Another program may have removed it; a pool that cannot be stopped does no harm.
             let _ = connect
                 .lookup_storage_pool_by_name(&name)
                 .and_then(|pool| patiently(|| pool.destroy()));
@@ -287,16 +304,13 @@ impl Store for LibvirtStore {
         cancel: &CancelToken,
     ) -> Result<Identity> {
         let (directory, name) = split(path)?;
-        let content = content
-            .try_clone()
-            .map_err(|error| Error::io("could not duplicate a descriptor", error))
-            .and_then(|file| Ok(FileStorage::from_file(file)?))?;
+        let content = storage(content)?;
         cancel.check()?;
         self.available(Path::new(directory))?;
         let new = volume::new_volume(name, content.len(), mode);
         self.steadily(|| match StorageVol::create_xml(&self.existing_pool(directory)?, &new, 0) {
             Err(failure) if is_there(&failure) => Err(self
-                .refused(format!("{} is there already", path.display()))
+                .refused(format!("{} exists already", path.display()))
                 .hint("nothing that exists is overwritten")),
             outcome => self.connection.say(outcome).map(drop),
         })?;
@@ -312,16 +326,47 @@ impl Store for LibvirtStore {
                 Ok((found, head))
             })?;
             let size = found.facts.identity.size;
-            if size == content.len() {
-                return Ok((found.facts.identity, head));
+            let proof = Proof::of(&content)?;
+            if size == content.len() && head == proof.head {
+                return Ok((found.facts.identity, proof));
             }
             let (path, sent) = (path.display(), content.len());
             Err(self.wrong(format!("{path} has {size} bytes, not the {sent} that were sent")))
         });
-        let (identity, head) = done.map_err(|error| self.discard(path, error))?;
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.insert(path.to_path_buf(), head);
+        let (identity, proof) = done.map_err(|error| self.give_up(path, error))?;
+        self.known().insert(path.to_path_buf(), proof);
         Ok(identity)
+    }
+
+    fn proof(&self, content: &File) -> Result<Option<String>> {
+        let proof = Proof::of(&storage(content)?)?;
+        serde_json::to_string(&proof)
+            .map(Some)
+            .map_err(|error| Error::io("could not serialise what proves a file", error))
+    }
+
+    fn trust(&self, path: &Path, proof: &str) {
+        if let Ok(proof) = serde_json::from_str(proof) {
+            self.known().entry(path.to_path_buf()).or_insert(proof);
+        }
+    }
+
+    /// What was sent so far begins as the content does; before that the file is empty, or reads as zeros.
+    fn discard(&self, path: &Path, proof: &str) -> Result<bool> {
+        let Ok(proof) = serde_json::from_str::<Proof>(proof) else { return Ok(false) };
+        let Some(found) = self.steadily(|| self.find(path))? else { return Ok(false) };
+        let uses = self.connection.uses()?;
+        if found.facts.block_device
+            || found.facts.identity.size > proof.length
+            || uses.iter().any(|used| used.path == path)
+        {
+            return Ok(false);
+        }
+        let ours = proof.begins(&transfer::head(&self.connection, &found.volume, proof::SECTOR)?);
+        if ours {
+            self.delete(path, &found)?;
+        }
+        Ok(ours)
     }
 
     fn fetch(&self, path: &Path, limit: u64) -> Result<File> {
@@ -369,14 +414,11 @@ impl Store for LibvirtStore {
         if let Some(writer) = writer(&self.connection.uses()?, path) {
             return unknown(&writer);
         }
-        let file = file
-            .try_clone()
-            .map_err(|error| Error::io("could not duplicate a descriptor", error))
-            .and_then(|file| Ok(FileStorage::from_file(file)?))?;
+        let file = storage(file)?;
         if format == Format::Qcow2 {
             match self.head(&found) {
                 Ok(Some(head)) if head.backing.is_none() => {}
-                Ok(_) => return unknown("it is not a QCOW2 image that stands alone"),
+                Ok(_) => return unknown("it is not a QCOW2 image without a backing file"),
                 Err(error) => return unknown(error.message()),
             }
         }
@@ -396,8 +438,8 @@ impl Store for LibvirtStore {
         }
     }
 
-    /// Times are all there is to tell one object from another, and a copy changes them. A QCOW2 image that this
-    /// very store made is also known by those fields of its header that no copy changes.
+    /// Times are all there is to tell one object from another, and a copy changes them. What this store made, or a
+    /// journal says was made, is also known by those fields of a QCOW2 header that no copy changes.
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool> {
         let Some(found) = self.steadily(|| self.find(path))? else { return Ok(false) };
         let uses = self.connection.uses()?;
@@ -412,10 +454,14 @@ impl Store for LibvirtStore {
         let untouched =
             (now.size, now.mtime_ns, now.ctime_ns) == (made.size, made.mtime_ns, made.ctime_ns);
         let known = || {
-            let known = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+            let known = self.known().get(path).cloned();
             Ok::<_, Error>(match known {
-                Some(head) => {
-                    self.head(&found)? == head && (head.is_some() || now.size == made.size)
+                Some(Proof { head: Some(head), .. }) => self.head(&found)? == Some(head),
+                // Nothing but its length tells a raw file: so no guest may have it for its disk.
+                Some(Proof { length, head: None, .. }) => {
+                    self.head(&found)?.is_none()
+                        && now.size == length
+                        && !uses.iter().any(|used| used.path == path)
                 }
                 None => false,
             })
@@ -428,8 +474,7 @@ impl Store for LibvirtStore {
                 ))
                 .hint("look at it, and remove it by hand"));
         }
-        self.connection.say(unless(code::NO_STORAGE_VOL, patiently(|| found.volume.delete(0))))?;
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(path);
+        self.delete(path, &found)?;
         Ok(true)
     }
 }

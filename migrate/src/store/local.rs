@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qcow::chain::{Chain, FilePolicy, Format, Layer, OpenOptions, Policy};
+use qcow::chain::{Chain, FilePolicy, Format, Layer, OpenOptions, Policy, WorkingDirectory};
 use qcow::format::whole_sectors;
 use qcow::image::Image;
 use qcow::io::{Access, FileStorage, Storage, rename_to_free_name, sync_directory};
@@ -56,7 +56,7 @@ impl LocalStore {
             rename_to_free_name((old.as_fd(), name), (new.as_fd(), new_name)).map_err(|error| {
                 match error {
                     Errno::EXIST => {
-                        Error::refused(format!("{}: something is there already", to.display()))
+                        Error::refused(format!("{}: a file exists already", to.display()))
                     }
                     error => failed("could not rename it", from, error),
                 }
@@ -163,7 +163,12 @@ impl LocalStore {
             FilePolicy::InRoot(self.root.pinned_path())
         };
         let policy = Policy::default().backing(backing).data_file(FilePolicy::Deny);
-        let options = OpenOptions::default().format(format).force_share(force_share).policy(policy);
+        // Relative names in `json:` mean the directory of QEMU's process, which does not run yet: not ours.
+        let options = OpenOptions::default()
+            .format(format)
+            .force_share(force_share)
+            .policy(policy)
+            .working_directory(WorkingDirectory::Unknown);
         let chain = Chain::open(path, &options)?;
         let opened = chain.layers().first().and_then(|layer| layer.storage().identity());
         let same = pinned.storage(path).is_ok_and(|file| Some(file.identity()) == opened);
@@ -411,5 +416,5 @@ fn born(pinned: &Pinned, path: &Path) -> Result<Option<i64>> {
 
 fn replaced(path: &Path) -> Error {
     Error::refused(format!("{}: it is not the file that we made", path.display()))
-        .hint("somebody replaced it; look at it, and remove it by hand if it is not needed")
+        .hint("another process replaced it; examine it, and remove it manually if it is not needed")
 }

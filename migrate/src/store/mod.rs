@@ -35,7 +35,7 @@ pub trait Store: Send + Sync {
     fn describe(&self) -> String;
 
     /// What is at `path`; `None` if nothing is. A symbolic link at the end is not followed: it is
-    /// reported as an error, because nobody can say what it will point to later.
+    /// reported as an error, because what it will point to later is not known.
     ///
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment), as all methods here.
@@ -86,6 +86,29 @@ pub trait Store: Send + Sync {
         Ok(None)
     }
 
+    /// What tells a file that [`put`](Self::put) makes of this content from any other by what is in it, also once
+    /// it has been filled; `None` where its identity does that. Whoever keeps a journal writes it down first, and
+    /// hands it back to [`trust`](Self::trust) or [`discard`](Self::discard) in a later process.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn proof(&self, _content: &File) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Has [`remove`](Self::remove) accept what is at `path` if it is as a [`proof`](Self::proof) says, although its
+    /// times have changed.
+    fn trust(&self, _path: &Path, _proof: &str) {}
+
+    /// Removes what an interrupted [`put`](Self::put) left under its final name, where it is made under that name,
+    /// if it is as a [`proof`](Self::proof) says. `Ok(false)` if it is not, or nothing is there.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if a guest uses it.
+    fn discard(&self, _path: &Path, _proof: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The file's bytes, copied to a temporary file here: for reading back what was made. Refused beyond
     /// `limit` bytes.
     ///
@@ -113,8 +136,8 @@ pub trait Store: Send + Sync {
         cancel: &CancelToken,
     ) -> Result<crate::facts::Content>;
 
-    /// Digest of a disk, or of a part of it, whoever has the image open: for a guest that stands still, and
-    /// whose images nobody changes although its process holds them. `None` where disks cannot be hashed
+    /// Digest of a disk, or of a part of it, even while a process has the image open: for a guest that is paused, and
+    /// whose images do not change although its process has them open. `None` where disks cannot be hashed
     /// this way.
     ///
     /// # Errors
@@ -134,7 +157,7 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it is another object by
-    /// now, or somebody has it open.
+    /// now, or a process has it open.
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool>;
 }
 
@@ -144,7 +167,7 @@ pub trait Store: Send + Sync {
 pub enum Mode {
     /// A guest's own disk: 0600.
     Private,
-    /// A base that nobody may change: 0444.
+    /// A backing file that must not change: 0444.
     ReadOnly,
 }
 

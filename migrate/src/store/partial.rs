@@ -27,7 +27,7 @@ pub(crate) struct Partial {
     path: PathBuf,
     file: File,
     status: Stat,
-    /// Holds the locks by which others see that somebody works on it.
+    /// Holds the locks by which other processes see that it is being written.
     _locked: FileStorage,
     len: u64,
     resumed: bool,
@@ -40,7 +40,7 @@ impl Partial {
         let (directory, name) = root.parent(path)?;
         match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {}
-            Err(error) => return Err(failed("could not look at what is there", path, error)),
+            Err(error) => return Err(failed("could not examine what exists", path, error)),
             Ok(_) => return Err(exists(path)),
         }
         let at = temporary(path, key);
@@ -57,7 +57,7 @@ impl Partial {
                 let open = || rustix::fs::openat(&directory, &temporary, old, none);
                 (
                     retry_on_intr(open)
-                        .map_err(|error| failed("could not go on with it", &at, error))?,
+                        .map_err(|error| failed("could not continue it", &at, error))?,
                     true,
                 )
             }
@@ -90,8 +90,11 @@ impl Partial {
             return Err(error.file(path).into());
         }
         if alone.is_none() || !is_still(&directory, &temporary, status.st_dev, status.st_ino) {
-            return Err(Error::refused(format!("{}: somebody else is making it", path.display()))
-                .hint("wait until that is done, then try again"));
+            return Err(Error::refused(format!(
+                "{}: another process is writing it",
+                path.display()
+            ))
+            .hint("wait until that is done, then try again"));
         }
         let partial = Self {
             directory,
@@ -249,7 +252,7 @@ fn is_ours(status: &Stat) -> bool {
 }
 
 fn exists(path: &Path) -> Error {
-    Error::refused(format!("{}: something is there already", path.display()))
+    Error::refused(format!("{}: a file exists already", path.display()))
         .hint("nothing that exists is written to: move it away, or choose another path")
 }
 

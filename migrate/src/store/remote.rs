@@ -74,7 +74,7 @@ impl RemoteStore {
         let mut connection = match held.take() {
             Some(connection) => connection,
             None if self.words.is_empty() => {
-                return Err(Error::environment("the connection is gone"));
+                return Err(Error::environment("the connection was closed"));
             }
             None => Connection::run(&self.words, self.patience)?,
         };
@@ -106,7 +106,7 @@ impl RemoteStore {
         Ok(ports)
     }
 
-    /// Ends that, and says at which of them somebody came.
+    /// Ends that, and says at which of them a connection arrived.
     pub(crate) fn heard(&self) -> Result<Vec<u16>> {
         self.ask(&Request::Heard)
     }

@@ -1,7 +1,7 @@
 //! A directory that is taken for the root of all paths, and what lives below it.
 //!
 //! Names are resolved by the kernel within the root, so that neither `..` nor a symbolic link leads
-//! out, whoever changes the tree meanwhile. What was found is pinned by its descriptor.
+//! out, whatever changes in the tree meanwhile. What was found is pinned by its descriptor.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,7 +16,7 @@ use crate::facts::Identity;
 use crate::fs::fd_path;
 use crate::{Error, Result};
 
-/// The kernel gives up where somebody renames directories meanwhile; so often it is asked again.
+/// The kernel gives up where directories are renamed meanwhile; the number of further attempts.
 const TRIES: usize = 16;
 
 /// The root of all paths.

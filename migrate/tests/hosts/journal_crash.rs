@@ -141,7 +141,12 @@ fn run(world: &World, disks: usize, steps: usize) -> Crash {
         let (host, path) = (Side::Destination, PathBuf::from(format!("/disk{disk}")));
         let content = content(&format!("disk {disk}"));
         let temporary = world.destination.temporary(&path, &content).unwrap();
-        let intended = Record::Intended { host, path: path.clone(), temporary: temporary.clone() };
+        let intended = Record::Intended {
+            host,
+            path: path.clone(),
+            temporary: temporary.clone(),
+            proof: None,
+        };
         write!(intended);
         step!();
         let temporary = world.real(&temporary.unwrap());
@@ -345,7 +350,9 @@ fn victim() {
         let (host, path) = (Side::Destination, PathBuf::from(format!("/disk{disk}")));
         let content = content(&format!("disk {disk}"));
         let temporary = store.temporary(&path, &content).unwrap();
-        journal.write(Record::Intended { host, path: path.clone(), temporary }).unwrap();
+        journal
+            .write(Record::Intended { host, path: path.clone(), temporary, proof: None })
+            .unwrap();
         let cancel = CancelToken::new();
         let identity = store.put(&path, &content, Mode::Private, &Silent, &cancel).unwrap();
         journal.write(Record::Made { host, path, identity }).unwrap();

@@ -126,7 +126,7 @@ fn two_do_not_make_one_file_at_once() {
     impl Observer for Second<'_> {
         fn progress(&self, _done: u64, _total: u64) {
             let error = self.0.put("/images/disk", self.1).unwrap_err();
-            assert!(error.to_string().contains("somebody else is making it"), "{error}");
+            assert!(error.to_string().contains("another process is writing it"), "{error}");
         }
     }
     let host = Host::new();
@@ -420,6 +420,32 @@ fn put_away_means_renamed_where_nothing_is() {
 }
 
 /// Data at odd places of a file of 6 MiB, some of it zeros.
+/// `file:` names are relative to QEMU's process, and that of the destination does not run yet.
+#[test]
+fn a_name_that_depends_on_the_process_is_not_looked_for_where_this_process_works() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let top = scratch.path("top.qcow2");
+    // It exists in the directory that tests work in.
+    qemu_img(&args![
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-F",
+        "raw",
+        "-b",
+        "file:Cargo.toml",
+        top,
+        "1M"
+    ]);
+    assert!(Path::new("Cargo.toml").exists());
+    let store = LocalStore::new(Path::new("/")).unwrap();
+    let error = store.chain(&top, Some(Format::Qcow2)).unwrap_err();
+    assert!(error.to_string().contains("Cargo.toml"), "{error}");
+}
+
 fn contents() -> impl Strategy<Value = Vec<(u64, Vec<u8>)>> {
     let piece = (0u64..6 << 20, 1usize..300_000, any::<bool>(), any::<u64>()).prop_map(
         |(offset, len, zeros, seed)| {

@@ -217,7 +217,7 @@ fn put_when_free(remote: &RemoteStore, content: &File) {
     for _ in 0..100 {
         match put(remote, "/images/disk", content) {
             Ok(_) => return,
-            Err(error) if error.to_string().contains("somebody else is making it") => {
+            Err(error) if error.to_string().contains("another process is writing it") => {
                 std::thread::sleep(Duration::from_millis(50));
             }
             Err(error) => panic!("{error}"),

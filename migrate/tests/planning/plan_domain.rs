@@ -10,7 +10,7 @@ type Case = (&'static str, fn(&mut Facts));
 
 #[test]
 fn a_guest_that_breaks_a_rule_is_refused_by_that_rule_alone() {
-    let cases: [Case; 9] = [
+    let cases: [Case; 11] = [
         ("R1", |facts| facts.domain.job = Some("migration out".into())),
         ("R1", |facts| facts.disks[0].block_job = Some("block commit".into())),
         ("R2", |facts| facts.domain.snapshots.push("before-update".into())),
@@ -18,6 +18,12 @@ fn a_guest_that_breaks_a_rule_is_refused_by_that_rule_alone() {
         ("R5", |facts| facts.domain.state = DomainState::Other),
         ("R6", |facts| facts.clash = Some("'guest' with UUID x".into())),
         ("R7", |facts| facts.destination.uuid = facts.source.uuid.clone()),
+        // What the destination has is the guest itself.
+        ("R7", |facts| {
+            facts.destination.uuid = facts.source.uuid.clone();
+            facts.clash = Some("'guest' with UUID x".into());
+        }),
+        ("R10", |facts| facts.domain.saved = true),
         ("R7", |facts| facts.destination.uuid = None),
         ("R7", |facts| facts.source.uuid = None),
     ];
@@ -227,4 +233,117 @@ fn the_plan_carries_both_documents_and_its_digest() {
     facts.domain.migratable_xml = "<domain/>".into();
     let refusals = plan(&facts, &Policy::default()).unwrap_err();
     assert_eq!(refusals[0].code, "xml");
+}
+
+fn with_devices(state: DomainState, more: &str) -> Facts {
+    let mut facts = guest(vec![overlay()]);
+    facts.domain.state = state;
+    facts.domain.live_xml = format!("<domain type='kvm'><name>g</name>{more}</domain>");
+    facts
+}
+
+#[test]
+fn what_libvirt_and_qemu_will_not_migrate_is_refused_before_anything_is_made() {
+    // With whether some hosts can, and whether it is one of the host's.
+    let cases = [
+        ("<hostdev mode='subsystem' type='pci'><source/></hostdev>", true, true),
+        ("<hostdev mode='subsystem' type='mdev'><source/></hostdev>", true, true),
+        (
+            "<hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/></source></hostdev>",
+            false,
+            true,
+        ),
+        (
+            "<hostdev mode='subsystem' type='scsi_host'><source protocol='vhost'/></hostdev>",
+            false,
+            true,
+        ),
+        ("<interface type='hostdev'><source/></interface>", true, true),
+        ("<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>", true, true),
+        ("<shmem name='s'><model type='ivshmem-plain'/></shmem>", false, false),
+        ("<shmem name='s' role='peer'/>", false, false),
+        (
+            "<filesystem type='mount'><driver type='virtiofs'/><target dir='x'/></filesystem>",
+            true,
+            true,
+        ),
+        ("<filesystem type='mount'><target dir='x'/></filesystem>", true, true),
+        ("<tpm><backend type='passthrough'/></tpm>", false, true),
+        ("<input type='passthrough' bus='virtio'/>", false, true),
+        ("<smartcard mode='host'/>", false, true),
+        ("<sound model='usb'/>", false, false),
+        ("<sound model='virtio'/>", false, false),
+        ("<crypto model='virtio'/>", false, false),
+        ("<iommu model='amd'/>", false, false),
+        ("<memory model='sgx-epc'/>", false, true),
+        ("<video><model type='virtio'><acceleration accel3d='yes'/></model></video>", false, false),
+        ("<video><driver name='vhostuser'/><model type='virtio'/></video>", false, false),
+        ("<disk><target dev='nvme0' bus='nvme'/></disk>", false, false),
+    ];
+    for (device, maybe, of_host) in cases {
+        let devices = format!("<devices>{device}</devices>");
+        let facts = with_devices(DomainState::Running, &devices);
+        let refusals = decide(&facts, &Policy::default()).unwrap_err();
+        assert_eq!((refusals.len(), &*refusals[0].code), (1, "R11"), "{device}");
+        let tries = matches!(refusals[0].way_out, migrate::Remedy::DetachOrTry(_));
+        assert_eq!(tries, maybe, "{device}");
+        let tried = Policy { try_devices: true, ..Policy::default() };
+        match maybe {
+            true => assert_eq!(codes(&planned(&facts, &tried)), ["host-device"], "{device}"),
+            false => assert_eq!(refused(&facts, &tried), ["R11"], "{device}"),
+        }
+        // As files it can go; what it had of its host is said.
+        let plan = planned(&with_devices(DomainState::ShutOff, &devices), &Policy::default());
+        assert_eq!(codes(&plan) == ["host-device"], of_host, "{device}");
+    }
+    let of_processor = [
+        "<cpu><feature policy='require' name='invtsc'/></cpu>",
+        "<cpu mode='host-passthrough' migratable='off'/>",
+        "<launchSecurity type='sev'/>",
+    ];
+    for more in of_processor {
+        let facts = with_devices(DomainState::Running, more);
+        assert_eq!(refused(&facts, &Policy::default()), ["R11"], "{more}");
+    }
+}
+
+#[test]
+fn what_can_be_migrated_is_not_refused_for_its_looks() {
+    for more in [
+        "<devices><hostdev type='usb'/><hostdev type='scsi'><source protocol='iscsi'/></hostdev></devices>",
+        "<devices><hostdev type='pci'><teaming type='transient' persistent='n'/></hostdev></devices>",
+        "<devices><interface type='hostdev'><teaming type='transient'/></interface></devices>",
+        "<devices><interface type='bridge'/><shmem name='s' role='master'/><iommu model='intel'/></devices>",
+        "<devices><smartcard mode='passthrough'/><sound model='ich9'/><input type='tablet'/></devices>",
+        "<devices><video><model type='virtio'/></video><tpm><backend type='emulator'/></tpm></devices>",
+        "<cpu><feature policy='require' name='invtsc'/></cpu><clock><timer name='tsc' frequency='1'/></clock>",
+        "<cpu mode='host-passthrough' migratable='on'/><cpu><feature policy='disable' name='invtsc'/></cpu>",
+        "<metadata><hostdev type='pci'/></metadata>",
+    ] {
+        let facts = with_devices(DomainState::Running, more);
+        assert_eq!(codes(&planned(&facts, &Policy::default())), [""; 0], "{more}");
+    }
+}
+
+#[test]
+fn the_way_out_for_an_encrypted_disk_fits_the_guests_state() {
+    for (state, shut_off_first) in [(DomainState::Running, true), (DomainState::ShutOff, false)] {
+        let mut facts = guest(vec![alone("vda")]);
+        facts.domain.state = state;
+        header(&mut facts.disks[0], 0).encryption = Some("luks".into());
+        let refusals = decide(&facts, &Policy::default()).unwrap_err();
+        let way_out = format!("{}", refusals[0]);
+        assert_eq!(way_out.contains("shut the guest off"), shut_off_first, "{way_out}");
+        assert!(way_out.contains("its secret"), "{way_out}");
+    }
+}
+
+#[test]
+fn a_policy_that_is_not_stated_has_the_form_that_it_had() {
+    let text = serde_json::to_string(&Policy::default()).unwrap();
+    assert!(!text.contains("stall") && !text.contains("try-devices"), "{text}");
+    assert_eq!(serde_json::from_str::<Policy>("{}").unwrap(), Policy::default());
+    let other = Policy { stall: 0, try_devices: true, ..Policy::default() };
+    let text = serde_json::to_string(&other).unwrap();
+    assert_eq!(serde_json::from_str::<Policy>(&text).unwrap(), other);
 }

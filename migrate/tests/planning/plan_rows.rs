@@ -22,7 +22,7 @@ enum Outcome {
     /// An overlay on what is there.
     OnExisting,
     /// An overlay on what is brought there.
-    OnSeed,
+    OnBaseCopy,
     /// What is there is overwritten.
     Adopted,
     /// No plan.
@@ -49,7 +49,7 @@ fn case(
     let copy = match outcome {
         Skip | Eject | Medium | Refused => CopyMode::None,
         Alone | Adopted => CopyMode::Full,
-        OnExisting | OnSeed => CopyMode::Incremental,
+        OnExisting | OnBaseCopy => CopyMode::Incremental,
     };
     Case { name, policy, change, row, outcome, copy }
 }
@@ -225,7 +225,7 @@ fn cases() -> Vec<Case> {
         case("deleted base, full", full(), deleted, Row::LayerDeleted, Alone),
         case("base gone, the guest reads it", auto(), lost, Row::LayerDeleted, Alone),
         case("base gone, thin", thin(), lost, Row::LayerDeleted, Alone),
-        case("deleted base, thin", thin(), deleted, Row::LayerRescued, OnSeed),
+        case("deleted base, thin", thin(), deleted, Row::LayerRescued, OnBaseCopy),
         case("deleted base, thin, and the same is there", thin(), |f| { deleted(f); with_base(f) }, Row::LayerRescued, OnExisting),
         case("deleted middle layer, thin", thin(), |f| {
             of(f, vec![
@@ -289,7 +289,7 @@ fn cases() -> Vec<Case> {
         }, Row::InternalSnapshots, Alone),
         case("snapshots of the base are its own", thin(), |f| {
             header(vda(f), 1).snapshots.push("s".into());
-        }, Row::BaseBrought, OnSeed),
+        }, Row::BaseBrought, OnBaseCopy),
         case("luks", auto(), |f| header(vda(f), 0).encryption = Some("luks".into()), Row::Encrypted, Refused),
         case("an encrypted base, data file allowed", data_file(), |f| {
             header(vda(f), 0).data_file = Some("d".into());
@@ -314,7 +314,7 @@ fn cases() -> Vec<Case> {
             vda(f).live_chain.layers = named(&vda(f).chain.as_ref().unwrap().layers);
             place(f).bases[0].chain.push(lowest);
         }, Row::BasePresent, OnExisting),
-        case("base to be brought", thin(), |_| (), Row::BaseBrought, OnSeed),
+        case("base to be brought", thin(), |_| (), Row::BaseBrought, OnBaseCopy),
         case("no proof", auto(), |_| (), Row::FullCopy, Alone),
         case("thin not wanted", full(), with_base, Row::FullCopy, Alone),
         // The place.
@@ -440,7 +440,7 @@ fn outcome(action: &Action) -> Outcome {
         Action::CopyMedium { .. } => Medium,
         Action::Create { base: None, .. } => Alone,
         Action::Create { base: Some(BasePlan::Existing { .. }), .. } => OnExisting,
-        Action::Create { base: Some(BasePlan::BaseCopy { .. }), .. } => OnSeed,
+        Action::Create { base: Some(BasePlan::BaseCopy { .. }), .. } => OnBaseCopy,
         Action::Adopt { .. } => Adopted,
     }
 }
@@ -517,7 +517,7 @@ fn disks_on_one_template_bring_it_once_and_others_do_not_share_its_name() {
         chain(&mut second).below = Some(digest.into());
         second
     };
-    let seeds = |facts: &Facts| -> Vec<PathBuf> {
+    let base_copies = |facts: &Facts| -> Vec<PathBuf> {
         let plan = planned(facts, &thin());
         plan.disks
             .iter()
@@ -528,14 +528,14 @@ fn disks_on_one_template_bring_it_once_and_others_do_not_share_its_name() {
             .collect()
     };
     let facts = guest(vec![overlay(), second(DIGEST)]);
-    assert_eq!(seeds(&facts), [PathBuf::from("/new/base.qcow2"), "/new/base.qcow2".into()]);
+    assert_eq!(base_copies(&facts), [PathBuf::from("/new/base.qcow2"), "/new/base.qcow2".into()]);
     let plan = planned(&facts, &thin());
     assert!(plan.disks[0].transfer_bytes > plan.disks[1].transfer_bytes, "counted once");
 
     let other = "f".repeat(64);
     let facts = guest(vec![overlay(), second(&other)]);
     let names = [PathBuf::from("/new/base.qcow2"), "/new/base-ffffffffffff.qcow2".into()];
-    assert_eq!(seeds(&facts), names);
+    assert_eq!(base_copies(&facts), names);
 
     // A disk may have the name that a base would like.
     let mut facts = guest(vec![overlay(), alone("vdb")]);

@@ -45,8 +45,8 @@ fn set_up() -> Setup {
     }
 }
 
-fn way(host: &str) -> Seen<Way> {
-    Ok(Way { host: host.into(), ports: vec![49152, 49215], closed: vec![] })
+fn way(host: &str) -> Seen<NetworkPath> {
+    Ok(NetworkPath { host: host.into(), ports: vec![49152, 49215], closed: vec![] })
 }
 
 fn room(filesystem: &str, available: u64) -> Seen<Room> {
@@ -68,7 +68,7 @@ fn seeing(guests: Vec<Facts>, policy: &Policy) -> Seeing {
         }),
         cpu: Ok(CpuFit::Identical),
         setup: Ok(Setups { source: set_up(), destination: set_up(), ahead_ns: 5, error_ns: 1000 }),
-        ways: Ways { there: way("there"), back: way("here") },
+        paths: NetworkPaths { to_destination: way("there"), to_source: way("here") },
         pools: vec![PoolFacts {
             name: "new".into(),
             kind: "dir".into(),
@@ -144,12 +144,12 @@ fn each_check_between_the_hosts_turns_for_what_it_is_about_and_no_other_does() {
         ("cpu", Is::Note, |it| it.cpu = Ok(CpuFit::Incompatible { why: "no avx".into() })),
         ("cpu", Is::Unseen, |it| it.cpu = Ok(CpuFit::Unknown { why: "no such thing".into() })),
         ("ports-there", Is::Red, |it| {
-            it.ways.there.as_mut().unwrap().closed.push((49215, "timed out".into()));
+            it.paths.to_destination.as_mut().unwrap().closed.push((49215, "timed out".into()));
         }),
-        ("ports-there", Is::Unseen, |it| it.ways.there = Err("not looked at".into())),
-        ("ports-there", Is::Unseen, |it| it.ways.there.as_mut().unwrap().ports.clear()),
+        ("ports-there", Is::Unseen, |it| it.paths.to_destination = Err("not looked at".into())),
+        ("ports-there", Is::Unseen, |it| it.paths.to_destination.as_mut().unwrap().ports.clear()),
         ("ports-back", Is::Note, |it| {
-            it.ways.back.as_mut().unwrap().closed.push((49152, "refused".into()));
+            it.paths.to_source.as_mut().unwrap().closed.push((49152, "refused".into()));
         }),
         ("tls", Is::Red, |it| it.setup.as_mut().unwrap().source.tls_files.clear()),
         ("tls", Is::Red, |it| {
@@ -411,7 +411,7 @@ fn the_order_is_by_bytes_and_what_cannot_go_is_last() {
         named_guest("also-small", 5),
     ];
     let mut seeing = seeing(guests, &policy);
-    let lost = Error::environment("the connection is gone").hint("look there");
+    let lost = Error::environment("the connection was closed").hint("look there");
     seeing.guests.push(Looked { name: "lost".into(), found: Err(lost) });
     let report = judge(&seeing, &policy);
     assert_eq!(names(&report), ["also-small", "small", "big", "lost", "refused"]);

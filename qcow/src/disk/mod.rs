@@ -418,7 +418,3 @@ impl Below for Chain {
         self.virtual_size()
     }
 }
-
-#[cfg(test)]
-#[cfg(feature = "ops")]
-mod tests;

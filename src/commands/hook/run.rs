@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use migrate::hook::annotation::Annotation;
 use migrate::hook::{Call, Config, Hook, Paths, install};
 use migrate::{CancelToken, Error, ErrorKind};
 use qcow::Escaped;
 
+use super::ask;
 use crate::failure::Failure;
 use crate::output::{eprint_line, print};
 
@@ -81,7 +83,15 @@ impl Run {
         let answer = text_of_input().and_then(|xml| {
             let write = |line: &str| log.write(line);
             let paths = Paths { state: self.state_dir, status: self.status_dir };
-            Hook::new(config, paths, &write, cancel).call(&call, &xml)
+            let peers = config.as_ref().ok().and_then(|config| config.ask.clone());
+            let question = peers.map(|peers| ask::Question { peers, deadline });
+            let ask = |uuid: &str, targets: &[String]| match &question {
+                Some(question) => question.put(uuid, targets),
+                None => Ok(Annotation::default()),
+            };
+            let hook = Hook::new(config, paths, &write, cancel);
+            let hook = if question.is_some() { hook.asking(&ask) } else { hook };
+            hook.call(&call, &xml)
         });
         match answer {
             Ok(None) => Ok(()),

@@ -129,6 +129,14 @@ pub(crate) struct PolicyArgs {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
 
+    /// Abort the migration if the guest has written to its disks as fast as they are copied for SECONDS; 0: never
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    stall: u64,
+
+    /// Leave devices that only some hosts can migrate (VFIO, vDPA, virtiofs, 9p) to libvirt and QEMU
+    #[arg(long)]
+    try_devices: bool,
+
     /// Days to keep the archived source files; 0 removes them as soon as the destination is
     /// verified
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
@@ -163,9 +171,10 @@ impl RouteArgs {
     /// As it is kept in journals.
     pub(crate) fn route(&self) -> Result<Route> {
         if is_directory(&self.connect) {
-            return Err(Error::usage("--connect takes the URI of a libvirt here").hint(
-                "give the guest's XML with --domain-xml, and the directory with --source-root",
-            ));
+            return Err(Error::usage("--connect takes the URI of a libvirt, not a directory")
+                .hint(
+                    "give the guest's XML with --domain-xml, and the directory with --source-root",
+                ));
         }
         let domain = match (&self.domain_xml, &self.domain) {
             (Some(xml), _) => {
@@ -261,6 +270,8 @@ impl PolicyArgs {
             tls: self.tls,
             sync_writes: self.sync_writes,
             timeout: self.timeout,
+            try_devices: self.try_devices,
+            stall: self.stall,
             retain_days: self.retain,
         })
     }

@@ -18,6 +18,8 @@ pub(crate) struct ProgressReporter {
     quiet: bool,
     /// When a line was printed last, in milliseconds since the start; `u64::MAX` before the first.
     last: AtomicU64,
+    /// Bytes of all disks when the job began. libvirt's total grows with what the guest writes meanwhile.
+    disks: AtomicU64,
 }
 
 struct Bars {
@@ -37,6 +39,7 @@ impl ProgressReporter {
             bars: terminal.then(Bars::new),
             quiet: quiet || (when != When::Always && !terminal),
             last: AtomicU64::new(u64::MAX),
+            disks: AtomicU64::new(0),
         }
     }
 
@@ -82,9 +85,10 @@ impl Report for ProgressReporter {
     }
 
     fn job(&self, job: &JobProgress) {
+        let (done, total) = disks_done(job, &self.disks);
         if let Some(bars) = &self.bars {
-            bars.disks.set_length(job.disk_total);
-            bars.disks.set_position(job.disk_processed);
+            bars.disks.set_length(total);
+            bars.disks.set_position(done);
             bars.memory.set_length(job.memory_total);
             bars.memory.set_position(job.memory_processed);
             return;
@@ -95,7 +99,7 @@ impl Report for ProgressReporter {
             self.last.store(job.elapsed_ms, Ordering::Relaxed);
             eprint_line(format_args!(
                 "disks {} of {} bytes, memory {} of {} bytes",
-                job.disk_processed, job.disk_total, job.memory_processed, job.memory_total
+                done, total, job.memory_processed, job.memory_total
             ));
         }
     }
@@ -106,5 +110,39 @@ impl Report for ProgressReporter {
 
     fn observer(&self) -> &dyn Observer {
         &self.files
+    }
+}
+
+/// How many bytes of the disks are equal at the destination, and of how many. libvirt counts what the guest writes
+/// again into both figures, so that theirs comes to 100 % of a growing total; here it is done when memory follows.
+fn disks_done(job: &JobProgress, first_total: &AtomicU64) -> (u64, u64) {
+    let known = first_total.load(Ordering::Relaxed);
+    let total = if known == 0 { job.disk_total } else { known };
+    first_total.store(total, Ordering::Relaxed);
+    let remaining = job.disk_total.saturating_sub(job.disk_processed);
+    let remaining = if job.memory_total == 0 { remaining.max(1) } else { remaining };
+    (total.saturating_sub(remaining), total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_growing_total_is_never_done_before_memory_follows() {
+        let first = AtomicU64::new(0);
+        let job = |total, done, memory_total| JobProgress {
+            disk_total: total,
+            disk_processed: done,
+            memory_total,
+            ..JobProgress::default()
+        };
+        assert_eq!(disks_done(&job(0, 0, 0), &first), (0, 0));
+        assert_eq!(disks_done(&job(1000, 100, 0), &first), (100, 1000));
+        // The guest wrote 5000 bytes meanwhile.
+        assert_eq!(disks_done(&job(6000, 5900, 0), &first), (900, 1000));
+        assert_eq!(disks_done(&job(9000, 9000, 0), &first), (999, 1000));
+        assert_eq!(disks_done(&job(9000, 9000, 64), &first), (1000, 1000));
+        assert_eq!(disks_done(&job(9000, 2000, 64), &first), (0, 1000));
     }
 }

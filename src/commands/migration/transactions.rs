@@ -184,10 +184,10 @@ fn table(all: &[Listed]) -> String {
             let _ = writeln!(text, "    interrupted in phase: {phase}");
         }
         for path in one.made.iter().filter(|_| one.state == "open") {
-            let _ = writeln!(text, "    made there: '{path}'");
+            let _ = writeln!(text, "    created at the destination: '{path}'");
         }
         for path in &one.kept {
-            let _ = writeln!(text, "    kept here: '{path}'");
+            let _ = writeln!(text, "    kept at the source: '{path}'");
         }
         if let Some(error) = &one.error {
             let _ = writeln!(text, "    {error}");
@@ -234,7 +234,7 @@ impl Resume {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct PutBack {
+struct RollbackReport {
     removed: Vec<String>,
     left: Vec<String>,
     complete: bool,
@@ -251,7 +251,7 @@ impl Rollback {
                 .ending
                 .run(&cut_off, |run, watch| watch.settle_migration(run.roll_back(leave)))?,
         };
-        let put_back = PutBack {
+        let rolled_back = RollbackReport {
             removed: done.removed.iter().map(|(_, path)| shown(path)).collect(),
             left: done
                 .left
@@ -261,17 +261,17 @@ impl Rollback {
             complete: done.is_complete(),
         };
         match self.output.output {
-            OutputFormat::Json => print_json(&put_back)?,
+            OutputFormat::Json => print_json(&rolled_back)?,
             OutputFormat::Human => {
-                for path in &put_back.removed {
+                for path in &rolled_back.removed {
                     print(format_args!("removed: '{path}'\n"))?;
                 }
-                for left in &put_back.left {
+                for left in &rolled_back.left {
                     eprint_line(format_args!("left: {left}"));
                 }
             }
         }
-        if put_back.complete || leave {
+        if rolled_back.complete || leave {
             return Ok(());
         }
         Err(Error::environment("not everything could be removed")

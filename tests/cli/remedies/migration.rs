@@ -42,6 +42,12 @@ const REMEDIES: &[(&str, &str)] = &[
     ("OnlyAgent", AGENT),
     // It needs a guest that writes faster than the network, and then a faster network.
     ("MoreTime", ""),
+    ("CopyFaster", "tests/migration/faults.rs a_guest_that_outruns_the_copy"),
+    (
+        "DetachOrTry",
+        "migrate/tests/planning/plan_domain.rs \
+         what_libvirt_and_qemu_will_not_migrate_is_refused_before_anything_is_made",
+    ),
     (
         "Resume",
         "tests/migrate/directories.rs \

@@ -119,7 +119,7 @@ fn may_delete_has_three_answers() {
     // A name that nobody knows may be a slip.
     let (code, _, said) = ask(&scratch.path("slip.qcow2"));
     assert_eq!(code, Some(6));
-    assert!(said.contains("nothing of this name"), "{said}");
+    assert!(said.contains("no file has this name"), "{said}");
     // A libvirt that cannot be asked.
     let run = qcowtool(args!["dependents", overlay, "--may-delete", "--connect", "nonsense:///x"]);
     assert_eq!(run.code(), Some(6), "{}", run.stderr());

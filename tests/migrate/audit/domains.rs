@@ -160,7 +160,7 @@ fn a_chain_in_the_xml_that_is_not_that_of_the_headers() {
     let end = "<backingStore/>";
     let Some(found) = of(&below(&other, end)) else { return };
     found.has_only(&["error chains-disagree overlay.qcow2"]);
-    assert!(found.said("chains-disagree").contains("works until the guest is started anew"));
+    assert!(found.said("chains-disagree").contains("works until the guest is restarted"));
     of(end).unwrap().has_only(&["error chains-disagree overlay.qcow2"]);
     of(&below(&base, &below(&other, end)))
         .unwrap()

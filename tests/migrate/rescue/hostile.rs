@@ -92,7 +92,10 @@ fn a_process_with_mounts_of_its_own_gets_its_file_back_where_it_sees_it() {
     let base = own.directory.join("base");
     let item = found.item(&base);
     assert_eq!(item["restored"], base.to_str().unwrap());
-    assert!(item["notes"].to_string().contains("as the process sees them"), "{item:#}");
+    assert!(
+        item["notes"].to_string().contains("in the mount namespace of the process"),
+        "{item:#}"
+    );
     assert!(fs::read(own.inside("base")).unwrap() == fs::read(scratch.path("content")).unwrap());
     assert_eq!(names(&own.directory), [""; 0], "it is nobody else's directory");
 }

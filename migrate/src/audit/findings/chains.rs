@@ -1,6 +1,6 @@
-//! What can be said of an image and what it stands on.
+//! Findings about an image and its backing file.
 
-use super::{Code, Context, Finding, Report, Severity, quoted};
+use super::{Code, Context, Finding, Report, Severity, depending, quoted};
 use crate::Remedy;
 use crate::audit::value::{Content, Header, Image, Link, Need, Presence, Proof};
 
@@ -50,7 +50,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
                 Severity::Error,
                 Code::BaseUnusable,
                 format!("what it needs, {}, cannot be used: {why}", quoted(&link.name)),
-                "bring the right file back under this name",
+                "restore the right file under this name",
             );
         }
         if link.need == Need::Backing {
@@ -67,7 +67,7 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         report.add(
             Severity::Warning,
             Code::FormatUnrecorded,
-            "the format of its base is not recorded: who opens it has to guess, and a guest can \
+            "the format of its backing file is not recorded: a program that opens it has to guess, and a guest can \
              make the guess go wrong",
             Remedy::RecordFormat,
         );
@@ -116,8 +116,8 @@ fn missing(context: &Context<'_>, link: &Link, report: &mut Report<'_>) {
         None => report.add(
             Severity::Error,
             Code::BaseMissing,
-            format!("{what} {name} is not there"),
-            "bring the file back under this name; without it the image cannot be read",
+            format!("{what} {name} does not exist"),
+            "restore the file under this name; without it the image cannot be read",
         ),
     }
 }
@@ -127,7 +127,7 @@ fn format(header: &Header, base: &Image, report: &mut Report<'_>) {
     let Some(recorded) = header.backing_format.as_deref() else { return };
     let found = match (&base.content, recorded) {
         (Content::Unknown, _) | (Content::Qcow2, "qcow2") | (Content::Raw, "raw") => return,
-        // What is neither, nobody here can judge.
+        // Other formats are not judged.
         (_, other) if !matches!(other, "qcow2" | "raw") => return,
         (Content::Qcow2, _) => "qcow2",
         (Content::Raw, _) => "raw",
@@ -203,15 +203,16 @@ fn of_proof(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             Severity::Error,
             Code::BaseDifferent,
             format!(
-                "its content is not that of its manifest, and {users} images stand on it: they \
-                 show garbage wherever it differs"
+                "its content differs from its manifest, and {} on it: wherever it differs, their guests \
+                 see wrong data",
+                depending(users)
             ),
-            "bring back the content that the manifest was taken of",
+            "restore the content that the manifest describes",
         );
     }
 }
 
-/// Images that stand on each other, once for each circle.
+/// Loops of backing files, each once.
 pub(super) fn circles(context: &Context<'_>, found: &mut Vec<Finding>) {
     for circle in context.graph.circles() {
         let mut names: Vec<_> = circle
@@ -233,11 +234,8 @@ pub(super) fn circles(context: &Context<'_>, found: &mut Vec<Finding>) {
             Severity::Error,
             Code::Loop,
             match count {
-                1 => "it stands on itself".to_owned(),
-                _ => format!(
-                    "{count} images stand on each other in a circle: {}{more}",
-                    names.join(", ")
-                ),
+                1 => "it is its own backing file".to_owned(),
+                _ => format!("{count} images form a backing-file loop: {}{more}", names.join(", ")),
             },
             Remedy::BreakLoop,
         );

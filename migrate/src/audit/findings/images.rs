@@ -1,6 +1,6 @@
 //! What can be said of an image by itself and of the processes that have it open.
 
-use super::{Code, Context, Report, Severity, quoted};
+use super::{Code, Context, Report, Severity, depending, quoted};
 use crate::Remedy;
 use crate::audit::value::{Need, Presence, Truncated};
 
@@ -11,12 +11,14 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         report.add(
             Severity::Error,
             Code::DeletedOpen,
-            format!("it was deleted, and {held} still has it open: when that ends, it is gone"),
+            format!(
+                "it was deleted, and {held} still has it open: when that ends, its content is lost"
+            ),
             Remedy::SaveDeleted(through.display().to_string()),
         );
     }
     if let Presence::Unusable { why, sure: false } = &image.presence {
-        let way_out = "look as a user who may read it; what it stands on is not known";
+        let way_out = "run as a user who can read it; its backing file is not known";
         report.add(Severity::Warning, Code::Unreadable, why, way_out);
     }
     if let Some((why, broken)) = &image.problem {
@@ -63,11 +65,11 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         );
     }
     if !image.locks.is_empty() && image.locks.contains(&"write") {
-        let held = context.held(&image.key).unwrap_or_else(|| "somebody".into());
+        let held = context.held(&image.key).unwrap_or_else(|| "a process".into());
         report.add(
             Severity::Info,
             Code::Locked,
-            format!("{held} has it open for writing, as QEMU's locks tell"),
+            format!("{held} has it open for writing, according to QEMU's image locks"),
             "nothing needs to be done",
         );
     }
@@ -75,14 +77,14 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         report.add(
             Severity::Info,
             Code::BaseNotFollowed,
-            format!("it stands on {}, which was not looked at: {why}", quoted(name)),
+            format!("it is backed by {}, which was not examined: {why}", quoted(name)),
             "look at that storage with its own tools",
         );
     }
     bases(context, at, report);
 }
 
-/// What is said of what others stand on, and of what could be a base and is none.
+/// Findings about backing files, and about images that could be one and are none.
 fn bases(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
     let image = report.image;
     let users = context.graph.above(at).len();
@@ -98,8 +100,8 @@ fn bases(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             report.add(
                 Severity::Info,
                 Code::BaseUnused,
-                format!("nothing stands on it{whom}; it takes {} bytes", image.status.allocated),
-                "if nobody else needs it, it can be removed",
+                format!("nothing depends on it{whom}; it takes {} bytes", image.status.allocated),
+                "if it is not needed otherwise, it can be removed",
             );
         }
         return;
@@ -118,14 +120,14 @@ fn bases(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
         && image.status.mode & 0o222 != 0
     {
         let (severity, whom) = match others {
-            true => (Severity::Warning, "its group or everybody"),
+            true => (Severity::Warning, "its group or others"),
             false => (Severity::Info, "its owner"),
         };
         report.add(
             severity,
             Code::BaseWritable,
-            format!("{users} images stand on it, and its mode lets {whom} write to it"),
-            "chmod a-w: a base that is written to corrupts every image on it",
+            format!("{} on it, and its mode lets {whom} write to it", depending(users)),
+            "chmod a-w: writing to a backing file corrupts every overlay of it",
         );
     }
 }

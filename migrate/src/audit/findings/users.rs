@@ -1,6 +1,6 @@
 //! What can be said of images and the domains that use them.
 
-use super::{Code, Context, Finding, Report, Severity, Used, quoted};
+use super::{Code, Context, Finding, Report, Severity, Used, depending, quoted};
 use crate::Remedy;
 use crate::audit::value::{Content, Disk, Domain, Form, Image, Key, Presence};
 
@@ -19,11 +19,12 @@ pub(super) fn look(context: &Context<'_>, at: usize, report: &mut Report<'_>) {
             Severity::Error,
             Code::BaseWritten,
             format!(
-                "{} writes to it as its disk {}{}, and {users} images stand on it: their guests \
-                 see garbage wherever it writes",
+                "{} writes to it as its disk {}{}, and {} on it: wherever it writes, their guests see \
+                 wrong data",
                 said(first.domain),
                 first.disk.target,
-                later(first.disk)
+                later(first.disk),
+                depending(users)
             ),
             "give that domain an overlay of its own, or make the disk read-only in its XML",
         );
@@ -58,8 +59,8 @@ pub(super) fn domain(context: &Context<'_>, domain: &Domain, found: &mut Vec<Fin
             report.add(
                 Severity::Error,
                 Code::DiskMissing,
-                format!("{whose}: the image is not there"),
-                "bring the file back under this name, or take the disk out of the domain",
+                format!("{whose}: the image does not exist"),
+                "restore the file under this name, or remove the disk from the domain",
             );
             continue;
         }
@@ -77,7 +78,7 @@ pub(super) fn domain(context: &Context<'_>, domain: &Domain, found: &mut Vec<Fin
             report.add(
                 Severity::Error,
                 Code::ChainsDisagree,
-                format!("{whose}: {difference}; it works until the guest is started anew"),
+                format!("{whose}: {difference}; it works until the guest is restarted"),
                 Remedy::RebaseAsUsed,
             );
         }

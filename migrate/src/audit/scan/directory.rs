@@ -93,7 +93,7 @@ pub(super) fn left_out(links: Vec<PathBuf>, entered: &HashSet<(u64, u64)>) -> Ve
         let known = |status: fs::Metadata| entered.contains(&(status.dev(), status.ino()));
         !fs::metadata(link).is_ok_and(known) && !is_view(link).unwrap_or(false)
     };
-    let why = "it is a link to a directory that was not looked at: give that directory too";
+    let why = "it is a link to a directory that was not examined: give that directory too";
     links
         .into_iter()
         .filter(left_out)
@@ -109,7 +109,7 @@ fn each<'s, 'a: 's>(scan: &'s Scan<'a>, scope: &Scope<'s>, entry: &fs::DirEntry)
             let _ = scan.add(&path, false, Look::Passing);
         }),
         Ok(kind) if kind.is_symlink() => scope.spawn(move |_| {
-            // Where it leads to nothing, it is nobody's image.
+            // Where it leads to nothing, it is no image.
             match fs::metadata(&path) {
                 Ok(status) if status.is_file() => drop(scan.add(&path, true, Look::Passing)),
                 Ok(status) if status.is_dir() => scan.found().directory_links.push(path),

@@ -63,7 +63,7 @@ impl Pinned {
     }
 }
 
-/// Reads the header of what was pinned, unless it is known. `None` if nobody wants it and it is no image.
+/// Reads the header of what was pinned, unless it is known. `None` if it was not asked for and is no image.
 pub(super) fn read(
     pinned: &Pinned,
     key: Key,
@@ -78,7 +78,7 @@ pub(super) fn read(
     let image = Image::new(key, name, Presence::Here);
     let storage = match FileStorage::open(&path) {
         Ok(storage) => storage,
-        // Named by somebody, it is kept as what cannot be used.
+        // If another image names it, it is kept as what cannot be used.
         Err(error) => return Err(io_error(&error)),
     };
     let status = status(pinned);
@@ -87,7 +87,7 @@ pub(super) fn read(
         Some((content, _)) => content.clone(),
         None => probe(&storage)?,
     };
-    let old = stands_on_others(&content);
+    let old = may_have_backing_files(&content);
     if look == Look::Passing
         && !matches!(content, Content::Qcow2 | Content::Vmdk)
         && !called_raw(&image, &content)
@@ -125,12 +125,12 @@ fn probe(storage: &FileStorage) -> io::Result<Content> {
     }
 }
 
-/// Why it matters that an image of another format is not read: QEMU lets the formats before QCOW2 stand on
-/// any image too.
-fn stands_on_others(content: &Content) -> Option<String> {
+/// Why it matters that an image of another format is not read: formats before QCOW2 can have backing files
+/// too.
+fn may_have_backing_files(content: &Content) -> Option<String> {
     match content {
         Content::Other(what) if what.contains("QCOW version 1") || what.contains("QED") => {
-            Some(format!("{what}; what it stands on is not known"))
+            Some(format!("{what}; its backing file is not known"))
         }
         _ => None,
     }

@@ -113,8 +113,7 @@ impl Descriptor {
                 "this VMDK image has a parent (parentCID={id:08x}) that its descriptor does not name"
             )),
             (Some(parent), _) if parent.as_os_str().as_bytes().contains(&b'\\') => Some(format!(
-                "the parent of this VMDK image has the name of another operating system, '{}', so \
-                 which file it is here is not known",
+                "the parent of this VMDK image has the name of another operating system, '{}', so its file on this host is not known",
                 parent.display()
             )),
             _ => None,

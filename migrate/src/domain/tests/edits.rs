@@ -40,6 +40,28 @@ fn a_disk_that_stands_alone_afterwards() {
 }
 
 #[test]
+fn a_chain_is_replaced_and_nothing_else_of_the_disk() {
+    let rechained = |xml: &str, target: &str, below: Vec<NamedLayer>| {
+        let edit = DiskEdit { target: target.into(), change: Change::Chain { below } };
+        let (_, before, _) = cut(xml, target);
+        (before.to_owned(), edited(xml, &edit, Form::Running))
+    };
+    let (before, after) = rechained(LIVE, "vda", vec![]);
+    let start = before.find("<backingStore").unwrap();
+    let end = before.rfind("</backingStore>").unwrap() + "</backingStore>".len();
+    assert_eq!(after, format!("{}<backingStore/>{}", &before[..start], &before[end..]));
+    let (before, after) = rechained(LIVE, "vda", vec![layer("/new/base", "raw")]);
+    assert_eq!(disk_chain(&after), [layer("/new/base", "raw")]);
+    assert_eq!(&after[..start], &before[..start]);
+}
+
+/// The layers below a disk's own.
+fn disk_chain(text: &str) -> Vec<NamedLayer> {
+    let xml = format!("<domain><name>x</name><devices>{text}</devices></domain>");
+    parse(&xml).unwrap().disks.remove(0).chain.layers.split_off(1)
+}
+
+#[test]
 fn an_overlay_has_its_whole_chain_with_formats_and_an_end() {
     let below = [layer("/new/middle.qcow2", "qcow2"), layer("/dev/vg1/template", "raw")];
     let edit = on("vdb", "/srv/vm/db-log.qcow2", &below);

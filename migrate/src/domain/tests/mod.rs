@@ -38,7 +38,7 @@ pub(super) fn change(target: &str, change: Change) -> DiskEdit {
     DiskEdit { target: target.to_owned(), change }
 }
 
-/// A disk that stands alone in a QCOW2 file.
+/// A disk in a QCOW2 file without a backing file.
 pub(super) fn alone(target: &str, path: &str) -> DiskEdit {
     on(target, path, &[])
 }

@@ -49,6 +49,7 @@ const KEEP_TPM: Version = Version::new(8, 9, 0);
 /// A connection to one host's libvirt. When it breaks, what was asked fails; the next question connects again.
 pub struct Connection {
     uri: String,
+    read_only: bool,
     live: Mutex<Option<Live>>,
     signal: Arc<Signal>,
 }
@@ -88,9 +89,22 @@ impl Connection {
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment).
     pub fn open(uri: &str) -> Result<Self> {
+        Self::open_as(uri, false)
+    }
+
+    /// Connects to `uri` with libvirt's read-only connection, which can change nothing there.
+    ///
+    /// # Errors
+    /// [`Environment`](crate::ErrorKind::Environment).
+    pub fn open_read_only(uri: &str) -> Result<Self> {
+        Self::open_as(uri, true)
+    }
+
+    fn open_as(uri: &str, read_only: bool) -> Result<Self> {
         events::start()?;
         let connection = Self {
             uri: uri.to_owned(),
+            read_only,
             live: Mutex::new(None),
             signal: Arc::new(Signal::default()),
         };
@@ -131,7 +145,8 @@ impl Connection {
     fn open_live(&self) -> Outcome<Live> {
         // `virt` panics where there is a NUL byte.
         CString::new(self.uri.as_str())?;
-        let connect = Connect::open(Some(&self.uri))?;
+        let open = if self.read_only { Connect::open_read_only } else { Connect::open };
+        let connect = open(Some(&self.uri))?;
         // Connections without a wire have no such thing.
         let _ = connect.set_keep_alive(KEEP_ALIVE_SECONDS, KEEP_ALIVE_COUNT);
         Ok(Live {
@@ -211,7 +226,7 @@ impl Connection {
         Ok(uses)
     }
 
-    /// Makes libvirt look again at what is in a pool, waiting a little for whoever fills it.
+    /// Makes libvirt look again at what is in a pool, waiting a little for a job that fills it.
     pub(crate) fn refresh(&self, pool: &StoragePool) -> Result<()> {
         self.say(patiently(|| pool.refresh(0)))
     }

@@ -10,7 +10,7 @@ use crate::facts::{
     HostFacts, Identity, ImageFacts, LayerFacts, Missing, NamedLayer, ObjectFacts, Qcow2Facts,
     Source, Storage, TargetFacts, Version, XmlChain,
 };
-use crate::plan::{Policy, Style, seed_name};
+use crate::plan::{Policy, Style, base_copy_name};
 
 /// Where the files that the guest's process holds open can be read.
 const DESCRIPTORS: &str = "/proc/7/fd";
@@ -35,7 +35,7 @@ impl Model {
                 checkpoints: Vec::new(),
                 saved: false,
             },
-            clash: (self.on == Side::Destination).then(|| "it is there already".to_owned()),
+            clash: (self.on == Side::Destination).then(|| "it exists already".to_owned()),
             disks: self.disks.iter().map(|disk| self.disk(disk, policy)).collect(),
             files: Vec::new(),
         }
@@ -158,7 +158,7 @@ impl Model {
             destination.bases.extend(self.base(&base));
             let lower = chain.layers.get(1..).unwrap_or_default();
             let digest = self.digest_of_layers(lower);
-            destination.bases.extend(self.base(&seed_name(&base, &digest)));
+            destination.bases.extend(self.base(&base_copy_name(&base, &digest)));
             for base in &mut destination.bases {
                 base.content = match self.digest(Side::Destination, &base.path) {
                     Some(found) if found == digest => Content::Equal { digest: found },

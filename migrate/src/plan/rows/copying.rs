@@ -9,7 +9,7 @@ use crate::plan::proofs::{self, Thin};
 use crate::plan::value::{BasePlan, Row};
 use qcow::chain::Format;
 
-/// A copy of the whole disk into an image that stands alone.
+/// A copy of the whole disk into an image without a backing file.
 fn whole(disk: &Disk<'_>, why: String) -> Copy {
     let not_thin = thin_wanted(disk).then(|| why.clone());
     Copy { whole: Some(why.clone()), why, not_thin, ..Copy::default() }
@@ -28,7 +28,7 @@ fn copy_whole(disk: &Disk<'_>, why: impl Into<String>) -> Option<Verdict> {
     Some(Verdict::Copy(whole(disk, why.into())))
 }
 
-/// `LayerRescued`: a base was deleted, and an overlay is wanted: what the hypervisor holds open is brought there.
+/// `LayerRescued`: a base was deleted, and an overlay is wanted: what the hypervisor has open is copied to the destination.
 pub(super) fn layer_rescued(disk: &Disk<'_>) -> Option<Verdict> {
     let path = gone(disk)?;
     if disk.style() != Style::Thin {
@@ -38,15 +38,19 @@ pub(super) fn layer_rescued(disk: &Disk<'_>) -> Option<Verdict> {
     if doubt(disk).is_some() || disk.destination()?.object.is_some() {
         return None;
     }
-    let why = format!("the layer '{path}' was deleted, but can still be read and is brought there");
+    let why = format!(
+        "the layer '{path}' was deleted, but can still be read and is copied to the destination"
+    );
     Some(Verdict::Copy(Copy { why, base: Some(base), ..Copy::default() }))
 }
 
 /// `LayerDeleted`: a layer was deleted; the running hypervisor reads it, and so can a full copy.
 pub(super) fn layer_deleted(disk: &Disk<'_>) -> Option<Verdict> {
     let path = gone(disk)?;
-    let mut copy =
-        whole(disk, format!("the layer '{path}' is gone, but the running guest still reads it"));
+    let mut copy = whole(
+        disk,
+        format!("the layer '{path}' was deleted, but the running guest still reads it"),
+    );
     if let (Some(not_thin), Thin::Not(reason)) = (&mut copy.not_thin, proofs::thin(disk)) {
         *not_thin = format!("{not_thin}; {reason}");
     }
@@ -54,7 +58,7 @@ pub(super) fn layer_deleted(disk: &Disk<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(copy))
 }
 
-/// `ChainInDoubt`: what runs is right, but what it stands on is not what the headers say.
+/// `ChainInDoubt`: the running chain is right, but the headers name other backing files.
 pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
     let difference = chain_difference(disk)?;
     let mut copy = whole(
@@ -69,7 +73,7 @@ pub(super) fn chains_differ(disk: &Disk<'_>) -> Option<Verdict> {
 pub(super) fn adopted(disk: &Disk<'_>) -> Option<Verdict> {
     let destination = disk.destination()?;
     destination.object.as_ref()?;
-    let why = format!("'{}' is there and is overwritten, as allowed", destination.path.display());
+    let why = format!("'{}' exists and is overwritten, as allowed", destination.path.display());
     Some(Verdict::Copy(Copy { adopt: true, ..whole(disk, why) }))
 }
 
@@ -83,7 +87,7 @@ pub(super) fn data_file_left(disk: &Disk<'_>) -> Option<Verdict> {
 pub(super) fn internal_snapshots_left(disk: &Disk<'_>) -> Option<Verdict> {
     let names = &disk.top()?.qcow2.as_ref()?.snapshots;
     (!names.is_empty()).then_some(())?;
-    copy_whole(disk, "it has internal snapshots, which stay behind")
+    copy_whole(disk, "it has internal snapshots, which are not copied")
 }
 
 /// `UncleanLayer`: a lower layer that was not closed properly can be read, but vouches for nothing.
@@ -121,14 +125,14 @@ fn alone(disk: &Disk<'_>, format: Format, device: bool) -> Copy {
         }
         (Format::Qcow2, _) => Copy {
             row: Some(Row::NoBase),
-            why: "a QCOW2 image without a base".to_owned(),
+            why: "a QCOW2 image without a backing file".to_owned(),
             ..Copy::default()
         },
         (other, _) => whole(disk, format!("an image of the format {other}")),
     }
 }
 
-/// `BasePresent` to `FullCopy`: a disk that stands on a base.
+/// `BasePresent` to `FullCopy`: a disk with a backing file.
 fn backed(disk: &Disk<'_>) -> Copy {
     let thin = match doubt(disk) {
         Some(doubt) => Thin::Not(doubt),
@@ -137,12 +141,17 @@ fn backed(disk: &Disk<'_>) -> Copy {
     match thin {
         Thin::Base(base) => {
             let (row, why) = match &base {
-                BasePlan::Existing { chain, .. } => {
-                    (Row::BasePresent, format!("the base is there already, as {}", first(chain)))
-                }
-                BasePlan::BaseCopy { path, .. } => {
-                    (Row::BaseBrought, format!("the base is brought there as '{}'", path.display()))
-                }
+                BasePlan::Existing { chain, .. } => (
+                    Row::BasePresent,
+                    format!("the backing file exists at the destination, as {}", first(chain)),
+                ),
+                BasePlan::BaseCopy { path, .. } => (
+                    Row::BaseBrought,
+                    format!(
+                        "the backing file is copied to the destination as '{}'",
+                        path.display()
+                    ),
+                ),
             };
             Copy { row: Some(row), why, base: Some(base), ..Copy::default() }
         }
@@ -163,7 +172,7 @@ fn doubt(disk: &Disk<'_>) -> Option<String> {
     let top = disk.top()?;
     if disk.live() {
         match disk.disk.live_capacity {
-            None => return Some("the hypervisor does not tell the disk's size".to_owned()),
+            None => return Some("the hypervisor does not report the disk's size".to_owned()),
             Some(capacity) if whole_sectors(capacity) != whole_sectors(top.virtual_size) => {
                 return Some(format!(
                     "the hypervisor says that the disk has {capacity} bytes, its header {}",
@@ -172,14 +181,14 @@ fn doubt(disk: &Disk<'_>) -> Option<String> {
             }
             Some(_) => {}
         }
-        // A directory has only what somebody wrote down, and that may stop anywhere.
+        // A directory has only what was written into the XML, and that may stop anywhere.
         let told = disk.facts.source.libvirt.is_some() || disk.disk.live_chain.terminated;
         if told && disk.disk.live_chain.layers.len() != disk.layers().len() {
-            return Some("libvirt does not tell all of the running chain".to_owned());
+            return Some("libvirt does not report the whole running chain".to_owned());
         }
     }
     disk.below()
         .iter()
         .find(|layer| layer.format_from == FormatFrom::Nowhere)
-        .map(|layer| format!("nobody recorded the format of '{}'", layer.path.display()))
+        .map(|layer| format!("the format of '{}' is not recorded", layer.path.display()))
 }

@@ -37,19 +37,19 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
     let problem = match disk.destination() {
         Some(destination) => {
             let stays = destination.storage == Storage::Shared && destination.path == path;
-            let problem = if stays { not_the_same_there(disk) } else { None };
+            let problem = if stays { differs_at_destination(disk) } else { None };
             if stays && problem.is_none() {
                 return skip("a read-only medium on storage that both hosts share");
             }
             if let Some((why, _)) = problem {
                 why
             } else if let Storage::Unknown { why } = &destination.storage {
-                format!("nobody can say whether the destination shares its storage: {why}")
+                format!("it is not known whether the destination shares its storage: {why}")
             } else if destination.object.is_some()
                 && is_the_same(destination)
                 && destination.path == path
             {
-                return skip("a read-only medium that is proven to be there too");
+                return skip("a read-only medium that is proven to be at the destination too");
             } else if destination.object.is_some() {
                 format!("the destination has another '{}' already", destination.path.display())
             } else if let Some(why) = &destination.unusable {
@@ -83,7 +83,7 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// What is at the place is proven to hold what it would be filled with, and nobody changes it.
+/// What exists at the path is proven to have the content that it would be filled with, and is not written to.
 fn is_the_same(destination: &TargetFacts) -> bool {
     destination.bases.iter().any(|found| {
         found.path == destination.path
@@ -107,7 +107,7 @@ pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
     if destination.storage != Storage::Shared || destination.path != path {
         return None;
     }
-    if let Some((why, way_out)) = not_the_same_there(disk) {
+    if let Some((why, way_out)) = differs_at_destination(disk) {
         return refuse(format!("'{}' is on shared storage, but {why}", path.display()), way_out);
     }
     let cache = disk.disk.cache.as_deref();
@@ -126,7 +126,7 @@ pub(super) fn on_shared_storage(disk: &Disk<'_>) -> Option<Verdict> {
 }
 
 /// Why a start there from the same names would not give what the guest has here, and what to do.
-fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, Remedy)> {
+fn differs_at_destination(disk: &Disk<'_>) -> Option<(String, Remedy)> {
     let mount = || Remedy::from("look whether the same storage is mounted on both hosts");
     let flatten = || Remedy::from("flatten the disk where it is (virsh blockcopy --pivot)");
     let Some(object) = &disk.destination()?.object else {
@@ -136,13 +136,19 @@ fn not_the_same_there(disk: &Disk<'_>) -> Option<(String, Remedy)> {
         return Some(("the destination has another file of that name".to_owned(), mount()));
     }
     if let Some(path) = gone(disk) {
-        return Some((format!("its layer '{path}' is gone"), flatten()));
+        return Some((format!("its layer '{path}' was deleted"), flatten()));
     }
     if let Some(difference) = chain_difference(disk) {
-        return Some((format!("what runs is not what its headers say: {difference}"), flatten()));
+        return Some((
+            format!("the running chain differs from the headers: {difference}"),
+            flatten(),
+        ));
     }
     let layer = disk.below().iter().find(|layer| !shared_too(disk, layer))?;
-    let why = format!("nobody can say whether its layer '{}' is, too", layer.path.display());
+    let why = format!(
+        "it is not known whether its layer '{}' is on shared storage too",
+        layer.path.display()
+    );
     Some((why, Remedy::StateShared))
 }
 
@@ -166,10 +172,10 @@ pub(super) fn storage_unknown(disk: &Disk<'_>) -> Option<Verdict> {
     let why = match disk.destination().map(|destination| &destination.storage) {
         Some(Storage::Unknown { why }) => why.as_str(),
         Some(_) => return None,
-        None => "nothing is known about its place there",
+        None => "nothing is known about its path at the destination",
     };
     refuse(
-        format!("nobody can say whether the destination shares the disk's storage: {why}"),
+        format!("it is not known whether the destination shares the disk's storage: {why}"),
         Remedy::StateStorage,
     )
 }
@@ -194,16 +200,16 @@ pub(super) fn passed_through(disk: &Disk<'_>) -> Option<Verdict> {
     };
     refuse(
         format!("a disk of type '{kind}' cannot be copied"),
-        "detach it before, and attach one there",
+        "detach it before, and attach one at the destination",
     )
 }
 
 /// `LayerLost`: a layer is gone, and no process holds it open.
 pub(super) fn layer_lost(disk: &Disk<'_>) -> Option<Verdict> {
-    let way_out = "bring back the very file, from a copy whose digest is known; a file of the same \
+    let way_out = "restore the original file, from a copy whose digest is known; a file of the same \
                    name is not enough";
     let Some(chain) = disk.chain() else {
-        return refuse("the disk's image could not be looked into", "see that it can be read");
+        return refuse("the disk's image could not be read", "make it readable");
     };
     let missing = |what: &str| {
         let message = match &chain.missing {
@@ -235,7 +241,11 @@ pub(super) fn encrypted(disk: &Disk<'_>) -> Option<Verdict> {
         .find_map(|layer| Some((layer, layer.qcow2.as_ref()?.encryption.as_ref()?)))?;
     refuse(
         format!("'{}' is encrypted ({kind})", layer.path.display()),
-        "shut the guest off and copy the disk's files as they are, together with its secret",
+        if disk.live() {
+            "shut the guest off, then copy the disk's files as they are, together with its secret"
+        } else {
+            "copy the disk's files as they are, together with its secret, and define the guest there"
+        },
     )
 }
 
@@ -256,7 +266,7 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
     let top = disk.top()?;
     if top.format_from == FormatFrom::Nowhere {
         return refuse(
-            "nobody recorded the format of the disk's image, and guessing it is dangerous",
+            "the format of the disk's image is not recorded, and guessing it is dangerous",
             "put <driver type> into the guest's definition",
         );
     }
@@ -273,7 +283,7 @@ pub(super) fn chain_in_doubt(disk: &Disk<'_>) -> Option<Verdict> {
     if let Some(layer) = disk.below().iter().find(|layer| layer.format_from == FormatFrom::Nowhere)
     {
         return refuse(
-            format!("nobody recorded the format of the layer '{}'", layer.path.display()),
+            format!("the format of the layer '{}' is not recorded", layer.path.display()),
             Remedy::RecordFormat,
         );
     }
@@ -296,7 +306,7 @@ pub(super) fn data_file(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// `InternalSnapshots`: they stay behind, whoever copies.
+/// `InternalSnapshots`: they are not copied by any method.
 pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
     let names = &disk.top()?.qcow2.as_ref()?.snapshots;
     if names.is_empty() || disk.policy.drop_internal_snapshots {
@@ -335,13 +345,15 @@ pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
     let elsewhere = "map the disk's path to one that is free";
     if !disk.policy.adopt {
         return refuse(
-            format!("the destination has '{path}' already, and nobody can say what is in it"),
+            format!("the destination has '{path}' already, and its content is not known"),
             Remedy::Adopt,
         );
     }
     if !disk.live() {
         return refuse(
-            format!("'{path}' is there, and offline only new images are filled"),
+            format!(
+                "'{path}' exists, and the disks of a guest that is shut off go to new images only"
+            ),
             elsewhere,
         );
     }

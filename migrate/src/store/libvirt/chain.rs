@@ -6,6 +6,7 @@ use std::path::Path;
 use qcow::chain::{Format, Open, OpenOptions, WorkingDirectory};
 use qcow::format::{Header, HeaderArea};
 use qcow::io::Storage;
+use serde::{Deserialize, Serialize};
 
 use crate::facts::{Identity, NamedLayer};
 use crate::store::StoreLayer;
@@ -18,7 +19,7 @@ const MAGIC: &[u8] = b"QFI\xfb";
 const SECTOR: usize = 512;
 
 /// What the header of a QCOW2 image says, and what filling the image does not change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Head {
     pub(super) virtual_size: u64,
     /// The name of the layer below.
@@ -69,7 +70,7 @@ pub(super) fn start(read: impl Fn(usize) -> Result<Vec<u8>>) -> Result<Vec<u8>> 
 #[derive(Debug, Clone)]
 pub(super) struct Volume {
     pub(super) identity: Identity,
-    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], where there are so many.
+    /// The first cluster of a QCOW2 image; at least [`Header::PEEK_BYTES`], if it is that long.
     pub(super) start: Vec<u8>,
     /// The guest that writes to it, in words.
     pub(super) in_use: Option<String>,

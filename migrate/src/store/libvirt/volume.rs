@@ -35,7 +35,7 @@ pub(super) fn parse(xml: &str) -> Result<Option<VolumeFacts>> {
         .and_then(|target| child(target, "format"))
         .and_then(|format| format.attribute("type"));
     let missing =
-        |what: &str| Error::environment(format!("libvirt does not tell a volume's {what}"));
+        |what: &str| Error::environment(format!("libvirt does not report a volume's {what}"));
     let capacity = number("capacity").ok_or_else(|| missing("capacity"))?;
     let identity = Identity {
         device: None,
@@ -73,7 +73,7 @@ fn nanoseconds(text: &str) -> Option<i64> {
     seconds.parse::<i64>().ok()?.checked_mul(1_000_000_000)?.checked_add(fraction)
 }
 
-/// The XML of a new raw volume of so many bytes, none of them allocated.
+/// The XML of a new raw volume of `length` bytes, none of them allocated.
 pub(super) fn new_volume(name: &str, length: u64, mode: Mode) -> String {
     let mode = match mode {
         Mode::Private => "0600",

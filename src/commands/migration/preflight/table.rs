@@ -116,7 +116,7 @@ impl Table {
         let total = &report.total;
         let _ = writeln!(self.text);
         let line = format!(
-            "{} of {} guests can go: {} over the network without their memory, {} there",
+            "{} of {} guests can move: {} over the network without their memory, {} at the destination",
             total.ready,
             total.guests,
             human(total.transfer_bytes),

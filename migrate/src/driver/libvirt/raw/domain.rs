@@ -79,7 +79,7 @@ pub(crate) fn checkpoints(domain: &Domain) -> Outcome<Vec<String>> {
     if array.is_null() {
         return Ok(Vec::new());
     }
-    // SAFETY: libvirt made an array of so many checkpoints, which are ours.
+    // SAFETY: libvirt made an array of this length, whose checkpoints are ours.
     let all = unsafe { std::slice::from_raw_parts(array, count) };
     let name = |checkpoint: &sys::virDomainCheckpointPtr| {
         // SAFETY: the name is copied before its checkpoint is freed.

@@ -18,7 +18,7 @@ pub(crate) struct Subscription {
 }
 
 impl Subscription {
-    /// What cannot be subscribed to on this connection is left out: whoever waits also looks by itself.
+    /// What cannot be subscribed to on this connection is left out: the waiting caller also polls.
     pub(crate) fn new(connect: &Connect, signal: &Arc<Signal>) -> Self {
         // SAFETY: libvirt calls it with the arguments of the event that it is registered for below.
         let job_completed = unsafe {
@@ -56,7 +56,7 @@ impl Subscription {
                 )
             };
             if id < 0 {
-                // SAFETY: it was not registered, so nobody else will.
+                // SAFETY: it was not registered, so libvirt will not.
                 unsafe { forget(opaque) };
             }
             (id >= 0).then_some(id)

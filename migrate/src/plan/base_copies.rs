@@ -1,15 +1,15 @@
-//! Names at the destination for bases that have to be brought there.
+//! Names at the destination for base copies: backing files that have to be copied there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::facts::Facts;
 
-/// Names for the bases that may have to be brought, none of which exists.
+/// Names for the base copies that may have to be made, none of which exists.
 #[derive(Debug, Default)]
-pub(super) struct SeedNames(BTreeMap<String, PathBuf>);
+pub(super) struct BaseCopyNames(BTreeMap<String, PathBuf>);
 
-impl SeedNames {
+impl BaseCopyNames {
     /// For each disk with lower layers the mapped path of its base; or, if that is taken, that name with
     /// the start of the digest.
     pub(super) fn new(facts: &Facts) -> Self {
@@ -34,11 +34,11 @@ impl SeedNames {
                 continue;
             };
             let free = |path: &PathBuf| {
-                // One file serves all disks that stand on the same.
+                // One file serves all disks with the same backing file.
                 let same = contents.get(path).is_none_or(|content| content == digest);
                 same && !taken.contains(path.as_path())
             };
-            let candidates = [path.clone(), seed_name(path, digest)];
+            let candidates = [path.clone(), base_copy_name(path, digest)];
             if let Some(path) = candidates.into_iter().find(free) {
                 contents.insert(path.clone(), digest);
                 names.insert(disk.target.clone(), path);
@@ -53,9 +53,9 @@ impl SeedNames {
     }
 }
 
-/// The name of a base that is brought to the destination where `path` is taken by something else: the
+/// The name of a base copy at the destination where `path` is taken by another file: the
 /// same with the first twelve digits of its digest.
-pub fn seed_name(path: &Path, digest: &str) -> PathBuf {
+pub fn base_copy_name(path: &Path, digest: &str) -> PathBuf {
     let digest: String = digest.chars().take(12).collect();
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = match path.extension() {

@@ -6,6 +6,7 @@
     reason = "a test that overflows fails, as it should"
 )]
 
+mod barriers;
 mod crashes;
 mod faults;
 mod images;
