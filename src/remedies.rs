@@ -194,11 +194,12 @@ impl Options {
         let Some(command) = self.0.find_subcommand_mut(command) else { return false };
         // Its arguments are only defined when it is built.
         command.build();
+        let parts = command.get_subcommands().flat_map(clap::Command::get_arguments);
         let named = |argument: &clap::Arg| match option.strip_prefix("--") {
             Some(long) => argument.get_long() == Some(long),
             None => argument.get_short().is_some_and(|short| option == format!("-{short}")),
         };
-        command.get_arguments().any(named)
+        command.get_arguments().chain(parts).any(named)
     }
 }
 

@@ -73,6 +73,7 @@ mod process;
 mod remedy;
 pub mod rescue;
 pub mod run;
+mod setters;
 pub mod store;
 pub mod target;
 

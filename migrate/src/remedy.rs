@@ -101,6 +101,23 @@ remedies! {
     /// Record the backing file's format in the image.
     RecordFormat "record the backing file's format in the image's header while no guest uses the image";
 
+    // Files of a guest besides its disks.
+    /// Create a file for an NVDIMM to arrive in.
+    MakeFile "create an empty file of that size at the destination: QEMU fills it";
+    /// Read the file as root, or remove the device.
+    ReadAsRoot "run this as root; a device must be detached, or removed from the definition";
+    /// Copy the state of a TPM with all that belongs to it.
+    CopyDirectory(directory) "copy '{}' to the same path at the destination, with owners, modes and labels; then it is \
+                              compared and used";
+
+    // The hook of the destination's libvirt.
+    /// Write the metadata of a guest again.
+    AnnotateAgain "write the metadata of the guest again";
+    /// Name the directories for targets.
+    GiveRoots "give a directory below which targets may be created";
+    /// The configuration names the directories already.
+    EditRoots "edit the directories in the configuration, and install without giving any";
+
     // Abilities of the hosts.
     /// Do without overlays at the destination.
     CopyInFull "upgrade, or let all disks be copied in full";

@@ -119,7 +119,8 @@ impl Audit {
             let error = Error::usage(format!("nothing could be looked at: {}", first.why));
             return Err(Failure::Error(error.file(&first.path)));
         }
-        let options = Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) };
+        let options =
+            Options::default().deep(usize::try_from(self.max_depth).unwrap_or(usize::MAX));
         let outcome = reworded(report(&survey, &options), "audit");
         if let Some(picture) = picture {
             picture.audit(&survey, &outcome)?;

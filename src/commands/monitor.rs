@@ -127,7 +127,7 @@ impl Monitor {
         let scanner = Scanner {
             paths: self.paths,
             uris: self.connect,
-            options: Options { deep: usize::try_from(self.max_depth).unwrap_or(usize::MAX) },
+            options: Options::default().deep(usize::try_from(self.max_depth).unwrap_or(usize::MAX)),
             interval,
             textfile: self.textfile,
             serves: self.listen.is_some(),

@@ -140,7 +140,7 @@ impl Rescue {
         };
         let looked =
             operation.settle_migration(|cancel| look(&whose, self.to.as_deref(), cancel))?;
-        let plan = plan(&looked.facts, &Options { restore: self.restore });
+        let plan = plan(&looked.facts, &Options::default().restore(self.restore));
         let plan = reworded(plan, "rescue");
         let json = self.output.output == OutputFormat::Json;
         if !json {

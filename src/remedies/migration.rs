@@ -60,6 +60,19 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
         Remedy::RecordFormat => &[
             "record it while no guest uses the image: `qemu-img rebase -u -F FORMAT -b BASE IMAGE`",
         ],
+        Remedy::MakeFile => &[
+            "create an empty file of that size at the destination (`truncate -s SIZE PATH`): QEMU fills it",
+        ],
+        Remedy::ReadAsRoot => {
+            &["run qcowtool as root; a device must be detached, or removed from the definition"]
+        }
+        Remedy::CopyDirectory(_) => {
+            &["copy '{}' to the same path at the destination, with owners, modes and labels \
+             (`tar --numeric-owner --xattrs --selinux`, or `rsync -aAX`); then it is compared and used"]
+        }
+        Remedy::AnnotateAgain => &["`qcowtool annotate GUEST` writes it again"],
+        Remedy::GiveRoots => &["give --root, for instance --root /var/lib/libvirt/images"],
+        Remedy::EditRoots => &["edit its 'root' lines, and install without --root"],
         Remedy::CopyInFull => &["upgrade, or leave out --policy thin"],
         Remedy::NoSyncWrites => &["upgrade, or leave out --sync-writes"],
         Remedy::SetUpTls => &[

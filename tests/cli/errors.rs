@@ -289,8 +289,11 @@ fn the_library_names_no_option_and_no_program() {
     let data = |text: &str| {
         DATA.iter().any(|name| text.contains(name)) || OPTIONS_OF_OTHERS.contains(&text)
     };
+    // The hook is run by a script that it installs, which names this program; its reasons are read in libvirt's errors.
+    let hook = |file: &PathBuf| file.components().any(|part| part.as_os_str() == "hook");
     let mut found = Vec::new();
-    for file in product_files("qcow/src").into_iter().chain(product_files("migrate/src")) {
+    let migrate = product_files("migrate/src").into_iter().filter(|file| !hook(file));
+    for file in product_files("qcow/src").into_iter().chain(migrate) {
         let text = std::fs::read_to_string(&file).unwrap();
         let text = text.split("#[cfg(test)]\nmod").next().unwrap();
         for literal in literals(text).into_iter().filter(|literal| !data(literal)) {

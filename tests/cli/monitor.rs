@@ -92,7 +92,7 @@ fn a_base_outside_of_what_was_asked_is_watched_and_its_directory_not_named() {
         assert!(!body.contains("secret-place"), "{path}: {body}");
     }
     let what = monitor.json()["findings"][0]["what"].as_str().unwrap().to_owned();
-    assert!(what.contains("/base.qcow2' is not there"), "{what}");
+    assert!(what.contains("/base.qcow2' does not exist"), "{what}");
     // No file is served at all, whatever it is called.
     for path in
         ["/overlay.qcow2", "/../../etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/index.html"]

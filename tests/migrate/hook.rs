@@ -399,7 +399,7 @@ fn installed_the_script_serves_what_libvirt_calls_it_for() {
     let script = host.path("hooks/qemu.d/50-qcowtool");
     assert!(!hook(&host, &["status"]).ok().contains("problem"));
     assert!(!hook(&host, &["install"]).ok().contains("restart libvirtd"), "there was one already");
-    assert!(hook(&host, &["install", "--root", root]).stderr().contains("edit its lines 'root'"));
+    assert!(hook(&host, &["install", "--root", root]).stderr().contains("edit its 'root' lines"));
 
     let disk = host.image("vm.qcow2");
     let call = |words: &[&str], xml: &str| {

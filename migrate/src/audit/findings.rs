@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::graph::Graph;
 use super::value::{Holder, Image, Key, Survey, lossy};
+use crate::setters::setters;
 use crate::{Remedy, Reword};
 
 /// How bad it is.
@@ -41,6 +42,7 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident $word:literal;)*) => {
         /// What is wrong. The words are stable.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[non_exhaustive]
         pub enum Code {
             $($(#[$doc])* #[serde(rename = $word)] $variant,)*
         }
@@ -138,9 +140,18 @@ impl Reword for Finding {
 
 /// What is taken for worth reporting.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Options {
     /// Chains of more images than this are reported.
     pub deep: usize,
+}
+
+setters!(Options { deep: usize } into {});
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deep: 16 }
+    }
 }
 
 /// Everything that is wrong, or worth knowing: the worst first, then by code and path.

@@ -188,8 +188,8 @@ impl Host<'_, '_> {
         Some(key)
     }
 
-    /// Of another host, the chain in a domain's XML is all that tells what an image outside the pools
-    /// stands on.
+    /// Of another host, the chain in a domain's XML is all that tells the backing file of an image
+    /// outside of the pools.
     fn told_by_xml(&self, layers: &[UsedLayer], terminated: bool, known: &mut HashSet<Key>) {
         if self.name.is_none() {
             return;

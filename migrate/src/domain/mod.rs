@@ -97,7 +97,7 @@ pub enum Change {
     },
     /// It stays at its path; only the chain below it is another.
     Chain {
-        /// What is below it, the uppermost first; empty if it stands alone. Every layer has a format.
+        /// Its backing files, the uppermost first; empty if it has none. Every layer has a format.
         below: Vec<NamedLayer>,
     },
     /// The drive is empty.

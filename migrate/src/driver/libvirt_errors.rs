@@ -573,7 +573,7 @@ mod tests {
         (55, 10, "Requested operation is not valid: cannot migrate domain with 2 snapshots",
             ErrorKind::Refused, &["snapshots", "--metadata"]),
         (55, 18, "Requested operation is not valid: format of backing image '/v/tpl.qcow2' of image '/v/x.qcow2' was not specified in the image metadata (See https://libvirt.org/kbase/backing_chains.html for troubleshooting)",
-            ErrorKind::Refused, &["base /v/tpl.qcow2", "record"]),
+            ErrorKind::Refused, &["backing file /v/tpl.qcow2", "record"]),
         (55, 10, "Requested operation is not valid: domain has active block job",
             ErrorKind::Refused, &["block job", "--abort"]),
         (1, 10, "internal error: Attempt to migrate guest to the same host 02000100-0300-0400-0005-000600070008",

@@ -8,7 +8,7 @@ use roxmltree::Node;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::tree;
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// The namespace of the element.
 pub const NAMESPACE: &str = "urn:qcowtool:disks:1";
@@ -159,4 +159,5 @@ fn named(node: Node<'_, '_>, name: &str) -> bool {
 
 fn wrong(what: &str) -> Error {
     Error::usage(format!("the guest's metadata ({NAMESPACE}) is not understood: {what}"))
+        .hint(Remedy::AnnotateAgain)
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::config::{Config, LONGEST};
 use super::run::text_of;
 use crate::fs::{failed, make_directories, sync_path};
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 /// libvirt's directory of hooks.
 pub const HOOKS: &str = "/etc/libvirt/hooks";
@@ -84,13 +84,11 @@ pub fn install(places: &Places, script_text: &str, config: Option<&str>) -> Resu
         (true, Some(_)) => {
             let path = places.config.display();
             return Err(Error::refused(format!("the configuration '{path}' is there already"))
-                .hint("edit its lines 'root', and install without directories"));
+                .hint(Remedy::EditRoots));
         }
         (false, None) => {
             let message = "there is no configuration, and no directory is given for new targets";
-            return Err(
-                Error::usage(message).hint("give the directories that guests' disks are in")
-            );
+            return Err(Error::usage(message).hint(Remedy::GiveRoots));
         }
         (false, Some(text)) => publish(&places.config, text, 0o644)?,
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{DiskFacts, DomainFacts};
+use crate::setters::setters;
 
 /// How a disk gets rid of its backing file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,7 @@ pub enum Method {
 
 /// What the operator wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
     /// How.
     pub method: Method,
@@ -29,6 +31,14 @@ pub struct Options {
     /// Seconds after which a job that has not ended is aborted.
     pub timeout: Option<u64>,
 }
+
+setters!(Options {
+    method: Method,
+} into {
+    target: Option<PathBuf>,
+    bandwidth: Option<u64>,
+    timeout: Option<u64>,
+});
 
 /// All that a plan rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]

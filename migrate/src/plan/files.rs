@@ -3,6 +3,7 @@
 use super::domain_rules;
 use super::value::{FileAction, FilePlan, FileRow, Mode, Refusal, Warning};
 use super::words::{refuse, warn};
+use crate::Remedy;
 use crate::facts::{Content, Facts, FileFacts, FileRole};
 
 /// Where a host's own packages have their files: firmware there is the host's, as QEMU is.
@@ -14,7 +15,7 @@ enum Verdict {
     /// It is not needed, but the operator should know something.
     Warn(&'static str, String),
     Copy(String),
-    Refuse(String, String),
+    Refuse(String, Remedy),
 }
 
 /// What is done to every file, and what the operator should know; or why there is no plan.
@@ -104,7 +105,7 @@ fn by_libvirt(file: &FileFacts, mode: Mode) -> Option<Verdict> {
     let size = size.map_or_else(String::new, |size| format!(" of {size} bytes"));
     Some(Verdict::Refuse(
         format!("the destination has no file{size} for {}", named(file)),
-        "make an empty file of that size there (truncate -s SIZE PATH): QEMU fills it".into(),
+        Remedy::MakeFile,
     ))
 }
 
@@ -115,11 +116,7 @@ fn unreadable(file: &FileFacts, _: Mode) -> Option<Verdict> {
         None if device => "it is a device",
         None => return None,
     };
-    Some(Verdict::Refuse(
-        format!("{} cannot be copied: {why}", named(file)),
-        "run this as root; what is a device must be detached, or be taken out of the definition"
-            .into(),
-    ))
+    Some(Verdict::Refuse(format!("{} cannot be copied: {why}", named(file)), Remedy::ReadAsRoot))
 }
 
 /// The source does not have it: libvirt makes NVRAM at the first start, and the rest is missed at the start.
@@ -184,10 +181,7 @@ fn tpm_state(file: &FileFacts, _: Mode) -> Option<Verdict> {
         let directory = file.path.parent().unwrap_or(&file.path).display();
         Verdict::Refuse(
             format!("the destination does not have {} as it is here", named(file)),
-            format!(
-                "copy '{directory}' to the same path there, with owners, modes and labels (tar \
-                 --numeric-owner --xattrs --selinux, or rsync -aAX); then it is compared and used"
-            ),
+            Remedy::CopyDirectory(directory.to_string()),
         )
     })
 }

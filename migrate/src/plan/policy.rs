@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::setters::setters;
+
 /// Whether disks with a backing file keep one at the destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Style {
     /// Where an equal backing file is proven to exist, yes; otherwise the new image has none.
     #[default]
@@ -20,6 +23,7 @@ pub enum Style {
 /// How thoroughly the content is compared after the migration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Verify {
     /// Not at all.
     None,
@@ -52,8 +56,15 @@ fn is_usual(stall: &u64) -> bool {
 }
 
 /// What the operator wants and allows. The default is careful and needs no answers.
+///
+/// ```
+/// use migrate::plan::{Policy, Style};
+/// let policy = Policy::default().style(Style::Thin).timeout(600_u64);
+/// assert_eq!((policy.style, policy.timeout), (Style::Thin, Some(600)));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
+#[non_exhaustive]
 pub struct Policy {
     /// Whether overlays stay overlays.
     pub style: Style,
@@ -95,6 +106,28 @@ pub struct Policy {
     /// Days that the source's files are kept under another name.
     pub retain_days: u32,
 }
+
+setters!(Policy {
+    style: Style,
+    adopt: bool,
+    drop_internal_snapshots: bool,
+    allow_data_file: bool,
+    eject: bool,
+    max_depth: usize,
+    verify: Verify,
+    tls: bool,
+    sync_writes: bool,
+    try_devices: bool,
+    stall: u64,
+    retain_days: u32,
+} into {
+    path_map: Vec<PathMap>,
+    target_dir: Option<PathBuf>,
+    shared: Vec<PathBuf>,
+    distinct: Vec<PathBuf>,
+    bandwidth: Option<u64>,
+    timeout: Option<u64>,
+});
 
 impl Default for Policy {
     fn default() -> Self {

@@ -87,6 +87,7 @@ pub enum CopyMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the names are libvirt's, without VIR_MIGRATE_")]
+#[non_exhaustive]
 pub enum Flag {
     Live,
     PeerToPeer,

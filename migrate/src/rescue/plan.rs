@@ -14,13 +14,17 @@ use super::look::object;
 use super::refer::{all_meant, is_lost};
 use super::value::{Action, Code, Holder, Item, Lost, Plan, Restore};
 use crate::Remedy;
+use crate::setters::setters;
 
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Options {
-    /// Put what is saved back under its own name.
+    /// Restore what is saved under its own name.
     pub restore: bool,
 }
+
+setters!(Options { restore: bool } into {});
 
 /// Says of everything that is gone whether it can be saved.
 ///

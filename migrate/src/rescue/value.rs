@@ -141,6 +141,7 @@ pub enum Restore {
 /// Why a file is not saved. The words of programs are stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Code {
     /// It is the disk that a guest writes to: no copy of it would be consistent.
     ActiveLayer,

@@ -84,7 +84,7 @@ fn the_same_path_on_two_hosts_is_two_images_and_one_domain_on_both_is_one_writer
         host(b.path(), &[("vm", "/v/disk", None)]),
     ];
     let survey = survey(&hosts, &template);
-    let report = report(&survey, &Options { deep: 16 });
+    let report = report(&survey, &Options::default().deep(16));
     let codes: Vec<_> = report.findings.iter().map(|finding| finding.code.as_str()).collect();
     assert_eq!(codes, ["unreadable"; 3], "{:?}", report.findings);
     assert_eq!(report.summary.domains, 3);

@@ -76,7 +76,7 @@ impl World {
             source_root: "/".as_ref(),
             store: &store,
         };
-        let policy = Policy { verify: Verify::Content, ..Policy::default() };
+        let policy = Policy::default().verify(Verify::Content);
         let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
         let probed = probe(&hosts, "web", &probing).unwrap();
         let plan = plan(&probed.facts, &policy).unwrap();

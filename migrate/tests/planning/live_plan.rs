@@ -16,7 +16,7 @@ fn facts() -> Facts {
 }
 
 fn copy() -> Options {
-    Options { method: Method::Copy, ..Options::default() }
+    Options::default().method(Method::Copy)
 }
 
 fn planned(facts: &Facts, options: &Options) -> LivePlan {
@@ -74,7 +74,7 @@ fn what_is_in_the_way_is_refused_by_its_code() {
         let mut facts = facts();
         change(&mut facts);
         for method in [Method::Pull, Method::Copy] {
-            let options = Options { method, ..Options::default() };
+            let options = Options::default().method(method);
             if methods.contains(&method) {
                 refused(&facts, &options, &[code]);
             } else {

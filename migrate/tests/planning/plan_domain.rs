@@ -68,7 +68,7 @@ fn offline_each_disk_is_decided_for_itself() {
     let mut with_snapshot = alone("vdb");
     header(&mut with_snapshot, 0).snapshots.push("old".into());
     facts.disks.push(with_snapshot);
-    let policy = Policy { drop_internal_snapshots: true, ..thin() };
+    let policy = thin().drop_internal_snapshots(true);
     let plan = planned(&facts, &policy);
     assert!(base_of(&plan).is_some());
     assert_eq!(plan.disks[1].row, Row::InternalSnapshots);
@@ -83,7 +83,7 @@ fn old_or_unknown_versions_get_full_copies_without_new_parameters() {
         |facts| facts.source.qemu = Some(Version::new(6, 1, 0)),
         |facts| facts.destination.qemu = Some(Version::new(5, 2, 0)),
     ];
-    let policy = Policy { sync_writes: true, ..thin() };
+    let policy = thin().sync_writes(true);
     for make_old in old {
         let mut facts = guest_with_base();
         facts.disks.push(disk("vdb", vec![layer("/old/vdb.raw", 20, Format::Raw)]));
@@ -153,7 +153,7 @@ fn flags_follow_state_policy_and_copy() {
     let plan = planned(&transient, &Policy::default());
     assert!(!plan.flags.contains(&PersistDest) && !plan.flags.contains(&UndefineSource));
 
-    let policy = Policy { sync_writes: true, verify: Verify::Sample, ..Policy::default() };
+    let policy = Policy::default().sync_writes(true).verify(Verify::Sample);
     let plan = planned(&facts, &policy);
     assert!(plan.flags.contains(&NonSharedSynchronousWrites) && plan.flags.contains(&Paused));
 
@@ -166,7 +166,7 @@ fn bandwidth_is_shared_by_disks_and_memory() {
     // libvirt gives each stream the whole figure.
     let facts = guest(vec![overlay(), alone("vdb"), alone("vdc")]);
     for (bytes, mib) in [(400 * MIB, 100), (403 * MIB, 100), (1, 1)] {
-        let policy = Policy { bandwidth: Some(bytes), ..Policy::default() };
+        let policy = Policy::default().bandwidth(Some(bytes));
         assert_eq!(planned(&facts, &policy).bandwidth_mib, Some(mib));
     }
     assert_eq!(planned(&facts, &Policy::default()).bandwidth_mib, None);
@@ -287,7 +287,7 @@ fn what_libvirt_and_qemu_will_not_migrate_is_refused_before_anything_is_made() {
         assert_eq!((refusals.len(), &*refusals[0].code), (1, "R11"), "{device}");
         let tries = matches!(refusals[0].way_out, migrate::Remedy::DetachOrTry(_));
         assert_eq!(tries, maybe, "{device}");
-        let tried = Policy { try_devices: true, ..Policy::default() };
+        let tried = Policy::default().try_devices(true);
         match maybe {
             true => assert_eq!(codes(&planned(&facts, &tried)), ["host-device"], "{device}"),
             false => assert_eq!(refused(&facts, &tried), ["R11"], "{device}"),
@@ -343,7 +343,7 @@ fn a_policy_that_is_not_stated_has_the_form_that_it_had() {
     let text = serde_json::to_string(&Policy::default()).unwrap();
     assert!(!text.contains("stall") && !text.contains("try-devices"), "{text}");
     assert_eq!(serde_json::from_str::<Policy>("{}").unwrap(), Policy::default());
-    let other = Policy { stall: 0, try_devices: true, ..Policy::default() };
+    let other = Policy::default().stall(0).try_devices(true);
     let text = serde_json::to_string(&other).unwrap();
     assert_eq!(serde_json::from_str::<Policy>(&text).unwrap(), other);
 }

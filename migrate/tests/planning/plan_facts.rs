@@ -178,11 +178,11 @@ pub(crate) fn header(disk: &mut DiskFacts, depth: usize) -> &mut Qcow2Facts {
 }
 
 pub(crate) fn thin() -> Policy {
-    Policy { style: Style::Thin, ..Policy::default() }
+    Policy::default().style(Style::Thin)
 }
 
 pub(crate) fn full() -> Policy {
-    Policy { style: Style::Full, ..Policy::default() }
+    Policy::default().style(Style::Full)
 }
 
 pub(crate) fn planned(facts: &Facts, policy: &Policy) -> Plan {

@@ -104,14 +104,12 @@ const BROKEN: [Broken; 25] = [
 
 /// All that an operator can allow.
 fn careless() -> Policy {
-    Policy {
-        style: Style::Auto,
-        adopt: true,
-        drop_internal_snapshots: true,
-        allow_data_file: true,
-        eject: true,
-        ..Policy::default()
-    }
+    Policy::default()
+        .style(Style::Auto)
+        .adopt(true)
+        .drop_internal_snapshots(true)
+        .allow_data_file(true)
+        .eject(true)
 }
 
 #[test]

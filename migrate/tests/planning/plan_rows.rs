@@ -135,14 +135,14 @@ fn with_base(facts: &mut Facts) {
 }
 
 fn adopt() -> Policy {
-    Policy { adopt: true, ..auto() }
+    auto().adopt(true)
 }
 
 #[rustfmt::skip]
 fn cases() -> Vec<Case> {
-    let eject = || Policy { eject: true, ..auto() };
-    let data_file = || Policy { allow_data_file: true, ..auto() };
-    let drop_snapshots = || Policy { drop_internal_snapshots: true, ..auto() };
+    let eject = || auto().eject(true);
+    let data_file = || auto().allow_data_file(true);
+    let drop_snapshots = || auto().drop_internal_snapshots(true);
     vec![
         case("empty drive", auto(), |f| vda(f).source = Source::None, Row::EmptyDrive, Skip),
         // Read-only media.
@@ -189,7 +189,7 @@ fn cases() -> Vec<Case> {
             on_same_storage(f);
             base_elsewhere(f);
         }, Row::SharedStorage, Refused),
-        case("the same, and the operator vouches", Policy { shared: vec!["/templates".into()], ..auto() }, |f| {
+        case("the same, and the operator vouches", auto().shared(vec!["/templates".into()]), |f| {
             on_same_storage(f);
             base_elsewhere(f);
         }, Row::SharedStorage, Skip),
@@ -257,7 +257,7 @@ fn cases() -> Vec<Case> {
             shut_off(f);
             vda(f).live_chain.layers.pop();
         }, Row::ChainInDoubt, Refused),
-        case("too deep", Policy { max_depth: 1, ..auto() }, |_| (), Row::ChainInDoubt, Refused),
+        case("too deep", auto().max_depth(1), |_| (), Row::ChainInDoubt, Refused),
         case("disagreement on shared storage", auto(), |f| {
             on_same_storage(f);
             vda(f).live_chain.layers[1].path = "/old/other.qcow2".into();
@@ -320,7 +320,7 @@ fn cases() -> Vec<Case> {
         // The place.
         case("occupied", auto(), |f| place(f).object = Some(object(40, Format::Qcow2)), Row::PathOccupied, Refused),
         case("adopted", adopt(), |f| place(f).object = Some(object(40, Format::Qcow2)), Row::PathOccupied, Adopted),
-        case("adopted, thin wanted", Policy { style: Style::Thin, ..adopt() }, |f| {
+        case("adopted, thin wanted", adopt().style(Style::Thin), |f| {
             with_base(f);
             place(f).object = Some(object(40, Format::Qcow2));
         }, Row::PathOccupied, Adopted),
@@ -636,7 +636,7 @@ fn what_does_not_come_along_is_said() {
     facts.domain.checkpoints.push("monday".into());
     facts.domain.persistent = false;
     layers(&mut facts)[0].identity.size = 2 * SIZE;
-    let policy = Policy { drop_internal_snapshots: true, ..thin() };
+    let policy = thin().drop_internal_snapshots(true);
     let plan = planned(&facts, &policy);
     let wanted = [
         "checkpoints-not-migrated",
@@ -654,7 +654,7 @@ fn a_thin_wish_that_fails_names_the_reason_and_the_bytes() {
     let mut facts = guest_with_base();
     facts.disks.push(alone("vdb"));
     header(&mut facts.disks[1], 0).snapshots.push("old".into());
-    let policy = Policy { drop_internal_snapshots: true, ..thin() };
+    let policy = thin().drop_internal_snapshots(true);
     let plan = planned(&facts, &policy);
     let warning = plan.warnings.iter().find(|it| it.code == "thin-not-possible").unwrap();
     assert_eq!(warning.disk.as_deref(), Some("vda"));

@@ -81,7 +81,7 @@ fn seeing(guests: Vec<Facts>, policy: &Policy) -> Seeing {
 }
 
 fn wishes() -> Policy {
-    Policy { tls: true, sync_writes: true, ..thin() }
+    thin().tls(true).sync_writes(true)
 }
 
 fn one() -> Seeing {
@@ -347,10 +347,8 @@ fn space_that_is_enough_for_each_and_not_for_all() {
 
 #[test]
 fn directories_on_one_file_system_share_its_space() {
-    let policy = Policy {
-        path_map: vec![PathMap { old: "/old/b.qcow2".into(), new: "/other/b.qcow2".into() }],
-        ..full()
-    };
+    let policy =
+        full().path_map(vec![PathMap { old: "/old/b.qcow2".into(), new: "/other/b.qcow2".into() }]);
     let mut b = named_guest("b", 100);
     destination(&mut b.disks[0]).path = "/other/b.qcow2".into();
     let mut seeing = seeing(vec![named_guest("a", 100), b], &policy);

@@ -159,7 +159,11 @@ impl LiveArgs {
         }
         let target = self.target.as_deref().map(std::path::absolute).transpose();
         let target = target.map_err(|error| Error::usage(format!("--target: {error}")))?;
-        Ok(Options { method, target, bandwidth: self.bandwidth, timeout: self.timeout })
+        Ok(Options::default()
+            .method(method)
+            .target(target)
+            .bandwidth(self.bandwidth)
+            .timeout(self.timeout))
     }
 }
 

@@ -245,34 +245,33 @@ impl PolicyArgs {
             None => self.target_dir.clone(),
             Some(pool) => Some(reached.destination_pool(pool)?),
         };
-        Ok(Policy {
-            style: match self.policy {
+        Ok(Policy::default()
+            .style(match self.policy {
                 StyleArg::Auto => Style::Auto,
                 StyleArg::Thin => Style::Thin,
                 StyleArg::Full => Style::Full,
-            },
-            path_map: self.map_path.clone(),
-            target_dir,
-            shared: self.shared.clone(),
-            distinct: self.distinct.clone(),
-            adopt: self.adopt,
-            drop_internal_snapshots: self.drop_internal_snapshots,
-            allow_data_file: self.allow_data_file,
-            eject: self.eject,
-            max_depth: usize::try_from(self.max_depth).unwrap_or(usize::MAX),
-            verify: match self.verify {
+            })
+            .path_map(self.map_path.clone())
+            .target_dir(target_dir)
+            .shared(self.shared.clone())
+            .distinct(self.distinct.clone())
+            .adopt(self.adopt)
+            .drop_internal_snapshots(self.drop_internal_snapshots)
+            .allow_data_file(self.allow_data_file)
+            .eject(self.eject)
+            .max_depth(usize::try_from(self.max_depth).unwrap_or(usize::MAX))
+            .verify(match self.verify {
                 VerifyArg::None => Verify::None,
                 VerifyArg::Meta => Verify::Meta,
                 VerifyArg::Sample => Verify::Sample,
                 VerifyArg::Content => Verify::Content,
-            },
-            bandwidth: self.bandwidth,
-            tls: self.tls,
-            sync_writes: self.sync_writes,
-            timeout: self.timeout,
-            try_devices: self.try_devices,
-            stall: self.stall,
-            retain_days: self.retain,
-        })
+            })
+            .bandwidth(self.bandwidth)
+            .tls(self.tls)
+            .sync_writes(self.sync_writes)
+            .timeout(self.timeout)
+            .try_devices(self.try_devices)
+            .stall(self.stall)
+            .retain_days(self.retain))
     }
 }

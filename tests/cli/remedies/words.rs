@@ -73,6 +73,11 @@ fn plain_words() {
             "the largest has 9223372036854775296 bytes",
             "measure --size 9223372036854775296 -O raw",
         ),
+        (
+            "io -c frobnicate image",
+            "see 'qcowtool io --help'",
+            "io -c 'read 0 512' image && qcowtool io --help",
+        ),
         ("flatten --live --target x vm vda", "add --method copy", ""),
     ];
     for (wrong, advice, right) in rows {

@@ -151,16 +151,12 @@ fn disk() -> impl Strategy<Value = Disk> {
 fn policy() -> impl Strategy<Value = Policy> {
     let style = select(vec![Style::Auto, Style::Thin, Style::Thin, Style::Full]);
     let map = prop::bool::weighted(0.8);
-    (style, map, any::<bool>(), any::<bool>()).prop_map(|(style, map, adopt, drop)| Policy {
-        style,
-        adopt,
-        drop_internal_snapshots: drop,
-        path_map: if map {
+    (style, map, any::<bool>(), any::<bool>()).prop_map(|(style, map, adopt, drop)| {
+        Policy::default().style(style).adopt(adopt).drop_internal_snapshots(drop).path_map(if map {
             ["/old", "/more"].map(|old| PathMap { old: old.into(), new: "/new".into() }).into()
         } else {
             vec![]
-        },
-        ..Policy::default()
+        })
     })
 }
 
