@@ -112,7 +112,7 @@ remedies! {
 
     // The hook of the destination's libvirt.
     /// Write the metadata of a guest again.
-    Annotate "write the metadata of the guest again";
+    AnnotateAgain "write the metadata of the guest again";
     /// Name the directories for targets.
     GiveRoots "give a directory below which targets may be created";
     /// The configuration names the directories already.
@@ -230,6 +230,15 @@ remedies! {
     CheckTruncated "check the image, which shows whether data is missing; if so, copy the file again";
     /// Make headers and XML agree.
     RebaseAsUsed "rebase the images on what the guest uses while it is off, or correct the XML";
+
+    /// Tell the destination the sizes of a guest's disks.
+    Annotate "write the exact sizes of the guest's disks into its metadata on the source host, let this host ask \
+              the source, or create the target";
+    /// Tell the destination what backing files hold, or do without them.
+    AnnotateOrCopyAll "write what the backing files hold into the guest's metadata on the source host, or copy \
+                       its disks completely";
+    /// Do without the destination's backing file.
+    CopyAll "copy the guest's disks completely; if a disk was changed since its metadata was written, write it again";
 }
 
 impl fmt::Display for Remedy {

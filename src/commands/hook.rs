@@ -2,6 +2,7 @@
 
 mod ask;
 mod run;
+mod texts;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -95,7 +96,13 @@ impl Hook {
     /// Does it.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let PlaceArgs { config, hooks_dir } = self.places;
-        let places = Places { hooks: hooks_dir, config };
+        let places = Places {
+            hooks: hooks_dir,
+            config,
+            name: texts::NAME,
+            mark: texts::MARK,
+            before_program: texts::BEFORE_PROGRAM,
+        };
         let json = self.output.output == OutputFormat::Json;
         let show = |installed: &Installed| match json {
             true => print_json(installed),
@@ -109,7 +116,12 @@ impl Hook {
                     Some(program) => program,
                     None => this_program()?,
                 };
-                show(&install::install(&places, &program, &root)?)
+                let script = texts::script(&program, &places.config)?;
+                let configuration = match root.is_empty() {
+                    true => None,
+                    false => Some(texts::configuration(&root)?),
+                };
+                show(&install::install(&places, &script, configuration.as_deref())?)
             }
             Action::Status => {
                 let installed = install::status(&places)?;

@@ -27,6 +27,18 @@ pub(crate) fn migration_words(remedy: &Remedy, command: &str) -> String {
 /// one of the command that runs; within, of the one that is quoted.
 fn table(remedy: &Remedy) -> &'static [&'static str] {
     match remedy {
+        Remedy::Annotate => &[
+            "run `qcowtool annotate GUEST` on the source host, let this host ask the source ('ask' in \
+             /etc/qcowtool/hook.conf), or create the target",
+        ],
+        Remedy::AnnotateOrCopyAll => {
+            &["run `qcowtool annotate GUEST` on the source host, or copy its disks completely \
+             (`virsh migrate --copy-storage-all`)"]
+        }
+        Remedy::CopyAll => &[
+            "copy the guest's disks completely (`virsh migrate --copy-storage-all`); if a disk was changed \
+             since, run `qcowtool annotate GUEST` again on the source host",
+        ],
         Remedy::StateStorage => &["state it with --shared DIRECTORY or --distinct DIRECTORY"],
         Remedy::StateShared => &["state it with --shared DIRECTORY if it is, or flatten the disk"],
         Remedy::MapPath => &["map one of the paths to another one with --map-path"],
@@ -58,7 +70,7 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
             &["copy '{}' to the same path at the destination, with owners, modes and labels \
              (`tar --numeric-owner --xattrs --selinux`, or `rsync -aAX`); then it is compared and used"]
         }
-        Remedy::Annotate => &["`qcowtool annotate GUEST` writes it again"],
+        Remedy::AnnotateAgain => &["`qcowtool annotate GUEST` writes it again"],
         Remedy::GiveRoots => &["give --root, for instance --root /var/lib/libvirt/images"],
         Remedy::EditRoots => &["edit its 'root' lines, and install without --root"],
         Remedy::CopyInFull => &["upgrade, or leave out --policy thin"],

@@ -280,6 +280,10 @@ fn the_library_names_no_option_and_no_program() {
         "qcowtool-preflight/",
         "qcowtool-{:016x}",
         "/var/lib/qcowtool/",
+        "/run/qcowtool/",
+        "/etc/qcowtool/",
+        "/var/log/libvirt/qemu/qcowtool-hook.log",
+        "urn:qcowtool:disks:1",
     ];
     const OPTIONS_OF_OTHERS: &[&str] = &["-flat", "-uuid", "-name", "-c"];
     let data = |text: &str| {

@@ -87,6 +87,11 @@ const WORDS: &[(&str, &str)] = &[
     ("the file system, or this process's limit", "words::plain_words"),
     ("give the name of a file to create", "words::plain_words"),
     ("give the name of the link's target", "words::plain_words"),
+    ("see 'qcowtool io --help'", "words::plain_words"),
+    (
+        "close the disk, look after the storage",
+        "faults::after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read",
+    ),
     ("a program that guesses formats", "words::plain_words"),
     ("a newer program wrote this image", "words::plain_words"),
     ("encrypt inside the guest", "words::plain_words"),
@@ -102,11 +107,6 @@ const WORDS: &[(&str, &str)] = &[
     ("name a file instead of '-'", "advice::advice_about_options_is_right"),
     ("make a qcow2 image: leave out -f raw", "words::plain_words"),
     ("a qcow2 image cannot be read sequentially", "words::plain_words"),
-    ("see 'qcowtool io --help'", "words::plain_words"),
-    (
-        "close the disk, look after the storage",
-        "faults::after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read",
-    ),
     ("give --candidates or --manifest", "words::plain_words"),
     ("take it of the new image", "advice::options_that_need_others"),
     ("free some space, then try again", "limits::on_a_full"),

@@ -186,7 +186,7 @@ fn data_behind_the_end_of_a_file_that_was_cut_short_is_said_to_be_lost() {
     let from = (6 << 20) - 0x4000;
     content[from + 100..].fill(0);
     let list = salvaged(&image.path, &content, &[(from as u64 + 0x1000, 0x3000)]);
-    assert!(list[0]["reason"].as_str().unwrap().contains("behind the end"), "{list:?}");
+    assert!(list[0]["reason"].as_str().unwrap().contains("past the end"), "{list:?}");
 }
 
 #[test]

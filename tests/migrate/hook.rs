@@ -313,10 +313,12 @@ fn only_what_was_created_for_a_migration_that_failed_is_removed() {
     let disk = host.image("vm.qcow2");
     let xml = guest(&disk, "qcow2", "", &known("base='none'"));
     let release = |reason: &str| host.called(&["vm", "release", "end", reason], &xml).ok();
-    // libvirt gave up before QEMU started.
-    host.migrate(&xml).ok();
-    release("failed");
-    assert!(!disk.exists());
+    // libvirt gave up before QEMU started; before 10.5 it does not say so.
+    for reason in ["failed", "-"] {
+        host.migrate(&xml).ok();
+        release(reason);
+        assert!(!disk.exists(), "{reason}");
+    }
     // QEMU ended while the guest was arriving.
     host.migrate(&xml).ok();
     host.started(&xml, FULL).ok();
@@ -389,7 +391,7 @@ fn hook(host: &Host, words: &[&str]) -> Run {
 #[test]
 fn installed_the_script_serves_what_libvirt_calls_it_for() {
     let host = Host::new();
-    assert!(hook(&host, &["install"]).stderr().contains("--root"), "roots are needed");
+    assert!(hook(&host, &["install"]).stderr().contains("no directory is given"));
     let root = host.path("images");
     let root = root.to_str().unwrap();
     let said = hook(&host, &["install", "--root", root]).ok();
@@ -443,26 +445,21 @@ fn hooks_of_others_are_left_alone() {
     for action in [vec!["install", "--root", "/srv"], vec!["remove"]] {
         let ran = hook(&host, &action);
         assert_eq!(ran.code(), Some(2), "{}", ran.stderr());
-        assert!(ran.stderr().contains("is not a script of qcowtool"), "{}", ran.stderr());
+        assert!(ran.stderr().contains("is a script of another program"), "{}", ran.stderr());
     }
     assert_eq!(fs::read(&script).unwrap(), b"#!/bin/sh\n");
     assert!(!host.path("own.conf").exists());
 }
 
 #[test]
-fn a_deadline_that_passes_creates_nothing_thin_and_lets_nothing_unproven_through() {
+fn a_backing_file_that_is_no_file_holds_nothing_up() {
     needs_qemu!();
-    // A FIFO in place of the backing file would hold a careless reader up for ever.
-    let host = Host::configured("deadline = 1");
+    let host = Host::new();
     let (disk, base) = (host.image("vm.qcow2"), host.image("base.qcow2"));
-    rustix_fifo(&base);
+    assert!(Command::new("mkfifo").arg(&base).status().unwrap().success());
     let digest = "0".repeat(64);
     let metadata = known(&format!("base-digest='{digest}' base-size='{SIZE}'"));
     let edited = host.migrate(&guest(&disk, "qcow2", &chain(&base), &metadata)).ok();
     assert!(edited.contains("<backingStore/>"), "{edited}");
     assert_eq!(info(&disk).get("backing-filename"), None);
-}
-
-fn rustix_fifo(path: &Path) {
-    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
 }

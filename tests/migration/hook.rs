@@ -129,8 +129,10 @@ fn with_nothing_prepared_and_no_metadata_the_refusal_says_what_to_do() {
     let rig = hooked();
     let guest = Guest::new(rig, "hook-unknown");
     guest.run_on_template();
-    stayed(&guest, rig, &migrate(&guest, rig, &[FULL]), "run 'qcowtool annotate'");
+    stayed(&guest, rig, &migrate(&guest, rig, &[FULL]), "run `qcowtool annotate GUEST`");
     assert!(!disk_is_on_b(&guest, rig));
+    annotate(&guest, rig);
+    arrived(&guest, rig, &migrate(&guest, rig, &[FULL]));
 }
 
 #[test]
@@ -189,6 +191,7 @@ fn an_overlay_on_another_template_of_that_name_is_refused() {
     rig.b.make_overlay(&guest.path("disk.qcow2"), &guest.path("template.qcow2"));
     let ran = migrate(&guest, rig, &[INCREMENTAL]);
     stayed(&guest, rig, &ran, "does not hold what the source's backing file holds");
+    arrived(&guest, rig, &migrate(&guest, rig, &[FULL]));
 }
 
 #[test]

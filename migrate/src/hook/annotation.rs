@@ -14,7 +14,7 @@ use crate::{Error, Remedy, Result};
 pub const NAMESPACE: &str = "urn:qcowtool:disks:1";
 
 /// The prefix that libvirt gives to the namespace.
-pub const PREFIX: &str = "qcowtool";
+pub const PREFIX: &str = "known";
 
 /// Hexadecimal digits of a digest.
 const DIGITS: usize = 64;
@@ -158,6 +158,6 @@ fn named(node: Node<'_, '_>, name: &str) -> bool {
 }
 
 fn wrong(what: &str) -> Error {
-    Error::usage(format!("the metadata of qcowtool annotate is not understood: {what}"))
-        .hint(Remedy::Annotate)
+    Error::usage(format!("the guest's metadata ({NAMESPACE}) is not understood: {what}"))
+        .hint(Remedy::AnnotateAgain)
 }

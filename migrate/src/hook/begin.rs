@@ -218,10 +218,7 @@ fn missing(
         let what = format!("the target '{shown}' is missing, and its exact size is not known");
         return match config.unknown_size {
             InDoubt::Allow => Verdict::Leave(format!("{what}: left to libvirt")),
-            InDoubt::Refuse => Verdict::Refuse(format!(
-                "{what}; run 'qcowtool annotate' for the guest on the source host, let this host ask the \
-                 source ('ask' in {FILE}), or create the target"
-            )),
+            InDoubt::Refuse => Verdict::Refuse(what),
         };
     };
     let proven = |base: &&BaseFacts| match &known.below {

@@ -12,8 +12,8 @@ pub const FILE: &str = "/etc/qcowtool/hook.conf";
 /// No configuration is longer, in bytes.
 pub const LONGEST: u64 = 64 << 10;
 
-/// Seconds in which a call must be done.
-const DEADLINE: u64 = 60;
+/// Seconds in which a call must be done, if not told otherwise.
+pub const DEADLINE: u64 = 60;
 
 /// No deadline may be later, in seconds.
 const LATEST: u64 = 3600;
@@ -132,39 +132,19 @@ impl Config {
         roots.next().filter(|_| plain).map(PathBuf::as_path)
     }
 
-    /// The text of a configuration with these roots and everything else as it is by default.
+    /// Lines of a configuration for these roots.
     ///
     /// # Errors
     /// [`Usage`](crate::ErrorKind::Usage) if one of them is no directory's absolute path below `/`.
-    pub fn template(roots: &[PathBuf]) -> Result<String> {
-        let mut lines = String::new();
-        for root in roots {
-            let text =
-                root.to_str().filter(|text| directory(text.trim()).is_some_and(|it| it == *root));
-            let Some(text) = text.filter(|text| !text.contains(['\n', '\r'])) else {
-                let path = root.display();
-                return Err(Error::usage(format!("'{path}' is not an absolute path below /")));
-            };
-            lines.push_str(&format!("root = {text}\n"));
-        }
-        Ok(format!(
-            "# qcowtool hook: see docs/hook.md. Changes hold from the next migration on.\n\
-             \n\
-             # Targets are created, and backing files read, below these directories only.\n\
-             {lines}\n\
-             # A missing target whose size is not known: refuse, or allow (libvirt decides).\n\
-             #unknown-size = refuse\n\
-             \n\
-             # An incremental copy onto an overlay whose backing file is not proven: refuse, or allow.\n\
-             #unproven-base = refuse\n\
-             \n\
-             # Whether the source's libvirt is asked, read-only, and which addresses may be.\n\
-             #ask = qemu+tls://{PEER}/system\n\
-             #peer = 192.0.2.0/24\n\
-             \n\
-             # Seconds that one call may take.\n\
-             #deadline = {DEADLINE}\n"
-        ))
+    pub fn root_lines(roots: &[PathBuf]) -> Result<String> {
+        let line = |root: &PathBuf| {
+            let text = root.to_str().filter(|text| !text.contains(['\n', '\r']));
+            let text = text.filter(|text| directory(text.trim()).is_some_and(|it| it == *root));
+            text.map(|text| format!("root = {text}\n")).ok_or_else(|| {
+                Error::usage(format!("'{}' is not an absolute path below /", root.display()))
+            })
+        };
+        roots.iter().map(line).collect()
     }
 }
 

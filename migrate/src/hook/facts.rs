@@ -143,8 +143,8 @@ impl<'a> Files<'a> {
         match self.host.same_content(&base.path, format, &wanted, &Silent, self.cancel) {
             Ok(content) => content,
             Err(error) if error.kind() == crate::ErrorKind::Interrupted => unknown(format!(
-                "it could not be read within {} seconds (deadline in {FILE}); a manifest beside it, \
-                 NAME.manifest of 'qcowtool checksum --manifest', makes reading unnecessary",
+                "it could not be read within {} seconds (deadline in {FILE}); a manifest beside it makes \
+                 reading unnecessary",
                 self.config.deadline.as_secs()
             )),
             Err(error) => unknown(error.message().to_owned()),

@@ -9,6 +9,7 @@ use std::path::Path;
 use super::annotation::{Below, KnownDisk};
 use super::begin::{named_below, not_ours, path_of};
 use super::config::{FILE, InDoubt};
+use crate::Remedy;
 use crate::domain::XmlDisk;
 use crate::facts::{BaseFacts, Content, NamedLayer};
 use crate::plan::{Policy, is_proven};
@@ -42,6 +43,8 @@ pub struct TargetImage {
 pub struct Judgement {
     /// Why the migration is refused.
     pub refusals: Vec<String>,
+    /// What helps against the first of them.
+    pub remedy: Option<Remedy>,
     /// Lines for the log.
     pub notes: Vec<String>,
 }
@@ -53,7 +56,10 @@ pub fn judge(targets: &[Target], unproven_base: InDoubt) -> Judgement {
         let name = &target.disk.target;
         match verdict(target, unproven_base) {
             Verdict::Allow(why) => judgement.notes.push(format!("disk '{name}': {why}")),
-            Verdict::Refuse(why) => judgement.refusals.push(format!("disk '{name}': {why}")),
+            Verdict::Refuse(why, remedy) => {
+                judgement.refusals.push(format!("disk '{name}': {why}"));
+                judgement.remedy.get_or_insert(remedy);
+            }
         }
     }
     judgement
@@ -61,7 +67,7 @@ pub fn judge(targets: &[Target], unproven_base: InDoubt) -> Judgement {
 
 enum Verdict {
     Allow(String),
-    Refuse(String),
+    Refuse(String, Remedy),
 }
 
 fn verdict(target: &Target, unproven_base: InDoubt) -> Verdict {
@@ -75,7 +81,7 @@ fn verdict(target: &Target, unproven_base: InDoubt) -> Verdict {
     }
     let doubt = |what: String| match unproven_base {
         InDoubt::Allow => Verdict::Allow(format!("{what}: allowed by {FILE}")),
-        InDoubt::Refuse => Verdict::Refuse(what),
+        InDoubt::Refuse => Verdict::Refuse(what, Remedy::AnnotateOrCopyAll),
     };
     let shown = path.display();
     let image = match &target.image {
@@ -88,10 +94,7 @@ fn verdict(target: &Target, unproven_base: InDoubt) -> Verdict {
             Some(kind) => {
                 Verdict::Allow(format!("'{shown}' holds data, on {kind}: taken for shared storage"))
             }
-            None => doubt(format!(
-                "an incremental copy into '{shown}', which already holds data; remove that file, or copy \
-                 everything (--copy-storage-all)"
-            )),
+            None => doubt(format!("an incremental copy into '{shown}', which already holds data")),
         };
     }
     match image.chain.get(1) {
@@ -107,16 +110,20 @@ fn without_base(path: &Path, known: Option<&KnownDisk>) -> Verdict {
         Some(Below::Nothing) => Verdict::Allow(format!(
             "'{shown}' is empty and has no backing file, like the source's image"
         )),
-        Some(Below::Disk { .. }) => Verdict::Refuse(format!(
-            "an incremental copy into '{shown}', which is empty and has no backing file: the guest would lose \
-             everything that is in the source's backing file; copy everything (--copy-storage-all), or create \
-             the target as an overlay"
-        )),
-        Some(Below::Unknown) | None => Verdict::Refuse(format!(
-            "an incremental copy into '{shown}', which is empty and has no backing file, and it is not known \
-             whether the source's image has one; copy everything (--copy-storage-all), or run 'qcowtool \
-             annotate' for the guest on the source host"
-        )),
+        Some(Below::Disk { .. }) => Verdict::Refuse(
+            format!(
+                "an incremental copy into '{shown}', which is empty and has no backing file: the guest would \
+                 lose everything that is in the source's backing file"
+            ),
+            Remedy::CopyAll,
+        ),
+        Some(Below::Unknown) | None => Verdict::Refuse(
+            format!(
+                "an incremental copy into '{shown}', which is empty and has no backing file, and it is not \
+                 known whether the source's image has one"
+            ),
+            Remedy::AnnotateOrCopyAll,
+        ),
     }
 }
 
@@ -130,24 +137,30 @@ fn overlay(
 ) -> Verdict {
     let (shown, base) = (path.display(), header.path.display());
     if let Some(named) = named_below(disk).first().filter(|named| named.path != header.path) {
-        return Verdict::Refuse(format!(
-            "an incremental copy into '{shown}': its header names the backing file '{base}', the XML '{}'",
-            named.path.display()
-        ));
+        let named = named.path.display();
+        return Verdict::Refuse(
+            format!(
+                "an incremental copy into '{shown}': its header names the backing file '{base}', the XML \
+                 '{named}'"
+            ),
+            Remedy::CopyAll,
+        );
     }
     let (digest, size) = match known.map(|known| &known.below) {
         Some(Below::Disk { digest, virtual_size }) => (digest, *virtual_size),
         Some(Below::Nothing) => {
-            return Verdict::Refuse(format!(
-                "an incremental copy into '{shown}', whose backing file '{base}' would show through: the \
-                 source's image has none"
-            ));
+            return Verdict::Refuse(
+                format!(
+                    "an incremental copy into '{shown}', whose backing file '{base}' would show through: the \
+                     source's image has none"
+                ),
+                Remedy::CopyAll,
+            );
         }
         Some(Below::Unknown) | None => {
             return doubt(format!(
                 "an incremental copy into '{shown}', and it is not known what its backing file '{base}' must \
-                 hold; run 'qcowtool annotate' for the guest on the source host, or copy everything \
-                 (--copy-storage-all)"
+                 hold"
             ));
         }
     };
@@ -164,10 +177,12 @@ fn overlay(
             doubt(format!("the backing file '{base}' of '{shown}' was not compared: {why}"))
         }
         Content::Equal { .. } => doubt(format!("the chain below '{shown}' cannot be relied on")),
-        Content::Different => Verdict::Refuse(format!(
-            "an incremental copy into '{shown}', whose backing file '{base}' does not hold what the source's \
-             backing file holds (digest {digest}); copy that file here, or copy everything \
-             (--copy-storage-all); if the guest's disk was changed since, run 'qcowtool annotate' again"
-        )),
+        Content::Different => Verdict::Refuse(
+            format!(
+                "an incremental copy into '{shown}', whose backing file '{base}' does not hold what the source's \
+                 backing file holds (digest {digest})"
+            ),
+            Remedy::CopyAll,
+        ),
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::config::{Config, FILE, LONGEST};
+use super::config::{Config, LONGEST};
 use super::run::text_of;
 use crate::fs::{failed, make_directories, sync_path};
 use crate::{Error, Remedy, Result};
@@ -18,14 +18,8 @@ pub const HOOKS: &str = "/etc/libvirt/hooks";
 /// Where scripts of QEMU guests are, below [`HOOKS`] (libvirt 6.5 and later).
 const DIRECTORY: &str = "qemu.d";
 
-/// The name of the script.
-const SCRIPT: &str = "50-qcowtool";
-
 /// The hook that other programs install, CloudStack among them.
 const MAIN: &str = "qemu";
-
-/// By this line a script is known as ours.
-const MARK: &str = "# Installed by 'qcowtool hook install'; 'qcowtool hook remove' removes it.";
 
 /// No script of ours is longer, in bytes.
 const LONGEST_SCRIPT: u64 = 16 << 10;
@@ -49,48 +43,56 @@ pub struct Installed {
     pub restart: bool,
 }
 
-/// Where everything goes.
+/// Where everything goes, and how a script of this program is known.
 #[derive(Debug, Clone)]
 pub struct Places {
     /// libvirt's directory of hooks.
     pub hooks: PathBuf,
     /// The configuration's file.
     pub config: PathBuf,
+    /// The script's name.
+    pub name: &'static str,
+    /// A line that every script of this program has.
+    pub mark: &'static str,
+    /// What is before the program's path in the line of the script that tells it; `'` ends the line.
+    pub before_program: &'static str,
 }
 
 impl Places {
     fn script(&self) -> PathBuf {
-        self.hooks.join(DIRECTORY).join(SCRIPT)
+        self.hooks.join(DIRECTORY).join(self.name)
+    }
+
+    fn foreign(&self) -> String {
+        format!("'{}' is a script of another program", self.script().display())
     }
 }
 
-/// Installs the script, and a configuration with these roots if there is none.
+/// Installs a script of this text, and a configuration if one is given.
 ///
 /// # Errors
-/// [`Refused`](crate::ErrorKind::Refused) if another script has the name, or there is a configuration and roots were
-/// given; [`Environment`](crate::ErrorKind::Environment).
-pub fn install(places: &Places, program: &Path, roots: &[PathBuf]) -> Result<Installed> {
+/// [`Refused`](crate::ErrorKind::Refused) if another script has the name, or there is a configuration and another one is
+/// given; [`Usage`](crate::ErrorKind::Usage) if there is none at all; [`Environment`](crate::ErrorKind::Environment).
+pub fn install(places: &Places, script_text: &str, config: Option<&str>) -> Result<Installed> {
     let script = places.script();
-    let text = script_text(program, &places.config)?;
-    if ours(&script)? == Some(false) {
-        return Err(Error::refused(format!("'{}' is not a script of qcowtool", script.display()))
-            .hint("move it away first"));
+    if ours(places)? == Some(false) {
+        return Err(Error::refused(places.foreign()).hint("move it away first"));
     }
     let had_hooks = has_hooks(&places.hooks);
-    match (exists(&places.config)?, roots) {
-        (true, []) => {}
-        (true, _) => {
+    match (exists(&places.config)?, config) {
+        (true, None) => {}
+        (true, Some(_)) => {
             let path = places.config.display();
             return Err(Error::refused(format!("the configuration '{path}' is there already"))
                 .hint(Remedy::EditRoots));
         }
-        (false, []) => {
-            return Err(Error::usage("no directory is given below which targets may be created")
-                .hint(Remedy::GiveRoots));
+        (false, None) => {
+            let message = "there is no configuration, and no directory is given for new targets";
+            return Err(Error::usage(message).hint(Remedy::GiveRoots));
         }
-        (false, roots) => publish(&places.config, &Config::template(roots)?, 0o644)?,
+        (false, Some(text)) => publish(&places.config, text, 0o644)?,
     }
-    publish(&script, &text, 0o755)?;
+    publish(&script, script_text, 0o755)?;
     let mut installed = status(places)?;
     installed.restart = !had_hooks;
     Ok(installed)
@@ -103,11 +105,11 @@ pub fn install(places: &Places, program: &Path, roots: &[PathBuf]) -> Result<Ins
 pub fn status(places: &Places) -> Result<Installed> {
     let script = places.script();
     let mut problems = Vec::new();
-    let is_ours = ours(&script)?;
+    let is_ours = ours(places)?;
     let program = match is_ours {
-        Some(true) => program_of(&text_of(&script, LONGEST_SCRIPT)?),
+        Some(true) => program_of(places, &text_of(&script, LONGEST_SCRIPT)?),
         Some(false) => {
-            problems.push(format!("'{}' is not a script of qcowtool", script.display()));
+            problems.push(places.foreign());
             None
         }
         None => None,
@@ -143,11 +145,10 @@ pub fn status(places: &Places) -> Result<Installed> {
 /// [`Refused`](crate::ErrorKind::Refused) if it is not a script of ours; [`Environment`](crate::ErrorKind::Environment).
 pub fn remove(places: &Places) -> Result<bool> {
     let script = places.script();
-    match ours(&script)? {
+    match ours(places)? {
         None => Ok(false),
         Some(false) => {
-            Err(Error::refused(format!("'{}' is not a script of qcowtool", script.display()))
-                .hint("remove it by hand if it is not needed"))
+            Err(Error::refused(places.foreign()).hint("remove it by hand if it is not needed"))
         }
         Some(true) => {
             fs::remove_file(&script).map_err(|error| failed("could not remove", &script, error))?;
@@ -169,45 +170,14 @@ pub fn load(path: &Path) -> Result<Config> {
     })
 }
 
-/// The script: it starts the program only for calls that the program has something to do with.
-fn script_text(program: &Path, config: &Path) -> Result<String> {
-    let plain = |path: &Path| {
-        let text = path.to_str().filter(|text| path.is_absolute() && !text.contains(['\'', '\n']));
-        text.map(str::to_owned).ok_or_else(|| {
-            Error::usage(format!("'{}' cannot be written into a script", path.display()))
-                .hint("it must be an absolute path without quotes")
-        })
-    };
-    let text = plain(program)?;
-    let option = match config == Path::new(FILE) {
-        true => String::new(),
-        false => format!(" --config '{}'", plain(config)?),
-    };
-    Ok(format!(
-        "#!/bin/sh\n\
-         {MARK}\n\
-         # GUEST OPERATION SUB-OPERATION EXTRA, the guest's XML on standard input.\n\
-         qcowtool='{text}'\n\
-         case \"$2 $3\" in\n\
-         'migrate begin'|'started begin'|'stopped end'|'release end') ;;\n\
-         *) exit 0 ;;\n\
-         esac\n\
-         if [ ! -x \"$qcowtool\" ]; then\n\
-         \x20 [ \"$2\" != migrate ] && exit 0\n\
-         \x20 echo \"$qcowtool is not there: install it again, or remove $0\" >&2\n\
-         \x20 exit 1\n\
-         fi\n\
-         exec \"$qcowtool\" hook{option} run -- \"$@\"\n"
-    ))
-}
-
-fn program_of(script: &str) -> Option<PathBuf> {
-    let line = script.lines().find_map(|line| line.strip_prefix("qcowtool='"))?;
+fn program_of(places: &Places, script: &str) -> Option<PathBuf> {
+    let line = script.lines().find_map(|line| line.strip_prefix(places.before_program))?;
     line.strip_suffix('\'').map(PathBuf::from)
 }
 
 /// Whether the file is a script of ours; `None` if there is none.
-fn ours(script: &Path) -> Result<Option<bool>> {
+fn ours(places: &Places) -> Result<Option<bool>> {
+    let script = &places.script();
     match fs::symlink_metadata(script) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("could not look at", script, error)),
@@ -217,7 +187,7 @@ fn ours(script: &Path) -> Result<Option<bool>> {
             File::open(script)
                 .and_then(|file| file.take(LONGEST_SCRIPT).read_to_end(&mut text))
                 .map_err(|error| failed("could not read", script, error))?;
-            Ok(Some(text.split(|byte| *byte == b'\n').any(|line| line == MARK.as_bytes())))
+            Ok(Some(text.split(|byte| *byte == b'\n').any(|line| line == places.mark.as_bytes())))
         }
     }
 }

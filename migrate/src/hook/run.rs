@@ -8,7 +8,7 @@ use qcow::{CancelToken, Silent};
 
 use super::annotation::{Annotation, Below};
 use super::begin::{self, Arriving, Decision, NewTarget, Place, not_ours, path_of};
-use super::config::Config;
+use super::config::{Config, FILE};
 use super::facts::{Files, below_root};
 use super::gate::{self, Target};
 use super::record::{Made, Record};
@@ -17,7 +17,7 @@ use crate::domain::{XmlDomain, destination_xml, parse};
 use crate::fs::fd_path;
 use crate::prepare::image;
 use crate::store::{Mode, Store as _};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 /// No XML of libvirt's is longer, in bytes.
 const LONGEST_XML: u64 = 4 << 20;
@@ -123,7 +123,13 @@ impl<'a> Hook<'a> {
         let decision = begin::decide(&disks, config);
         decision.notes.iter().for_each(|note| self.log(note));
         if !decision.refusals.is_empty() {
-            return Err(Error::refused(decision.refusals.join("; ")));
+            return Err(Error::refused(decision.refusals.join("; ")).hint(Remedy::Annotate));
+        }
+        if self.cancel.is_cancelled() {
+            return Err(Error::environment(format!(
+                "there was not enough time to examine the disks: {} seconds (deadline in {FILE})",
+                config.deadline.as_secs()
+            )));
         }
         let edited = match decision.edits.as_slice() {
             [] => None,
@@ -255,9 +261,10 @@ impl<'a> Hook<'a> {
             .collect();
         let judgement = gate::judge(&targets, config.unproven_base);
         judgement.notes.iter().for_each(|note| self.log(note));
-        match judgement.refusals.as_slice() {
-            [] => Ok(()),
-            refusals => Err(Error::refused(refusals.join("; "))),
+        let refused = || Error::refused(judgement.refusals.join("; "));
+        match judgement.remedy.clone() {
+            None => Ok(()),
+            Some(remedy) => Err(refused().hint(remedy)),
         }
     }
 

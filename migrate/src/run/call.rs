@@ -207,7 +207,7 @@ mod tests {
         let stall = stall.map(Duration::from_secs);
         (0..seconds)
             .map(|second| {
-                let now = start + Duration::from_secs(second);
+                let now = start.checked_add(Duration::from_secs(second)).unwrap();
                 (second, convergence.look(&at(second), now, stall))
             })
             .filter(|(_, outrun)| *outrun != Outrun::No)

@@ -7,6 +7,7 @@ mod audit_remote;
 #[allow(dead_code)]
 mod example;
 mod examples;
+mod hook;
 mod journal_crash;
 #[cfg(feature = "libvirt")]
 mod libvirt_hosts;

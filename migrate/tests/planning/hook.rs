@@ -293,8 +293,9 @@ fn a_configuration_says_which_line_is_wrong() {
     ] {
         assert_eq!(config.root_of(path.as_ref()), root.map(str::as_ref), "{path}");
     }
-    let template = Config::template(&config.roots).unwrap();
-    assert_eq!(Config::parse(&template).unwrap().roots, config.roots);
+    let lines = Config::root_lines(&config.roots).unwrap();
+    assert_eq!(Config::parse(&lines).unwrap().roots, config.roots);
+    Config::root_lines(&["relative".into()]).unwrap_err();
     for (line, wrong) in [
         ("root", "line 1: is not 'key = value'"),
         ("\nroot = relative", "line 2: root"),

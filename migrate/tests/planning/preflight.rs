@@ -470,10 +470,11 @@ fn the_json_keeps_its_keys() {
 }
 
 type Cure = fn(&mut Seeing, &mut Policy);
-type CureRow = (&'static str, Remedy, fn(&mut Seeing), Cure);
+
+type Wrong = fn(&mut Seeing);
 
 /// What is in the way, what the operator does about it, and the remedy that says so.
-const CURES: &[CureRow] = &[
+const CURES: &[(&str, Remedy, Wrong, Cure)] = &[
     (
         "thin-copies",
         Remedy::CopyInFull,

@@ -1,5 +1,6 @@
 //! Makes one standalone image out of a whole chain.
 
+mod clusters;
 mod job;
 mod options;
 mod outcome;

@@ -42,7 +42,7 @@ const REMEDIES: &[(&str, &str)] = &[
          the_state_of_a_tpm_is_refused_until_it_was_copied_with_its_owners",
     ),
     // It needs metadata that was damaged, and libvirt to write it again.
-    ("Annotate", ""),
+    ("AnnotateAgain", ""),
     ("GiveRoots", "tests/migrate/hook.rs installed_the_script_serves_what_libvirt_calls_it_for"),
     ("EditRoots", "tests/migrate/hook.rs installed_the_script_serves_what_libvirt_calls_it_for"),
     ("CopyInFull", CHECKS),
@@ -105,6 +105,17 @@ const REMEDIES: &[(&str, &str)] = &[
         "NameGuest",
         "tests/migrate/rescue/candidates.rs the_disk_of_a_guest_that_runs_is_not_searched_for",
     ),
+    (
+        "Annotate",
+        "tests/migration/hook.rs \
+         with_nothing_prepared_and_no_metadata_the_refusal_says_what_to_do",
+    ),
+    (
+        "AnnotateOrCopyAll",
+        "tests/migration/hook.rs \
+         an_empty_stub_of_a_manager_is_no_target_for_an_incremental_copy",
+    ),
+    ("CopyAll", "tests/migration/hook.rs an_overlay_on_another_template_of_that_name_is_refused"),
     ("ShortenChain", "tests/migrate/ways_out.rs what_an_audit_advises_about_long_chains"),
     ("AbsoluteName", BACKING),
     ("CorrectFormat", BACKING),

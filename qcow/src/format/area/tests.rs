@@ -322,7 +322,7 @@ fn an_extension_that_runs_over_its_area_is_refused() {
     assert_refused(&bytes, ErrorKind::Corrupt, "at byte 0x70");
     // Four bytes before the backing name cannot hold an extension.
     let bytes = patched(Version::V3, 8, &[0, 0, 0, 0, 0, 0, 0, 116]);
-    assert_refused(&bytes, ErrorKind::Corrupt, "cut short");
+    assert_refused(&bytes, ErrorKind::Corrupt, "truncated");
 }
 
 #[test]

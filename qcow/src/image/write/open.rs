@@ -63,7 +63,8 @@ impl Writer {
         let counts = Counts::new(geometry, header.refcounts(), table, place)?;
         let fixed = !storage.capabilities().resize;
         let fixed_end = fixed.then(|| storage.len() >> geometry.cluster_bits());
-        let mut space = Space::new(counts, geometry, fixed_end);
+        let clusters = geometry.clusters_for(storage.len());
+        let mut space = Space::new(counts, geometry, clusters, fixed_end);
         space.add_metadata(metadata(&image, &l1));
         let map = Map::new(geometry, header.l1_table_offset, l1, options.cache);
         let bitmaps = Bitmaps::read(&image)?;

@@ -29,6 +29,8 @@ pub(super) struct Space {
     /// Clusters that the refcount table has left, for the group that moves it.
     left_table: Vec<u64>,
     quarantine: VecDeque<Batch>,
+    /// From here on no cluster was ever written to: there the file ends, and reads as zeros.
+    never_used: u64,
     /// Where the next compressed cluster can go, in a cluster that has others.
     packing: Option<u64>,
 }
@@ -42,7 +44,13 @@ pub(super) struct Batch {
 }
 
 impl Space {
-    pub(super) fn new(counts: Counts, geometry: Geometry, fixed_end: Option<u64>) -> Self {
+    /// The space of a file that has `clusters`, the last one perhaps in part, and cannot grow beyond `fixed_end`.
+    pub(super) fn new(
+        counts: Counts,
+        geometry: Geometry,
+        clusters: u64,
+        fixed_end: Option<u64>,
+    ) -> Self {
         let mut metadata: HashSet<u64> =
             counts.block_clusters().chain(counts.table_clusters()).collect();
         metadata.insert(0);
@@ -55,6 +63,7 @@ impl Space {
             wanted_table: None,
             left_table: Vec::new(),
             quarantine: VecDeque::new(),
+            never_used: clusters,
             packing: None,
         }
     }
@@ -62,6 +71,15 @@ impl Space {
     /// Says that these clusters have metadata.
     pub(super) fn add_metadata(&mut self, clusters: impl IntoIterator<Item = u64>) {
         self.metadata.extend(clusters);
+    }
+
+    /// As [`allocate`](Self::allocate); says too whether the clusters were never written to, so that they
+    /// read as zeros.
+    pub(super) fn allocate_zeros(&mut self, most: u64) -> Got<(Range<u64>, bool)> {
+        let never_used = self.never_used;
+        let clusters = self.allocate(most)?;
+        let zeros = clusters.start >= never_used;
+        Ok((clusters, zeros))
     }
 
     /// Allocates at least one and at most `most` clusters in a row, each with a refcount of one.
@@ -83,6 +101,7 @@ impl Space {
             }
             self.take(first..end)?;
             self.low_water_mark = end;
+            self.never_used = self.never_used.max(end);
             return Ok(first..end);
         }
     }
@@ -142,6 +161,7 @@ impl Space {
         if self.counts.reaches(cluster) {
             self.check_place(cluster)?;
             self.counts.add_block(cluster)?;
+            self.never_used = self.never_used.max(cluster.plus(1)?);
         } else {
             self.wanted_table = Some(self.counts.larger_table(cluster)?);
         }
@@ -180,9 +200,11 @@ impl Space {
                 Some(cluster) => {
                     self.check_place(cluster)?;
                     self.counts.add_block(cluster)?;
+                    self.never_used = self.never_used.max(cluster.plus(1)?);
                 }
                 None => {
                     self.take(first..end)?;
+                    self.never_used = self.never_used.max(end);
                     return Ok(first..end);
                 }
             }

@@ -29,6 +29,19 @@ enum Target {
     New,
 }
 
+/// Host clusters that take the data of guest clusters.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The first guest cluster.
+    first: u64,
+    /// Where the first host cluster lies.
+    host: HostOffset,
+    /// The guest clusters' old places are left.
+    new: bool,
+    /// The host clusters read as zeros.
+    zeros: bool,
+}
+
 /// An entry to be changed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Change {
@@ -114,18 +127,21 @@ impl Writer {
             Target::Kept(host) => {
                 let stop = stop.min(first.plus(1)? << bits);
                 let old = old.get(..1).unwrap_or_default();
-                self.fill(buf, at..stop, first, host, old, false)?;
+                let place = Place { first, host, new: false, zeros: false };
+                self.fill(buf, at..stop, place, old)?;
                 stop.minus(at)
             }
             Target::New => {
                 let wanted =
                     (0..old.len()).take_while(|index| target(*index) == Target::New).count();
-                let hosts = self.with_space(|space| space.allocate(wanted as u64))?;
+                let (hosts, zeros) =
+                    self.with_space(|space| space.allocate_zeros(wanted as u64))?;
                 let got = hosts.end.minus(hosts.start)?;
                 let stop = stop.min(first.plus(got)? << bits);
                 let host = HostOffset(hosts.start.times(geometry.cluster_size())?);
                 let old = old.get(..to_usize(got)).unwrap_or_default();
-                let done = self.fill(buf, at..stop, first, host, old, true);
+                let place = Place { first, host, new: true, zeros };
+                let done = self.fill(buf, at..stop, place, old);
                 if done.is_err() {
                     self.give_back(hosts)?;
                 }
@@ -173,18 +189,10 @@ impl Writer {
         below(first) & !below(last.saturating_add(1))
     }
 
-    /// Writes the start of `buf`, which covers `range`, to host clusters from `host` on, fills up what of
-    /// them is not written, and makes the mapping lead there. `old` are the entries from guest cluster
-    /// `first` on; with `new`, their clusters are left.
-    fn fill(
-        &self,
-        buf: &[u8],
-        range: Range<u64>,
-        first: u64,
-        host: HostOffset,
-        old: &[RawL2Entry],
-        new: bool,
-    ) -> Result<()> {
+    /// Writes the start of `buf`, which covers `range`, to host clusters, fills up what of them is not
+    /// written, and makes the mapping lead there. `old` are the entries of the guest clusters.
+    fn fill(&self, buf: &[u8], range: Range<u64>, place: Place, old: &[RawL2Entry]) -> Result<()> {
+        let Place { first, host, new, zeros } = place;
         let geometry = self.geometry();
         let guest = first << geometry.cluster_bits();
         // Whole subclusters are written; of a compressed cluster, which has none, all of it.
@@ -197,8 +205,14 @@ impl Writer {
         let end = range.end.next_multiple_of(unit(old.last()));
         let at = |offset: u64| host.0.plus(offset.minus(guest)?);
         let data = buf.get(..to_usize(range.end.minus(range.start)?)).unwrap_or_default();
-        let head = self.old_bytes(start..range.start)?;
-        let tail = self.old_bytes(range.end..end)?;
+        let filled = start..end;
+        let old_bytes = |range: Range<u64>| match zeros && self.is_zero(range.clone())? {
+            true => Ok(Vec::new()),
+            false => self.old_bytes(range),
+        };
+        let head = old_bytes(start..range.start)?;
+        let tail = old_bytes(range.end..end)?;
+        let start = if head.is_empty() { range.start } else { start };
         if head.is_empty() && tail.is_empty() {
             put(self.data(), data, at(start)?)?;
         } else if end.minus(start)? <= JOINED {
@@ -214,7 +228,7 @@ impl Writer {
         for (index, entry) in (0u64..).zip(old) {
             let cluster = first.plus(index)?;
             let own = HostOffset(host.0.plus(index << geometry.cluster_bits())?);
-            let touched = self.touched(cluster << geometry.cluster_bits(), start..end);
+            let touched = self.touched(cluster << geometry.cluster_bits(), filled.clone());
             if new && geometry.extended_l2() && !entry.is_compressed() {
                 self.copy_subclusters(*entry, touched, own)?;
             }
@@ -222,6 +236,22 @@ impl Writer {
             changes.push(Change { cluster, from: *entry, to, drops: new });
         }
         self.publish(&changes)
+    }
+
+    /// Whether the mapping alone says that a range reads as zeros.
+    fn is_zero(&self, range: Range<u64>) -> Result<bool> {
+        let mut at = range.start;
+        let end = range.end.min(self.size);
+        while at < end {
+            let piece = self.piece(at, end.minus(at)?)?;
+            match piece.kind {
+                Kind::Zero => {}
+                Kind::Below if at >= self.below.len() => {}
+                _ => return Ok(false),
+            }
+            at = at.plus(piece.len)?;
+        }
+        Ok(true)
     }
 
     /// The guest's bytes as they were, and zeros past the end of the disk.

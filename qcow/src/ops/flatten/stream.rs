@@ -12,9 +12,10 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use crc32fast::Hasher;
 
+use super::clusters::{self, Qcow2Job};
 use super::options::FlattenOptions;
 use super::outcome::{Done, FlattenOutcome, outcome, with_losses};
-use super::qcow2::{self, Qcow2Job};
+use super::qcow2;
 use super::raw::{self, BLOCK};
 use super::runs::runs_of;
 use super::sinks::{self, Metadata};
@@ -149,7 +150,7 @@ fn send_qcow2(
 ) -> Result<Done> {
     let (target, placer) = qcow2::prepared(chain, target, options)?;
     let planning = Qcow2Job::new(None, &target, options, cancel);
-    let state = qcow2::State::new(placer, false);
+    let state = clusters::State::new(placer, false);
     let halves = Halves { observer, second: false };
     let state = pipeline::run(chain, &planning, state, options.threads, &halves, cancel)?;
     let mut planned = Metadata::Kept(Vec::new());
@@ -167,7 +168,7 @@ fn send_qcow2(
     let (_, placer) = qcow2::prepared(chain, &target, options)?;
     let inner = Qcow2Job::new(None, &target, options, cancel);
     let job = Qcow2Stream { inner, stream };
-    let state = Sending { tickets: 0, image: qcow2::State::new(placer, options.digest) };
+    let state = Sending { tickets: 0, image: clusters::State::new(placer, options.digest) };
     let halves = Halves { observer, second: true };
     let state = pipeline::run(chain, &job, state, options.threads, &halves, cancel)?.image;
     let mut rest = Metadata::Kept(Vec::new());
@@ -382,7 +383,7 @@ struct Qcow2Stream<'a> {
 
 struct Sending {
     tickets: u64,
-    image: qcow2::State,
+    image: clusters::State,
 }
 
 struct Placed {
@@ -392,25 +393,25 @@ struct Placed {
 }
 
 impl Job for Qcow2Stream<'_> {
-    type Worker = qcow2::Worker;
-    type Ready = qcow2::Ready;
+    type Worker = clusters::Worker;
+    type Ready = clusters::Ready;
     type Ordered = Sending;
     type Placed = Placed;
 
-    fn worker(&self) -> Result<qcow2::Worker> {
+    fn worker(&self) -> Result<clusters::Worker> {
         self.inner.worker()
     }
 
     fn prepare(
         &self,
-        worker: &mut qcow2::Worker,
+        worker: &mut clusters::Worker,
         guest: u64,
         bytes: &[u8],
-    ) -> Result<qcow2::Ready> {
+    ) -> Result<clusters::Ready> {
         self.inner.prepare(worker, guest, bytes)
     }
 
-    fn place(&self, state: &mut Sending, ready: &qcow2::Ready) -> Result<Placed> {
+    fn place(&self, state: &mut Sending, ready: &clusters::Ready) -> Result<Placed> {
         ready.count_in(&mut state.image.totals);
         let mut metadata = Metadata::Kept(Vec::new());
         let writes = self.inner.place_clusters(&mut state.image.placer, ready, &mut metadata)?;
@@ -425,9 +426,9 @@ impl Job for Qcow2Stream<'_> {
 
     fn write(
         &self,
-        worker: &mut qcow2::Worker,
+        worker: &mut clusters::Worker,
         bytes: &[u8],
-        _ready: qcow2::Ready,
+        _ready: clusters::Ready,
         placed: Placed,
     ) -> Result<()> {
         let tables = placed.tables.iter();

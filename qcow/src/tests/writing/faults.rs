@@ -91,4 +91,9 @@ fn after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read() {
     let mut bytes = [0; 4096];
     disk.read_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [1; 4096]);
+    // Opened anew, it goes on.
+    drop(disk);
+    let disk = made.open(Arc::new(SimStorage::new(storage.bytes())));
+    disk.write_at(&[2; 4096], 0).unwrap();
+    disk.close().unwrap();
 }
