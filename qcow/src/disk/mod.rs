@@ -37,7 +37,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::{Chain, Format, OpenOptions, open_writable};
-use crate::format::{GuestOffset, HostOffset};
+use crate::exact::Exact;
+use crate::format::{GuestOffset, HostOffset, whole_sectors};
 use crate::image::write::{Below, NoBacking, Piece, PieceKind, Writer, WriterOptions};
 use crate::io::{WriteStorage, Zeroes, read_padded};
 use crate::{Error, Result};
@@ -213,7 +214,7 @@ impl Disk {
     /// Size of the disk in bytes, a multiple of 512.
     pub fn size(&self) -> u64 {
         match &self.image {
-            Kind::Raw(storage) => storage.len().checked_next_multiple_of(512).unwrap_or(u64::MAX),
+            Kind::Raw(storage) => whole_sectors(storage.len()),
             Kind::Qcow2(writer) => writer.size(),
         }
     }
@@ -300,8 +301,7 @@ impl Disk {
     pub fn write_zeroes(&self, at: u64, len: u64, how: Zeroes) -> Result<()> {
         let result = match &self.image {
             Kind::Raw(storage) => self.check_range(at, len).and_then(|()| {
-                let end = at.saturating_add(len).min(storage.len());
-                let len = end.saturating_sub(at);
+                let len = at.plus(len)?.min(storage.len()).max(at).minus(at)?;
                 storage
                     .write_zeroes(at, len, how)
                     .map_err(|error| Error::io("could not write zeros", error))
@@ -408,7 +408,7 @@ fn range((at, piece): (u64, Piece)) -> DiskRange {
 
 impl Below for Chain {
     fn read(&self, buf: &mut [u8], at: u64) -> Result<()> {
-        let there = self.virtual_size().saturating_sub(at).min(buf.len() as u64);
+        let there = self.virtual_size().max(at).minus(at)?.min(buf.len() as u64);
         let (there, beyond) = buf.split_at_mut(crate::exact::to_usize(there));
         beyond.fill(0);
         if there.is_empty() { Ok(()) } else { self.read_at(there, GuestOffset(at)) }

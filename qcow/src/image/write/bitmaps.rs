@@ -67,16 +67,16 @@ impl Bitmaps {
     }
 
     /// The clusters of their tables and bits.
-    pub(super) fn clusters(&self, geometry: Geometry) -> Vec<u64> {
+    pub(super) fn clusters(&self, geometry: Geometry) -> Result<Vec<u64>> {
         let mut clusters = Vec::new();
         for bitmap in &self.0 {
             let first = bitmap.table.0 >> geometry.cluster_bits();
-            let tables = geometry.clusters_for((bitmap.entries.len() as u64).saturating_mul(8));
-            clusters.extend(first..first.saturating_add(tables));
+            let tables = geometry.clusters_for((bitmap.entries.len() as u64).times(8)?);
+            clusters.extend(first..first.plus(tables)?);
             let stored = bitmap.entries.iter().filter_map(|entry| stored(*entry, geometry));
             clusters.extend(stored.map(|host| host.0 >> geometry.cluster_bits()));
         }
-        clusters
+        Ok(clusters)
     }
 
     /// What marks them as in use.
@@ -135,19 +135,17 @@ impl Recording {
     /// Sets the bits of a range, which is not empty.
     fn set(&self, range: &Range<u64>) {
         let first = range.start >> self.granularity_bits;
-        let last = range.end.saturating_sub(1) >> self.granularity_bits;
+        let Some(last) = range.end.checked_sub(1) else { return };
+        let last = last >> self.granularity_bits;
         // As many bits as there are in the clusters of an entry.
         let per_entry =
             (self.bits.len() as u64).checked_div(self.changed.len() as u64).unwrap_or(1);
         for byte in first >> 3..=last >> 3 {
             let low = if byte == first >> 3 { first & 7 } else { 0 };
             let high = if byte == last >> 3 { last & 7 } else { 7 };
-            let ones =
-                |count: u64| u8::MAX.checked_shr(u32::try_from(count).unwrap_or(0)).unwrap_or(0);
-            let mask = ones(7u64.saturating_sub(high))
-                & !u8::MAX
-                    .checked_shr(8u32.saturating_sub(u32::try_from(low).unwrap_or(0)))
-                    .unwrap_or(0);
+            // From the lowest to the highest bit.
+            let mask = 0xffu64 >> (7 ^ high) & 0xff << low;
+            let mask = u8::try_from(mask).unwrap_or(0);
             let Some(bits) = self.bits.get(to_usize(byte)) else { return };
             if bits.load(Relaxed) & mask != mask {
                 bits.fetch_or(mask, Relaxed);

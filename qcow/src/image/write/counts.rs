@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Put, SECTOR, sectors, table_sectors};
+use super::{Put, SECTOR, SECTOR_ENTRY_BITS, sectors, table_sectors};
 use crate::exact::{Exact, to_usize};
 use crate::format::{
     Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, RefcountWidth,
@@ -81,7 +81,7 @@ impl Counts {
                     .index(index));
             }
         }
-        let clusters = geometry.clusters_for((table.len() as u64).saturating_mul(8));
+        let clusters = geometry.clusters_for((table.len() as u64).times(8)?);
         Ok(Self {
             geometry,
             width,
@@ -100,9 +100,9 @@ impl Counts {
     }
 
     /// The clusters of the table.
-    pub(super) fn table_clusters(&self) -> std::ops::Range<u64> {
+    pub(super) fn table_clusters(&self) -> Result<std::ops::Range<u64>> {
         let first = self.place.0 >> self.geometry.cluster_bits();
-        first..first.saturating_add(self.clusters)
+        Ok(first..first.plus(self.clusters)?)
     }
 
     /// The clusters of the blocks.
@@ -171,7 +171,7 @@ impl Counts {
             Error::internal(format!("the refcount table does not reach cluster {cluster}"))
         })?;
         *entry = host.0;
-        self.table_dirty.insert(index >> (SECTOR.trailing_zeros().saturating_sub(3)));
+        self.table_dirty.insert(index >> SECTOR_ENTRY_BITS);
         let bytes = vec![0; to_usize(self.geometry.cluster_size())];
         self.blocks.insert(index, Block { host, bytes, dirty: BTreeSet::new(), fresh: true });
         self.set(cluster, 1)

@@ -233,8 +233,10 @@ impl Writer {
         let mut decoders = self.decoders.lock().unwrap_or_else(PoisonError::into_inner);
         for decoded in decoders.iter_mut() {
             let within = |span: &CompressedSpan| {
-                let last = span.host.0.saturating_add(span.len.saturating_sub(1));
-                (span.host.0 >> bits..=last >> bits).contains(&cluster)
+                // The length is at least one; what passes 64 bits was never decoded.
+                let end = span.host.0.checked_add(span.len);
+                let last = end.and_then(|end| end.checked_sub(1));
+                last.is_none_or(|last| (span.host.0 >> bits..=last >> bits).contains(&cluster))
             };
             decoded.span = decoded.span.filter(|span| !within(span));
         }

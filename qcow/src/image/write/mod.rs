@@ -55,6 +55,8 @@ use space::Space;
 
 /// What a disk writes whole: entries and header fields lie within one.
 const SECTOR: u64 = 512;
+/// Binary logarithm of the number of table entries in a sector.
+const SECTOR_ENTRY_BITS: u32 = (SECTOR >> 3).trailing_zeros();
 
 /// What is below the image: its backing chain.
 pub(crate) trait Below: Send + Sync + fmt::Debug {

@@ -12,10 +12,9 @@ use super::gate::Gate;
 use super::slices::Map;
 use super::space::Space;
 use super::{Below, Put, Writer};
-use crate::exact::to_usize;
+use crate::exact::{Exact, to_usize};
 use crate::format::{
-    Autoclear, CryptMethod, Geometry, Header, HeaderPatch, HostOffset, Incompatible, L1Entry,
-    decode_table,
+    Autoclear, CryptMethod, Header, HeaderPatch, HostOffset, Incompatible, L1Entry, decode_table,
 };
 use crate::image::Image;
 use crate::io::{Storage, WriteStorage, read_padded};
@@ -64,11 +63,11 @@ impl Writer {
         let fixed = !storage.capabilities().resize;
         let fixed_end = fixed.then(|| storage.len() >> geometry.cluster_bits());
         let clusters = geometry.clusters_for(storage.len());
-        let mut space = Space::new(counts, geometry, clusters, fixed_end);
-        space.add_metadata(metadata(&image, &l1));
+        let mut space = Space::new(counts, geometry, clusters, fixed_end)?;
+        space.add_metadata(metadata(&image, &l1)?);
         let map = Map::new(geometry, header.l1_table_offset, l1, options.cache);
         let bitmaps = Bitmaps::read(&image)?;
-        space.add_metadata(bitmaps.clusters(geometry));
+        space.add_metadata(bitmaps.clusters(geometry)?);
         let first_change: Vec<Put> = autoclear(header).into_iter().chain(bitmaps.marks()).collect();
         Ok(Self {
             rules: image.rules(),
@@ -120,35 +119,34 @@ fn autoclear(header: &Header) -> Option<Put> {
 }
 
 fn read_table(storage: &dyn Storage, place: HostOffset, entries: u64) -> Result<Vec<u64>> {
-    let mut bytes = vec![0; to_usize(entries.saturating_mul(8))];
+    let mut bytes = vec![0; to_usize(entries.times(8)?)];
     read_padded(storage, &mut bytes, place.0)?;
     Ok(decode_table(&bytes))
 }
 
 /// Clusters of the metadata of the image and of its snapshots, as far as it can be told without reading L2
 /// tables.
-fn metadata(image: &Image, l1: &[u64]) -> HashSet<u64> {
+fn metadata(image: &Image, l1: &[u64]) -> Result<HashSet<u64>> {
     let (header, geometry) = (image.header(), image.geometry());
     let mut clusters = HashSet::new();
-    let mut add = |place: HostOffset, bytes: u64| clusters.extend(range(geometry, place, bytes));
-    add(header.l1_table_offset, u64::from(header.l1_entries).saturating_mul(8));
+    let mut add = |place: HostOffset, bytes: u64| {
+        let first = place.0 >> geometry.cluster_bits();
+        clusters.extend(first..first.plus(geometry.clusters_for(bytes))?);
+        Ok::<_, Error>(())
+    };
+    add(header.l1_table_offset, u64::from(header.l1_entries) << 3)?;
     if let Some(bitmaps) = image.area().bitmaps() {
-        add(bitmaps.directory_offset, bitmaps.directory_size);
+        add(bitmaps.directory_offset, bitmaps.directory_size)?;
     }
     if !image.snapshots().is_empty() {
         let bytes = image.snapshots().iter().filter_map(|snapshot| snapshot.to_bytes().ok());
         let bytes = bytes.map(|bytes| bytes.len() as u64).sum::<u64>();
-        add(header.snapshots_offset, bytes);
+        add(header.snapshots_offset, bytes)?;
     }
     for snapshot in image.snapshots() {
-        add(snapshot.l1_table_offset, u64::from(snapshot.l1_entries).saturating_mul(8));
+        add(snapshot.l1_table_offset, u64::from(snapshot.l1_entries) << 3)?;
     }
     let tables = l1.iter().map(|entry| L1Entry(*entry).offset());
-    tables.filter(|table| table.0 != 0).for_each(|table| add(table, 1));
-    clusters
-}
-
-fn range(geometry: Geometry, place: HostOffset, bytes: u64) -> std::ops::Range<u64> {
-    let first = place.0 >> geometry.cluster_bits();
-    first..first.saturating_add(geometry.clusters_for(bytes))
+    tables.filter(|table| table.0 != 0).try_for_each(|table| add(table, 1))?;
+    Ok(clusters)
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::{Put, SECTOR, sectors, table_sectors};
+use super::{Put, SECTOR, SECTOR_ENTRY_BITS, sectors, table_sectors};
 use crate::exact::{Exact, to_usize};
 use crate::format::{Geometry, HostOffset, L1Entry, RawL2Entry};
 use crate::{Error, Result};
@@ -114,10 +114,8 @@ impl Map {
 
     /// The slice of guest cluster number `cluster`, and the entry's place in it.
     fn locate(&self, cluster: u64) -> (Key, usize) {
-        let at = self
-            .geometry
-            .l2_index_of_cluster(cluster)
-            .saturating_mul(self.geometry.l2_entry_size());
+        let width = self.geometry.l2_entry_size().trailing_zeros();
+        let at = self.geometry.l2_index_of_cluster(cluster) << width;
         let bits = self.slice_len().trailing_zeros();
         let (table, slice) = (cluster >> self.geometry.l2_bits(), at >> bits);
         (Key { table, slice }, to_usize(at ^ slice << bits))
@@ -141,13 +139,15 @@ impl Map {
                 slice.used.store(true, Relaxed);
             }
             let len = to_usize(self.geometry.l2_entry_size());
-            let bytes = slice.bytes.get(at..at.saturating_add(len)).unwrap_or_default();
+            let bytes =
+                slice.bytes.get(at..).and_then(|bytes| bytes.get(..len)).unwrap_or_default();
             return Found::Entry(RawL2Entry::read(bytes));
         }
         match self.table_host(key.table) {
             None => Found::NoTable,
             Some(table) => {
-                let host = table.0.saturating_add(key.slice.saturating_mul(self.slice_len()));
+                // A table begins with a cluster, so that nothing is carried.
+                let host = table.0 | key.slice << self.slice_len().trailing_zeros();
                 let len = to_usize(self.slice_len());
                 Found::Missing(Missing { key, table, dropped: self.dropped, host, len })
             }
@@ -173,9 +173,10 @@ impl Map {
 
     /// Drops slices by the clock algorithm; what is not on disk as it is here stays.
     fn make_room(&mut self) {
-        let mut tries = self.clock.len().saturating_mul(2).min(64);
-        while self.slices.len() >= self.most && tries > 0 {
-            tries = tries.saturating_sub(1);
+        for _ in 0..(self.clock.len() << 1).min(64) {
+            if self.slices.len() < self.most {
+                return;
+            }
             let Some(key) = self.clock.pop_front() else { return };
             match self.slices.get(&key) {
                 Some(slice) if slice.group > self.committed || slice.used.swap(false, Relaxed) => {
@@ -220,7 +221,7 @@ impl Map {
         let entry = self.l1.get_mut(to_usize(index));
         *entry.ok_or_else(|| Error::internal("an L2 table past the end of the L1 table"))? =
             L1Entry::new(host, true).0;
-        self.l1_dirty.insert(index >> (SECTOR.trailing_zeros().saturating_sub(3)));
+        self.l1_dirty.insert(index >> SECTOR_ENTRY_BITS);
         if let Some(old) = old {
             self.drops.push(old.0 >> self.geometry.cluster_bits());
         }

@@ -50,11 +50,11 @@ impl Space {
         geometry: Geometry,
         clusters: u64,
         fixed_end: Option<u64>,
-    ) -> Self {
-        let mut metadata: HashSet<u64> =
-            counts.block_clusters().chain(counts.table_clusters()).collect();
+    ) -> Result<Self> {
+        let table = counts.table_clusters()?;
+        let mut metadata: HashSet<u64> = counts.block_clusters().chain(table).collect();
         metadata.insert(0);
-        Self {
+        Ok(Self {
             counts,
             geometry,
             low_water_mark: 1,
@@ -65,7 +65,7 @@ impl Space {
             quarantine: VecDeque::new(),
             never_used: clusters,
             packing: None,
-        }
+        })
     }
 
     /// Says that these clusters have metadata.
@@ -172,7 +172,7 @@ impl Space {
         let Some(clusters) = self.wanted_table else { return Ok(()) };
         self.counts.lengthen(clusters)?;
         let range = self.allocate_row(clusters)?;
-        self.left_table.extend(self.counts.table_clusters());
+        self.left_table.extend(self.counts.table_clusters()?);
         self.counts.move_table(range)?;
         self.wanted_table = None;
         Ok(())

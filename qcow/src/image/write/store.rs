@@ -113,27 +113,23 @@ impl Writer {
         let _claim = self.claims.take(first..end);
         self.own_table(table)?;
         let stop = at.plus(buf.len() as u64)?.min(end << bits);
-        let mut old = Vec::new();
+        let (mut old, mut targets) = (Vec::new(), Vec::new());
         for cluster in first..end {
-            old.push(self.entry(cluster)?);
+            let entry = self.entry(cluster)?;
+            targets.push(self.target(entry, cluster, at.max(cluster << bits)..stop));
+            old.push(entry);
         }
-        let target = |index: usize| {
-            let entry = old.get(index).copied().unwrap_or_default();
-            let cluster = first.saturating_add(index as u64);
-            self.target(entry, cluster, at.max(cluster << bits)..stop)
-        };
-        match target(0) {
-            Target::InPlace => Ok(0),
-            Target::Kept(host) => {
+        match targets.first() {
+            None | Some(Target::InPlace) => Ok(0),
+            Some(Target::Kept(host)) => {
                 let stop = stop.min(first.plus(1)? << bits);
                 let old = old.get(..1).unwrap_or_default();
-                let place = Place { first, host, new: false, zeros: false };
+                let place = Place { first, host: *host, new: false, zeros: false };
                 self.fill(buf, at..stop, place, old)?;
                 stop.minus(at)
             }
-            Target::New => {
-                let wanted =
-                    (0..old.len()).take_while(|index| target(*index) == Target::New).count();
+            Some(Target::New) => {
+                let wanted = targets.iter().take_while(|target| **target == Target::New).count();
                 let (hosts, zeros) =
                     self.with_space(|space| space.allocate_zeros(wanted as u64))?;
                 let got = hosts.end.minus(hosts.start)?;
@@ -178,15 +174,16 @@ impl Writer {
     pub(super) fn touched(&self, guest: u64, range: Range<u64>) -> u32 {
         let geometry = self.geometry();
         let bits = geometry.subcluster_size().trailing_zeros();
-        let end = guest.saturating_add(geometry.cluster_size());
-        let (start, end) = (range.start.clamp(guest, end), range.end.clamp(guest, end));
-        if start >= end {
+        let last_byte = guest | geometry.cluster_size().wrapping_sub(1);
+        let start = range.start.max(guest);
+        let Some(last) = range.end.checked_sub(1).map(|last| last.min(last_byte)) else { return 0 };
+        if start > last {
             return 0;
         }
-        let first = start.saturating_sub(guest) >> bits;
-        let last = end.saturating_sub(1).saturating_sub(guest) >> bits;
-        let below = |bit: u64| u32::MAX.checked_shl(u32::try_from(bit).unwrap_or(32)).unwrap_or(0);
-        below(first) & !below(last.saturating_add(1))
+        // Within the cluster, so that nothing is carried.
+        let (first, last) = ((start ^ guest) >> bits, (last ^ guest) >> bits);
+        let shift = |by: u64| u32::try_from(by & 31).unwrap_or(0);
+        u32::MAX << shift(first) & u32::MAX >> shift(31 ^ last)
     }
 
     /// Writes the start of `buf`, which covers `range`, to host clusters, fills up what of them is not
@@ -365,7 +362,7 @@ impl Writer {
     /// [`write_at`](Self::write_at).
     pub(crate) fn write_compressed(&self, cluster: &[u8], at: u64) -> Result<()> {
         let geometry = self.geometry();
-        let whole = geometry.cluster_size().min(self.size.saturating_sub(at));
+        let whole = geometry.cluster_size().min(self.size.max(at).minus(at)?);
         if !geometry.is_aligned(at) || cluster.len() as u64 != whole || self.rules.data_file {
             let message = match self.rules.data_file {
                 true => "an image with an external data file has no compressed clusters",

@@ -116,8 +116,8 @@ impl Writer {
 
     /// Whether the touched subclusters are all that the disk has of the cluster at `guest`.
     fn ends_disk(&self, guest: u64, touched: u32) -> bool {
-        let end = guest.saturating_add(self.geometry().cluster_size());
-        end > self.size && touched == self.touched(guest, guest..self.size)
+        let last_byte = guest | self.geometry().cluster_size().wrapping_sub(1);
+        last_byte >= self.size && touched == self.touched(guest, guest..self.size)
     }
 
     /// The entry with the `touched` subclusters zero, and whether its cluster is left; `None` if no entry
