@@ -18,7 +18,7 @@ pub(crate) enum OutputFormat {
     Json,
 }
 
-/// Prints a line to standard error. Nobody can be told if that fails.
+/// Prints a line to standard error. That this fails cannot be reported anywhere.
 pub(crate) fn eprint_line(line: impl Display) {
     // In one piece: standard error is not buffered, and others may write there too.
     let line = format!("{}\n", Escaped(&line.to_string()));

@@ -93,7 +93,7 @@ fn read(mut reader: impl Read, frames: &SyncSender<Incoming>) {
             break;
         }
     }
-    // Nobody waits for the answer any more.
+    // The caller does not wait for the answer any more.
     current.cancel();
 }
 

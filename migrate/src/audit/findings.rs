@@ -98,7 +98,7 @@ codes! {
     TwoWriters "two-writers";
     /// A domain's disk is not there.
     DiskMissing "disk-missing";
-    /// Somebody has the image open for writing.
+    /// A process has the image open for writing.
     Locked "locked";
     /// The image is marked as corrupt.
     Corrupt "corrupt";

@@ -54,7 +54,7 @@ pub enum Presence {
     Unusable {
         /// Why.
         why: String,
-        /// Nobody could use it as an image; otherwise it is only we who could not look.
+        /// No program could use it as an image; otherwise only this program could not look.
         sure: bool,
     },
     /// It is on another host, whose libvirt told of it.
@@ -100,7 +100,7 @@ pub struct Header {
     pub virtual_size: u64,
     /// It was not closed properly.
     pub dirty: bool,
-    /// Somebody found it corrupt.
+    /// It is marked corrupt.
     pub corrupt: bool,
     /// The name of its backing file, as it is recorded.
     pub backing: Option<PathBuf>,
@@ -300,7 +300,7 @@ pub struct Unseen {
     pub path: PathBuf,
     /// Why.
     pub why: String,
-    /// Somebody asked for just this.
+    /// The caller asked for just this.
     pub asked: bool,
 }
 

@@ -193,7 +193,7 @@ pub struct Qcow2Facts {
     pub extended_l2: bool,
     /// It was not closed properly. Normal for the active layer of a running guest with lazy refcounts.
     pub dirty: bool,
-    /// Somebody found it corrupt.
+    /// It is marked corrupt.
     pub corrupt: bool,
     /// `aes` or `luks`.
     pub encryption: Option<String>,
@@ -271,7 +271,7 @@ pub struct ObjectFacts {
     pub block_device: bool,
     /// Its format and virtual size, if it could be read.
     pub image: Option<ImageFacts>,
-    /// Somebody has it open for writing, in words.
+    /// Which process has it open for writing, in words.
     pub in_use: Option<String>,
 }
 
@@ -297,7 +297,7 @@ pub struct BaseFacts {
     pub chain: Vec<NamedLayer>,
     /// Size of its disk.
     pub virtual_size: u64,
-    /// Somebody has it, or something below it, open for writing.
+    /// A process has it, or something below it, open for writing.
     pub in_use: Option<String>,
     /// Whether it is what the source's lower layers are.
     pub content: Content,

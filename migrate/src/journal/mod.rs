@@ -35,7 +35,7 @@ pub const DIRECTORY: &str = "/var/lib/qcowtool/transactions";
 const LONGEST: u64 = 256 << 20;
 const SUFFIX: &str = ".journal";
 
-/// The journal of one transaction, open for writing. Nobody else can open it meanwhile.
+/// The journal of one transaction, open for writing. No other process can open it meanwhile.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -248,7 +248,7 @@ fn file_of(directory: &Path, id: &str) -> PathBuf {
     directory.join(format!("{id}{SUFFIX}"))
 }
 
-/// Makes a directory of this host's own, and those that it is in, on stable storage. Nobody else can look into
+/// Makes a directory of this host's own, and those that it is in, on stable storage. No other user can look into
 /// what is made.
 ///
 /// # Errors

@@ -134,7 +134,7 @@ pub enum Outcome {
     AtDestination,
     /// On neither.
     Lost,
-    /// Nobody can say.
+    /// Unknown.
     InDoubt,
 }
 

@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(ears.ports(), [first, last]);
         assert_eq!(reach("localhost", first), None);
         assert_eq!(ears.heard(), [first]);
-        // Nobody listens any more.
+        // No process listens any more.
         assert!(reach("localhost", last).is_some());
     }
 

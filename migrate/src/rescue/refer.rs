@@ -61,7 +61,7 @@ fn meant<'a>(process: &'a ProcessFacts, reference: &Reference) -> Vec<&'a OpenIm
     if reference.exists {
         return Vec::new();
     }
-    // Nobody else claims it, and it is what is named.
+    // No other image claims it, and it is what is named.
     let free = |image: &&OpenImage| {
         let other_format = reference.format == Some(Format::Qcow2) && image.content == Content::Raw;
         let claimed = process.references.iter().any(|other| other.name == image.name);

@@ -388,7 +388,7 @@ impl Peer {
     /// Lets it end, or ends it, and tells how that was.
     fn farewell(mut self) -> String {
         let status = self.end();
-        // Somebody else may hold its error stream open.
+        // Another process may hold its error stream open.
         let _ = self.tail_is_whole.recv_timeout(FAREWELL);
         let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let tail: Vec<u8> = tail.iter().copied().collect();

@@ -90,7 +90,7 @@ impl LibvirtStore {
             if covers && !self.connection.say(pool.is_active())? {
                 match pool.create(0) {
                     Ok(()) => self.ours(&pool)?,
-                    // Somebody else was faster.
+                    // Another process was faster.
                     Err(_) if matches!(pool.is_active(), Ok(true)) => {}
                     Err(failure) => return self.connection.say(Err(failure)),
                 }
@@ -104,7 +104,7 @@ impl LibvirtStore {
                 Ok(Some(pool))
             }
             Err(failure) if failure.message().contains("No such file or directory") => Ok(None),
-            // Somebody else was faster.
+            // Another process was faster.
             Err(failure) if failure.message().contains("source conflict with pool") => {
                 self.connection.say(connect.lookup_storage_pool_by_target_path(directory)).map(Some)
             }

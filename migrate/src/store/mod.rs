@@ -234,6 +234,6 @@ pub struct StoreLayer {
     pub identity: Identity,
     /// Size of its disk.
     pub virtual_size: u64,
-    /// Somebody has it open for writing, in words.
+    /// Which process has it open for writing, in words.
     pub in_use: Option<String>,
 }

@@ -243,7 +243,7 @@ impl Partial {
     }
 }
 
-/// Nobody else can have put it there, or can have written to it.
+/// No other user can have put it there, or can have written to it.
 fn is_ours(status: &Stat) -> bool {
     FileType::from_raw_mode(status.st_mode) == FileType::RegularFile
         && status.st_nlink == 1

@@ -210,7 +210,7 @@ impl FileStorage {
         })
     }
 
-    /// Announces to QEMU and to others like us what is done with the file and what nobody else
+    /// Announces to QEMU and to others like us what is done with the file and what no other process
     /// may do, by QEMU's image locks. It holds until the file is closed.
     ///
     /// # Errors
@@ -220,7 +220,7 @@ impl FileStorage {
     }
 
     /// What others do with the file, as far as QEMU's image locks tell. Nothing is announced, so
-    /// nobody is disturbed.
+    /// no other process is disturbed.
     pub fn used_for(&self) -> Access {
         lock::done_by_others(&self.file)
     }

@@ -1,7 +1,7 @@
 //! QEMU's image locks, so that QEMU and we see each other, and locks of other programs.
 //!
 //! QEMU locks single bytes of an image file, far from where anybody reads or writes: byte 100 + n
-//! says "I do n", byte 200 + n says "nobody else may do n". All are shared locks of the open file
+//! says "I do n", byte 200 + n says "no other process may do n". All are shared locks of the open file
 //! description; whoever wants to know whether another process holds one asks whether an exclusive
 //! lock would be refused. Source: the comment above `RAW_LOCK_PERM_BASE` in QEMU's
 //! `block/file-posix.c`, and "Image locking" in its manual.

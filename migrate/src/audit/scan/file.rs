@@ -22,7 +22,7 @@ use crate::fs::{ctime_ns, fd_path, mtime_ns, nanoseconds};
 pub(super) enum Look {
     /// It lies in a directory that is scanned, and may be no image at all.
     Passing,
-    /// Somebody names it as an image.
+    /// The caller or another image names it as an image.
     Wanted,
 }
 

@@ -248,7 +248,7 @@ impl Space {
         }
     }
 
-    /// Takes out references that nobody can use any more, and whose refcounts may be lowered.
+    /// Takes out references that no request can use any more, and whose refcounts may be lowered.
     pub(super) fn settled(&mut self, gate: &Gate) -> Option<Vec<u64>> {
         if self.quarantine.iter().any(|batch| batch.epoch.is_none())
             && let Some(epoch) = gate.flip()
