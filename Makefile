@@ -41,9 +41,9 @@ coverage: ## Show what of qcow::format and qcow::image the fuzz targets reach, w
 	@scripts/setup build
 	@scripts/coverage
 
-loom: ## Try every order in which the engine's workers can take turns
+loom: ## Try every order in which the engine's workers can take turns, and the writer's requests can meet
 	@scripts/setup build
-	RUSTFLAGS='--cfg loom' cargo test --locked --profile quick --target-dir $(TARGET)/loom -p qcowtool-qcow --lib ops::work::sequencer
+	RUSTFLAGS='--cfg loom' cargo test --locked --profile quick --target-dir $(TARGET)/loom -p qcowtool-qcow --lib -- ops::work::sequencer image::write::gate
 
 miri: ## Run the tests of qcow::format and a little more under Miri, where there is a nightly toolchain with it
 	@scripts/miri

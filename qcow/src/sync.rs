@@ -3,7 +3,11 @@
 use std::sync::PoisonError;
 
 #[cfg(all(test, loom))]
+pub(crate) use loom::sync::atomic::{AtomicU64, fence};
+#[cfg(all(test, loom))]
 pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(all(test, loom)))]
+pub(crate) use std::sync::atomic::{AtomicU64, fence};
 #[cfg(not(all(test, loom)))]
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 

@@ -6,10 +6,12 @@
 //! the old one is [`drained`](Gate::drained), no request is left that can have seen the old mapping.
 //! Entering and leaving are two atomic additions each on a line that threads seldom share.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use crate::sync::{AtomicU64, fence};
 
 /// Counters; more threads than this share some.
-const SLOTS: usize = 64;
+const SLOTS: usize = if cfg!(all(test, loom)) { 1 } else { 64 };
 
 /// Counts the requests in flight, by epoch.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ impl Gate {
             let epoch = self.epoch.load(SeqCst);
             let counter = slot.of(epoch);
             counter.fetch_add(1, SeqCst);
+            // Of the two threads that write and then look at what the other wrote, one at least sees it.
+            fence(SeqCst);
             // If the epoch has not changed since, whoever changes it from now on sees the counter.
             if self.epoch.load(SeqCst) == epoch {
                 return Pass(Some(counter));
@@ -56,6 +60,7 @@ impl Gate {
             return None;
         }
         self.epoch.store(old.wrapping_add(1), SeqCst);
+        fence(SeqCst);
         Some(old)
     }
 
@@ -89,7 +94,53 @@ fn own_slot() -> usize {
     OWN.with(|own| *own)
 }
 
-#[cfg(test)]
+/// Every order of the steps of two requests and of one thread that takes a place away and gives it to
+/// another, tried by loom: `make loom`.
+#[cfg(all(test, loom))]
+mod tests {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_given_away_only_when_no_request_that_saw_it_is_in_flight() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let place = AtomicU64::new(0);
+            let bytes = [AtomicU64::new(10), AtomicU64::new(11)];
+            let shared = Arc::new((Gate::new(), place, bytes));
+            let requests: Vec<_> = (0..2)
+                .map(|_| {
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || {
+                        let (gate, place, bytes) = &*shared;
+                        let pass = gate.enter();
+                        let seen = place.load(SeqCst);
+                        assert_eq!(bytes[seen as usize].load(SeqCst), 10 + seen);
+                        drop(pass);
+                    })
+                })
+                .collect();
+            let (gate, place, bytes) = &*shared;
+            place.store(1, SeqCst);
+            let epoch = loop {
+                match gate.flip() {
+                    Some(epoch) => break epoch,
+                    None => thread::yield_now(),
+                }
+            };
+            while !gate.drained(epoch) {
+                thread::yield_now();
+            }
+            bytes[0].store(99, SeqCst);
+            requests.into_iter().for_each(|request| request.join().unwrap());
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
