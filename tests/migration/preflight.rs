@@ -252,7 +252,10 @@ fn ports_names_and_certificates() {
 
     let found = report(&rig, true, &[&one.name, "--tls"], REFUSED);
     let (is, message) = check(&found, "tls");
-    assert!(is == "red" && message.contains("/var/lib/libvirt/tls/ca-cert.pem at the source"), "{message}");
+    assert!(
+        is == "red" && message.contains("/var/lib/libvirt/tls/ca-cert.pem at the source"),
+        "{message}"
+    );
     let file = |host: &Host, name: &str| {
         fs::write(host.outside(format!("/var/lib/libvirt/tls/{name}")), "").unwrap();
     };
