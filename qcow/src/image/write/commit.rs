@@ -154,10 +154,14 @@ impl Writer {
             let Some(clusters) = settled else { return Ok(()) };
             for cluster in clusters {
                 self.forget_decoded(cluster);
-                if self.punch && self.with_space(|space| space.counts.get(cluster))? == 1 {
-                    // Before it can be given out again. That it is not given back hurts nothing.
-                    let size = self.geometry().cluster_size();
-                    let _ = self.storage.discard(cluster.times(size)?, size);
+                if self.with_space(|space| space.counts.get(cluster))? == 1 {
+                    // It is about to be free. Before it can be given out again:
+                    self.metadata.write().unwrap_or_else(PoisonError::into_inner).remove(&cluster);
+                    if self.punch {
+                        // That its space is not given back hurts nothing.
+                        let size = self.geometry().cluster_size();
+                        let _ = self.storage.discard(cluster.times(size)?, size);
+                    }
                 }
                 self.with_space(|space| space.lower(cluster))?;
             }

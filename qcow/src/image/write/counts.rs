@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Put, SECTOR, SECTOR_ENTRY_BITS, sectors, table_sectors};
+use super::{Put, SECTOR_ENTRY_BITS, sectors, table_sectors};
 use crate::exact::{Exact, to_usize};
 use crate::format::{
     Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountTableEntry, RefcountWidth,
-    encode_table,
+    SECTOR, encode_table,
 };
 use crate::{Error, Result};
 

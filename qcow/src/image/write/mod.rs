@@ -34,8 +34,9 @@ pub(crate) use lookup::{Kind as PieceKind, Piece};
 pub(crate) use open::WriterOptions;
 pub(crate) use zero::NoBacking;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -43,9 +44,9 @@ use std::sync::{
 
 use crate::codec::Decompressor;
 use crate::exact::{Exact, to_usize};
-use crate::format::{CompressionType, EntryRules, Geometry};
+use crate::format::{CompressionType, EntryRules, Geometry, SECTOR};
 use crate::io::{WriteStorage, read_padded};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Remedy, Result};
 
 use claims::Claims;
 use counts::{Got, Need};
@@ -53,8 +54,6 @@ use gate::Gate;
 use slices::Map;
 use space::Space;
 
-/// What a disk writes whole: entries and header fields lie within one.
-const SECTOR: u64 = 512;
 /// Binary logarithm of the number of table entries in a sector.
 const SECTOR_ENTRY_BITS: u32 = (SECTOR >> 3).trailing_zeros();
 
@@ -88,6 +87,8 @@ pub(crate) struct Writer {
     growing: Mutex<()>,
     map: RwLock<Map>,
     space: Mutex<Space>,
+    /// Clusters of metadata, as they were when the image was opened: no entry for data may lead there.
+    metadata: RwLock<HashSet<u64>>,
     bitmaps: bitmaps::Bitmaps,
     commits: Mutex<commit::Commits>,
     /// Requests that changed something and have ended.
@@ -198,6 +199,26 @@ impl Writer {
             let _ = self.poison.set((error.kind(), error.to_string()));
             error
         })
+    }
+
+    /// Checks that these host clusters, which an entry has for data, have no metadata: writing to them, or
+    /// giving them to another, would destroy the image (trap 79).
+    fn check_no_metadata(&self, clusters: Range<u64>) -> Result<()> {
+        if self.rules.data_file {
+            return Ok(());
+        }
+        let metadata = self.metadata.read().unwrap_or_else(PoisonError::into_inner);
+        match clusters.into_iter().find(|cluster| metadata.contains(cluster)) {
+            None => Ok(()),
+            Some(cluster) => {
+                let host = cluster.times(self.geometry().cluster_size())?;
+                let message = "an entry for data leads to a cluster of metadata";
+                Err(Error::corrupt(message)
+                    .structure("L2 table")
+                    .host_offset(host)
+                    .hint(Remedy::Repair))
+            }
+        }
     }
 
     /// Checks that a range lies on the disk.

@@ -16,7 +16,7 @@ use crate::exact::{Exact, to_usize};
 use crate::format::{
     Autoclear, CryptMethod, Header, HeaderPatch, HostOffset, Incompatible, L1Entry, decode_table,
 };
-use crate::image::Image;
+use crate::image::{Image, Refcounts};
 use crate::io::{Storage, WriteStorage, read_padded};
 use crate::{Error, ErrorKind, Remedy, Result};
 
@@ -55,19 +55,24 @@ impl Writer {
         for (index, entry) in (0u64..).zip(&l1) {
             L1Entry(*entry).l2_table(geometry).map_err(|error| error.index(index))?;
         }
-        let entries = u64::from(header.refcount_table_clusters) << geometry.cluster_bits() >> 3;
-        let table = read_table(read_only, header.refcount_table_offset, entries)
-            .map_err(|error| error.structure("refcount table"))?;
+        let table = Refcounts::read(&image)?.table().to_vec();
         let place = header.refcount_table_offset;
         let counts = Counts::new(geometry, header.refcounts(), table, place)?;
+        // The header, the refcount table and its blocks.
+        let counts_metadata: Vec<u64> = std::iter::once(0)
+            .chain(counts.table_clusters()?)
+            .chain(counts.block_clusters())
+            .collect();
         let fixed = !storage.capabilities().resize;
         let fixed_end = fixed.then(|| storage.len() >> geometry.cluster_bits());
         let clusters = geometry.clusters_for(storage.len());
-        let mut space = Space::new(counts, geometry, clusters, fixed_end)?;
-        space.add_metadata(metadata(&image, &l1)?);
-        let map = Map::new(geometry, header.l1_table_offset, l1, options.cache);
+        let mut space = Space::new(counts, geometry, clusters, fixed_end);
         let bitmaps = Bitmaps::read(&image)?;
-        space.add_metadata(bitmaps.clusters(geometry)?);
+        let mut metadata = metadata(&image, &l1)?;
+        metadata.extend(bitmaps.clusters(geometry)?);
+        metadata.extend(counts_metadata);
+        space.add_metadata(metadata.iter().copied());
+        let map = Map::new(geometry, header.l1_table_offset, l1, options.cache);
         let first_change: Vec<Put> = autoclear(header).into_iter().chain(bitmaps.marks()).collect();
         Ok(Self {
             rules: image.rules(),
@@ -82,6 +87,7 @@ impl Writer {
             growing: Mutex::default(),
             map: RwLock::new(map),
             space: Mutex::new(space),
+            metadata: RwLock::new(metadata),
             bitmaps,
             commits: Mutex::new(Commits::default()),
             changes: AtomicU64::new(0),

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::{Put, SECTOR, SECTOR_ENTRY_BITS, sectors, table_sectors};
+use super::{Put, SECTOR_ENTRY_BITS, sectors, table_sectors};
 use crate::exact::{Exact, to_usize};
-use crate::format::{Geometry, HostOffset, L1Entry, RawL2Entry};
+use crate::format::{Geometry, HostOffset, L1Entry, RawL2Entry, SECTOR};
 use crate::{Error, Result};
 
 /// Bytes of a slice, or the cluster size if that is less.

@@ -50,22 +50,19 @@ impl Space {
         geometry: Geometry,
         clusters: u64,
         fixed_end: Option<u64>,
-    ) -> Result<Self> {
-        let table = counts.table_clusters()?;
-        let mut metadata: HashSet<u64> = counts.block_clusters().chain(table).collect();
-        metadata.insert(0);
-        Ok(Self {
+    ) -> Self {
+        Self {
             counts,
             geometry,
             low_water_mark: 1,
-            metadata,
+            metadata: HashSet::new(),
             fixed_end,
             wanted_table: None,
             left_table: Vec::new(),
             quarantine: VecDeque::new(),
             never_used: clusters,
             packing: None,
-        })
+        }
     }
 
     /// Says that these clusters have metadata.

@@ -91,6 +91,9 @@ impl Writer {
             let done = match piece.kind {
                 Kind::Data { host, own: true } => {
                     let now = rest.get(..to_usize(piece.len)).unwrap_or_default();
+                    let bits = self.geometry().cluster_bits();
+                    let end = host.0.plus(piece.len)?.minus(1)? >> bits;
+                    self.check_no_metadata(host.0 >> bits..end.plus(1)?)?;
                     put(self.data(), now, host.0)?;
                     piece.len
                 }
@@ -123,6 +126,7 @@ impl Writer {
             None | Some(Target::InPlace) => Ok(0),
             Some(Target::Kept(host)) => {
                 let stop = stop.min(first.plus(1)? << bits);
+                self.check_no_metadata(host.0 >> bits..(host.0 >> bits).plus(1)?)?;
                 let old = old.get(..1).unwrap_or_default();
                 let place = Place { first, host: *host, new: false, zeros: false };
                 self.fill(buf, at..stop, place, old)?;
@@ -290,6 +294,9 @@ impl Writer {
 
     /// Makes the changes visible, all at once, together with the references that they drop.
     pub(super) fn publish(&self, changes: &[Change]) -> Result<()> {
+        for change in changes.iter().filter(|change| change.drops) {
+            self.check_no_metadata(self.references(change.from)?)?;
+        }
         loop {
             let mut map = self.map_mut();
             let missing = |change: &&Change| !matches!(map.get(change.cluster), Found::Entry(_));

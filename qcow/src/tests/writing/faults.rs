@@ -5,6 +5,8 @@ use std::sync::Arc;
 use super::images::{KINDS, leaks};
 use super::operations::Request;
 use crate::ErrorKind;
+use crate::chain::Format;
+use crate::disk::{Disk, WriteOptions};
 use crate::io::sim::{Failure, SimStorage};
 use fixtures::pattern::Random;
 
@@ -96,4 +98,40 @@ fn after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read() {
     let disk = made.open(Arc::new(SimStorage::new(storage.bytes())));
     disk.write_at(&[2; 4096], 0).unwrap();
     disk.close().unwrap();
+}
+
+/// Trap 79: a forged entry must not become a way to overwrite or free the image's own tables.
+#[test]
+fn an_entry_that_leads_to_metadata_is_refused_and_nothing_is_written_there() {
+    fixtures::needs_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    fixtures::qemu::create(&path, "cluster_size=4k", "1M");
+    fixtures::qemu::qemu_io("qcow2", &path, &["write -P 1 0 8k"]);
+    for field in [40, 48] {
+        let mut image = fixtures::Patch::open(&path);
+        // The L1 table, and the refcount table.
+        let table = image.u64(field);
+        image.set_l2_entry(0, table | 1 << 63);
+        let forged = dir.path().join("forged.qcow2");
+        image.save_as(&forged);
+        let before = std::fs::read(&forged).unwrap();
+        let requests: [&dyn Fn(&Disk) -> crate::Result<()>; 3] =
+            [&|disk| disk.write_at(&[2; 512], 0), &|disk| disk.discard(0, 4096), &|disk| {
+                disk.write_compressed(&[3; 4096], 0)
+            }];
+        for request in requests {
+            let storage = Arc::new(SimStorage::new(before.clone()));
+            let options = WriteOptions::new();
+            let disk = Disk::from_storage(storage.clone(), Format::Qcow2, options).unwrap();
+            let error = request(&disk).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+            assert!(error.to_string().contains("cluster of metadata"), "{error}");
+            // The rest of the disk can be written to, and the table is as it was.
+            disk.write_at(&[4; 4096], 4096).unwrap();
+            disk.close().unwrap();
+            let at = table as usize;
+            assert_eq!(storage.bytes()[at..at + 64], before[at..at + 64]);
+        }
+    }
 }
