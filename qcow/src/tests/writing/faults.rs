@@ -116,15 +116,16 @@ fn an_entry_that_leads_to_metadata_is_refused_and_nothing_is_written_there() {
         let forged = dir.path().join("forged.qcow2");
         image.save_as(&forged);
         let before = std::fs::read(&forged).unwrap();
-        let requests: [&dyn Fn(&Disk) -> crate::Result<()>; 3] =
-            [&|disk| disk.write_at(&[2; 512], 0), &|disk| disk.discard(0, 4096), &|disk| {
-                disk.write_compressed(&[3; 4096], 0)
-            }];
+        let requests = [
+            Request::Write { at: 0, len: 512, value: 2 },
+            Request::Discard { at: 0, len: 4096 },
+            Request::Compressed { at: 0, len: 4096, value: 3 },
+        ];
         for request in requests {
             let storage = Arc::new(SimStorage::new(before.clone()));
             let options = WriteOptions::new();
             let disk = Disk::from_storage(storage.clone(), Format::Qcow2, options).unwrap();
-            let error = request(&disk).unwrap_err();
+            let error = request.run(&disk).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
             assert!(error.to_string().contains("cluster of metadata"), "{error}");
             // The rest of the disk can be written to, and the table is as it was.
