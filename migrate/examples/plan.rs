@@ -31,7 +31,7 @@ pub(crate) fn run(domain: &str, xml: &Path, from: &Path, to: &Path) -> Result<St
     };
     let hosts = route.connect_by(|uri| Err(Error::usage(format!("no way to {uri}"))))?;
     let (policy, cancel) = (Policy::default(), CancelToken::new());
-    let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
+    let probing = Probing::new(&policy, &Silent, &cancel);
     let probed = probe(&hosts.hosts(), &route.domain, &probing)?;
     // A plan is a value: it can be kept, compared, shown, and carried out later.
     let plan = plan(&probed.facts, &policy).map_err(|refusals| {

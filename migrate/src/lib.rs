@@ -20,7 +20,7 @@
 //! fn go(route: &Route, state: &std::path::Path, report: &dyn Report) -> migrate::Result<()> {
 //!     let connections = route.connect_by(|uri| Err(migrate::Error::usage(format!("no way to {uri}"))))?;
 //!     let (policy, cancel) = (Policy::default(), CancelToken::new());
-//!     let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
+//!     let probing = Probing::new(&policy, &Silent, &cancel);
 //!     let probed = probe(&connections.hosts(), &route.domain, &probing)?;
 //!     let plan = match plan(&probed.facts, &policy) {
 //!         Ok(plan) => plan,

@@ -93,7 +93,7 @@ impl Annotate {
                 let kept = migrate::journal::make_directory(&cache).is_ok();
                 let policy = Policy::default();
                 let cache = kept.then_some(cache.as_path());
-                let probing = Probing { policy: &policy, cache, observer, cancel };
+                let probing = Probing::new(&policy, observer, cancel).cache(cache);
                 annotate(hypervisor, guest, &probing)
             });
             written.push(match one {

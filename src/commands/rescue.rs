@@ -166,15 +166,12 @@ impl Rescue {
     /// Looks for the base that an image lacks.
     fn search(&self, image: &Path) -> Result<(), Failure> {
         let found = Operation::showing(self.progress)?.run_migration(|observer, cancel| {
-            search(&SearchOptions {
-                image,
-                format: self.format,
-                directories: &self.candidates,
-                manifest: self.manifest.as_deref(),
-                restore: self.restore,
-                observer,
-                cancel,
-            })
+            search(
+                &SearchOptions::new(image, &self.candidates, observer, cancel)
+                    .format(self.format)
+                    .manifest(self.manifest.as_deref())
+                    .restore(self.restore),
+            )
         })?;
         match self.output.output {
             OutputFormat::Json => print_json(&found)?,

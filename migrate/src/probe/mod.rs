@@ -56,6 +56,7 @@ impl std::fmt::Debug for Hosts<'_> {
 
 /// How a probe goes about it.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct Probing<'a> {
     /// What the operator wants: paths, and whether bases matter.
     pub policy: &'a Policy,
@@ -65,6 +66,20 @@ pub struct Probing<'a> {
     pub observer: &'a dyn Observer,
     /// Stops it.
     pub cancel: &'a CancelToken,
+}
+
+impl<'a> Probing<'a> {
+    /// A probe under this policy that keeps no digests.
+    #[must_use]
+    pub fn new(policy: &'a Policy, observer: &'a dyn Observer, cancel: &'a CancelToken) -> Self {
+        Self { policy, cache: None, observer, cancel }
+    }
+
+    /// Replaces [`cache`](field@Self::cache).
+    #[must_use]
+    pub fn cache(self, cache: Option<&'a Path>) -> Self {
+        Self { cache, ..self }
+    }
 }
 
 impl std::fmt::Debug for Probing<'_> {

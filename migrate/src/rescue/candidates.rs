@@ -26,6 +26,7 @@ pub use qcow::extent::LeftOutRange as LostRange;
 
 /// What to look for, and where.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct SearchOptions<'a> {
     /// The disk of the guest that does not run.
     pub image: &'a Path,
@@ -41,6 +42,37 @@ pub struct SearchOptions<'a> {
     pub observer: &'a dyn Observer,
     /// Stops it.
     pub cancel: &'a CancelToken,
+}
+
+impl<'a> SearchOptions<'a> {
+    /// Looks for the lost base of `image` in `directories`, without a manifest, and restores nothing.
+    #[must_use]
+    pub fn new(
+        image: &'a Path,
+        directories: &'a [PathBuf],
+        observer: &'a dyn Observer,
+        cancel: &'a CancelToken,
+    ) -> Self {
+        Self { image, format: None, directories, manifest: None, restore: false, observer, cancel }
+    }
+
+    /// Replaces [`format`](field@Self::format).
+    #[must_use]
+    pub fn format(self, format: Option<Format>) -> Self {
+        Self { format, ..self }
+    }
+
+    /// Replaces [`manifest`](field@Self::manifest).
+    #[must_use]
+    pub fn manifest(self, manifest: Option<&'a Path>) -> Self {
+        Self { manifest, ..self }
+    }
+
+    /// Replaces [`restore`](field@Self::restore).
+    #[must_use]
+    pub fn restore(self, restore: bool) -> Self {
+        Self { restore, ..self }
+    }
 }
 
 impl std::fmt::Debug for SearchOptions<'_> {

@@ -77,7 +77,7 @@ impl World {
             store: &store,
         };
         let policy = Policy::default().verify(Verify::Content);
-        let probing = Probing { policy: &policy, cache: None, observer: &Silent, cancel: &cancel };
+        let probing = Probing::new(&policy, &Silent, &cancel);
         let probed = probe(&hosts, "web", &probing).unwrap();
         let plan = plan(&probed.facts, &policy).unwrap();
         let route = Route {

@@ -83,12 +83,8 @@ fn look(
     // Without it, bases are just read again.
     let kept = ::migrate::journal::make_directory(&cache).is_ok();
     let progress = Progress::new(when);
-    let probing = Probing {
-        policy,
-        cache: kept.then_some(cache.as_path()),
-        observer: &progress,
-        cancel: watch.token(),
-    };
+    let probing =
+        Probing::new(policy, &progress, watch.token()).cache(kept.then_some(cache.as_path()));
     let probed = probe(&reached.hosts(), &reached.route().domain, &probing);
     progress.finish(probed.is_ok());
     watch.settle_migration(probed)

@@ -89,12 +89,8 @@ impl Preflight {
         let cache = self.state.digests();
         // Without it, bases are just read again.
         let kept = std::fs::create_dir_all(&cache).is_ok();
-        let probing = Probing {
-            policy: &policy,
-            cache: kept.then_some(cache.as_path()),
-            observer: &Silent,
-            cancel: watch.token(),
-        };
+        let probing =
+            Probing::new(&policy, &Silent, watch.token()).cache(kept.then_some(cache.as_path()));
         let report =
             watch.settle_migration(preflight(&reached.participants(), &names, &probing))?;
         let report = reworded(report, "preflight");
