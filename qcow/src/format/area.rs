@@ -1,5 +1,7 @@
 //! The first cluster as a whole: header, extensions and the backing file's name.
 
+use std::ops::Range;
+
 use super::bytes::{Reader, len_u32, until_nul};
 use super::extension::BITMAPS;
 use super::preamble::{Preamble, STRUCTURE, at, corrupt};
@@ -113,6 +115,11 @@ impl HeaderArea {
     /// [`Limit`](crate::ErrorKind::Limit) if it does not fit the first cluster (traps 12, 13), and
     /// what [`Header::to_bytes`] refuses.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        self.to_bytes_with_name_from(0)
+    }
+
+    /// As [`to_bytes`](Self::to_bytes), with the backing file's name at this place or behind it.
+    pub(crate) fn to_bytes_with_name_from(&self, name_from: usize) -> Result<Vec<u8>> {
         let name = self.backing_name.as_deref().unwrap_or_default();
         let name_len = len_u32(name.len(), "the backing file's name")?;
         if name_len > MAX_BACKING_NAME {
@@ -138,13 +145,42 @@ impl HeaderArea {
             return Err(no_space(cluster_size));
         }
         let mut header = self.header.clone();
+        let name_at = end.max(name_from);
+        let size = usize::try_from(cluster_size).unwrap_or(usize::MAX);
+        if !name.is_empty() && size.checked_sub(name_at).is_none_or(|room| room < name.len()) {
+            return Err(no_space(cluster_size));
+        }
         header.backing_name_len = name_len;
         header.backing_name_offset =
-            if name.is_empty() { 0 } else { u64::try_from(end).unwrap_or(u64::MAX) };
+            if name.is_empty() { 0 } else { u64::try_from(name_at).unwrap_or(u64::MAX) };
         let mut out = header.to_bytes()?;
         out.append(&mut tail);
-        out.extend_from_slice(name);
+        if !name.is_empty() {
+            out.resize(name_at, 0);
+            out.extend_from_slice(name);
+        }
         Ok(out)
+    }
+
+    /// Which bytes of the first cluster count: the header, the extensions with their end marker, the
+    /// backing file's name. Of an extension that only spans a place it is the first eight.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub(crate) fn used(first_cluster: &[u8]) -> Result<Vec<Range<usize>>> {
+        let preamble = Preamble::parse(first_cluster)?;
+        check_whole(&preamble, first_cluster)?;
+        let area = preamble.extension_area();
+        let mut used = Extensions::places(first_cluster, area.clone())?;
+        used.push(0..area.start);
+        let name_len = Reader::new(first_cluster, 16, STRUCTURE).u32()?;
+        let to_usize = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let start = to_usize(preamble.backing_name_offset);
+        if start > 0 {
+            let end = start.saturating_add(to_usize(name_len.into()));
+            used.push(start..end.min(first_cluster.len()));
+        }
+        Ok(used)
     }
 
     /// The backing file's format, if the image records one.
@@ -201,7 +237,8 @@ fn check_crypto(luks: bool, offset: HostOffset, geometry: Geometry) -> Result<()
     Ok(())
 }
 
-fn no_space(cluster_size: u64) -> Error {
+/// That header, extensions and backing file's name do not fit the first cluster.
+pub(crate) fn no_space(cluster_size: u64) -> Error {
     Error::limit(format!(
         "no space: header, extensions and backing file name do not fit the first cluster of \
          {cluster_size} bytes"

@@ -15,6 +15,9 @@ const FEATURE_NAMES: u32 = 0x6803_f857;
 pub(super) const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO_HEADER: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
+/// A type that nobody knows: its data is a place that must stay as it is while the others change.
+pub(crate) const SPANNING_EXTENSION: u32 = 0x5350_414e;
+
 /// One header extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -71,6 +74,21 @@ impl Extensions {
             .map(|raw| raw.and_then(Extension::parse))
             .collect::<Result<_>>()
             .map(Self)
+    }
+
+    /// Where the extensions lie, one by one, and the end marker; of one that spans a place, its first eight
+    /// bytes.
+    pub(super) fn places(first_cluster: &[u8], area: Range<usize>) -> Result<Vec<Range<usize>>> {
+        let (mut places, mut at) = (Vec::new(), area.start);
+        for raw in RawExtensions::new(first_cluster, area.clone()) {
+            let raw = raw?;
+            let data = at.saturating_add(8);
+            let end = data.saturating_add(raw.data.len().next_multiple_of(8)).min(area.end);
+            places.push(at..if raw.magic == SPANNING_EXTENSION { data } else { end });
+            at = end;
+        }
+        places.push(at..at.saturating_add(8).min(area.end.max(at)));
+        Ok(places)
     }
 
     /// The names of feature bits, as far as the area can be read: the image is about to be refused,

@@ -4,6 +4,8 @@ mod bitmaps;
 mod cache;
 mod dirty;
 mod fault;
+#[cfg(feature = "ops")]
+pub(crate) mod first_cluster;
 mod overlap_limits;
 mod past_end;
 mod preallocation;

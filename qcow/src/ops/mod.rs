@@ -1,10 +1,12 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
+pub mod backing;
 pub mod check;
 pub mod compare;
 pub mod create;
 pub mod digest;
 pub mod flatten;
+mod in_place;
 pub mod info;
 pub mod map;
 pub mod measure;
@@ -20,4 +22,5 @@ pub use work::salvage::DamageReport;
 pub use work::threads::usual_threads;
 
 pub(crate) use crate::chain::path_text;
+use in_place::writable_image;
 pub(crate) use target::new_disk_size;

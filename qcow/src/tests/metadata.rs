@@ -1,0 +1,103 @@
+//! Changes of metadata in place, against the model of a crash ([`sim`](crate::io::sim)), the check and
+//! QEMU.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
+
+mod backing;
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::Arc;
+
+use fixtures::qemu;
+
+use crate::io::sim::{Failure, SimStorage};
+use crate::io::{MemoryStorage, Storage, WriteStorage};
+use crate::ops::check::{CheckOptions, check_storage};
+use crate::{CancelToken, Silent};
+
+const ENOSPC: i32 = 28;
+
+/// An image that qemu-img makes in `dir`.
+fn made(dir: &Path, options: &str, size: &str, commands: &[&str]) -> Vec<u8> {
+    let path = dir.join("image.qcow2");
+    let _ = std::fs::remove_file(&path);
+    qemu::create(&path, options, size);
+    qemu::qemu_io("qcow2", &path, commands);
+    std::fs::read(&path).unwrap()
+}
+
+/// What qemu-img says about `image`, without backing and data file: `check` and `info`.
+fn by_qemu(image: &[u8], dir: &Path, what: &str) -> serde_json::Value {
+    let path = dir.join("judged.qcow2");
+    std::fs::write(&path, image).unwrap();
+    if let Err(error) = qemu::try_qemu_img(&fixtures::args!["check", "-q", qemu::alone(&path)]) {
+        // 3 means leaks and nothing else.
+        assert!(error.contains("exit status: 3"), "{what}: {error}");
+    }
+    qemu::info(&path)
+}
+
+/// Our own check finds no corruption; how many clusters are leaked.
+fn leaks(image: &[u8], what: &str) -> u64 {
+    let storage = Arc::new(MemoryStorage::new(image.to_vec()));
+    let options = CheckOptions { threads: 1, ..CheckOptions::default() };
+    let outcome = check_storage(storage, &options, &Silent, &CancelToken::new()).unwrap();
+    let found = (outcome.corruptions, outcome.check_errors);
+    assert_eq!(found, (0, 0), "{what}: {:?}", outcome.findings);
+    outcome.leaks
+}
+
+/// Runs `change` on the image `start`. Whatever crash there is on the way, and whichever call fails, what
+/// `seen` tells of the image is what it told before or what it tells afterwards; there is no corruption;
+/// qemu-img agrees on a sample. Returns the image as it is afterwards, which leaks nothing.
+fn old_or_new<T: PartialEq + Debug>(
+    what: &str,
+    start: &[u8],
+    dir: &Path,
+    change: impl Fn(Arc<dyn WriteStorage>) -> crate::Result<()>,
+    seen: impl Fn(Arc<dyn Storage>) -> T,
+) -> Vec<u8> {
+    let see = |image: &[u8]| seen(Arc::new(MemoryStorage::new(image.to_vec())));
+    let storage = Arc::new(SimStorage::new(start.to_vec()));
+    change(storage.clone()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let end = storage.bytes();
+    let (old, new) = (see(start), see(&end));
+    assert_eq!(leaks(&end, what), leaks(start, what), "{what}: leaks");
+    let is_one = |image: &[u8], what: &str| {
+        leaks(image, what);
+        let found = see(image);
+        assert!(found == old || found == new, "{what}: {found:?}\nold {old:?}\nnew {new:?}");
+    };
+    let mut known = HashSet::new();
+    for (number, crash) in storage.crashes(9, 12).enumerate() {
+        if known.insert(crash.bytes.clone()) {
+            let what = format!("{what}: {}", crash.moment);
+            is_one(&crash.bytes, &what);
+            if number % 40 == 1 {
+                by_qemu(&crash.bytes, dir, &what);
+            }
+        }
+    }
+    for call in 0..storage.calls() {
+        let what = format!("{what}: call {call} fails");
+        let storage = Arc::new(SimStorage::new(start.to_vec()));
+        storage.fail(Failure { call, errno: ENOSPC, written: 512, for_good: true });
+        let error = change(storage.clone()).expect_err(&what);
+        assert_eq!(error.kind(), crate::ErrorKind::NoSpace, "{what}: {error}");
+        is_one(&storage.bytes(), &what);
+        // Once there is space it can be done after all.
+        let storage = Arc::new(SimStorage::new(storage.bytes()));
+        if see(&storage.bytes()) == old {
+            change(storage.clone()).unwrap_or_else(|error| panic!("{what}: again: {error}"));
+            assert!(see(&storage.bytes()) == new, "{what}: again");
+        }
+    }
+    by_qemu(&end, dir, what);
+    end
+}
