@@ -4,9 +4,9 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::args::exit_codes;
 use crate::commands::{
-    Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Flatten, Generate, Hook,
-    Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight, Prepare, Rescue,
-    Resume, Rollback, Transactions,
+    Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Evacuate, Flatten,
+    Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight,
+    Prepare, Rescue, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -112,6 +112,7 @@ commands! {
     Preflight(output) "preflight" "Check whether a host's guests can migrate to another host, and in which order";
     PlanCommand(output) "plan" "Show what migrating a guest would do to each disk, and why";
     Migrate(output) "migrate" "Migrate a guest with its local disks to another host";
+    Evacuate(output) "evacuate" "Migrate all guests of a host to one or several others, planned as one";
     Prepare(output) "prepare" "Create and verify a guest's images at the destination, for a manager that calls libvirt itself";
     Transactions(output) "transactions" "List runs of migrate and prepare, including interrupted ones";
     Resume(output) "resume" "Continue an interrupted run";

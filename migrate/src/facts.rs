@@ -12,7 +12,7 @@ mod file;
 mod host;
 mod route;
 
-pub use ability::{Abilities, Cpu, CpuFit, GuestKind, Setup};
+pub use ability::{Abilities, Cpu, CpuFit, GuestKind, Resources, Setup};
 pub use disk::*;
 pub use domain::{DomainFacts, DomainState};
 pub use file::{FileFacts, FilePlace, FileRole};

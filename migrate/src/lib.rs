@@ -56,6 +56,7 @@ pub mod audit;
 pub mod domain;
 pub mod driver;
 mod error;
+pub mod evacuate;
 pub mod facts;
 mod fs;
 pub mod hook;

@@ -34,7 +34,7 @@ pub(crate) use io::Io;
 pub(crate) use map::MapCommand;
 pub(crate) use measure::Measure;
 pub(crate) use migration::{
-    Agent, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
+    Agent, Evacuate, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
 };
 pub(crate) use monitor::Monitor;
 pub(crate) use rescue::Rescue;

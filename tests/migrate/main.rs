@@ -4,6 +4,7 @@
 
 mod audit;
 mod directories;
+mod evacuate;
 mod hook;
 mod preflight;
 mod rescue;

@@ -12,7 +12,7 @@ pub mod model;
 use qcow::CancelToken;
 
 use crate::facts::{
-    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, VolumeFacts,
+    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Resources, VolumeFacts,
 };
 use crate::plan::Flag;
 use crate::{Error, Result};
@@ -92,6 +92,14 @@ pub trait Hypervisor: Inventory {
     /// # Errors
     /// See [`host`](Inventory::host).
     fn abilities(&self) -> Result<Option<Abilities>>;
+
+    /// What the host has for guests; `None` where none can run, or that is not known.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn resources(&self) -> Result<Option<Resources>> {
+        Ok(None)
+    }
 
     /// How a processor compares with what the host offers.
     ///

@@ -63,6 +63,18 @@ pub enum CpuFit {
     },
 }
 
+/// What a host has for guests, whatever it gives to those that it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Resources {
+    /// Its memory, in bytes.
+    pub memory: u64,
+    /// What of it nothing uses now, in bytes; what only caches files counts as not used.
+    pub memory_available: u64,
+    /// Its processors, as its scheduler counts them.
+    pub cpus: u64,
+}
+
 /// How a host is set up for guests that come and go, as its own files and its clock tell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

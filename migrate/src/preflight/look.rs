@@ -48,6 +48,18 @@ pub fn preflight(
     names: &[String],
     probing: &Probing<'_>,
 ) -> Result<Report> {
+    Ok(judge(&look(participants, names, probing)?, probing.policy))
+}
+
+/// Looks, for [`preflight`] and for what judges otherwise.
+///
+/// # Errors
+/// See [`preflight`].
+pub(crate) fn look(
+    participants: &Participants<'_>,
+    names: &[String],
+    probing: &Probing<'_>,
+) -> Result<Seeing> {
     let hosts = &participants.hosts;
     let (source, destination) = (hosts.source.host()?, hosts.destination.host()?);
     if source.libvirt.is_some() {
@@ -61,9 +73,7 @@ pub fn preflight(
     let paths = paths(participants, &setup, &source, &destination);
     let guests = guests(hosts, names, probing, &cpu)?;
     let directories = directories(hosts, &guests, probing.cancel)?;
-    let seeing =
-        Seeing { source, destination, abilities, cpu, setup, paths, pools, directories, guests };
-    Ok(judge(&seeing, probing.policy))
+    Ok(Seeing { source, destination, abilities, cpu, setup, paths, pools, directories, guests })
 }
 
 /// How the source's processor compares with what the destination offers.

@@ -3,6 +3,7 @@
 //!
 //! Looking ([`preflight`]) and judging ([`judge`]) are apart: the latter is pure.
 
+mod demand;
 mod guest;
 mod hosts;
 mod look;
@@ -18,6 +19,9 @@ use crate::facts::{Abilities, CpuFit, Facts, HostFacts, PoolFacts, Setup};
 use crate::plan::{Plan, Policy, Refusal};
 use crate::{Error, Remedy, Result};
 
+pub use demand::{Base, Demand};
+pub(crate) use demand::{Offer, offers};
+pub(crate) use look::look;
 pub use look::{Participants, preflight};
 pub use needs::Needs;
 pub use report::{Check, DiskReport, GuestReport, Is, Place, Report, SCHEMA, Total};

@@ -27,6 +27,10 @@ pub struct Needs {
     pub cpu: Option<String>,
     /// How that one means it: `custom`, `host-model`, `host-passthrough`, `maximum`.
     pub cpu_mode: String,
+    /// Bytes of memory that it can have.
+    pub memory: u64,
+    /// Processors that it can have.
+    pub vcpus: u64,
 }
 
 impl Needs {
@@ -59,6 +63,8 @@ impl Needs {
             machine: of_kind("machine").to_owned(),
             cpu: cpu.and_then(|cpu| xml.get(cpu.range())).map(str::to_owned),
             cpu_mode: cpu.and_then(|cpu| cpu.attribute("mode")).unwrap_or("custom").to_owned(),
+            memory: child(root, "memory").map_or(0, bytes),
+            vcpus: child(root, "vcpu").and_then(number).unwrap_or(1),
         })
     }
 
@@ -73,6 +79,26 @@ impl Needs {
             _ => Some(Compares::Own),
         }
     }
+}
+
+fn number(node: Node<'_, '_>) -> Option<u64> {
+    node.text()?.trim().parse().ok()
+}
+
+/// What an element with an attribute `unit` says, as libvirt reads it.
+fn bytes(node: Node<'_, '_>) -> u64 {
+    let unit = match node.attribute("unit").unwrap_or("KiB") {
+        "b" | "bytes" => 1,
+        "KB" => 1000,
+        "M" | "MiB" => 1 << 20,
+        "MB" => 1_000_000,
+        "G" | "GiB" => 1 << 30,
+        "GB" => 1_000_000_000,
+        "T" | "TiB" => 1 << 40,
+        "TB" => 1_000_000_000_000,
+        _ => 1024,
+    };
+    number(node).unwrap_or(0).saturating_mul(unit)
 }
 
 fn child<'a, 'd>(node: Node<'a, 'd>, name: &str) -> Option<Node<'a, 'd>> {
@@ -93,5 +119,17 @@ mod tests {
         assert_eq!(of("<cpu mode='host-passthrough'/>").cpu_mode, "host-passthrough");
         assert_eq!(of("").cpu, None);
         assert!(Needs::read("<domain>").is_err());
+    }
+
+    #[test]
+    fn memory_is_in_the_unit_that_it_says_and_processors_are_all_it_may_have() {
+        let of = |inner: &str| {
+            let needs = Needs::read(&format!("<domain type='qemu'>{inner}</domain>")).unwrap();
+            (needs.memory, needs.vcpus)
+        };
+        assert_eq!(of("<memory>2048</memory>"), (2 << 20, 1));
+        assert_eq!(of("<memory unit='GiB'>2</memory><vcpu current='1'>4</vcpu>"), (2 << 30, 4));
+        assert_eq!(of("<memory unit='MB'>3</memory>"), (3_000_000, 1));
+        assert_eq!(of("<memory unit='bytes'>x</memory>"), (0, 1));
     }
 }

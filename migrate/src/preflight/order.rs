@@ -77,13 +77,13 @@ struct Costs<'a> {
 
 impl Going<'_> {
     /// Bytes over the network without the bases.
-    fn own_bytes(&self) -> u64 {
+    pub(super) fn own_bytes(&self) -> u64 {
         let bases = self.brought.iter().map(|base| base.bytes).fold(0, u64::saturating_add);
         self.plan.predicted.transfer_bytes.saturating_sub(bases)
     }
 
-    fn costs(&self, taken: &BTreeMap<&Path, Taken<'_>>) -> Costs<'_> {
-        let mut transfer = self.own_bytes();
+    /// Bytes at the destination by directory, without the bases.
+    pub(super) fn own_space(&self) -> BTreeMap<&Path, u64> {
         let mut space: BTreeMap<&Path, u64> = BTreeMap::new();
         for disk in &self.plan.disks {
             if let Some(directory) = made(disk).and_then(Path::parent) {
@@ -103,6 +103,13 @@ impl Going<'_> {
             {
                 *sum = sum.saturating_sub(base.bytes);
             }
+        }
+        space
+    }
+
+    fn costs(&self, taken: &BTreeMap<&Path, Taken<'_>>) -> Costs<'_> {
+        let (mut transfer, mut space) = (self.own_bytes(), self.own_space());
+        for base in &self.brought {
             if taken.contains_key(base.path.as_path()) {
                 continue;
             }
@@ -124,7 +131,7 @@ impl Going<'_> {
     }
 
     /// Also images that exist and are filled.
-    fn all_paths(&self) -> impl Iterator<Item = &Path> {
+    pub(super) fn all_paths(&self) -> impl Iterator<Item = &Path> {
         let adopted = self.plan.disks.iter().filter_map(|disk| match &disk.action {
             Action::Adopt { path, .. } => Some(path.as_path()),
             _ => None,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod evacuate;
 mod hook;
 mod live_plan;
 mod live_run;

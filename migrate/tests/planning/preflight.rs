@@ -24,6 +24,8 @@ fn needs() -> Needs {
         machine: "pc-q35-9.0".into(),
         cpu: Some("<cpu mode='custom'><model>EPYC</model></cpu>".into()),
         cpu_mode: "custom".into(),
+        memory: 1 << 30,
+        vcpus: 1,
     }
 }
 

@@ -228,6 +228,20 @@ pub(super) fn way(from: &str, destination: &DestinationArgs, running: bool) -> R
     }
 }
 
+/// The ways from one host to each of several destinations: a URI, and the command that reaches its files.
+pub(super) fn ways(
+    from: &str,
+    destinations: &[(String, Option<String>)],
+    rsh_program: &str,
+    running: bool,
+) -> Vec<Route> {
+    let route = |(to, rsh): &(String, Option<String>)| {
+        let (to, rsh, rsh_program) = (to.clone(), rsh.clone(), rsh_program.to_owned());
+        way(from, &DestinationArgs { to, rsh, rsh_program }, running)
+    };
+    destinations.iter().map(route).collect()
+}
+
 /// Whether a URI is that of a directory.
 pub(crate) fn is_directory(uri: &str) -> bool {
     uri.starts_with(DIRECTORY)

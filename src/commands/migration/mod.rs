@@ -2,6 +2,7 @@
 
 mod agent;
 mod args;
+mod evacuate;
 mod migrate;
 mod plan;
 mod preflight;
@@ -10,6 +11,7 @@ mod transactions;
 
 pub(crate) use self::migrate::{Migrate, Prepare};
 pub(crate) use agent::Agent;
+pub(crate) use evacuate::Evacuate;
 pub(crate) use plan::{PlanCommand, refuse};
 pub(crate) use preflight::Preflight;
 pub(crate) use transactions::{Resume, Rollback, Transactions};
@@ -88,4 +90,10 @@ fn look(
     let probed = probe(&reached.hosts(), &reached.route().domain, &probing);
     progress.finish(probed.is_ok());
     watch.settle_migration(probed)
+}
+
+/// Each name once, in its place.
+fn once(names: Vec<String>) -> Vec<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    names.into_iter().filter(|name| seen.insert(name.clone())).collect()
 }

@@ -10,8 +10,8 @@ use migrate::preflight::{Is, preflight};
 use migrate::probe::Probing;
 use qcow::Silent;
 
-use super::State;
 use super::args::{DestinationArgs, PolicyArgs, is_directory, reach, way};
+use super::{State, once};
 use crate::args::{OutputArgs, exit_codes};
 use crate::failure::{Failure, REFUSED};
 use crate::output::{OutputFormat, print, print_json};
@@ -104,12 +104,6 @@ impl Preflight {
             _ => Ok(()),
         }
     }
-}
-
-/// Each name once, in its place.
-fn once(names: Vec<String>) -> Vec<String> {
-    let mut seen = std::collections::BTreeSet::new();
-    names.into_iter().filter(|name| seen.insert(name.clone())).collect()
 }
 
 /// Whether standard output shows colours and `NO_COLOR` is not set (<https://no-color.org>).

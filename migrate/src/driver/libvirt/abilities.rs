@@ -6,11 +6,23 @@ use super::raw::{self, CpuCompared};
 use super::xml::{child, document, text};
 use super::{Connection, code, is};
 use crate::Result;
-use crate::facts::{Abilities, Cpu, CpuFit, GuestKind};
+use crate::facts::{Abilities, Cpu, CpuFit, GuestKind, Resources};
 
 pub(super) fn abilities(connection: &Connection) -> Result<Abilities> {
     let xml = connection.say(connection.connect()?.capabilities())?;
     parse(&xml).map_err(|error| error.on(&connection.hostname()))
+}
+
+pub(super) fn resources(connection: &Connection) -> Result<Resources> {
+    let connect = connection.connect()?;
+    let node = connection.say(connect.node_info())?;
+    let memory = connection.say(raw::memory(&connect))?;
+    let bytes = |kib: u64| kib.saturating_mul(1024);
+    Ok(Resources {
+        memory: bytes(node.memory),
+        memory_available: bytes(memory.available()).min(bytes(node.memory)),
+        cpus: node.cpus.into(),
+    })
 }
 
 pub(super) fn compare_cpu(connection: &Connection, cpu: &Cpu<'_>) -> Result<CpuFit> {

@@ -30,7 +30,8 @@ use super::{
     MigrateRequest, TICK,
 };
 use crate::facts::{
-    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Version, VolumeFacts,
+    Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Resources, Version,
+    VolumeFacts,
 };
 use crate::{Error, Result};
 
@@ -374,6 +375,10 @@ impl Hypervisor for Connection {
 
     fn abilities(&self) -> Result<Option<Abilities>> {
         abilities::abilities(self).map(Some)
+    }
+
+    fn resources(&self) -> Result<Option<Resources>> {
+        abilities::resources(self).map(Some)
     }
 
     fn compare_cpu(&self, cpu: &Cpu<'_>) -> Result<CpuFit> {

@@ -26,7 +26,7 @@ pub(crate) use self::block::{block_copy, block_pull, end_block_job};
 pub(crate) use self::domain::{
     Numbers, Parameters, abort_job, block_job, capacity, checkpoints, job_stats, migrate, state,
 };
-pub(crate) use self::host::{CpuCompared, compare_cpu};
+pub(crate) use self::host::{CpuCompared, compare_cpu, memory};
 pub(crate) use self::stream::{Received, receive, send_hole};
 pub(crate) use self::subscription::Subscription;
 
