@@ -1,3 +1,4 @@
 //! Tests that need the whole crate.
 
+mod editing;
 mod writing;
