@@ -1,4 +1,5 @@
 //! Tests that need the whole crate.
 
+mod editing;
 mod metadata;
 mod writing;

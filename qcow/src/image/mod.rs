@@ -3,6 +3,8 @@
 mod bitmaps;
 mod cache;
 mod dirty;
+#[cfg(feature = "ops")]
+pub(crate) mod edit;
 mod fault;
 #[cfg(feature = "ops")]
 pub(crate) mod first_cluster;
@@ -136,6 +138,17 @@ impl Image {
             let message = format!("no internal snapshot has the {wanted}");
             Error::new(ErrorKind::NotFound, message).hint(Remedy::ListSnapshots)
         })
+    }
+
+    /// As [`find_snapshot`](Self::find_snapshot), where exactly one must have the id or the name.
+    ///
+    /// # Errors
+    /// As there, and [`Usage`](crate::ErrorKind::Usage) if several have, with all of them.
+    #[cfg(feature = "ops")]
+    pub(crate) fn find_only_snapshot(&self, wanted: &str) -> Result<usize> {
+        self.find_snapshot(wanted)?;
+        let wanted = snapshots::Wanted::parse(wanted)?;
+        wanted.find_only(&self.snapshots)
     }
 
     /// Header, extensions and backing name, as they are in the first cluster.

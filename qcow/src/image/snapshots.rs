@@ -111,6 +111,32 @@ impl Wanted {
             }),
         }
     }
+
+    /// The index of the only one that fits.
+    #[cfg(feature = "ops")]
+    pub(super) fn find_only(&self, snapshots: &[Snapshot]) -> Result<usize> {
+        let fits = |snapshot: &Snapshot| match self {
+            Self::IdOrName(text) => {
+                snapshot.id == text.as_bytes() || snapshot.name == text.as_bytes()
+            }
+            Self::Exactly { .. } => self.find(std::slice::from_ref(snapshot)).is_some(),
+        };
+        let mut found = snapshots.iter().enumerate().filter(|(_, snapshot)| fits(snapshot));
+        match (found.next(), found.next()) {
+            (Some((index, _)), None) => Ok(index),
+            (None, _) => Err(Error::internal("the snapshot is not there any more")),
+            (Some((_, first)), Some((_, second))) => {
+                let name = |snapshot: &Snapshot| {
+                    let text = |bytes| crate::Escaped(&String::from_utf8_lossy(bytes)).to_string();
+                    format!("id '{}' ('{}')", text(&snapshot.id), text(&snapshot.name))
+                };
+                let (first, second) = (name(first), name(second));
+                Err(Error::usage(format!(
+                    "several internal snapshots have the {self}, among them {first} and {second}"
+                )))
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for Wanted {

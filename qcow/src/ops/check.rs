@@ -204,7 +204,7 @@ fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> Result<T
 }
 
 /// Checks an image with the threads of the caller's pool.
-fn check_image(
+pub(super) fn check_image(
     storage: Arc<dyn Storage>,
     options: &CheckOptions,
     observer: &dyn Observer,

@@ -9,6 +9,6 @@
 mod barriers;
 mod crashes;
 mod faults;
-mod images;
+pub(super) mod images;
 mod operations;
 mod threads;

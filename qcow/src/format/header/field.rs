@@ -5,10 +5,16 @@ use super::super::HostOffset;
 
 /// The version, four bytes.
 pub(crate) const VERSION: u64 = 4;
+/// Size of the guest's disk, eight bytes.
+pub(crate) const SIZE: u64 = 24;
+/// Entries in the L1 table, four bytes, and its offset behind them.
+pub(crate) const L1: u64 = 36;
 /// Offset of the refcount table, eight bytes, and its length in clusters behind it.
 pub(crate) const REFCOUNT_TABLE: u64 = 48;
 /// Length of the refcount table in clusters, four bytes.
 pub(crate) const REFCOUNT_TABLE_CLUSTERS: u64 = 56;
+/// Entries in the snapshot table, four bytes, and its offset behind them.
+pub(crate) const SNAPSHOT_COUNT: u64 = 60;
 /// Offset of the snapshot table, eight bytes.
 pub(crate) const SNAPSHOTS: u64 = 64;
 /// Incompatible feature bits, eight bytes, from version 3 on.
@@ -31,6 +37,25 @@ impl HeaderPatch {
         let mut bytes = table.0.to_be_bytes().to_vec();
         bytes.extend_from_slice(&clusters.to_be_bytes());
         Self { offset: REFCOUNT_TABLE, bytes }
+    }
+
+    /// Sets the size of the guest's disk.
+    pub(crate) fn size(size: u64) -> Self {
+        Self { offset: SIZE, bytes: size.to_be_bytes().to_vec() }
+    }
+
+    /// Names another L1 table of this many entries.
+    pub(crate) fn l1_table(table: HostOffset, entries: u32) -> Self {
+        let mut bytes = entries.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&table.0.to_be_bytes());
+        Self { offset: L1, bytes }
+    }
+
+    /// Names another snapshot table of this many entries.
+    pub(crate) fn snapshots(table: HostOffset, count: u32) -> Self {
+        let mut bytes = count.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&table.0.to_be_bytes());
+        Self { offset: SNAPSHOT_COUNT, bytes }
     }
 
     /// Names another snapshot table of as many entries.
@@ -70,6 +95,12 @@ mod tests {
         assert_eq!(header.refcount_table_clusters, 3);
         let header = patched(HeaderPatch::snapshot_table(HostOffset(0x90000)));
         assert_eq!(header.snapshots_offset, HostOffset(0x90000));
+        let header = patched(HeaderPatch::size(0x1234_5600));
+        assert_eq!(header.virtual_size(), 0x1234_5600);
+        let header = patched(HeaderPatch::l1_table(HostOffset(0xb0000), 5000));
+        assert_eq!((header.l1_table_offset, header.l1_entries), (HostOffset(0xb0000), 5000));
+        let header = patched(HeaderPatch::snapshots(HostOffset(0xc0000), 2));
+        assert_eq!((header.snapshots_offset, header.snapshot_count), (HostOffset(0xc0000), 2));
         let header = patched(HeaderPatch::incompatible(1));
         assert_eq!(header.incompatible, Incompatible::DIRTY);
         let header = patched(HeaderPatch::autoclear(1));

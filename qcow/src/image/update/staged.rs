@@ -53,11 +53,19 @@ impl Staged {
         self.update.replace(offset, old, new)
     }
 
-    /// As [`Update::write_pieces`], where nothing of this update was written before.
+    /// As [`Update::write_pieces`], where nothing of this update was written before. (Small clusters share pages.)
     pub(crate) fn write_pieces(&mut self, pieces: Arc<dyn Pieces>) -> Result<()> {
         let placed = Placed::new(Arc::clone(&pieces))?;
         let mut changes = self.view.changes_mut();
         changes.end = changes.end.max(placed.range.end);
+        let pages = placed.range.start >> PAGE_BITS..placed.range.end.div_ceil(PAGE as u64);
+        for (number, page) in changes.pages.range_mut(pages) {
+            let start = number << PAGE_BITS;
+            for piece in placed.within(start..start.plus(PAGE as u64)?)? {
+                let (at, bytes) = piece?;
+                lay(page, start, &bytes, at);
+            }
+        }
         changes.pieces.push(placed);
         drop(changes);
         self.update.write_pieces(pieces)

@@ -4,7 +4,11 @@
 //! Specification: "Host cluster management". Memory: one cluster for each block in use, with 16-bit
 //! refcounts and 64 KiB clusters 32 MiB for a file of 1 TiB.
 
-use std::collections::{BTreeSet, HashMap};
+#[cfg(feature = "ops")]
+mod before;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use super::{Put, SECTOR_ENTRY_BITS, sectors, table_sectors};
 use crate::exact::{Exact, to_usize};
@@ -16,7 +20,7 @@ use crate::{Error, Result};
 
 /// Why something cannot be answered at once.
 #[derive(Debug)]
-pub(super) enum Need {
+pub(in crate::image) enum Need {
     /// The refcount block of this index is to be read first.
     Block(u64, HostOffset),
     /// It failed.
@@ -30,10 +34,10 @@ impl From<Error> for Need {
 }
 
 /// An answer, or what it needs first. What asks again after that must find all in order.
-pub(super) type Got<T> = std::result::Result<T, Need>;
+pub(in crate::image) type Got<T> = std::result::Result<T, Need>;
 
 #[derive(Debug)]
-pub(super) struct Counts {
+pub(in crate::image) struct Counts {
     geometry: Geometry,
     width: RefcountWidth,
     table: Vec<u64>,
@@ -45,6 +49,8 @@ pub(super) struct Counts {
     moved: bool,
     blocks: HashMap<u64, Block>,
     dirty_blocks: BTreeSet<u64>,
+    /// The blocks that were changed as they were before, if that is kept.
+    before: Option<BTreeMap<u64, Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -58,16 +64,16 @@ struct Block {
 
 /// What a commit writes of the refcounts.
 #[derive(Debug, Default)]
-pub(super) struct FrozenCounts {
+pub(in crate::image) struct FrozenCounts {
     /// New blocks, and a table at a new place: to be durable before anything names them.
-    pub(super) unnamed: Vec<Put>,
+    pub(in crate::image) unnamed: Vec<Put>,
     /// All else.
-    pub(super) changed: Vec<Put>,
+    pub(in crate::image) changed: Vec<Put>,
 }
 
 impl Counts {
     /// The refcounts whose table has these entries and lies at `place`.
-    pub(super) fn new(
+    pub(in crate::image) fn new(
         geometry: Geometry,
         width: RefcountWidth,
         table: Vec<u64>,
@@ -92,21 +98,22 @@ impl Counts {
             moved: false,
             blocks: HashMap::new(),
             dirty_blocks: BTreeSet::new(),
+            before: None,
         })
     }
 
-    pub(super) fn width(&self) -> RefcountWidth {
+    pub(in crate::image) fn width(&self) -> RefcountWidth {
         self.width
     }
 
     /// The clusters of the table.
-    pub(super) fn table_clusters(&self) -> Result<std::ops::Range<u64>> {
+    pub(in crate::image) fn table_clusters(&self) -> Result<Range<u64>> {
         let first = self.place.0 >> self.geometry.cluster_bits();
         Ok(first..first.plus(self.clusters)?)
     }
 
     /// The clusters of the blocks.
-    pub(super) fn block_clusters(&self) -> impl Iterator<Item = u64> {
+    pub(in crate::image) fn block_clusters(&self) -> impl Iterator<Item = u64> {
         let bits = self.geometry.cluster_bits();
         let hosts = self.table.iter().filter_map(|entry| RefcountTableEntry(*entry).block_offset());
         hosts.map(move |host| host.0 >> bits)
@@ -124,30 +131,41 @@ impl Counts {
     }
 
     /// Whether there is a block for the cluster's refcount.
-    pub(super) fn covers(&self, cluster: u64) -> bool {
+    pub(in crate::image) fn covers(&self, cluster: u64) -> bool {
         self.block_host(self.locate(cluster).0).is_some()
     }
 
     /// Whether the table has an entry for the cluster's block.
-    pub(super) fn reaches(&self, cluster: u64) -> bool {
+    pub(in crate::image) fn reaches(&self, cluster: u64) -> bool {
         self.locate(cluster).0 < self.table.len() as u64
     }
 
     /// The cluster's refcount; zero where there is no block (trap 69).
-    pub(super) fn get(&self, cluster: u64) -> Got<u64> {
+    pub(in crate::image) fn get(&self, cluster: u64) -> Got<u64> {
         let (index, at) = self.locate(cluster);
         let Some(host) = self.block_host(index) else { return Ok(0) };
         let block = self.blocks.get(&index).ok_or(Need::Block(index, host))?;
         Ok(self.width.get(&block.bytes, at)?)
     }
 
+    /// Whether the cluster's refcount is zero, and was before any change if that is kept.
+    pub(in crate::image) fn is_free(&self, cluster: u64) -> Got<bool> {
+        let (index, at) = self.locate(cluster);
+        if self.get(cluster)? != 0 {
+            return Ok(false);
+        }
+        let before = self.before.as_ref().and_then(|before| before.get(&index));
+        Ok(before.map_or(Ok(0), |before| self.width.get(before, at))? == 0)
+    }
+
     /// Sets the cluster's refcount, whose block there must be.
-    pub(super) fn set(&mut self, cluster: u64, count: u64) -> Got<()> {
+    pub(in crate::image) fn set(&mut self, cluster: u64, count: u64) -> Got<()> {
         let (index, at) = self.locate(cluster);
         let host = self
             .block_host(index)
             .ok_or_else(|| Error::internal(format!("no refcount block for cluster {cluster}")))?;
         let block = self.blocks.get_mut(&index).ok_or(Need::Block(index, host))?;
+        keep(&mut self.before, index, block);
         self.width.set(&mut block.bytes, at, count)?;
         let bit = at.times(self.width.bits().into())?;
         block.dirty.insert(bit >> 3 >> SECTOR.trailing_zeros());
@@ -156,7 +174,7 @@ impl Counts {
     }
 
     /// Takes a block that was read.
-    pub(super) fn loaded(&mut self, index: u64, host: HostOffset, bytes: Vec<u8>) {
+    pub(in crate::image) fn loaded(&mut self, index: u64, host: HostOffset, bytes: Vec<u8>) {
         if self.block_host(index) == Some(host) {
             let block = Block { host, bytes, dirty: BTreeSet::new(), fresh: false };
             self.blocks.entry(index).or_insert(block);
@@ -164,7 +182,7 @@ impl Counts {
     }
 
     /// Makes `cluster`, which no block covers and the table reaches, the block that covers it.
-    pub(super) fn add_block(&mut self, cluster: u64) -> Got<()> {
+    pub(in crate::image) fn add_block(&mut self, cluster: u64) -> Got<()> {
         let (index, _) = self.locate(cluster);
         let host = HostOffset(cluster.times(self.geometry.cluster_size())?);
         let entry = self.table.get_mut(to_usize(index)).ok_or_else(|| {
@@ -178,7 +196,7 @@ impl Counts {
     }
 
     /// How many clusters a table needs that reaches `cluster`, and some more.
-    pub(super) fn larger_table(&self, cluster: u64) -> Result<u64> {
+    pub(in crate::image) fn larger_table(&self, cluster: u64) -> Result<u64> {
         let entries = self.locate(cluster).0.plus(1)?;
         let now = self.clusters;
         let needed = self.geometry.clusters_for(entries.times(8)?);
@@ -192,7 +210,7 @@ impl Counts {
     }
 
     /// Lengthens the table in memory, so that blocks can be added for what it did not reach.
-    pub(super) fn lengthen(&mut self, clusters: u64) -> Result<()> {
+    pub(in crate::image) fn lengthen(&mut self, clusters: u64) -> Result<()> {
         let entries = clusters.times(self.geometry.cluster_size())? >> 3;
         if to_usize(entries) > self.table.len() {
             self.table.resize(to_usize(entries), 0);
@@ -201,7 +219,7 @@ impl Counts {
     }
 
     /// Gives the lengthened table a place of as many clusters.
-    pub(super) fn move_table(&mut self, place: std::ops::Range<u64>) -> Result<()> {
+    pub(in crate::image) fn move_table(&mut self, place: Range<u64>) -> Result<()> {
         self.place = HostOffset(place.start.times(self.geometry.cluster_size())?);
         self.clusters = place.end.minus(place.start)?;
         self.moved = true;
@@ -209,7 +227,7 @@ impl Counts {
     }
 
     /// Takes out what is to be written.
-    pub(super) fn freeze(&mut self) -> Result<FrozenCounts> {
+    pub(in crate::image) fn freeze(&mut self) -> Result<FrozenCounts> {
         let mut frozen = FrozenCounts::default();
         for index in std::mem::take(&mut self.dirty_blocks) {
             let Some(block) = self.blocks.get_mut(&index) else { continue };
@@ -235,7 +253,21 @@ impl Counts {
     }
 
     /// Whether nothing is to be written.
-    pub(super) fn is_clean(&self) -> bool {
+    pub(in crate::image) fn is_clean(&self) -> bool {
         self.dirty_blocks.is_empty() && self.table_dirty.is_empty() && !self.moved
     }
+}
+
+/// Keeps what the block was before its first change, if that is asked for.
+fn keep(before: &mut Option<BTreeMap<u64, Vec<u8>>>, index: u64, block: &Block) {
+    // Of a new block all refcounts were zero.
+    if let Some(before) = before.as_mut().filter(|_| !block.fresh) {
+        before.entry(index).or_insert_with(|| block.bytes.clone());
+    }
+}
+
+pub(in crate::image) fn free_already(cluster: u64) -> Error {
+    Error::corrupt(format!("cluster {cluster} is used, and has a refcount of zero"))
+        .structure("refcount block")
+        .hint(crate::Remedy::Repair)
 }

@@ -21,12 +21,12 @@
 mod bitmaps;
 mod claims;
 mod commit;
-mod counts;
+pub(in crate::image) mod counts;
 mod gate;
 mod lookup;
 mod open;
 mod slices;
-mod space;
+pub(in crate::image) mod space;
 mod store;
 mod zero;
 
@@ -111,9 +111,9 @@ struct Decoded {
 
 /// Bytes to be written, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Put {
-    offset: u64,
-    bytes: Vec<u8>,
+pub(in crate::image) struct Put {
+    pub(in crate::image) offset: u64,
+    pub(in crate::image) bytes: Vec<u8>,
 }
 
 impl Writer {

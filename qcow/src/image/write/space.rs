@@ -7,15 +7,15 @@
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
-use super::counts::{Counts, Got};
+use super::counts::{Counts, Got, free_already};
 use super::gate::Gate;
 use crate::exact::Exact;
 use crate::format::{Geometry, HOST_OFFSET_LIMIT, HostOffset};
 use crate::{Error, Result};
 
 #[derive(Debug)]
-pub(super) struct Space {
-    pub(super) counts: Counts,
+pub(in crate::image) struct Space {
+    pub(in crate::image) counts: Counts,
     geometry: Geometry,
     /// No cluster below is free.
     low_water_mark: u64,
@@ -37,15 +37,15 @@ pub(super) struct Space {
 
 /// Dropped references, one for each time that a cluster is listed, which nothing on disk has any more.
 #[derive(Debug)]
-pub(super) struct Batch {
-    pub(super) clusters: Vec<u64>,
+pub(in crate::image) struct Batch {
+    pub(in crate::image) clusters: Vec<u64>,
     /// Requests of this epoch may still use them; not known yet.
     epoch: Option<u64>,
 }
 
 impl Space {
     /// The space of a file that has `clusters`, the last one perhaps in part, and cannot grow beyond `fixed_end`.
-    pub(super) fn new(
+    pub(in crate::image) fn new(
         counts: Counts,
         geometry: Geometry,
         clusters: u64,
@@ -66,13 +66,13 @@ impl Space {
     }
 
     /// Says that these clusters have metadata.
-    pub(super) fn add_metadata(&mut self, clusters: impl IntoIterator<Item = u64>) {
+    pub(in crate::image) fn add_metadata(&mut self, clusters: impl IntoIterator<Item = u64>) {
         self.metadata.extend(clusters);
     }
 
     /// As [`allocate`](Self::allocate); says too whether the clusters were never written to, so that they
     /// read as zeros.
-    pub(super) fn allocate_zeros(&mut self, most: u64) -> Got<(Range<u64>, bool)> {
+    pub(in crate::image) fn allocate_zeros(&mut self, most: u64) -> Got<(Range<u64>, bool)> {
         let never_used = self.never_used;
         let clusters = self.allocate(most)?;
         let zeros = clusters.start >= never_used;
@@ -85,7 +85,7 @@ impl Space {
     /// [`NoSpace`](crate::ErrorKind::NoSpace) if the file cannot grow,
     /// [`Limit`](crate::ErrorKind::Limit) if the format cannot say more,
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if metadata is said to be free.
-    pub(super) fn allocate(&mut self, most: u64) -> Got<Range<u64>> {
+    pub(in crate::image) fn allocate(&mut self, most: u64) -> Got<Range<u64>> {
         loop {
             self.make_wanted_table()?;
             let first = self.first_free(self.low_water_mark)?;
@@ -104,7 +104,7 @@ impl Space {
     }
 
     /// Finds room for `len` compressed bytes, at most one cluster, and counts the reference.
-    pub(super) fn allocate_bytes(&mut self, len: u64) -> Got<HostOffset> {
+    pub(in crate::image) fn allocate_bytes(&mut self, len: u64) -> Got<HostOffset> {
         let cluster_size = self.geometry.cluster_size();
         if let Some(at) = self.packing {
             let cluster = at >> self.geometry.cluster_bits();
@@ -122,7 +122,7 @@ impl Space {
     }
 
     /// Takes back what was allocated for a request that failed: nothing can have seen it.
-    pub(super) fn give_back(&mut self, cluster: u64) -> Got<()> {
+    pub(in crate::image) fn give_back(&mut self, cluster: u64) -> Got<()> {
         let count = self.counts.get(cluster)?;
         let count = count.checked_sub(1).ok_or_else(|| free_already(cluster))?;
         self.counts.set(cluster, count)?;
@@ -139,7 +139,7 @@ impl Space {
     }
 
     fn is_free(&self, cluster: u64) -> Got<bool> {
-        Ok(self.counts.get(cluster)? == 0)
+        self.counts.is_free(cluster)
     }
 
     fn first_free(&self, from: u64) -> Got<u64> {
@@ -168,7 +168,9 @@ impl Space {
     fn make_wanted_table(&mut self) -> Got<()> {
         let Some(clusters) = self.wanted_table else { return Ok(()) };
         self.counts.lengthen(clusters)?;
-        let range = self.allocate_row(clusters)?;
+        let range = self
+            .allocate_row(clusters)?
+            .ok_or_else(|| Error::limit("the refcount table cannot become large enough"))?;
         self.left_table.extend(self.counts.table_clusters()?);
         self.counts.move_table(range)?;
         self.wanted_table = None;
@@ -176,7 +178,27 @@ impl Space {
     }
 
     /// Allocates exactly `len` clusters in a row.
-    fn allocate_row(&mut self, len: u64) -> Got<Range<u64>> {
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    pub(in crate::image) fn allocate_exactly(&mut self, len: u64) -> Got<Range<u64>> {
+        loop {
+            self.make_wanted_table()?;
+            if let Some(clusters) = self.allocate_row(len)? {
+                return Ok(clusters);
+            }
+        }
+    }
+
+    /// Has the refcount table written to another place, to which it moves with the next allocation.
+    pub(in crate::image) fn move_table(&mut self) -> Result<()> {
+        let clusters = self.counts.table_clusters()?;
+        self.wanted_table = Some(clusters.end.minus(clusters.start)?);
+        Ok(())
+    }
+
+    /// Allocates exactly `len` clusters in a row; `None` if the refcount table must grow first.
+    fn allocate_row(&mut self, len: u64) -> Got<Option<Range<u64>>> {
         let mut first = self.first_free(self.low_water_mark)?;
         loop {
             let mut end = first;
@@ -189,9 +211,8 @@ impl Space {
             }
             match (first..end).find(|cluster| !self.counts.covers(*cluster)) {
                 Some(cluster) if !self.counts.reaches(cluster) => {
-                    return Err(
-                        Error::limit("the refcount table cannot become large enough").into()
-                    );
+                    self.wanted_table = Some(self.counts.larger_table(cluster)?);
+                    return Ok(None);
                 }
                 // The block lies where the row was to be: look again behind it.
                 Some(cluster) => {
@@ -202,7 +223,7 @@ impl Space {
                 None => {
                     self.take(first..end)?;
                     self.never_used = self.never_used.max(end);
-                    return Ok(first..end);
+                    return Ok(Some(first..end));
                 }
             }
         }
@@ -234,12 +255,12 @@ impl Space {
     }
 
     /// Clusters of the refcount table's old place.
-    pub(super) fn left_by_table(&mut self) -> Vec<u64> {
+    pub(in crate::image) fn left_by_table(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.left_table)
     }
 
     /// These references are gone from the disk. Requests in flight may still use them.
-    pub(super) fn dropped(&mut self, clusters: Vec<u64>) {
+    pub(in crate::image) fn dropped(&mut self, clusters: Vec<u64>) {
         if !clusters.is_empty() {
             self.quarantine.push_back(Batch { clusters, epoch: None });
         }
@@ -262,17 +283,11 @@ impl Space {
     }
 
     /// Lowers the cluster's refcount by one; at zero it is free.
-    pub(super) fn lower(&mut self, cluster: u64) -> Got<()> {
+    pub(in crate::image) fn lower(&mut self, cluster: u64) -> Got<()> {
         self.give_back(cluster)?;
         if self.is_free(cluster)? {
             self.metadata.remove(&cluster);
         }
         Ok(())
     }
-}
-
-fn free_already(cluster: u64) -> Error {
-    Error::corrupt(format!("cluster {cluster} is used, and has a refcount of zero"))
-        .structure("refcount block")
-        .hint(crate::Remedy::Repair)
 }

@@ -33,10 +33,11 @@ use serde::Serialize;
 
 use super::report::{FindingKind, Report};
 use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure, check, in_pool};
-use crate::chain::{Format, local_path, probe_format};
+use crate::chain::{Format, probe_format};
 use crate::format::{HeaderPatch, Incompatible, Version, field};
 use crate::image::{Image, Purpose};
-use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
+use crate::io::Storage;
+use crate::ops::edit::Opened;
 use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
@@ -131,7 +132,7 @@ pub fn repair(
     cancel: &CancelToken,
 ) -> Result<RepairOutcome> {
     let outcome = in_pool(options.check.threads, || {
-        let opened = open(path, options)?;
+        let opened = Opened::file(path, options.dry_run)?;
         let format = probe_format(&*opened.storage, path, options.check.format)?;
         if format != Format::Qcow2 {
             return Err(Error::unsupported(format!("{format} images have nothing to repair")));
@@ -157,24 +158,6 @@ pub fn repair(
         Ok(outcome)
     })?;
     outcome.map_err(|error| error.file(path))
-}
-
-/// An image opened for a plan, or to be changed.
-struct Opened {
-    storage: Arc<dyn Storage>,
-    /// The same, to be written to; `None` if only a plan is wanted.
-    target: Option<Arc<dyn WriteStorage>>,
-}
-
-fn open(path: &Path, options: &RepairOptions) -> Result<Opened> {
-    let path = local_path(path)?;
-    if options.dry_run {
-        let storage = FileStorage::open(&path)?;
-        storage.lock(Access::READ, Access::WRITE | Access::RESIZE)?;
-        return Ok(Opened { storage: Arc::new(storage), target: None });
-    }
-    let target: Arc<dyn WriteStorage> = Arc::new(WritableFile::open(&path)?);
-    Ok(Opened { storage: Arc::clone(&target) as _, target: Some(target) })
 }
 
 /// One look at the image as the plan has made it so far.

@@ -15,12 +15,12 @@ use crate::{CancelToken, Silent};
 
 /// How an image is made.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Kind {
-    pub(super) name: &'static str,
+pub(in crate::tests) struct Kind {
+    pub(in crate::tests) name: &'static str,
     /// Options of `qemu-img create -o`.
     options: &'static str,
-    pub(super) cluster: u64,
-    pub(super) clusters: u64,
+    pub(in crate::tests) cluster: u64,
+    pub(in crate::tests) clusters: u64,
     /// Length of a raw backing file.
     base: Option<u64>,
     /// What qemu-io does before a snapshot is made, and after.
@@ -28,11 +28,11 @@ pub(super) struct Kind {
     snapshot: bool,
     after: &'static [&'static str],
     /// It has a bitmap of 2 KiB granularity that records writes.
-    pub(super) bitmap: bool,
+    pub(in crate::tests) bitmap: bool,
 }
 
 /// All kinds. Disks end in the middle of a cluster where clusters are larger than a sector.
-pub(super) const KINDS: [Kind; 14] = [
+pub(in crate::tests) const KINDS: [Kind; 14] = [
     Kind { name: "plain", options: "cluster_size=4k", cluster: 4096, clusters: 24, ..NONE },
     Kind {
         name: "default clusters",
@@ -170,18 +170,18 @@ const NONE: Kind = Kind {
 
 /// An image, and what it is backed by.
 #[derive(Debug, Clone)]
-pub(super) struct Made {
-    pub(super) kind: Kind,
-    pub(super) image: Vec<u8>,
+pub(in crate::tests) struct Made {
+    pub(in crate::tests) kind: Kind,
+    pub(in crate::tests) image: Vec<u8>,
     base: Option<Vec<u8>>,
 }
 
 impl Kind {
-    pub(super) fn size(self) -> u64 {
+    pub(in crate::tests) fn size(self) -> u64 {
         self.clusters * self.cluster - if self.cluster > 512 { self.cluster / 2 } else { 0 }
     }
 
-    pub(super) fn make(self) -> Made {
+    pub(in crate::tests) fn make(self) -> Made {
         let dir = tempfile::tempdir().unwrap();
         let (path, base_path) = (dir.path().join("image.qcow2"), dir.path().join("base.raw"));
         let base = self.base.map(|len| (0..len).map(|at| (at / 512 % 100 + 100) as u8).collect());
@@ -211,7 +211,7 @@ impl Made {
     }
 
     /// Opens `storage`, which has the image or what became of it, for writing.
-    pub(super) fn open(&self, storage: Arc<dyn WriteStorage>) -> Disk {
+    pub(in crate::tests) fn open(&self, storage: Arc<dyn WriteStorage>) -> Disk {
         let mut options = WriteOptions::new().table_cache(64 << 10);
         if let Some(base) = self.base() {
             options = options.backing(base);
@@ -220,7 +220,7 @@ impl Made {
     }
 
     /// What `image` reads as, by the reader that shares nothing with the writer.
-    pub(super) fn content(&self, image: &[u8], snapshot: Option<&str>) -> Vec<u8> {
+    pub(in crate::tests) fn content(&self, image: &[u8], snapshot: Option<&str>) -> Vec<u8> {
         let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(image.to_vec()));
         let mut builder = Chain::builder().layer("image", storage, Format::Qcow2);
         if let Some(base) = &self.base {
@@ -237,7 +237,7 @@ impl Made {
     }
 
     /// Which sectors the bitmap has as dirty; `None` if it is not to be believed.
-    pub(super) fn dirty(&self, image: &[u8]) -> Option<Vec<bool>> {
+    pub(in crate::tests) fn dirty(&self, image: &[u8]) -> Option<Vec<bool>> {
         let image = Image::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
         let bitmap = image.bitmap(b"b0").unwrap();
         if bitmap.info().in_use {
@@ -251,21 +251,21 @@ impl Made {
         Some(dirty)
     }
 
-    pub(super) fn snapshots(&self) -> &'static [&'static str] {
+    pub(in crate::tests) fn snapshots(&self) -> &'static [&'static str] {
         if self.kind.snapshot { &["one"] } else { &[] }
     }
 
     /// Whether discarding does anything.
-    pub(super) fn discards(&self) -> bool {
+    pub(in crate::tests) fn discards(&self) -> bool {
         !(self.kind.options.contains("compat=0.10") && self.base.is_some())
     }
 
-    pub(super) fn compresses(&self) -> bool {
+    pub(in crate::tests) fn compresses(&self) -> bool {
         self.kind.cluster > 512
     }
 
     /// What qemu-img says about `image`: its check, and its content.
-    pub(super) fn qemu_agrees(&self, image: &[u8], leaks: bool, what: &str) {
+    pub(in crate::tests) fn qemu_agrees(&self, image: &[u8], leaks: bool, what: &str) {
         let dir = tempfile::tempdir().unwrap();
         let (path, raw) = (dir.path().join("image.qcow2"), dir.path().join("raw"));
         std::fs::write(&path, image).unwrap();
@@ -294,7 +294,7 @@ fn check_by_qemu(path: &Path, leaks: bool, what: &str) {
 }
 
 /// Our own check: no corruption; how many clusters are leaked.
-pub(super) fn leaks(image: &[u8], what: &str) -> u64 {
+pub(in crate::tests) fn leaks(image: &[u8], what: &str) -> u64 {
     let storage = Arc::new(MemoryStorage::new(image.to_vec()));
     let options = CheckOptions { threads: 1, ..CheckOptions::default() };
     let outcome = check_storage(storage, &options, &Silent, &CancelToken::new()).unwrap();

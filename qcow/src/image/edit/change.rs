@@ -1,0 +1,78 @@
+//! A change that is made, and is to be carried out.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::flags::bytes_of;
+use crate::Result;
+use crate::exact::Exact;
+use crate::format::Geometry;
+use crate::image::update::Staged;
+use crate::io::{Storage, WriteStorage};
+
+/// A new state of an image, not written yet.
+#[derive(Debug)]
+pub(crate) struct Change {
+    staged: Staged,
+    /// Offsets and lengths of what only the old state uses.
+    freed: Vec<(u64, u64)>,
+    /// Length of the file before, and where the last cluster in use ends after it.
+    old_end: u64,
+    new_end: u64,
+}
+
+impl Change {
+    pub(super) fn new(
+        staged: Staged,
+        geometry: Geometry,
+        freed: &[Range<u64>],
+        old_end: u64,
+        new_end: u64,
+    ) -> Result<Self> {
+        let freed = freed.iter().map(|run| bytes_of(run, geometry)).collect::<Result<_>>()?;
+        Ok(Self { staged, freed, old_end, new_end })
+    }
+
+    /// Whether nothing changes.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.staged.is_empty()
+    }
+
+    /// The image as it will be: to be checked before it is written.
+    pub(crate) fn result(&self) -> Arc<dyn Storage> {
+        self.staged.result()
+    }
+
+    /// Bytes that become free.
+    pub(crate) fn freed(&self) -> Result<u64> {
+        self.freed.iter().try_fold(0u64, |sum, (_, len)| sum.plus(*len))
+    }
+
+    /// Length of the file afterwards.
+    pub(crate) fn file_len(&self) -> u64 {
+        if self.new_end < self.old_end { self.new_end } else { self.result().len() }
+    }
+
+    /// Carries the change out: writes the new state, switches the header, gives back what is free.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) and its kin. If the header was not written yet, the image is the old one; if
+    /// writing or syncing it failed, it is the old or the new one.
+    pub(crate) fn apply(&self, target: &dyn WriteStorage) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.staged.apply(target)?;
+        // The image is what it is to be; that space is not given back hurts nothing.
+        let end = self.file_len();
+        for (offset, len) in self.freed.iter().filter(|(offset, _)| *offset < end) {
+            if target.discard(*offset, *len).is_err() {
+                break;
+            }
+        }
+        if target.capabilities().resize && end < target.len() {
+            let _ = target.set_len(end);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! What tables lead to, and the refcounts of that.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::Edit;
+use crate::exact::{Exact, to_usize};
+use crate::format::{CompressedSpan, EntryRules, HostOffset, L1Entry, RawL2Entry};
+use crate::io::read_padded;
+use crate::{Error, Result};
+
+impl Edit {
+    /// The bytes of an L2 table of the old image.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if no table can be there.
+    pub(crate) fn read_l2(&self, host: HostOffset) -> Result<Vec<u8>> {
+        if !self.geometry().is_aligned(host.0) {
+            return Err(Error::corrupt("an unaligned L2 table")
+                .structure("L1 table")
+                .host_offset(host));
+        }
+        let mut bytes = vec![0; to_usize(self.geometry().cluster_size())];
+        read_padded(&**self.image().storage(), &mut bytes, host.0)
+            .map_err(|error| error.structure("L2 table"))?;
+        Ok(bytes)
+    }
+
+    /// Counts one more reference to each L2 table that these entries of an L1 table name, and to each cluster that
+    /// those lead to: as if there were another L1 table like this one.
+    ///
+    /// # Errors
+    /// As [`raise`](Self::raise).
+    pub(crate) fn raise_all(&mut self, l1: &[u64]) -> Result<()> {
+        self.shift_all(l1, true)
+    }
+
+    /// The reverse of [`raise_all`](Self::raise_all).
+    ///
+    /// # Errors
+    /// As [`lower`](Self::lower).
+    pub(crate) fn lower_all(&mut self, l1: &[u64]) -> Result<()> {
+        self.shift_all(l1, false)
+    }
+
+    fn shift_all(&mut self, l1: &[u64], raise: bool) -> Result<()> {
+        let rules = self.rules();
+        for (table, times) in tables_of(l1) {
+            let bytes = self.read_l2(table)?;
+            let own = self.clusters(table, 1)?;
+            self.shift(own, times, raise)?;
+            for_data(&bytes, &rules, |clusters| self.shift(clusters, times, raise))?;
+        }
+        Ok(())
+    }
+
+    /// How many clusters of data that these entries of an L1 table lead to have no reference in the new state, as
+    /// far as it is made.
+    ///
+    /// # Errors
+    /// As [`read_l2`](Self::read_l2).
+    pub(crate) fn unreferenced(&mut self, l1: &[u64]) -> Result<u64> {
+        let rules = self.rules();
+        let mut count = 0u64;
+        for (table, _) in tables_of(l1) {
+            let bytes = self.read_l2(table)?;
+            for_data(&bytes, &rules, |clusters| {
+                for cluster in clusters {
+                    count = count.plus(u64::from(self.refcount(cluster)? == 0))?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(count)
+    }
+}
+
+/// The L2 tables that these entries name, each with how often: a hostile table names one a million times.
+fn tables_of(l1: &[u64]) -> BTreeMap<HostOffset, u64> {
+    let mut tables = BTreeMap::new();
+    for table in l1.iter().map(|entry| L1Entry(*entry).offset()).filter(|table| table.0 != 0) {
+        let times: &mut u64 = tables.entry(table).or_default();
+        // It counts entries in memory.
+        *times = times.wrapping_add(1);
+    }
+    tables
+}
+
+/// Calls `each` for the host clusters that the entries of an L2 table have for data: neighbours that follow each
+/// other as one run.
+pub(super) fn for_data(
+    bytes: &[u8],
+    rules: &EntryRules,
+    mut each: impl FnMut(Range<u64>) -> Result<()>,
+) -> Result<()> {
+    if rules.data_file {
+        return Ok(());
+    }
+    let mut run = 0..0;
+    let width = to_usize(rules.geometry.l2_entry_size());
+    for entry in bytes.chunks_exact(width) {
+        let Some(clusters) = data_of(RawL2Entry::read(entry), rules)? else { continue };
+        if run.end == clusters.start {
+            run.end = clusters.end;
+        } else {
+            each(std::mem::replace(&mut run, clusters))?;
+        }
+    }
+    each(run)
+}
+
+/// The host clusters that an entry leads to.
+pub(super) fn data_of(entry: RawL2Entry, rules: &EntryRules) -> Result<Option<Range<u64>>> {
+    let geometry = rules.geometry;
+    let bits = geometry.cluster_bits();
+    if rules.data_file {
+        return Ok(None);
+    }
+    if entry.is_compressed() {
+        let span = CompressedSpan::decode(entry.word, bits);
+        return Ok(Some(span.host.0 >> bits..geometry.clusters_for(span.host.0.plus(span.len)?)));
+    }
+    let host = entry.offset();
+    if host.0 == 0 {
+        return Ok(None);
+    }
+    if !geometry.is_aligned(host.0) {
+        return Err(Error::corrupt("an unaligned cluster").structure("L2 table").host_offset(host));
+    }
+    let cluster = host.0 >> bits;
+    Ok(Some(cluster..cluster.plus(1)?))
+}

@@ -1,0 +1,146 @@
+//! Changes an image in place by one switch of its header: opens it for that, checks it before, and
+//! checks what it would become.
+//!
+//! What the operations that are built on this have in common:
+//!
+//! 1. The image is locked as QEMU locks what it changes; one that another process uses is refused.
+//! 2. All its metadata is checked, because what has a refcount that is too low would be written over. An image
+//!    with errors is refused; leaks are not errors.
+//! 3. The new state is made in memory, and checked as if it had been written. If it had an error that would
+//!    be a bug of this crate's, and nothing is written.
+//! 4. It is written to space that is free, made durable, and switched to: see `image::edit`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::check::{CheckOptions, CheckOutcome, check_image};
+use super::work::threads;
+use crate::chain::{Format, local_path, probe_format};
+use crate::image::edit::{Change, Edit};
+use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
+use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
+
+/// An image opened for a plan, or to be changed.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) storage: Arc<dyn Storage>,
+    /// The same, to be written to; `None` if only a plan is wanted.
+    pub(crate) target: Option<Arc<dyn WriteStorage>>,
+}
+
+impl Opened {
+    /// Opens the image file at `path`, locked so that no other process writes to it, or uses it at all if it
+    /// is to be changed.
+    ///
+    /// # Errors
+    /// [`InUse`](crate::ErrorKind::InUse) if another process does.
+    pub(crate) fn file(path: &Path, dry_run: bool) -> Result<Self> {
+        let path = local_path(path)?;
+        if dry_run {
+            let storage = FileStorage::open(&path)?;
+            storage.lock(Access::READ, Access::WRITE | Access::RESIZE)?;
+            return Ok(Self { storage: Arc::new(storage), target: None });
+        }
+        Ok(Self::storage(Arc::new(WritableFile::open(&path)?)))
+    }
+
+    /// A storage that is to be changed, and that nobody else uses.
+    pub(crate) fn storage(target: Arc<dyn WriteStorage>) -> Self {
+        Self { storage: Arc::clone(&target) as _, target: Some(target) }
+    }
+
+    /// Checks that this is a QCOW2 image, whatever the path is for.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if it is another format: `what` it has not.
+    pub(crate) fn check_qcow2(
+        &self,
+        path: &Path,
+        stated: Option<Format>,
+        what: &str,
+    ) -> Result<()> {
+        match probe_format(&*self.storage, path, stated)? {
+            Format::Qcow2 => Ok(()),
+            format => Err(Error::unsupported(format!("{format} images have no {what}"))),
+        }
+    }
+}
+
+/// What a change was, or would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Whether anything is different.
+    pub(crate) changed: bool,
+    /// Bytes of the file that became free.
+    pub(crate) freed: u64,
+    /// Length of the file afterwards.
+    pub(crate) file_len: u64,
+}
+
+/// Makes a change, and carries it out if `opened` can be written to. `threads` as in
+/// [`CheckOptions::threads`].
+///
+/// # Errors
+/// [`Corrupt`](crate::ErrorKind::Corrupt) if the image has errors; those of `work`, after which nothing was
+/// written; those of [`Change::apply`].
+pub(crate) fn change<T: Send>(
+    opened: &Opened,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+    work: impl FnOnce(&mut Edit) -> Result<T> + Send,
+) -> Result<(T, Changed)> {
+    let pool = threads::pool(threads::count(threads))?;
+    pool.install(|| {
+        let grows = opened.target.as_ref().is_none_or(|target| target.capabilities().resize);
+        let mut edit = Edit::open(Arc::clone(&opened.storage), grows)?;
+        let before = look(&opened.storage, observer, cancel)?;
+        refuse_errors(&before)?;
+        let made = work(&mut edit)?;
+        let change = edit.finish()?;
+        prove(&change, &before, cancel)?;
+        let changed = Changed {
+            changed: !change.is_empty(),
+            freed: change.freed()?,
+            file_len: change.file_len(),
+        };
+        cancel.check()?;
+        if let Some(target) = &opened.target {
+            change.apply(&**target)?;
+        }
+        Ok((made, changed))
+    })
+}
+
+fn look(
+    storage: &Arc<dyn Storage>,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<CheckOutcome> {
+    let options = CheckOptions::default().max_findings(0);
+    check_image(Arc::clone(storage), &options, observer, cancel)
+}
+
+fn refuse_errors(before: &CheckOutcome) -> Result<()> {
+    if before.corruptions == 0 && before.check_errors == 0 {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "the image has {} errors in its metadata, and is not changed",
+        before.corruptions.max(before.check_errors)
+    ))
+    .hint(Remedy::Repair))
+}
+
+/// Checks the image that the change makes, in memory.
+fn prove(change: &Change, before: &CheckOutcome, cancel: &CancelToken) -> Result<()> {
+    let after = look(&change.result(), &Silent, cancel)?;
+    if after.corruptions == 0 && after.check_errors == 0 && after.leaks <= before.leaks {
+        return Ok(());
+    }
+    Err(Error::internal(format!(
+        "the changed image would have {} errors and {} leaked clusters, so nothing was written",
+        after.corruptions.max(after.check_errors),
+        after.leaks
+    )))
+}
