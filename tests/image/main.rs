@@ -31,3 +31,4 @@ mod traps_compressed;
 mod traps_open;
 mod traps_snapshots;
 mod writing;
+mod writing_races;
