@@ -3,6 +3,7 @@
 //! One JSON object a line, on stable storage before what follows it. What happens to one guest is in that guest's own
 //! [journal](crate::journal); here is only who began and who ended.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::look::Limits;
 use super::report::Outcome;
-use super::value::EvacuationPlan;
+use super::value::{Assignment, EvacuationPlan};
 use crate::facts::Route;
 use crate::fs::{failed, sync_path};
 use crate::journal::{check_id, is_locked_now, make_directory, new_id};
@@ -33,6 +34,8 @@ const LONGEST: u64 = 256 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Orders {
+    /// Names or UUIDs of the guests that shall go.
+    pub guests: Vec<String>,
     /// The destinations, and what is wanted of guests that go there.
     pub ways: Vec<(Route, Policy)>,
     /// So many guests at a time.
@@ -78,8 +81,12 @@ pub(super) struct Said {
     pub(super) orders: Orders,
     /// The last plan.
     pub(super) plan: Option<EvacuationPlan>,
-    /// Guests that began and did not end, and when they began.
-    pub(super) under_way: Vec<(String, String)>,
+    /// Where each guest was to go the last time.
+    pub(super) assignments: BTreeMap<String, Assignment>,
+    /// Guests that began and did not end.
+    pub(super) under_way: BTreeSet<String>,
+    /// When each guest began the last time.
+    pub(super) begun: BTreeMap<String, String>,
     /// How guests ended; of each the last.
     pub(super) outcomes: Vec<Outcome>,
 }
@@ -147,13 +154,18 @@ impl Said {
     fn apply(&mut self, entry: Entry) {
         match entry.record {
             Record::Opened { id, orders, .. } => (self.id, self.orders) = (id, *orders),
-            Record::Planned { plan } => self.plan = Some(*plan),
+            Record::Planned { plan } => {
+                let all = plan.guests.iter().map(|guest| (guest.uuid.clone(), guest.clone()));
+                self.assignments.extend(all);
+                self.plan = Some(*plan);
+            }
             Record::Started { uuid } => {
                 self.outcomes.retain(|outcome| outcome.uuid != uuid);
-                self.under_way.push((uuid, entry.time));
+                self.begun.insert(uuid.clone(), entry.time);
+                self.under_way.insert(uuid);
             }
             Record::Ended { outcome } => {
-                self.under_way.retain(|(uuid, _)| *uuid != outcome.uuid);
+                self.under_way.remove(&outcome.uuid);
                 self.outcomes.retain(|known| known.uuid != outcome.uuid);
                 self.outcomes.push(*outcome);
             }

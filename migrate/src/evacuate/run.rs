@@ -1,5 +1,6 @@
 //! Carries out the plan of an evacuation: so many guests at a time, each a migration of its own, under a journal.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -115,7 +116,7 @@ impl Evacuation {
     /// The UUIDs of guests that were to go and are not known to have arrived, or to be in doubt.
     pub fn remaining(&self) -> Vec<String> {
         let said = &self.journal.said;
-        let Some(plan) = &said.plan else { return Vec::new() };
+        let Some(plan) = &said.plan else { return said.orders.guests.clone() };
         let settled = |uuid: &str| {
             let outcome = said.outcomes.iter().find(|outcome| outcome.uuid == uuid);
             outcome.is_some_and(|outcome| {
@@ -127,19 +128,26 @@ impl Evacuation {
         all.filter(|uuid| !settled(uuid)).cloned().collect()
     }
 
-    /// Ends what was cut off: every guest that was under way has arrived, or is where it was, or has an outcome that
-    /// says what is wrong with it.
+    /// Ends what was cut off or is in doubt: every guest that was under way has arrived, or is where it was, or has an
+    /// outcome that says what is wrong with it.
     ///
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment) if the journal cannot be written.
     pub fn settle(&mut self, work: &dyn Work, watcher: &dyn Watcher, stops: &Stops) -> Result<()> {
-        for (uuid, begun) in self.journal.said.under_way.clone() {
+        let said = &self.journal.said;
+        let doubtful = said
+            .outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome.ending, Ending::InDoubt | Ending::Unverified));
+        let open: BTreeSet<_> =
+            doubtful.map(|outcome| &outcome.uuid).chain(&said.under_way).collect();
+        let begun = |uuid: &String| said.begun.get(uuid).cloned().unwrap_or_default();
+        let open: Vec<_> = open.into_iter().map(|uuid| (uuid.clone(), begun(uuid))).collect();
+        for (uuid, begun) in open {
             if stops.drain.is_cancelled() {
                 return Err(Error::interrupted());
             }
-            let plan = self.journal.said.plan.as_ref();
-            let guest = plan.and_then(|plan| plan.guests.iter().find(|guest| guest.uuid == uuid));
-            let Some(guest) = guest.cloned() else { continue };
+            let Some(guest) = self.journal.said.assignments.get(&uuid).cloned() else { continue };
             watcher.event(&Event::Started { guest: &guest, bandwidth: None });
             let reporter = Reporter { guest: &guest, watcher };
             let outcome = match work.settle(&guest, &begun, &reporter, &stops.cancel) {
