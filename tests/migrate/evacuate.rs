@@ -174,6 +174,18 @@ fn a_shared_backing_file_comes_with_the_first_that_needs_it() {
     let own: u64 = (64 + 128 + 192) << 10;
     let copied = fs::metadata(&base).unwrap().len();
     assert_eq!(plan["total"]["transfer-bytes"], own + copied);
+
+    // All at once as far as that can be: two wait for the backing file.
+    hosts.report(&["b"], "--policy thin --parallel 3", 0);
+    let images = fs::read_dir(hosts.scratch.path("b").join(IMAGES)).unwrap();
+    assert_eq!(images.count(), 4, "three overlays and one backing file");
+    assert_eq!(fs::read(hosts.disk("b", "base")).unwrap(), fs::read(&base).unwrap());
+    for number in 1..4 {
+        let image = fs::read(hosts.disk("b", &format!("guest-{number}"))).unwrap();
+        let name = format!("/{IMAGES}/base.qcow2");
+        let names = |part: &[u8]| part == name.as_bytes();
+        assert!(image[..4096].windows(name.len()).any(names), "it is an overlay on that");
+    }
 }
 
 /// A program that does this.
