@@ -16,3 +16,4 @@ mod live;
 mod preflight;
 mod rescue;
 mod trial;
+mod tuning;

@@ -152,6 +152,13 @@ impl Evacuate {
     }
 
     fn begin(&self, stops: &StopsByTurns) -> std::result::Result<(), Failure> {
+        if self.parallel > 1 && self.policy.has_fixed_port() {
+            let error =
+                Error::usage("guests that are migrated at the same time cannot share a port");
+            return Err(error
+                .hint("migrate one guest at a time (--parallel 1), or give no port")
+                .into());
+        }
         let reached = self.reach()?;
         let names = match (&self.guests[..], reached.first()) {
             ([], Some(first)) => first.connections.names()?,
