@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, io, thread};
 
+use migrate::evacuate::Stops;
 use qcow::{CancelToken, Error, ErrorKind, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::failure::Failure;
+use crate::output::eprint_line;
 
 /// Makes a write past the limit for files (`ulimit -f`) an error like any other: without this a signal would end
 /// the process, and what was half made would stay.
@@ -92,6 +94,60 @@ impl Watch {
             }
             _ => Failure::Migration(error),
         })
+    }
+}
+
+/// For work that has many parts: the first signal lets the parts under way go on to their ends, the second stops those
+/// too, and the third ends the process.
+#[derive(Debug)]
+pub(crate) struct StopsByTurns {
+    stops: Stops,
+    caught: Arc<AtomicUsize>,
+}
+
+impl StopsByTurns {
+    /// Sets up the handlers; `first` is said when the first signal comes.
+    ///
+    /// # Errors
+    /// `Io` if that fails.
+    pub(crate) fn start(first: &'static str) -> Result<Self> {
+        let this = Self { stops: Stops::default(), caught: Arc::default() };
+        let mut signals = Signals::new(signals()).map_err(failed)?;
+        let (stops, caught) = (this.stops.clone(), Arc::clone(&this.caught));
+        let listen = move || {
+            for signal in signals.forever() {
+                caught.store(usize::try_from(signal).unwrap_or_default(), Ordering::SeqCst);
+                if !stops.drain.is_cancelled() {
+                    stops.drain.cancel();
+                    eprint_line(first);
+                } else if !stops.cancel.is_cancelled() {
+                    stops.cancel.cancel();
+                } else {
+                    signal_hook::low_level::exit(signal.saturating_add(128));
+                }
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
+        Ok(this)
+    }
+
+    /// What the first and the second signal set.
+    pub(crate) fn tokens(&self) -> &Stops {
+        &self.stops
+    }
+
+    /// The exit code after a signal: 128 and its number; that of a failure if there was none.
+    pub(crate) fn code(&self) -> u8 {
+        match self.caught.load(Ordering::SeqCst) {
+            0 => 6,
+            signal => u8::try_from(signal.saturating_add(128)).unwrap_or(6),
+        }
+    }
+
+    /// Tells what stopped because of a signal from what failed.
+    pub(crate) fn settle<T>(&self, result: migrate::Result<T>) -> Result<T, Failure> {
+        Watch { cancel: self.stops.cancel.clone(), caught: Arc::clone(&self.caught) }
+            .settle_migration(result)
     }
 }
 

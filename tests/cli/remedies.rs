@@ -78,6 +78,8 @@ const WORDS: &[(&str, &str)] = &[
     ("did you mean", "advice::advice_about_options_is_right"),
     ("'-o help' lists them all", "words::plain_words"),
     ("use a shorter backing file name", "words::plain_words"),
+    ("write {host} for the host's name", "words::plain_words"),
+    ("migrate one guest at a time", "words::plain_words"),
     ("give snapshot.id=ID", "words::plain_words"),
     ("supported are driver", "words::plain_words"),
     ("copy that range into a file", "words::plain_words"),

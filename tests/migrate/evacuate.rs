@@ -1,6 +1,8 @@
 //! `qcowtool evacuate` between directories that stand for hosts, through the binary.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use common::{Run, qcowtool};
@@ -84,6 +86,17 @@ impl Hosts {
         qcowtool(self.words(to, words))
     }
 
+    /// Goes on with an evacuation, to a good end.
+    #[track_caller]
+    fn resume(&self, words: &str) -> Value {
+        let state = self.scratch.path("state");
+        let mut all = args!["evacuate", "--state-dir", state, "--resume"];
+        all.extend(words.split_whitespace().map(std::ffi::OsString::from));
+        let run = qcowtool(all);
+        assert_eq!(run.code(), Some(0), "{}{}", run.stdout(), run.stderr());
+        serde_json::from_str(&run.stdout()).unwrap()
+    }
+
     /// Ends with this code and prints this report.
     #[track_caller]
     pub(crate) fn report(&self, to: &[&str], words: &str, code: i32) -> Value {
@@ -161,6 +174,154 @@ fn a_shared_backing_file_comes_with_the_first_that_needs_it() {
     let own: u64 = (64 + 128 + 192) << 10;
     let copied = fs::metadata(&base).unwrap().len();
     assert_eq!(plan["total"]["transfer-bytes"], own + copied);
+
+    // All at once as far as that can be: two wait for the backing file.
+    hosts.report(&["b"], "--policy thin --parallel 3", 0);
+    let images = fs::read_dir(hosts.scratch.path("b").join(IMAGES)).unwrap();
+    assert_eq!(images.count(), 4, "three overlays and one backing file");
+    assert_eq!(fs::read(hosts.disk("b", "base")).unwrap(), fs::read(&base).unwrap());
+    for number in 1..4 {
+        let image = fs::read(hosts.disk("b", &format!("guest-{number}"))).unwrap();
+        let name = format!("/{IMAGES}/base.qcow2");
+        let names = |part: &[u8]| part == name.as_bytes();
+        assert!(image[..4096].windows(name.len()).any(names), "it is an overlay on that");
+    }
+}
+
+/// A program that does this.
+fn program(hosts: &Hosts, name: &str, lines: &str) -> String {
+    let path = hosts.scratch.path(name);
+    fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+/// The guest is defined on this host alone, and its disk there holds its pattern.
+#[track_caller]
+fn assert_at(hosts: &Hosts, number: u8, host: &str, kib: u64) {
+    let name = format!("guest-{number}");
+    for other in ["a", "b", "c"] {
+        assert_eq!(hosts.definition(other, &name).exists(), other == host, "{name} on {other}");
+    }
+    let read = format!("read -P {number} 0 {kib}k");
+    qemu::qemu_io("qcow2", &hosts.disk(host, &name), &[&read]);
+}
+
+/// Where the report says that each guest is or would be.
+fn to(report: &Value) -> BTreeMap<String, (String, String)> {
+    let guests = report["guests"].as_array().unwrap().iter();
+    let word = |guest: &Value, key: &str| guest[key].as_str().unwrap().to_owned();
+    guests.map(|it| (word(it, "name"), (word(it, "ending"), word(it, "to")))).collect()
+}
+
+#[test]
+fn a_host_is_emptied_and_all_of_it_is_told() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    for number in 1..5 {
+        hosts.guest(number, 64 * u64::from(number));
+    }
+    let told = hosts.scratch.path("told");
+    let words = "echo \"$QCOWTOOL_GUEST $QCOWTOOL_UUID $QCOWTOOL_RESULT\" >>";
+    let hook = program(&hosts, "hook", &format!("{words} {}", told.display()));
+    let metrics = hosts.scratch.path("evacuate.prom");
+    let words = format!(
+        "--before {hook} --after {hook} --metrics {} --progress json --output json",
+        metrics.display()
+    );
+    let run = hosts.run(&["b", "c"], &words);
+    assert_eq!(run.code(), Some(0), "{}{}", run.stdout(), run.stderr());
+    let report: Value = serde_json::from_str(&run.stdout()).unwrap();
+    assert_eq!(report["schema"], "qcowtool-evacuated/1");
+    let to = to(&report);
+    for number in 1..5 {
+        let (ending, to) = &to[&format!("guest-{number}")];
+        assert_eq!(ending, "moved");
+        let host = if *to == hosts.uri("b") { "b" } else { "c" };
+        assert_at(&hosts, number, host, 64 * u64::from(number));
+    }
+    let events: Vec<Value> =
+        run.stderr().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count = |event: &str| events.iter().filter(|it| it["event"] == event).count();
+    assert_eq!((count("begun"), count("started"), count("ended")), (1, 4, 4));
+    let told = fs::read_to_string(told).unwrap();
+    assert_eq!(told.lines().count(), 8);
+    assert_eq!(told.lines().filter(|line| line.ends_with(" moved")).count(), 4, "{told}");
+    let metrics = fs::read_to_string(metrics).unwrap();
+    assert!(metrics.contains("qcowtool_evacuation_guests{state=\"moved\"} 4"), "{metrics}");
+    assert!(metrics.contains("qcowtool_evacuation_guests{state=\"running\"} 0"), "{metrics}");
+    assert_eq!(hosts.report(&["b"], "", 0)["guests"].as_array().unwrap().len(), 0, "it is empty");
+}
+
+#[test]
+fn killed_in_the_middle_it_goes_on_where_it_was() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    for number in 1..6 {
+        hosts.guest(number, 64 * u64::from(number));
+    }
+    // Its parent is qcowtool.
+    let kills =
+        "test \"$QCOWTOOL_GUEST\" != guest-3 || test -e KILLED || { touch KILLED; kill -9 $PPID; }";
+    let kills = kills.replace("KILLED", &hosts.scratch.path("killed").display().to_string());
+    let hook = program(&hosts, "hook", &kills);
+    let run = hosts.run(&["b", "c"], &format!("--parallel 1 --before {hook}"));
+    assert_eq!(run.code(), None, "{}{}", run.stdout(), run.stderr());
+    let gone = (1..6).filter(|number| !hosts.definition("a", &format!("guest-{number}")).exists());
+    assert_eq!(gone.collect::<Vec<u8>>(), [1, 2]);
+    let report = hosts.resume("--output json");
+    let to = to(&report);
+    assert_eq!(to.len(), 5, "those before the kill too: {report:#}");
+    for number in 1..6 {
+        let (ending, to) = &to[&format!("guest-{number}")];
+        assert_eq!(ending, "moved");
+        let host = if *to == hosts.uri("b") { "b" } else { "c" };
+        assert_at(&hosts, number, host, 64 * u64::from(number));
+    }
+}
+
+#[test]
+fn ctrl_c_lets_what_is_under_way_arrive_and_leaves_the_rest() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    for number in 1..4 {
+        hosts.guest(number, 64);
+    }
+    let hook = program(
+        &hosts,
+        "hook",
+        "test \"$QCOWTOOL_GUEST\" != guest-2 || { kill -INT $PPID; sleep 1; }",
+    );
+    let run = hosts.run(&["b"], &format!("--parallel 1 --before {hook} --output json"));
+    assert_eq!(run.code(), Some(130), "{}{}", run.stdout(), run.stderr());
+    let report: Value = serde_json::from_str(&run.stdout()).unwrap();
+    let endings: Vec<_> = to(&report).into_values().map(|(ending, _)| ending).collect();
+    assert_eq!(endings, ["moved", "moved", "waiting"]);
+    assert_at(&hosts, 2, "b", 64);
+    assert_at(&hosts, 3, "a", 64);
+    let id = report["id"].as_str().unwrap();
+    let report = hosts.resume(&format!("{id} --output json"));
+    assert_eq!(to(&report).into_values().filter(|(ending, _)| ending == "moved").count(), 3);
+}
+
+#[test]
+fn the_exit_codes_of_programs_are_respected() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    for number in 1..4 {
+        hosts.guest(number, 64);
+    }
+    let no = program(&hosts, "no", "test \"$QCOWTOOL_GUEST\" != guest-1 || exit 7");
+    let report = hosts.report(&["b"], &format!("--parallel 1 --before {no}"), 2);
+    assert_eq!(to(&report)["guest-1"].0, "refused");
+    assert!(report["guests"][0]["error"].as_str().unwrap().contains("exit code 7"), "{report:#}");
+    assert_at(&hosts, 1, "a", 64);
+    assert_at(&hosts, 2, "b", 64);
+    hosts.guest(4, 64);
+    let report = hosts.report(&["c"], "--parallel 1 --after /bin/false", 6);
+    let endings: Vec<_> = to(&report).into_values().map(|(ending, _)| ending).collect();
+    assert_eq!(endings, ["moved", "waiting"], "{report:#}");
+    assert!(report["stopped"].as_str().unwrap().contains("guest-1"));
 }
 
 #[test]

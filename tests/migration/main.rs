@@ -7,6 +7,7 @@
 mod baseline;
 mod content;
 mod devices;
+mod evacuate;
 mod faults;
 mod flatten;
 mod guest_files;
@@ -15,3 +16,4 @@ mod live;
 mod preflight;
 mod rescue;
 mod trial;
+mod tuning;

@@ -14,7 +14,7 @@ use qcow::CancelToken;
 use crate::facts::{
     Abilities, Cpu, CpuFit, DomainFacts, DomainState, HostFacts, PoolFacts, Resources, VolumeFacts,
 };
-use crate::plan::Flag;
+use crate::plan::{Flag, Tuning};
 use crate::{Error, Result};
 
 pub use block::{BlockCopy, BlockJobKind, BlockProgress};
@@ -278,6 +278,8 @@ pub struct MigrateRequest {
     pub bandwidth_mib: Option<u64>,
     /// Where memory goes, such as `tcp://host`; libvirt's own choice if `None`.
     pub migrate_uri: Option<String>,
+    /// How memory is sent.
+    pub tuning: Tuning,
 }
 
 /// How far a migration is. Bytes; totals grow while the guest writes.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use qcow::{CancelToken, Observer};
+use serde::{Deserialize, Serialize};
 
 use super::fleet::{Candidate, Capacity, Destination, Fleet};
 use crate::Result;
@@ -15,7 +16,8 @@ use crate::preflight::{Needs, Offer, Seeing, offers};
 use crate::probe::Probing;
 
 /// How far destinations may be filled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Limits {
     /// Bytes of memory that stay free at each destination, for the host itself and for QEMU.
     pub memory_reserve: u64,

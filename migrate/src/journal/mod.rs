@@ -226,7 +226,7 @@ fn read(file: &mut File, path: &Path) -> Result<(Transaction, u64)> {
 }
 
 /// The time to the millisecond, and 32 random bits.
-fn new_id() -> Result<String> {
+pub(crate) fn new_id() -> Result<String> {
     let mut random = [0; 4];
     rustix::rand::getrandom(&mut random, GetRandomFlags::empty())
         .map_err(|error| Error::io("no random numbers", error))?;
@@ -236,7 +236,7 @@ fn new_id() -> Result<String> {
 }
 
 /// It becomes a file name.
-fn check_id(id: &str) -> Result<()> {
+pub(crate) fn check_id(id: &str) -> Result<()> {
     let good = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f' | b'-');
     if !id.is_empty() && id.len() <= 64 && id.bytes().all(good) {
         return Ok(());
@@ -266,7 +266,7 @@ fn lock(file: &File, path: &Path) -> Result<()> {
 
 /// Whether the lock could be taken; `false` if another run has it. A file system without locks is an
 /// error: two runs would not see each other.
-fn is_locked_now(file: &File, path: &Path) -> Result<bool> {
+pub(crate) fn is_locked_now(file: &File, path: &Path) -> Result<bool> {
     let locked = soon(|| match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::AGAIN | Errno::INTR) => None,
         result => Some(result),

@@ -69,6 +69,7 @@ pub(super) fn flags(facts: &Facts, policy: &Policy, mode: Mode, copy: CopyMode) 
     if synchronous(facts, policy, copy) {
         flags.push(Flag::NonSharedSynchronousWrites);
     }
+    flags.extend(policy.tuning.flags());
     flags
 }
 

@@ -1,10 +1,11 @@
-//! What keeps a guest from being moved at all, whatever its disks are: rules R1 to R11.
+//! What keeps a guest from being moved at all, whatever its disks are: rules R1 to R12.
 //!
 //! R4 (tunnelled) and R8 (TLS over a socket that cannot have it) need no check: a plan has no word for
 //! either. R9 (versions too old for anything but full copies) refuses nothing; see
 //! [`copy_mode`](super::copy_mode).
 
 use super::policy::Policy;
+use super::tuning;
 use super::value::{Mode, Refusal};
 use super::words::{list, refuse};
 use crate::Remedy;
@@ -21,6 +22,7 @@ const RULES: [Rule; 7] =
 pub(super) fn check(facts: &Facts, policy: &Policy) -> Vec<Refusal> {
     let mut refusals: Vec<_> = RULES.iter().filter_map(|rule| rule(facts)).collect();
     refusals.extend(migratable(facts, policy));
+    refusals.extend(tuning::possible(facts, &policy.tuning, mode(facts.domain.state)));
     refusals
 }
 

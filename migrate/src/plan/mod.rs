@@ -17,6 +17,7 @@ mod proofs;
 mod rows;
 mod seal;
 mod show;
+mod tuning;
 mod value;
 mod warnings;
 mod words;
@@ -28,6 +29,7 @@ pub use policy::{PathMap, Policy, Style, Verify};
 pub(crate) use predicted::{Brought, brought};
 pub(crate) use proofs::is_proven;
 pub use show::human;
+pub use tuning::{Compression, Tuning};
 pub use value::{
     Action, BaseCopyMethod, BasePlan, CopyMode, DiskPlan, FileAction, FilePlan, FileRow, Flag,
     Mode, NewImage, Plan, Predicted, Proof, Refusal, Row, SCHEMA, Warning,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::tuning::Tuning;
 use crate::setters::setters;
 
 /// Whether disks with a backing file keep one at the destination.
@@ -103,6 +104,9 @@ pub struct Policy {
     /// guest writes as fast as they are copied; 0 is never.
     #[serde(skip_serializing_if = "is_usual")]
     pub stall: u64,
+    /// How memory is sent, and over which network.
+    #[serde(skip_serializing_if = "Tuning::is_default")]
+    pub tuning: Tuning,
     /// Days that the source's files are kept under another name.
     pub retain_days: u32,
 }
@@ -119,6 +123,7 @@ setters!(Policy {
     sync_writes: bool,
     try_devices: bool,
     stall: u64,
+    tuning: Tuning,
     retain_days: u32,
 } into {
     path_map: Vec<PathMap>,
@@ -149,6 +154,7 @@ impl Default for Policy {
             timeout: None,
             try_devices: false,
             stall: STALL,
+            tuning: Tuning::default(),
             retain_days: 7,
         }
     }

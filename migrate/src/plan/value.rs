@@ -101,6 +101,8 @@ pub enum Flag {
     AutoConverge,
     NonSharedSynchronousWrites,
     Tls,
+    Compressed,
+    Parallel,
 }
 
 impl Flag {
@@ -119,6 +121,8 @@ impl Flag {
             Self::AutoConverge => "auto-converge",
             Self::NonSharedSynchronousWrites => "non-shared-synchronous-writes",
             Self::Tls => "tls",
+            Self::Compressed => "compressed",
+            Self::Parallel => "parallel",
         }
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn judge(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
     checks.push(names(seeing));
     checks.push(way("ports-there", &seeing.paths.to_destination, true));
     checks.push(way("ports-back", &seeing.paths.to_source, false));
+    checks.extend(memory_streams(seeing, policy));
     if policy.tls {
         checks.push(tls(&seeing.setup));
     }
@@ -111,6 +112,26 @@ fn features(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
         );
     }
     checks
+}
+
+/// Whether both libvirts can send memory as it is asked for.
+fn memory_streams(seeing: &Seeing, policy: &Policy) -> Option<Check> {
+    const NAME: &str = "memory-streams";
+    if let Some(why) = policy.tuning.contradiction() {
+        return Some(Check::red(NAME, why).way_out("ask for one of them, or for both as they fit"));
+    }
+    let (from, what) = policy.tuning.needs()?;
+    let versions = [seeing.source.libvirt, seeing.destination.libvirt];
+    Some(match versions {
+        [Some(here), Some(there)] if here >= from && there >= from => {
+            Check::green(NAME, format!("{what}: both libvirts have it"))
+        }
+        [Some(_), Some(_)] => {
+            Check::red(NAME, format!("{what} takes libvirt {from} on both hosts"))
+                .way_out("upgrade libvirt, or do without it")
+        }
+        _ => Check::unseen(NAME, "not known of both ends"),
+    })
 }
 
 /// The two hosts' processors. What a guest needs of them is said with the guest.

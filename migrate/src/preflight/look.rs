@@ -70,7 +70,8 @@ pub(crate) fn look(
     let pools = hosts.destination.pools()?;
     let cpu = processors(hosts)?;
     let setup = setups(participants, &source, &destination);
-    let paths = paths(participants, &setup, &source, &destination);
+    let address = probing.policy.tuning.host();
+    let paths = paths(participants, &setup, &source, &destination, address);
     let guests = guests(hosts, names, probing, &cpu)?;
     let directories = directories(hosts, &guests, probing.cancel)?;
     Ok(Seeing { source, destination, abilities, cpu, setup, paths, pools, directories, guests })
@@ -125,6 +126,7 @@ fn paths(
     setup: &Seen<Setups>,
     source: &HostFacts,
     destination: &HostFacts,
+    address: Option<&str>,
 ) -> NetworkPaths {
     let (Some(agent), Ok(setups)) = (participants.agent, setup) else {
         let why = setup.as_ref().err().cloned().unwrap_or_default();
@@ -133,8 +135,8 @@ fn paths(
     let name = |setup: &Setup, host: &HostFacts| {
         setup.migration_host.clone().unwrap_or_else(|| host.hostname.clone())
     };
-    let to_destination =
-        to_destination(agent, name(&setups.destination, destination), setups.destination.ports);
+    let there = address.map_or_else(|| name(&setups.destination, destination), str::to_owned);
+    let to_destination = to_destination(agent, there, setups.destination.ports);
     let to_source = to_source(agent, name(&setups.source, source), setups.source.ports);
     let seen = |way: Result<NetworkPath>| way.map_err(|error| why(&error));
     NetworkPaths { to_destination: seen(to_destination), to_source: seen(to_source) }

@@ -5,6 +5,7 @@
 //! that was cut off can be told from what others made.
 
 pub(crate) mod image;
+mod pace;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -113,7 +114,9 @@ impl Preparation<'_> {
         let temporary = self.store.temporary(path, content)?;
         let proof = self.store.proof(content)?;
         self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary, proof })?;
-        let identity = self.store.put(path, content, mode, self.observer, self.cancel)?;
+        let rate = self.plan.policy.bandwidth;
+        let paced = pace::Pace::new(self.observer, self.cancel, rate);
+        let identity = self.store.put(path, content, mode, &paced, self.cancel)?;
         self.journal.write(Record::Made { host, path: path_buf, identity })
     }
 

@@ -115,7 +115,8 @@ impl Run<'_> {
             destination_xml: plan.destination_xml,
             persistent_xml: plan.persistent_xml,
             bandwidth_mib: plan.bandwidth_mib,
-            migrate_uri: None,
+            migrate_uri: plan.policy.tuning.uri(),
+            tuning: plan.policy.tuning.clone(),
         };
         check_request(&request)?;
         let timeout = plan.policy.timeout;

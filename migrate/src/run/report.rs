@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use qcow::Observer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::driver::JobProgress;
 use crate::plan::{CopyMode, Mode, Warning};
@@ -71,7 +71,7 @@ impl Phase {
 }
 
 /// How thoroughly the moved disks were compared with what they were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verified {
     /// Not at all.

@@ -345,6 +345,7 @@ impl<'a> Guest<'a> {
             persistent_xml: Some(edit(&facts.inactive_xml.unwrap())),
             bandwidth_mib: None,
             migrate_uri: None,
+            tuning: migrate::plan::Tuning::default(),
         }
     }
 }

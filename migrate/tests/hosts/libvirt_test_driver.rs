@@ -102,6 +102,7 @@ fn a_hypervisor_that_cannot_migrate_says_so() {
         persistent_xml: None,
         bandwidth_mib: Some(1),
         migrate_uri: None,
+        tuning: migrate::plan::Tuning::default(),
     };
     let cancel = CancelToken::new();
     let error = connection.migrate(&request, &|_| {}, &cancel).unwrap_err();

@@ -1,12 +1,16 @@
 //! The planner of evacuations: where guests go, and that no host gets more than it has.
 
 pub(crate) mod fleets;
+mod running;
+mod world;
 
 use self::fleets::*;
 use migrate::evacuate::*;
 use proptest::prelude::*;
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn no_host_gets_more_than_it_has_and_what_is_refused_fits_nowhere(fleet in fleets()) {
         let plan = place(&fleet);

@@ -347,3 +347,29 @@ fn a_policy_that_is_not_stated_has_the_form_that_it_had() {
     let text = serde_json::to_string(&other).unwrap();
     assert_eq!(serde_json::from_str::<Policy>(&text).unwrap(), other);
 }
+
+#[test]
+fn how_memory_is_sent_becomes_flags_and_what_a_libvirt_cannot_is_refused() {
+    let tuned = |tuning: Tuning| Policy::default().tuning(tuning);
+    let several = Tuning::default().connections(4_u8).auto_converge(true);
+    let facts = guest(vec![alone("vda")]);
+    let plan = planned(&facts, &tuned(several.clone()));
+    assert!(plan.flags.contains(&Flag::Parallel) && plan.flags.contains(&Flag::AutoConverge));
+    assert!(!planned(&facts, &Policy::default()).flags.contains(&Flag::Parallel));
+    let zstd = several.clone().compression(Compression::Zstd);
+    assert!(planned(&facts, &tuned(zstd.clone())).flags.contains(&Flag::Compressed));
+    // What does not go together.
+    let refused_by = |facts: &Facts, tuning: Tuning| refused(facts, &tuned(tuning));
+    assert_eq!(refused_by(&facts, several.clone().compression(Compression::Xbzrle)), ["R12"]);
+    assert_eq!(refused_by(&facts, Tuning::default().compression(Compression::Zlib)), ["R12"]);
+    // What one of them is too old for.
+    let mut old = facts.clone();
+    old.destination.libvirt = Some(Version::new(9, 0, 0));
+    assert_eq!(refused_by(&old, zstd), ["R12"]);
+    planned(&old, &tuned(several.clone()));
+    old.source.libvirt = Some(Version::new(5, 1, 0));
+    assert_eq!(refused_by(&old, several.clone()), ["R12"]);
+    // A guest that is shut off has no memory to send.
+    old.domain.state = DomainState::ShutOff;
+    assert_eq!(planned(&old, &tuned(several)).flags, []);
+}

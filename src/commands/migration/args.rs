@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use migrate::driver::Directory;
 use migrate::facts::{DomainState, Route};
 use migrate::hosts::{Connections, DIRECTORY};
-use migrate::plan::{PathMap, Policy, Style, Verify};
+use migrate::plan::{Compression, PathMap, Policy, Style, Tuning, Verify};
 use migrate::{Error, Result};
 
 use crate::libvirt::connect;
@@ -137,10 +137,47 @@ pub(crate) struct PolicyArgs {
     #[arg(long)]
     try_devices: bool,
 
+    /// Slow the guest's processors down if its memory changes faster than it is sent
+    #[arg(long, help_heading = MEMORY)]
+    auto_converge: bool,
+
+    /// Milliseconds for which the guest may stand still at the end [default: libvirt's, 300]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000),
+          help_heading = MEMORY)]
+    max_downtime: Option<u64>,
+
+    /// Send memory over N connections (multifd)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..),
+          help_heading = MEMORY)]
+    connections: Option<u8>,
+
+    /// Compress memory: xbzrle over one connection, zlib or zstd with --connections
+    #[arg(long, value_enum, value_name = "HOW", help_heading = MEMORY)]
+    compress: Option<CompressArg>,
+
+    /// Name or address of the destination on the network for migrations; PORT is that of memory
+    /// [default: 'migration_host' of its qemu.conf, or its own name; a free port]
+    #[arg(long, value_name = "HOST[:PORT]", help_heading = MEMORY)]
+    migrate_address: Option<String>,
+
+    /// Port at which disks arrive [default: a free one]
+    #[arg(long, value_name = "PORT", help_heading = MEMORY)]
+    disks_port: Option<u16>,
+
     /// Days to keep the archived source files; 0 removes them as soon as the destination is
     /// verified
     #[arg(long, value_name = "DAYS", default_value_t = 7)]
     retain: u32,
+}
+
+/// Help heading of the options that are passed to libvirt.
+const MEMORY: &str = "Memory and network";
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompressArg {
+    Xbzrle,
+    Zlib,
+    Zstd,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -253,6 +290,29 @@ pub(crate) fn reach(route: &Route) -> Result<Connections> {
 }
 
 impl PolicyArgs {
+    /// Whether memory or disks arrive at one port, whatever the guest.
+    pub(crate) fn has_fixed_port(&self) -> bool {
+        let port = |address: &String| match address.rsplit_once(':') {
+            Some((host, _)) => host.ends_with(']') || !host.contains(':'),
+            None => false,
+        };
+        self.disks_port.is_some() || self.migrate_address.as_ref().is_some_and(port)
+    }
+
+    fn tuning(&self) -> Tuning {
+        Tuning::default()
+            .auto_converge(self.auto_converge)
+            .max_downtime(self.max_downtime)
+            .address(self.migrate_address.clone())
+            .disks_port(self.disks_port)
+            .connections(self.connections)
+            .compression(self.compress.map(|how| match how {
+                CompressArg::Xbzrle => Compression::Xbzrle,
+                CompressArg::Zlib => Compression::Zlib,
+                CompressArg::Zstd => Compression::Zstd,
+            }))
+    }
+
     /// As the library takes it.
     pub(crate) fn policy(&self, reached: &Connections) -> Result<Policy> {
         let target_dir = match &self.target_pool {
@@ -286,6 +346,7 @@ impl PolicyArgs {
             .timeout(self.timeout)
             .try_devices(self.try_devices)
             .stall(self.stall)
+            .tuning(self.tuning())
             .retain_days(self.retain))
     }
 }

@@ -71,16 +71,7 @@ impl Bars {
 impl Report for ProgressReporter {
     fn phase(&self, phase: Phase) {
         if !self.quiet {
-            eprint_line(match phase {
-                Phase::Prepare => "preparing the destination",
-                Phase::Migrate => "migrating",
-                Phase::Define => "defining the guest at the destination",
-                Phase::Outcome => "asking both hosts where the guest runs",
-                Phase::Verify => "comparing",
-                Phase::Resume => "resuming the guest",
-                Phase::Archive => "archiving the source files",
-                Phase::RollBack => "rolling back",
-            });
+            eprint_line(words(phase));
         }
     }
 
@@ -110,6 +101,20 @@ impl Report for ProgressReporter {
 
     fn observer(&self) -> &dyn Observer {
         &self.files
+    }
+}
+
+/// What is being done, in words.
+pub(super) fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Prepare => "preparing the destination",
+        Phase::Migrate => "migrating",
+        Phase::Define => "defining the guest at the destination",
+        Phase::Outcome => "asking both hosts where the guest runs",
+        Phase::Verify => "comparing",
+        Phase::Resume => "resuming the guest",
+        Phase::Archive => "archiving the source files",
+        Phase::RollBack => "rolling back",
     }
 }
 

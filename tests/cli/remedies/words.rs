@@ -19,7 +19,7 @@ fn plain_words() {
     qemu::overlay(scratch.path("top"), "image", "qcow2", "", "");
     let mut newer = Patch::open(&path);
     newer.set_u8(field::INCOMPATIBLE, 0x40).save_as(scratch.path("newer"));
-    works(&scratch, "ln -s image link; mkdir directory");
+    works(&scratch, "ln -s image link; mkdir directory b c");
     let long = "x".repeat(500);
     let json = r#"'{"driver":"qcow2","file":{"driver":"file","filename":"image"}}'"#;
     let json = json.replacen('{', "json:{", 1);
@@ -72,6 +72,16 @@ fn plain_words() {
             "measure --size 8E -O qcow2",
             "the largest has 9223372036854775296 bytes",
             "measure --size 9223372036854775296 -O raw",
+        ),
+        (
+            "evacuate --connect dir:. --to dir:b --to dir:c -e ssh --dry-run",
+            "write {host} for the host's name",
+            "evacuate --connect dir:. --to dir:b --to dir:c -e 'ssh {host}' --dry-run",
+        ),
+        (
+            "evacuate --connect dir:. --to dir:b --disks-port 49300",
+            "migrate one guest at a time",
+            "evacuate --connect dir:. --to dir:b --disks-port 49300 --parallel 1 --state-dir state",
         ),
         ("flatten --live --target x vm vda", "add --method copy", ""),
     ];

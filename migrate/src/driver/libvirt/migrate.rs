@@ -48,6 +48,7 @@ pub(super) fn run(
             signal.raise();
             outcome
         });
+        let mut downtime = request.tuning.max_downtime;
         let mut abort: Option<ScopedJoinHandle<'_, Outcome<()>>> = None;
         loop {
             let seen = signal.count();
@@ -57,6 +58,12 @@ pub(super) fn run(
             // Fails before the job has begun and when it is over; both are no matter here.
             if let Ok(Some(now)) = progress(domain) {
                 watch(&now);
+                // libvirt takes this only while it migrates; it puts the old value back itself.
+                if let Some(wanted) = downtime
+                    && domain.migrate_set_max_downtime(wanted, 0).is_ok()
+                {
+                    downtime = None;
+                }
             }
             if cancel.is_cancelled() {
                 // An abort can block as long as the network does. It is repeated: the job may not have
@@ -110,6 +117,8 @@ fn number(flag: Flag) -> u32 {
         Flag::AutoConverge => sys::VIR_MIGRATE_AUTO_CONVERGE,
         Flag::NonSharedSynchronousWrites => sys::VIR_MIGRATE_NON_SHARED_SYNCHRONOUS_WRITES,
         Flag::Tls => sys::VIR_MIGRATE_TLS,
+        Flag::Compressed => sys::VIR_MIGRATE_COMPRESSED,
+        Flag::Parallel => sys::VIR_MIGRATE_PARALLEL,
     }
 }
 
@@ -132,6 +141,15 @@ fn parameters(request: &MigrateRequest, version: Version) -> Outcome<Parameters>
     }
     if let Some(uri) = &request.migrate_uri {
         parameters.text(sys::VIR_MIGRATE_PARAM_URI, uri)?;
+    }
+    if let Some(port) = request.tuning.disks_port {
+        parameters.int(sys::VIR_MIGRATE_PARAM_DISKS_PORT, port.into())?;
+    }
+    if let Some(connections) = request.tuning.connections {
+        parameters.int(sys::VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS, connections.into())?;
+    }
+    if let Some(compression) = request.tuning.compression {
+        parameters.text(sys::VIR_MIGRATE_PARAM_COMPRESSION, compression.name())?;
     }
     Ok(parameters)
 }

@@ -14,7 +14,7 @@ const HOST: &str = "{host}";
 #[derive(Debug, Args)]
 pub(super) struct Destinations {
     /// libvirt URI of a destination, as both hosts reach it, or dir:DIRECTORY (may be repeated)
-    #[arg(long, value_name = "URI", required_unless_present = "inventory")]
+    #[arg(long, value_name = "URI", required_unless_present_any = ["inventory", "resume"])]
     to: Vec<String>,
 
     /// Read the destinations from a file: a URI a line, and behind it, where it has one, its own command as for -e

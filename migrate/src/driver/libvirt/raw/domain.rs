@@ -188,6 +188,20 @@ impl Parameters {
         checked(result).map(drop)
     }
 
+    pub(crate) fn int(&mut self, name: &CStr, value: c_int) -> Outcome<()> {
+        // SAFETY: as above.
+        let result = unsafe {
+            sys::virTypedParamsAddInt(
+                &raw mut self.list,
+                &raw mut self.count,
+                &raw mut self.room,
+                name.as_ptr(),
+                value,
+            )
+        };
+        checked(result).map(drop)
+    }
+
     pub(crate) fn number(&mut self, name: &CStr, value: u64) -> Outcome<()> {
         // SAFETY: as above.
         let result = unsafe {
