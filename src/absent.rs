@@ -1,10 +1,8 @@
 //! Commands of `qemu-img` that this program does not have: what to call instead.
 
 /// Each with what does it, or the part of it that there is.
-const ABSENT: [(&str, &str); 9] = [
-    ("amend", "`qcowtool flatten -o OPTIONS SRC DST` writes a new image with other options"),
+const ABSENT: [(&str, &str); 7] = [
     ("bench", "`qemu-img bench` measures requests"),
-    ("bitmap", "`qcowtool info` lists bitmaps; `qemu-img bitmap` changes them"),
     (
         "commit",
         "`qcowtool flatten SRC DST` writes a new image of an overlay with its base; `qemu-img commit` writes into the base",

@@ -4,9 +4,9 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::args::exit_codes;
 use crate::commands::{
-    Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Evacuate, Flatten,
-    Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight,
-    Prepare, Rescue, Resume, Rollback, Transactions,
+    Agent, Amend, Annotate, Audit, Bitmap, Check, Checksum, Compare, Create, Dependents, Evacuate,
+    Flatten, Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand,
+    Preflight, Prepare, Rescue, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -103,6 +103,8 @@ commands! {
     Flatten(common) "flatten" "Write a backing chain as one standalone image";
     Compare(common) "compare" "Compare the guest-visible content of two images";
     Check(common) "check" "Check an image's metadata for corruption and leaks";
+    Bitmap(common) "bitmap" "Change an image's persistent bitmaps, or list them";
+    Amend(common) "amend" "Change an image's version, refcount width or data file in place";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";

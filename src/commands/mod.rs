@@ -1,7 +1,9 @@
 //! One file per command: its arguments, one call into the engine, its outcome in words.
 
+mod amend;
 mod annotate;
 mod audit;
+mod bitmap;
 mod check;
 mod checksum;
 mod compare;
@@ -19,8 +21,10 @@ mod migration;
 mod monitor;
 mod rescue;
 
+pub(crate) use amend::Amend;
 pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
+pub(crate) use bitmap::Bitmap;
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
 pub(crate) use compare::Compare;

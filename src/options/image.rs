@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use qcow::chain::Format;
 use qcow::format::{CompressionType, Version};
+use qcow::ops::amend::AmendOptions;
 use qcow::ops::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
 use qcow::{Error, Escaped, Result};
 
@@ -159,6 +160,27 @@ impl ImageOptions {
             }
         }
         Ok(TargetOptions::Qcow2(qcow2))
+    }
+
+    /// What the engine is to change.
+    ///
+    /// # Errors
+    /// As [`target`](Self::target).
+    pub(crate) fn amend(&self) -> Result<AmendOptions> {
+        let mut amend = AmendOptions::default();
+        for (key, value) in &self.values {
+            amend = match (key, value) {
+                (Key::Compat, Value::Text(word)) => amend.version(version(word)?),
+                (Key::DataFile, Value::Text(file)) => amend.data_file(PathBuf::from(file)),
+                (Key::DataFileRaw, Value::Switch(on)) => amend.data_file_raw(*on),
+                (Key::LazyRefcounts, Value::Switch(on)) => amend.lazy_refcounts(*on),
+                (Key::RefcountBits, Value::Number(bits)) => {
+                    amend.refcount_bits(u32::try_from(*bits).unwrap_or(u32::MAX))
+                }
+                _ => amend,
+            };
+        }
+        Ok(amend)
     }
 
     /// The line that `qemu-img create` prints for an image with these options.

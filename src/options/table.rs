@@ -68,6 +68,8 @@ pub(crate) enum Purpose {
     Create,
     /// A copy of what another image holds: its size is given, and it stands alone.
     Flatten,
+    /// An image that is there.
+    Amend,
 }
 
 const fn spec(key: Key, name: &'static str, kind: Kind, help: &'static str) -> Spec {
@@ -147,8 +149,25 @@ pub(crate) fn find(format: Format, purpose: Purpose, name: &str) -> Result<&'sta
         (Purpose::Flatten, Key::BackingFile | Key::BackingFormat) => {
             Err(Error::usage(format!("option '{name}': a flattened image has no backing file")))
         }
+        (Purpose::Amend, key) if !can_be_amended(key) => {
+            let error = Error::usage(format!("option '{name}': only a new image can have another"));
+            Err(match key {
+                Key::BackingFile | Key::BackingFormat => {
+                    Error::usage(format!("option '{name}': the backing file is not amended"))
+                }
+                _ => error.hint("`qcowtool flatten -o OPTIONS` writes a new image"),
+            })
+        }
         _ => Ok(spec),
     }
+}
+
+/// Whether it can be changed of an image that is there.
+fn can_be_amended(key: Key) -> bool {
+    matches!(
+        key,
+        Key::Compat | Key::DataFile | Key::DataFileRaw | Key::LazyRefcounts | Key::RefcountBits
+    )
 }
 
 fn unknown(format: Format, purpose: Purpose, name: &str) -> Error {
@@ -174,7 +193,11 @@ fn nearest(format: Format, purpose: Purpose, name: &str) -> Option<&'static str>
 fn offered(format: Format, purpose: Purpose) -> impl Iterator<Item = &'static Spec> {
     let belongs = move |spec: &&Spec| {
         let of_create = matches!(spec.key, Key::Size | Key::BackingFile | Key::BackingFormat);
-        purpose == Purpose::Create || !of_create
+        match purpose {
+            Purpose::Create => true,
+            Purpose::Flatten => !of_create,
+            Purpose::Amend => can_be_amended(spec.key),
+        }
     };
     specs(format).iter().filter(belongs)
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod amend;
+mod bitmap;
 mod chains;
 mod compare;
 mod compressed_runs;

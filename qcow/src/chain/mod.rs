@@ -395,6 +395,15 @@ pub fn resolve_name(
     header_name(name)?.resolve(holder, working_directory)
 }
 
+/// The file that `name`, as the header of the image at `image` has it for its data file, means.
+///
+/// # Errors
+/// As [`local_path`].
+#[cfg(feature = "ops")]
+pub(crate) fn data_file_path(name: &[u8], image: &Path) -> Result<PathBuf> {
+    Ok(ImageName::data_file(name).beside(&local_path(image)?))
+}
+
 /// Whether `name`, as it stands in a header, means another file in every working directory of the process
 /// that opens the image: a relative name behind `file:` or `json:`.
 pub fn depends_on_process(name: &Path) -> bool {

@@ -34,8 +34,26 @@ pub struct BitmapInfo {
     pub(super) table_entries: u32,
 }
 
-/// The directory's entries; none if the autoclear bit does not vouch for the extension.
+impl BitmapInfo {
+    pub(crate) fn of(entry: &BitmapEntry) -> Self {
+        Self {
+            name: entry.name.clone(),
+            granularity: granularity(entry),
+            in_use: entry.flags.contains(BitmapFlags::IN_USE),
+            auto: entry.flags.contains(BitmapFlags::AUTO),
+            table_offset: entry.table_offset,
+            table_entries: entry.table_entries,
+        }
+    }
+}
+
+/// What the directory says; nothing if the autoclear bit does not vouch for the extension.
 pub(super) fn read(storage: &dyn Storage, area: &HeaderArea) -> Result<Vec<BitmapInfo>> {
+    Ok(entries(storage, area)?.iter().map(BitmapInfo::of).collect())
+}
+
+/// The directory's entries.
+pub(super) fn entries(storage: &dyn Storage, area: &HeaderArea) -> Result<Vec<BitmapEntry>> {
     let Some(extension) = area.bitmaps() else { return Ok(Vec::new()) };
     if !area.header.autoclear.contains(Autoclear::BITMAPS) {
         return Ok(Vec::new());
@@ -65,7 +83,7 @@ pub(super) fn read(storage: &dyn Storage, area: &HeaderArea) -> Result<Vec<Bitma
             .map_err(|error| error.structure("bitmap directory").index(index))?;
         rest = rest.get(consumed..).unwrap_or_default();
         check(storage, area, &entry, &mut seen).map_err(|error| error.index(index))?;
-        bitmaps.push(summary(&entry));
+        bitmaps.push(entry);
     }
     if bitmaps.len() as u64 != u64::from(extension.count) {
         return Err(damaged(format!(
@@ -162,17 +180,6 @@ impl Seen {
 
 fn granularity(entry: &BitmapEntry) -> u64 {
     1u64.checked_shl(u32::from(entry.granularity_bits)).unwrap_or(0)
-}
-
-fn summary(entry: &BitmapEntry) -> BitmapInfo {
-    BitmapInfo {
-        name: entry.name.clone(),
-        granularity: granularity(entry),
-        in_use: entry.flags.contains(BitmapFlags::IN_USE),
-        auto: entry.flags.contains(BitmapFlags::AUTO),
-        table_offset: entry.table_offset,
-        table_entries: entry.table_entries,
-    }
 }
 
 fn damaged(message: String) -> Error {

@@ -131,7 +131,7 @@ impl FirstCluster {
     }
 
     /// Checks that the image reads as planned.
-    fn prove(&self, staged: &Staged, new: &HeaderArea) -> Result<()> {
+    pub(crate) fn prove(&self, staged: &Staged, new: &HeaderArea) -> Result<()> {
         let found = read_header_area(&*staged.result(), Purpose::Read)?;
         let mut expected = new.clone();
         // These are what writing makes of the name.

@@ -1,6 +1,8 @@
 //! One open QCOW2 image: its header, its snapshots, and where each guest range lives.
 
 mod bitmaps;
+#[cfg(feature = "ops")]
+pub(crate) mod bits;
 mod cache;
 mod dirty;
 #[cfg(feature = "ops")]
@@ -23,8 +25,8 @@ use std::sync::atomic::AtomicBool;
 
 use crate::exact::to_usize;
 use crate::format::{
-    CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible, LuksHeader,
-    Snapshot, field,
+    BitmapEntry, CryptMethod, EntryRules, Geometry, Header, HeaderArea, HostOffset, Incompatible,
+    LuksHeader, Snapshot, field,
 };
 use crate::io::{Storage, read_padded};
 use crate::{Error, ErrorKind, Remedy, Result};
@@ -184,6 +186,12 @@ impl Image {
     /// The persistent bitmaps, in the directory's order.
     pub fn bitmaps(&self) -> &[BitmapInfo] {
         &self.bitmaps
+    }
+
+    /// The entries of the bitmap directory, read anew.
+    #[cfg(feature = "ops")]
+    pub(crate) fn bitmap_entries(&self) -> Result<Vec<BitmapEntry>> {
+        bitmaps::entries(&*self.storage, &self.area)
     }
 
     /// Whether guest data lives in an external data file.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::writable_image;
-use crate::chain::{Chain, Files, Format, OpenOptions, resolve_name, walk};
+use super::edit::Opened;
+use crate::chain::{Chain, Files, Format, OpenOptions, local_path, resolve_name, walk};
 use crate::format::{Autoclear, Extension, HeaderArea, MAX_BACKING_NAME};
 use crate::image::first_cluster::{FirstCluster, editable};
 use crate::image::update::Staged;
@@ -117,10 +117,11 @@ fn change(
     backing: Option<&BackingFile>,
     options: &ChangeBackingOptions,
 ) -> Result<ChangeBackingOutcome> {
-    let opened = writable_image(path, options.open.format, options.dry_run)?;
+    let opened = Opened::file(path, options.dry_run)?;
+    opened.check_qcow2(path, options.open.format, "backing file")?;
     let planned = planned(&opened.storage, backing)?;
     if let Some(backing) = backing {
-        check_new_chain(&opened.path, backing, options)?;
+        check_new_chain(&local_path(path)?, backing, options)?;
     }
     if let Some(target) = opened.target {
         planned.update.apply(&*target)?;

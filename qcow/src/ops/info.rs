@@ -14,7 +14,7 @@ use crate::format::{
     Autoclear, Compatible, CryptMethod, Incompatible, LuksHeader, Snapshot as TableEntry, Version,
     whole_sectors,
 };
-use crate::image::{Image, c_string};
+use crate::image::{BitmapInfo, Image, c_string};
 use crate::io::{FileStorage, OpenedAs};
 use crate::setters::setters;
 use crate::{Error, Result};
@@ -166,6 +166,14 @@ pub struct BitmapSummary {
     pub name: String,
     /// Guest bytes per bit.
     pub granularity: u64,
+}
+
+impl BitmapSummary {
+    pub(crate) fn of(bitmap: &BitmapInfo) -> Self {
+        let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
+        let flags = flags.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned());
+        Self { flags: flags.collect(), name: text(&bitmap.name), granularity: bitmap.granularity }
+    }
 }
 
 /// How an image is encrypted: QEMU's own AES, or LUKS with what its header says.
@@ -360,19 +368,7 @@ fn qcow2_info(image: &Image) -> Qcow2Info {
         compat: if modern { "1.1" } else { "0.10" }.into(),
         compression_type: header.compression_type.as_str().into(),
         lazy_refcounts: modern.then(|| header.compatible.contains(Compatible::LAZY_REFCOUNTS)),
-        bitmaps: image
-            .bitmaps()
-            .iter()
-            .map(|bitmap| BitmapSummary {
-                flags: [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")]
-                    .iter()
-                    .filter(|(set, _)| *set)
-                    .map(|(_, name)| (*name).to_owned())
-                    .collect(),
-                name: text(&bitmap.name),
-                granularity: bitmap.granularity,
-            })
-            .collect(),
+        bitmaps: image.bitmaps().iter().map(BitmapSummary::of).collect(),
         encrypt: match header.crypt_method {
             CryptMethod::None => None,
             CryptMethod::Aes => Some(EncryptionInfo::Aes { format: "aes" }),

@@ -1,13 +1,14 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
+pub mod amend;
 pub mod backing;
+pub mod bitmap;
 pub mod check;
 pub mod compare;
 pub mod create;
 pub mod digest;
 pub(crate) mod edit;
 pub mod flatten;
-mod in_place;
 pub mod info;
 pub mod map;
 pub mod measure;
@@ -24,5 +25,4 @@ pub use work::salvage::DamageReport;
 pub use work::threads::usual_threads;
 
 pub(crate) use crate::chain::path_text;
-use in_place::writable_image;
 pub(crate) use target::new_disk_size;

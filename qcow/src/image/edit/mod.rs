@@ -20,25 +20,28 @@
 //! | space | [`allocate`](Edit::allocate), then [`write`](Edit::write) or [`write_pieces`](Edit::write_pieces) there |
 //! | refcounts | [`raise`](Edit::raise), [`lower`](Edit::lower); for all that an L1 table leads to [`raise_all`](Edit::raise_all), [`lower_all`](Edit::lower_all) |
 //! | flags | [`with_true_flags`](Edit::with_true_flags), when all refcounts are what they will be |
-//! | header | [`set_header`](Edit::set_header), [`set_l1`](Edit::set_l1), [`replace_l1`](Edit::replace_l1) |
+//! | all refcounts | [`set_width`](Edit::set_width) |
+//! | header | [`set_header`](Edit::set_header), [`set_l1`](Edit::set_l1), [`replace_l1`](Edit::replace_l1); what is not a table's place, also extensions: [`set_area`](Edit::set_area) |
 //! | after it | [`then`](Edit::then), for what lies in other sectors |
 //! | end | [`finish`](Edit::finish), which gives a [`Change`]: look at its [`result`](Change::result), then [`apply`](Change::apply) it, or drop it and nothing was written |
 //!
 //! Memory: twice the refcount blocks in use (64 MiB for a file of 1 TiB with 64 KiB clusters), the L1 tables
 //! that are changed, and what is written with `write`; L2 tables are copied one at a time.
 
+mod area;
 mod bitmaps;
 mod change;
 mod flags;
 mod references;
+mod width;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::exact::{Exact, to_usize};
 use crate::format::{
-    Autoclear, EntryRules, Geometry, HeaderPatch, HostOffset, Incompatible, MAX_L1_BYTES, SECTOR,
-    Version, decode_table, encode_table,
+    Autoclear, EntryRules, Geometry, HeaderArea, HeaderPatch, HostOffset, Incompatible,
+    MAX_L1_BYTES, RefcountWidth, SECTOR, Version, decode_table, encode_table,
 };
 use crate::io::{Storage, read_padded};
 use crate::{Error, Remedy, Result};
@@ -58,6 +61,10 @@ pub(crate) struct Edit {
     staged: Staged,
     /// The header's sector as it will be.
     sector: Vec<u8>,
+    /// The rest of the first cluster, if that changes too.
+    area: Option<HeaderArea>,
+    /// Refcounts get this width.
+    width: Option<RefcountWidth>,
     /// What is written after the switch, each of these durable before the next.
     later: Vec<Vec<HeaderPatch>>,
 }
@@ -84,7 +91,15 @@ impl Edit {
         let space = Space::new(counts, geometry, clusters, fixed_end);
         let mut sector = vec![0; to_usize(SECTOR)];
         read_padded(&*storage, &mut sector, 0)?;
-        Ok(Self { image, space, staged: Staged::new(storage), sector, later: Vec::new() })
+        Ok(Self {
+            image,
+            space,
+            staged: Staged::new(storage),
+            sector,
+            area: None,
+            width: None,
+            later: Vec::new(),
+        })
     }
 
     /// The image as it was when the change began.
@@ -162,7 +177,16 @@ impl Edit {
         self.shift(clusters, 1, false)
     }
 
-    fn shift(&mut self, mut clusters: Range<u64>, times: u64, raise: bool) -> Result<()> {
+    /// Counts this many more, or else fewer, references to each of these clusters.
+    ///
+    /// # Errors
+    /// As [`raise`](Self::raise) and [`lower`](Self::lower).
+    pub(crate) fn shift(
+        &mut self,
+        mut clusters: Range<u64>,
+        times: u64,
+        raise: bool,
+    ) -> Result<()> {
         while !clusters.is_empty() {
             let now = clusters.clone();
             clusters = self.with_space(|space| space.counts.shift(now.clone(), times, raise))?;
@@ -296,16 +320,26 @@ impl Edit {
     /// As [`allocate`](Self::allocate).
     pub(crate) fn finish(mut self) -> Result<Change> {
         self.clear_unknown_autoclear()?;
-        self.move_counts()?;
+        match self.width {
+            Some(width) => self.write_counts_anew(width)?,
+            None => self.move_counts()?,
+        }
         let (old_end, new_end) = (self.image.storage().len(), self.end()?);
         let freed = self.space.counts.freed()?;
-        for put in self.space.counts.freeze()?.unnamed {
-            self.staged.write(put.offset, put.bytes)?;
+        if self.width.is_none() {
+            for put in self.space.counts.freeze()?.unnamed {
+                self.staged.write(put.offset, put.bytes)?;
+            }
         }
-        let mut old = vec![0; to_usize(SECTOR)];
-        read_padded(&**self.image.storage(), &mut old, 0)?;
-        self.staged.barrier();
-        self.staged.replace(0, &old, &self.sector)?;
+        match self.area.take() {
+            Some(area) => self.stage_area(area)?,
+            None => {
+                let mut old = vec![0; to_usize(SECTOR)];
+                read_padded(&**self.image.storage(), &mut old, 0)?;
+                self.staged.barrier();
+                self.staged.replace(0, &old, &self.sector)?;
+            }
+        }
         for writes in self.later {
             self.staged.barrier();
             writes.into_iter().try_for_each(|patch| self.staged.patch(patch))?;

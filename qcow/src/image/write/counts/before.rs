@@ -102,6 +102,34 @@ impl Counts {
         Ok(runs)
     }
 
+    /// Sees to it that all blocks are in memory.
+    pub(in crate::image) fn load_all(&mut self) -> Got<()> {
+        for index in 0..self.table.len() as u64 {
+            if let Some(host) = self.block_host(index).filter(|_| !self.blocks.contains_key(&index))
+            {
+                return Err(Need::Block(index, host));
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every cluster that has references, as far as its block is in memory, and their
+    /// number; in ascending order.
+    pub(in crate::image) fn for_used(&self, mut each: impl FnMut(u64, u64)) -> Result<()> {
+        let per_block = self.width.entries_per_block(self.geometry);
+        for index in 0..self.table.len() as u64 {
+            let Some(block) = self.blocks.get(&index) else { continue };
+            let first = index.times(per_block)?;
+            for at in 0..per_block {
+                let count = self.width.get(&block.bytes, at)?;
+                if count > 0 {
+                    each(first.plus(at)?, count);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The end of the last cluster that has references, in clusters.
     pub(in crate::image) fn end(&self) -> Got<u64> {
         let per_block = self.width.entries_per_block(self.geometry);
