@@ -1,7 +1,7 @@
 //! Commands of `qemu-img` that this program does not have: what to call instead.
 
 /// Each with what does it, or the part of it that there is.
-const ABSENT: [(&str, &str); 7] = [
+const ABSENT: &[(&str, &str)] = &[
     ("bench", "`qemu-img bench` measures requests"),
     (
         "commit",
@@ -20,10 +20,6 @@ const ABSENT: [(&str, &str); 7] = [
         "`qcowtool flatten SRC DST` writes a new image that needs no backing file; `qemu-img rebase` changes the old one",
     ),
     ("resize", "`qemu-img resize` does it"),
-    (
-        "snapshot",
-        "`qcowtool info` lists snapshots, and `qcowtool flatten --snapshot SNAPSHOT SRC DST` writes one as an image; `qemu-img snapshot` makes, applies and deletes them",
-    ),
 ];
 
 /// What to call instead of `command`, if that is one of `qemu-img`'s.

@@ -6,7 +6,7 @@ use crate::args::exit_codes;
 use crate::commands::{
     Agent, Amend, Annotate, Audit, Bitmap, Check, Checksum, Compare, Create, Dependents, Evacuate,
     Flatten, Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand,
-    Preflight, Prepare, Rescue, Resume, Rollback, Transactions,
+    Preflight, Prepare, Rescue, Resume, Rollback, Snapshot, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -105,6 +105,7 @@ commands! {
     Check(common) "check" "Check an image's metadata for corruption and leaks";
     Bitmap(common) "bitmap" "Change an image's persistent bitmaps, or list them";
     Amend(common) "amend" "Change an image's version, refcount width or data file in place";
+    Snapshot(common) "snapshot" "List, take, apply and delete internal snapshots";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";

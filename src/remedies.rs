@@ -110,6 +110,10 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::DropSnapshots => {
             &["`qemu-img check -r all` removes the snapshots that cannot be read"]
         }
+        Remedy::DropBitmaps => &[
+            "give --bitmaps drop to remove them",
+            "remove the bitmaps with `qemu-img bitmap --remove FILE BITMAP`",
+        ],
         Remedy::ListSnapshots => &["`qcowtool info` lists the snapshots"],
         // Of its second image, the option is another one.
         Remedy::ConvertFrom(_) if command == "compare" => &[
@@ -238,6 +242,7 @@ mod tests {
         Remedy::Repair,
         Remedy::Check,
         Remedy::DropSnapshots,
+        Remedy::DropBitmaps,
         Remedy::ListSnapshots,
         Remedy::ConvertFrom("vmdk"),
         Remedy::Decompress("gzip"),

@@ -71,6 +71,8 @@ pub enum Remedy {
     Check,
     /// Remove the snapshots that cannot be read.
     DropSnapshots,
+    /// Remove the persistent bitmaps, or allow that they are removed.
+    DropBitmaps,
     /// Look which snapshots there are.
     ListSnapshots,
     /// Convert the image from the format that QEMU calls so to a supported one, or state that its bytes are
@@ -168,6 +170,7 @@ impl fmt::Display for Remedy {
             Self::Repair => "repair the image's metadata first",
             Self::Check => "check the image's metadata for details",
             Self::DropSnapshots => "remove the snapshots that cannot be read",
+            Self::DropBitmaps => "remove the bitmaps, or allow that they are removed",
             Self::ListSnapshots => "look which snapshots the image has",
             Self::Decompress(_) => {
                 "decompress it first, or state that it is raw if these are a disk's own bytes"

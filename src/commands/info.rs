@@ -2,6 +2,8 @@
 
 mod text;
 
+pub(crate) use text::snapshot_list;
+
 use std::path::PathBuf;
 
 use clap::Args;

@@ -20,6 +20,7 @@ mod migration;
 #[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
 mod rescue;
+mod snapshot;
 
 pub(crate) use amend::Amend;
 pub(crate) use annotate::Annotate;
@@ -42,3 +43,4 @@ pub(crate) use migration::{
 };
 pub(crate) use monitor::Monitor;
 pub(crate) use rescue::Rescue;
+pub(crate) use snapshot::Snapshot;

@@ -239,12 +239,6 @@ fn commands_of_qemu_img_that_are_absent_are_answered_by_what_there_is() {
             ),
             ("rebase -b base -F qcow2 top", "`qcowtool flatten SRC DST`", &["flatten top n3"]),
             ("commit top", "`qcowtool flatten SRC DST`", &["flatten top n4"]),
-            ("snapshot -l base", "`qcowtool info` lists snapshots", &["info base"]),
-            (
-                "snapshot -a before base",
-                "`qcowtool flatten --snapshot",
-                &["flatten --snapshot before base n5"],
-            ),
             ("bitmap --add base b", "`qcowtool info` lists bitmaps", &["info base"]),
             ("dd if=base of=n6", "`qcowtool flatten -O raw SRC DST`", &["flatten -O raw base n6"]),
             ("resize base 2M", "`qemu-img resize` does it", &[]),

@@ -27,6 +27,7 @@ mod property;
 mod reading;
 mod replacing;
 mod salvage;
+mod snapshot;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;

@@ -133,7 +133,8 @@ impl Wanted {
                 let (first, second) = (name(first), name(second));
                 Err(Error::usage(format!(
                     "several internal snapshots have the {self}, among them {first} and {second}"
-                )))
+                ))
+                .hint("say snapshot.id=ID, or snapshot.name=NAME"))
             }
         }
     }

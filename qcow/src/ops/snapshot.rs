@@ -275,7 +275,7 @@ fn check_new_name(edit: &Edit, name: &str, duplicate: bool) -> Result<()> {
     }
     if !duplicate && snapshots.iter().any(|snapshot| snapshot.name == name.as_bytes()) {
         let message = format!("an internal snapshot has the name '{}'", crate::Escaped(name));
-        return Err(Error::new(ErrorKind::Exists, message));
+        return Err(Error::new(ErrorKind::Exists, message).hint("choose another name"));
     }
     Ok(())
 }
@@ -299,7 +299,8 @@ fn revert(edit: &mut Edit, wanted: &str, bitmaps: BitmapRule) -> Result<Made> {
         BitmapRule::Refuse => {
             return Err(Error::usage(
                 "the image has persistent bitmaps, which would say too little of what has changed",
-            ));
+            )
+            .hint(Remedy::DropBitmaps));
         }
     };
     let geometry = edit.geometry();

@@ -50,6 +50,13 @@ fn backing(lines: &mut Vec<String>, image: &ImageInfo) {
     }
 }
 
+/// The snapshots alone; nothing where there are none.
+pub(crate) fn snapshot_list(list: &[SnapshotInfo]) -> String {
+    let mut lines = Vec::new();
+    snapshots(&mut lines, list);
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
 fn snapshots(lines: &mut Vec<String>, snapshots: &[SnapshotInfo]) {
     if snapshots.is_empty() {
         return;

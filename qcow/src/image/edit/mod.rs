@@ -213,7 +213,6 @@ impl Edit {
 
     /// Has these changes written after the switch, durable before what is given with the next call. They
     /// are not part of the one step: a crash may leave those of earlier calls alone.
-    #[allow(dead_code, reason = "operations on bitmaps and names")]
     pub(crate) fn then(&mut self, writes: Vec<HeaderPatch>) {
         self.later.push(writes);
     }

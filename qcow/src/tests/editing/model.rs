@@ -67,7 +67,9 @@ pub(super) fn crash(made: &Made, image: &[u8], what: &str, work: Work<'_>) -> Ve
     let leaked = leaks(image, &what);
     work(&opened(&storage)).unwrap_or_else(|error| panic!("{what}: {error}"));
     let syncs = storage.events().iter().filter(|event| **event == Event::Sync).count();
-    assert!(syncs <= 2, "{what}: {syncs} syncs");
+    // Removing bitmaps, whose extension lies in another sector, takes one more.
+    let most = if what.ends_with("bitmaps") { 3 } else { 2 };
+    assert!(syncs <= most, "{what}: {syncs} syncs");
     let (old, new) = (seen(made, image), seen(made, &storage.bytes()));
     let mut states = HashSet::new();
     for crash in storage.crashes(7, DRAWN) {
