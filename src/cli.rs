@@ -6,7 +6,7 @@ use crate::args::exit_codes;
 use crate::commands::{
     Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Evacuate, Flatten,
     Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight,
-    Prepare, Rescue, Resume, Rollback, Transactions,
+    Prepare, Rescue, Resume, Rollback, Serve, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -104,6 +104,7 @@ commands! {
     Compare(common) "compare" "Compare the guest-visible content of two images";
     Check(common) "check" "Check an image's metadata for corruption and leaks";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
+    Serve(common) "serve" "Serve disks over the network block device protocol (NBD)";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";
     Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";

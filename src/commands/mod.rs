@@ -18,6 +18,7 @@ mod migration;
 #[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
 mod rescue;
+mod serve;
 
 pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
@@ -38,3 +39,4 @@ pub(crate) use migration::{
 };
 pub(crate) use monitor::Monitor;
 pub(crate) use rescue::Rescue;
+pub(crate) use serve::Serve;
