@@ -161,6 +161,11 @@ pub(crate) struct PartArgs {
 }
 
 impl PartArgs {
+    /// Whether a part is wanted.
+    pub(crate) fn is_part(&self) -> bool {
+        self.alone.is_some()
+    }
+
     /// Opens the chain of the image at `path`, or the part of it that is wanted.
     pub(crate) fn open(&self, path: &Path, options: &OpenOptions) -> Result<Chain> {
         match self.alone.map(usize::try_from) {

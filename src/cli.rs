@@ -6,7 +6,7 @@ use crate::args::exit_codes;
 use crate::commands::{
     Agent, Amend, Annotate, Audit, Bitmap, Check, Checksum, Compare, Create, Dependents, Evacuate,
     Flatten, Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand,
-    Preflight, Prepare, Rescue, Resume, Rollback, Snapshot, Transactions,
+    Preflight, Prepare, Rescue, Resume, Rollback, Serve, Snapshot, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -107,6 +107,7 @@ commands! {
     Amend(common) "amend" "Change an image's version, refcount width or data file in place";
     Snapshot(common) "snapshot" "List, take, apply and delete internal snapshots";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
+    Serve(common) "serve" "Serve disks over the network block device protocol (NBD)";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";
     Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";

@@ -1,5 +1,6 @@
 //! SIGINT, SIGTERM and SIGHUP ask a long operation to stop; a second signal does not ask.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{fs, io, thread};
@@ -51,6 +52,20 @@ impl Watch {
         let listen = move || signals.forever().for_each(|_| tell());
         thread::Builder::new().name("signals".to_owned()).spawn(listen).map_err(failed)?;
         Ok(watch)
+    }
+
+    /// Something that can be read as soon as a signal has come, for those that wait by `poll`. There is no thread,
+    /// see [`Watch`].
+    ///
+    /// # Errors
+    /// `Io` if it cannot be set up.
+    pub(crate) fn readable(&self) -> Result<UnixStream> {
+        let (told, tell) = UnixStream::pair().map_err(failed)?;
+        for signal in signals() {
+            let tell = tell.try_clone().map_err(failed)?;
+            signal_hook::low_level::pipe::register(signal, tell).map_err(failed)?;
+        }
+        Ok(told)
     }
 
     /// The first signal of any kind sets the token, and is kept; after it, any ends the process.

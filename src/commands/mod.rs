@@ -20,6 +20,7 @@ mod migration;
 #[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
 mod rescue;
+mod serve;
 mod snapshot;
 
 pub(crate) use amend::Amend;
@@ -43,4 +44,5 @@ pub(crate) use migration::{
 };
 pub(crate) use monitor::Monitor;
 pub(crate) use rescue::Rescue;
+pub(crate) use serve::Serve;
 pub(crate) use snapshot::Snapshot;

@@ -17,14 +17,15 @@ use libc::{
 };
 use seccompiler::{BpfProgram, apply_filter, sock_filter};
 
-use lists::{ALLOWED, ARCHITECTURE, Check, FATAL, checked};
+use lists::{ALLOWED, ARCHITECTURE, Check, FATAL, SERVING, checked};
 
-/// Leaves the calls that commands need.
+/// Leaves the calls that commands need, and those of a server if it is one.
 ///
 /// # Errors
 /// Why the kernel does not do it.
-pub(super) fn restrict() -> Result<(), String> {
-    let program = program().ok_or("there is no filter for this architecture")?;
+pub(super) fn restrict(serving: bool) -> Result<(), String> {
+    let more = if serving { SERVING } else { &[] };
+    let program = program(more).ok_or("there is no filter for this architecture")?;
     apply_filter(&program).map_err(|error| error.to_string())
 }
 
@@ -66,11 +67,11 @@ enum Way {
     Answer(Answer),
 }
 
-/// The program, `None` if there is no list for the architecture.
-fn program() -> Option<BpfProgram> {
+/// The program, `None` if there is no list for the architecture; `more` are allowed besides.
+fn program(more: &[libc::c_long]) -> Option<BpfProgram> {
     let checks = checked();
     let blocks: Vec<_> = checks.iter().map(|(_, check)| block(check)).collect::<Option<_>>()?;
-    let ranges = ranges(&checks)?;
+    let ranges = ranges(&checks, more)?;
     let mut questions = Vec::with_capacity(ranges.len());
     search(&ranges, &mut questions)?;
 
@@ -102,9 +103,10 @@ fn program() -> Option<BpfProgram> {
 }
 
 /// All numbers, in order, neighbours with the same answer joined.
-fn ranges(checks: &[(libc::c_long, Check)]) -> Option<Vec<Range>> {
-    let allowed = ALLOWED.iter().map(|call| (*call, Answer::Allowed));
-    let fatal = FATAL.iter().map(|call| (*call, Answer::Fatal));
+fn ranges(checks: &[(libc::c_long, Check)], more: &[libc::c_long]) -> Option<Vec<Range>> {
+    let allowed = ALLOWED.iter().chain(more).map(|call| (*call, Answer::Allowed));
+    let fatal = FATAL.iter().filter(|call| !more.contains(call));
+    let fatal = fatal.map(|call| (*call, Answer::Fatal));
     let blocks = (0..).zip(checks).map(|(index, (call, _))| (*call, Answer::Block(index)));
     let mut calls = Vec::with_capacity(256);
     for (call, answer) in allowed.chain(fatal).chain(blocks) {
@@ -195,9 +197,12 @@ mod tests {
     use super::*;
 
     /// What the kernel would do: runs the program for a call.
-    #[expect(clippy::arithmetic_side_effects, reason = "a panic fails the test")]
     fn run(number: libc::c_long, arguments: [u32; 3]) -> u32 {
-        let program = program().unwrap();
+        run_in(&program(&[]).unwrap(), number, arguments)
+    }
+
+    #[expect(clippy::arithmetic_side_effects, reason = "a panic fails the test")]
+    fn run_in(program: &BpfProgram, number: libc::c_long, arguments: [u32; 3]) -> u32 {
         let (mut at, mut value) = (0, 0);
         loop {
             let sock_filter { code, jt, jf, k } = program[at].clone();
@@ -237,6 +242,17 @@ mod tests {
     }
 
     #[test]
+    fn a_server_may_talk_to_its_clients_and_call_nobody() {
+        let program = program(SERVING).unwrap();
+        for call in SERVING {
+            assert_eq!(run_in(&program, *call, [0; 3]), ALLOW, "{call}");
+        }
+        for call in [libc::SYS_socket, libc::SYS_connect, libc::SYS_bind, libc::SYS_execve] {
+            assert_eq!(run_in(&program, call, [0; 3]), KILL, "{call}");
+        }
+    }
+
+    #[test]
     fn no_call_is_on_two_lists() {
         let mut all = [ALLOWED, FATAL].concat();
         all.extend(checked().iter().map(|(call, _)| *call));
@@ -268,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_program_is_short_enough_to_start_quickly_with() {
-        let len = program().unwrap().len();
+        let len = program(&[]).unwrap().len();
         assert!(len < 190, "{len} instructions");
     }
 }

@@ -45,7 +45,7 @@ impl Sandbox {
         if mode != Mode::Off {
             no_core_dumps();
             insist(mode, files::restrict(&plan.before()), "file access cannot be restricted")?;
-            insist(mode, calls::restrict(), "system calls cannot be filtered")?;
+            insist(mode, calls::restrict(plan.serves()), "system calls cannot be filtered")?;
         }
         Ok(Self { mode, plan })
     }

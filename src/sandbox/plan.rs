@@ -26,6 +26,8 @@ pub struct Plan {
     makes_late: Vec<PathBuf>,
     /// What is read and changed is opened again later.
     opened_again: bool,
+    /// Clients connect to a socket that is there.
+    serving: bool,
 }
 
 impl Plan {
@@ -118,6 +120,18 @@ impl Plan {
         self.makes_late.push(directory(target));
         self.reads_late.extend(DEVICES.map(PathBuf::from));
         self
+    }
+
+    /// Clients connect to sockets that were made before.
+    #[must_use]
+    pub fn serving(mut self) -> Self {
+        self.serving = true;
+        self
+    }
+
+    /// Whether clients connect.
+    pub(super) fn serves(&self) -> bool {
+        self.serving
     }
 
     /// What may be opened before all is open.

@@ -1,7 +1,7 @@
 //! One image of a chain: where its bytes live, its format, and how ranges are looked up in it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::name::ImageName;
 use super::policy::Policy;
@@ -17,6 +17,8 @@ pub struct Layer {
     path: PathBuf,
     storage: Arc<dyn Storage>,
     content: Content,
+    /// Whether its data may be holes of the file, once that was asked.
+    mostly_holes: OnceLock<bool>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Layer {
                 Content::Qcow2 { image: Box::new(image), data: None }
             }
         };
-        Ok(Self { path, storage, content })
+        Ok(Self { path, storage, content, mostly_holes: OnceLock::new() })
     }
 
     /// Makes the guest's data readable: refuses encryption, opens the data file.
@@ -102,6 +104,16 @@ impl Layer {
             }
         };
         Ok(self)
+    }
+
+    /// Whether the metadata was preallocated, so that data is worth a look for holes in the file. Refcounts that
+    /// cannot be read do not spoil a map. Found out once: it reads refcounts of the whole file.
+    #[cfg(feature = "ops")]
+    pub(crate) fn is_mostly_holes(&self) -> bool {
+        *self.mostly_holes.get_or_init(|| {
+            let allocated = self.storage.allocated();
+            self.image().is_some_and(|image| image.is_mostly_holes(allocated).unwrap_or(false))
+        })
     }
 
     /// The name under which it was opened.

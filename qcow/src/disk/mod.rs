@@ -47,6 +47,9 @@ use crate::{Error, Result};
 /// 256 GiB of disk at 64 KiB clusters.
 pub const TABLE_CACHE_BYTES: u64 = 32 << 20;
 
+/// Data and holes of a raw image that are told apart at once.
+const RAW_RANGES: usize = 1 << 16;
+
 /// How a disk is written to.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -131,6 +134,7 @@ pub enum RangeKind {
 pub struct Disk {
     path: PathBuf,
     image: Kind,
+    backing: Option<Chain>,
 }
 
 #[derive(Debug)]
@@ -196,6 +200,7 @@ impl Disk {
         options: WriteOptions,
     ) -> Result<Self> {
         let WriteOptions { table_cache, punch, backing, data_file } = options;
+        let below = backing.clone();
         let image = match format {
             Format::Raw => Kind::Raw(storage),
             Format::Qcow2 => {
@@ -208,7 +213,7 @@ impl Disk {
                 Kind::Qcow2(Box::new(writer.map_err(|error| error.file(&path))?))
             }
         };
-        Ok(Self { path, image })
+        Ok(Self { path, image, backing: below })
     }
 
     /// Size of the disk in bytes, a multiple of 512.
@@ -217,6 +222,11 @@ impl Disk {
             Kind::Raw(storage) => whole_sectors(storage.len()),
             Kind::Qcow2(writer) => writer.size(),
         }
+    }
+
+    /// What the image is backed by: what a range of kind [`Backing`](RangeKind::Backing) is made of.
+    pub fn backing(&self) -> Option<&Chain> {
+        self.backing.as_ref()
     }
 
     /// Cluster size in bytes; `None` for a raw image.
@@ -267,10 +277,9 @@ impl Disk {
     /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk, otherwise what reading the tables raises.
     pub fn ranges(&self, at: u64, len: u64) -> Result<Vec<DiskRange>> {
         let result = match &self.image {
-            Kind::Raw(_) => self.check_range(at, len).map(|()| {
-                let kind = RangeKind::Data { host: HostOffset(at) };
-                if len == 0 { Vec::new() } else { vec![DiskRange { at, len, kind }] }
-            }),
+            Kind::Raw(storage) => {
+                self.check_range(at, len).and_then(|()| raw_ranges(&**storage, at, at.plus(len)?))
+            }
             Kind::Qcow2(writer) => {
                 writer.pieces(at, len).map(|pieces| pieces.into_iter().map(range).collect())
             }
@@ -307,6 +316,21 @@ impl Disk {
                     .map_err(|error| Error::io("could not write zeros", error))
             }),
             Kind::Qcow2(writer) => writer.write_zeroes(at, len, how),
+        };
+        self.named(result)
+    }
+
+    /// Whether [`write_zeroes`](Self::write_zeroes) of this range would write no data, as far as that can be told
+    /// beforehand: of a QCOW2 image, if entries can say it; of a raw one, if its space can be given back.
+    ///
+    /// # Errors
+    /// [`Usage`](crate::ErrorKind::Usage) past the end of the disk, otherwise what reading the tables raises.
+    pub fn zeroes_fast(&self, at: u64, len: u64, how: Zeroes) -> Result<bool> {
+        let result = match &self.image {
+            Kind::Raw(storage) => self
+                .check_range(at, len)
+                .map(|()| how == Zeroes::Unmap && storage.capabilities().unmap),
+            Kind::Qcow2(writer) => writer.zeroes_fast(at, len, how),
         };
         self.named(result)
     }
@@ -394,6 +418,29 @@ impl Disk {
             result => result,
         }
     }
+}
+
+/// Data and holes of a raw image. More than [`RAW_RANGES`] of them are taken as data from there on.
+fn raw_ranges(storage: &dyn WriteStorage, at: u64, end: u64) -> Result<Vec<DiskRange>> {
+    let failed = |error| Error::io("could not look for holes", error).guest_offset(at);
+    let mut ranges = Vec::new();
+    let mut now = at;
+    while now < end {
+        let data = storage.next_data(now).map_err(failed)?.unwrap_or(end).clamp(now, end);
+        let (next, kind) = if data > now {
+            (data, RangeKind::Zero)
+        } else {
+            let hole = match ranges.len() {
+                0..RAW_RANGES => storage.next_hole(now).map_err(failed)?,
+                _ => end,
+            };
+            // At least one byte further, whatever the file system says.
+            (hole.clamp(now.plus(1)?, end), RangeKind::Data { host: HostOffset(now) })
+        };
+        ranges.push(DiskRange { at: now, len: next.minus(now)?, kind });
+        now = next;
+    }
+    Ok(ranges)
 }
 
 fn range((at, piece): (u64, Piece)) -> DiskRange {

@@ -138,6 +138,15 @@ impl Iterator for DirtyRanges<'_> {
 impl FusedIterator for DirtyRanges<'_> {}
 
 impl DirtyRanges<'_> {
+    /// Leaves out what lies before `start`: a range that reaches across it begins at the bit that `start` is in.
+    /// To be called before the first range is taken.
+    #[must_use]
+    pub fn starting_at(mut self, start: GuestOffset) -> Self {
+        let bit = start.0.checked_div(self.bitmap.info.granularity).unwrap_or_default();
+        self.at = bit.min(self.bits);
+        self
+    }
+
     fn range(&mut self) -> Result<Option<Range<GuestOffset>>> {
         let start = self.find(true)?;
         if start >= self.bits {

@@ -99,7 +99,6 @@ pub fn map<'a>(chain: &'a Chain, options: &MapOptions) -> Map<'a> {
     Map {
         chain,
         extents,
-        holes: vec![None; chain.layers().len()],
         rest: None,
         ready: VecDeque::new(),
         held: None,
@@ -113,8 +112,6 @@ pub fn map<'a>(chain: &'a Chain, options: &MapOptions) -> Map<'a> {
 pub struct Map<'a> {
     chain: &'a Chain,
     extents: Extents,
-    /// For each layer, once known: whether its clusters may be holes in the file.
-    holes: Vec<Option<bool>>,
     /// What is left of an extent that is taken apart.
     rest: Option<Extent>,
     ready: VecDeque<MapEntry>,
@@ -204,7 +201,7 @@ impl Map<'_> {
     /// Data: up to the next border between bytes and a hole, where the file has unexpected holes.
     fn data(&mut self, extent: &Extent, layer: &Layer, host: HostOffset) -> Result<u64> {
         let (mut len, mut zero) = (extent.len, false);
-        if self.may_have_holes(extent.depth, layer) {
+        if layer.is_mostly_holes() {
             let file = layer.data_storage();
             let failed =
                 |error| Error::io("could not look for holes", error).file(layer.data_path());
@@ -222,16 +219,6 @@ impl Map<'_> {
         let piece = plain(extent.guest.0, len, extent.depth);
         self.push(MapEntry { present, data, zero, offset, ..piece });
         Ok(extent.guest.0.saturating_add(len))
-    }
-
-    /// Whether data of a layer is worth a look for holes. Refcounts that cannot be read do not
-    /// spoil a map.
-    fn may_have_holes(&mut self, depth: usize, layer: &Layer) -> bool {
-        let Some(known) = self.holes.get_mut(depth) else { return false };
-        *known.get_or_insert_with(|| {
-            let allocated = layer.storage().allocated();
-            layer.image().is_some_and(|image| image.is_mostly_holes(allocated).unwrap_or(false))
-        })
     }
 
     /// What no layer has: up to where another layer takes over saying so.

@@ -134,6 +134,18 @@ pub(super) const ALLOWED: &[c_long] = &[
     libc::SYS_poll,
 ];
 
+/// What a server needs besides: to talk to those who connect to a socket that was made before. `sendto` is for the
+/// signal handlers, which write to a socket of their own.
+pub(super) const SERVING: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_shutdown,
+    libc::SYS_setsockopt,
+    libc::SYS_eventfd2,
+];
+
 /// What ends the process. What is on no list does not work either: this is for calls that only an attacker makes.
 pub(super) const FATAL: &[c_long] = &[
     // Programs.

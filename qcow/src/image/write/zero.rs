@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::store::Change;
-use super::{Below, Writer};
+use super::{Below, PieceKind, Writer};
 use crate::codec::is_zero;
 use crate::exact::{Exact, to_usize};
 use crate::format::{RawL2Entry, Version};
@@ -47,19 +47,57 @@ impl Writer {
         self.changing(start, end.minus(start)?, || self.zero(start, end, Zeroes::Unmap))
     }
 
-    fn zero(&self, at: u64, end: u64, how: Zeroes) -> Result<()> {
-        let unit = self.geometry().subcluster_size();
-        // Version 2 cannot say that a cluster is zero over a backing file.
-        let by_entry = match self.rules.version {
+    /// Whether [`write_zeroes`](Self::write_zeroes) of this range would write no data.
+    ///
+    /// # Errors
+    /// As for reading.
+    pub(crate) fn zeroes_fast(&self, at: u64, len: u64, how: Zeroes) -> Result<bool> {
+        self.check_range(at, len)?;
+        let end = at.plus(len)?;
+        let all = |from: u64, to: u64, fast: fn(&PieceKind) -> bool| {
+            let pieces = self.pieces(from, to.minus(from)?)?;
+            Ok::<_, Error>(pieces.iter().all(|(at, piece)| {
+                fast(&piece.kind) || piece.kind == PieceKind::Below && *at >= self.below.len()
+            }))
+        };
+        if self.rules.data_file {
+            return all(at, end, |kind| matches!(kind, PieceKind::Data { .. } | PieceKind::Zero));
+        }
+        let (first, last) = self.by_entries(at, end);
+        let zero = |kind: &PieceKind| *kind == PieceKind::Zero;
+        if !self.zeroes_by_entry(how) || !all(at, first, zero)? || !all(last, end, zero)? {
+            return Ok(false);
+        }
+        // A compressed cluster has no parts.
+        let cluster = self.geometry().cluster_size();
+        let whole = |kind: &PieceKind| !matches!(kind, PieceKind::Compressed(_));
+        let (head, tail) = (first.next_multiple_of(cluster), last & !cluster.wrapping_sub(1));
+        let tail = if end == self.size { end } else { tail };
+        Ok(all(first, head.min(last), whole)? && all(tail.max(first), last, whole)?)
+    }
+
+    /// Whether entries can say that a cluster is zero: those of version 2 cannot, over a backing file.
+    fn zeroes_by_entry(&self, how: Zeroes) -> bool {
+        match self.rules.version {
             Version::V2 => self.below.len() == 0 && how == Zeroes::Unmap,
             Version::V3 => true,
-        };
+        }
+    }
+
+    /// The part of a range that consists of whole subclusters.
+    fn by_entries(&self, at: u64, end: u64) -> (u64, u64) {
+        let unit = self.geometry().subcluster_size();
+        let first = at.next_multiple_of(unit).min(end);
+        let last = if end == self.size { end } else { (end & !unit.wrapping_sub(1)).max(first) };
+        (first, last)
+    }
+
+    fn zero(&self, at: u64, end: u64, how: Zeroes) -> Result<()> {
         if self.rules.data_file {
             return self.zero_data_file(at, end, how);
         }
-        let first = at.next_multiple_of(unit).min(end);
-        let last = if end == self.size { end } else { (end & !unit.wrapping_sub(1)).max(first) };
-        if !by_entry {
+        let (first, last) = self.by_entries(at, end);
+        if !self.zeroes_by_entry(how) {
             return self.write_zeros(at, end);
         }
         self.write_zeros(at, first)?;

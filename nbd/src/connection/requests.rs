@@ -1,0 +1,303 @@
+//! Takes requests off the stream, and has them done: here, or by the pool.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::input::Input;
+use super::out::Reply;
+use super::{Common, End, Link, perform};
+use crate::backend::Failed;
+use crate::budget::{OWN, Permit};
+use crate::export::Export;
+use crate::handshake::Agreed;
+use crate::wire::{Command, CommandFlags, Errno, Headers, MAX_PAYLOAD, Request};
+
+/// Requests up to this length may be done by the thread that takes them.
+pub(super) const SHORT: u64 = 64 << 10;
+/// Replies that are sent together, in bytes.
+const BATCH: usize = 64 << 10;
+/// A payload that is too long is taken off the stream up to this length; behind a longer one the connection ends.
+const SKIPPED: u64 = 2 * MAX_PAYLOAD as u64;
+
+/// A connection that takes requests.
+#[derive(Debug)]
+pub(super) struct Session {
+    common: Arc<Common>,
+    link: Arc<Link>,
+    agreed: Agreed,
+}
+
+impl Session {
+    pub(super) fn new(common: &Arc<Common>, link: &Arc<Link>, agreed: Agreed) -> Self {
+        Self { common: Arc::clone(common), link: Arc::clone(link), agreed }
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(super) fn common(&self) -> &Common {
+        &self.common
+    }
+
+    pub(super) fn headers(&self) -> Headers {
+        self.agreed.headers
+    }
+
+    pub(super) fn contexts(&self) -> &[u32] {
+        &self.agreed.contexts
+    }
+
+    pub(super) fn export(&self) -> Option<&Export> {
+        self.common.exports.get(self.agreed.export)
+    }
+
+    /// Waits for memory; `None` if there is none, or nobody to answer.
+    pub(super) fn permit(&self, len: usize) -> Option<Permit> {
+        let lives = || !self.link.is_gone();
+        self.common.budget.take(self.link.own(), len, lives)
+    }
+}
+
+/// Takes requests until the client goes.
+pub(super) fn take(session: &Arc<Session>, input: Input) -> End {
+    let mut taker = Taker { session, input, batch: Vec::new() };
+    let end = loop {
+        match taker.next() {
+            Ok(None) => {}
+            Ok(Some(end)) => break end,
+            Err(_) if session.link.is_stopping() => break End::Orderly,
+            Err(_) => break End::Lost,
+        }
+    };
+    if end == End::Orderly {
+        taker.send_batch();
+    }
+    end
+}
+
+struct Taker<'a> {
+    session: &'a Arc<Session>,
+    input: Input,
+    /// Replies that were not sent yet.
+    batch: Vec<u8>,
+}
+
+impl Taker<'_> {
+    /// Takes one request and has it done. How it ended, if it did.
+    fn next(&mut self) -> io::Result<Option<End>> {
+        let session = self.session;
+        let link = &session.link;
+        if link.is_stopping() {
+            return Ok(Some(End::Orderly));
+        }
+        let parsed = Request::parse(session.headers(), self.input.buffered());
+        let Some((request, used)) = parsed.map_err(io::Error::other)? else {
+            self.send_batch();
+            let received = self.input.fill(link.transport(), None)?;
+            let end = if link.is_stopping() { End::Orderly } else { End::Lost };
+            return Ok((received == 0).then_some(end));
+        };
+        self.input.consume(used);
+        if request.command == Command::Disconnect {
+            return Ok(Some(End::Orderly));
+        }
+        let payload = request.payload(session.headers());
+        if let Err(failed) = check(session, &request) {
+            if payload > SKIPPED {
+                return Ok(Some(End::Lost));
+            }
+            // Whatever is wrong, the payload is not the next request (traps W-95, W-96).
+            self.input.skip(link.transport(), payload, None)?;
+            perform::refused(session, &request, &failed, &mut self.batch);
+        } else if request.command == Command::Write {
+            self.write(request)?;
+        } else {
+            self.start(request);
+        }
+        if self.batch.len() >= BATCH {
+            self.send_batch();
+        }
+        Ok(None)
+    }
+
+    fn send_batch(&mut self) {
+        if !self.batch.is_empty() {
+            let batch = std::mem::take(&mut self.batch);
+            self.batch.reserve(batch.len().min(BATCH));
+            self.session.link.out().push_waiting(&self.session.link, Reply::of(batch));
+        }
+    }
+
+    /// Whether a request of this length is to be done by this thread.
+    fn is_short(&self, request: &Request) -> bool {
+        let durable = request.flags.contains(CommandFlags::FUA)
+            && !matches!(request.command, Command::Read | Command::BlockStatus);
+        request.len <= SHORT && !durable && self.session.link.is_quick()
+    }
+
+    fn write(&mut self, request: Request) -> io::Result<()> {
+        let session = self.session;
+        let transport = session.link.transport();
+        let len = usize::try_from(request.len).unwrap_or(usize::MAX);
+        if self.is_short(&request) {
+            if self.input.buffered().len() < len {
+                self.send_batch();
+            }
+            let start = Instant::now();
+            let payload = self.input.need(transport, len, None)?;
+            perform::write(session, &request, payload, &mut self.batch);
+            session.link.took(start.elapsed());
+            self.input.consume(len);
+            return Ok(());
+        }
+        self.send_batch();
+        let slot = session.link.slot();
+        let Some(permit) = session.permit(len.min(OWN)) else {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        };
+        let mut payload = session.common.budget.buffer(len.min(OWN));
+        if len > OWN {
+            // In pieces, so that a client that is slow to send holds no more than others.
+            let mut pieces = perform::Pieces::new(session, request);
+            while let Some(piece) = pieces.next_len() {
+                let piece = payload.get_mut(..piece).unwrap_or_default();
+                self.input.read(transport, piece)?;
+                pieces.write(piece);
+            }
+            pieces.end(&mut self.batch);
+            return Ok(());
+        }
+        self.input.read(transport, &mut payload)?;
+        let session = Arc::clone(session);
+        self.session.common.pool.run(Box::new(move || {
+            if session.link.is_gone() {
+                return;
+            }
+            let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
+            perform::write(&session, &request, &payload, &mut reply.heads);
+            drop((payload, permit));
+            session.link.out().push(&session.link, reply);
+        }));
+        Ok(())
+    }
+
+    /// Does a request without payload, or gives it to the pool.
+    fn start(&mut self, request: Request) {
+        let session = self.session;
+        let status = request.command == Command::BlockStatus;
+        let inline =
+            matches!(request.command, Command::Read | Command::WriteZeroes | Command::Trim);
+        if (inline && self.is_short(&request)) || (status && session.link.is_quick()) {
+            let start = Instant::now();
+            perform::short(session, &request, &mut self.batch);
+            session.link.took(start.elapsed());
+            return;
+        }
+        // What was done already is not to wait for it.
+        self.send_batch();
+        match request.command {
+            Command::Read if request.len > OWN as u64 && perform::in_pieces(session, &request) => {
+                perform::read_in_pieces(session, request);
+            }
+            Command::Read | Command::BlockStatus => self.start_read(request),
+            _ => {
+                let slot = session.link.slot();
+                let session = Arc::clone(session);
+                self.session.common.pool.run(Box::new(move || {
+                    if session.link.is_gone() {
+                        return;
+                    }
+                    let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
+                    perform::short(&session, &request, &mut reply.heads);
+                    session.link.out().push(&session.link, reply);
+                }));
+            }
+        }
+    }
+
+    /// Gives the pool a request whose reply takes memory.
+    fn start_read(&mut self, request: Request) {
+        let session = self.session;
+        let len = match request.command {
+            Command::BlockStatus => perform::status_room(&request),
+            _ => usize::try_from(request.len).unwrap_or(usize::MAX),
+        };
+        let slot = session.link.slot();
+        let Some(permit) = session.permit(len) else {
+            let failed = Failed::new(Errno::Memory, "too much is being read at once");
+            return perform::refused(session, &request, &failed, &mut self.batch);
+        };
+        let session = Arc::clone(session);
+        self.session.common.pool.run(Box::new(move || {
+            if session.link.is_gone() {
+                return;
+            }
+            let mut reply = Reply { _slot: Some(slot), permit: Some(permit), ..Reply::default() };
+            let start = Instant::now();
+            match request.command {
+                Command::Read => perform::read(&session, &request, &mut reply),
+                _ => perform::short(&session, &request, &mut reply.heads),
+            }
+            if request.len <= SHORT {
+                session.link.took(start.elapsed());
+            }
+            let len = reply.heads.len().saturating_add(reply.data.len());
+            if let Some(permit) = &mut reply.permit {
+                permit.shrink(len);
+            }
+            session.link.out().push(&session.link, reply);
+        }));
+    }
+}
+
+/// Whether a request can be done at all.
+fn check(session: &Session, request: &Request) -> Result<(), Failed> {
+    let Some(export) = session.export() else {
+        return Err(Failed::new(Errno::Shutdown, "there is no export"));
+    };
+    let invalid = |message: &str| Err(Failed::new(Errno::Invalid, message));
+    let extended = session.headers() == Headers::Extended;
+    let allowed = CommandFlags::FUA
+        | match request.command {
+            Command::Read if session.headers() > Headers::Simple => CommandFlags::DF,
+            Command::Write if extended => CommandFlags::PAYLOAD_LEN,
+            Command::WriteZeroes => CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO,
+            Command::BlockStatus => CommandFlags::REQ_ONE,
+            _ => CommandFlags::empty(),
+        };
+    let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+    if let Command::Other(_) | Command::Disconnect = request.command {
+        return invalid("the command is unknown");
+    }
+    if writes && export.is_read_only() {
+        return Err(Failed::new(Errno::Permission, "the export is read-only"));
+    }
+    if !allowed.contains(request.flags) {
+        return invalid("a flag does not belong to the command");
+    }
+    if request.command == Command::Flush {
+        return Ok(());
+    }
+    if request.offset.checked_add(request.len).is_none_or(|end| end > export.size()) {
+        let past = "the range passes the end of the disk";
+        return match request.command {
+            Command::Write | Command::WriteZeroes => Err(Failed::new(Errno::NoSpace, past)),
+            _ => invalid(past),
+        };
+    }
+    let data = matches!(request.command, Command::Read | Command::Write);
+    if data && request.len > MAX_PAYLOAD.into() {
+        return invalid("more than 32 MiB at once");
+    }
+    if request.command == Command::BlockStatus {
+        if session.contexts().is_empty() {
+            return invalid("no metadata context was agreed on");
+        }
+        if request.len == 0 {
+            return invalid("a range without bytes has no status");
+        }
+    }
+    Ok(())
+}
