@@ -1,11 +1,13 @@
 //! `qcowtool bitmap`: changes persistent bitmaps in place, or lists them.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::image::DirtyRanges;
 use qcow::ops::bitmap::{BitmapAction, BitmapOptions, BitmapOutcome, change_bitmap};
 use qcow::ops::info::{BitmapSummary, FormatSpecific, ImageInfo, InfoOptions, info};
 use qcow::{Error, Escaped};
@@ -21,7 +23,8 @@ use crate::session::{Operation, Session};
 #[command(
     override_usage = "qcowtool bitmap [OPTIONS] [ACTIONS] <PATH> [NAME]",
     after_help = concat!(
-    "Without an action, the bitmaps of the image are listed. Actions are done in the order given, all of them or,
+    "Without an action, the bitmaps of the image are listed or, with NAME, the ranges of the disk that the bitmap has
+as dirty: offset and length in bytes. Actions are done in the order given, all of them or,
 if one cannot be done, none. The image must not be in use; of a running guest, libvirt and QEMU change the
 bitmaps.
 
@@ -32,6 +35,7 @@ Examples:
   qcowtool bitmap vm.qcow2
   qcowtool bitmap --add vm.qcow2 backup-1
   qcowtool bitmap --disable vm.qcow2 backup-1
+  qcowtool bitmap --output json vm.qcow2 backup-1
   qcowtool bitmap --add --disable --merge backup-1 vm.qcow2 both
   qcowtool bitmap --merge backup-1 -b overlay.qcow2 -F qcow2 base.qcow2 backup-1
 
@@ -153,10 +157,7 @@ impl Bitmap {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let name = match (&self.name, self.actions.0.is_empty()) {
             (None, true) => return self.list(),
-            (Some(_), true) => {
-                let message = "what is to be done with the bitmap?";
-                return Err(Error::usage(message).hint("see 'qcowtool bitmap --help'").into());
-            }
+            (Some(name), true) => return self.dirty(name.as_bytes()),
             (None, false) => {
                 let message = "the name of the bitmap is missing";
                 return Err(Error::usage(message).hint("see 'qcowtool bitmap --help'").into());
@@ -210,6 +211,51 @@ impl Bitmap {
             }
         };
         self.actions.0.iter().map(action).collect()
+    }
+
+    /// Prints what the bitmap has as dirty.
+    fn dirty(&self, name: &[u8]) -> Result<(), Failure> {
+        Session::start(&self.common, Plan::new().image(&self.path))?;
+        self.common.verbosity.opening(&self.path, self.format);
+        let open = OpenOptions::default().format(self.format).force_share(self.force_share);
+        let chain = Chain::open_alone(&self.path, &open)?;
+        let image = chain.layers().first().and_then(|layer| layer.image());
+        let image = image
+            .ok_or_else(|| Error::unsupported("raw images have no bitmaps").file(&self.path))?;
+        let ranges = image.bitmap(name).and_then(|bitmap| bitmap.dirty_ranges());
+        let ranges = ranges.map_err(|error| error.file(&self.path))?;
+        self.print_dirty(ranges)
+    }
+
+    /// Prints the ranges as they are found.
+    fn print_dirty(&self, ranges: DirtyRanges<'_>) -> Result<(), Failure> {
+        let json = self.common.format() == OutputFormat::Json;
+        let mut out = BufWriter::new(io::stdout().lock());
+        let mut before = if json { "[" } else { "" };
+        for range in ranges {
+            let range = match range {
+                Ok(range) => range,
+                Err(error) => {
+                    out.flush().map_err(Failure::from_output)?;
+                    return Err(error.file(&self.path).into());
+                }
+            };
+            let (start, length) = (range.start.0, range.end.0.saturating_sub(range.start.0));
+            let written = if json {
+                write!(out, "{before}{{ \"start\": {start}, \"length\": {length} }}")
+            } else {
+                write!(out, "{before}{start} {length}")
+            };
+            written.map_err(Failure::from_output)?;
+            before = if json { ",\n" } else { "\n" };
+        }
+        let end = match (json, before) {
+            (true, "[") => "[]\n",
+            (true, _) => "]\n",
+            (false, "") => "",
+            (false, _) => "\n",
+        };
+        out.write_all(end.as_bytes()).and_then(|()| out.flush()).map_err(Failure::from_output)
     }
 
     fn list(&self) -> Result<(), Failure> {

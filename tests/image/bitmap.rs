@@ -75,6 +75,10 @@ fn a_bitmap_that_was_added_is_kept_by_qemu_and_used_for_an_incremental_backup() 
          tuesday  granularity 65536, enabled\n\
          both  granularity 65536, disabled\n"
     );
+    let text = qcowtool(args!["bitmap", image, "both"]).ok();
+    assert_eq!(text, "1048576 131072\n5242880 1048576\n9437184 65536\n");
+    let json = qcowtool(args!["bitmap", "--output", "json", image, "tuesday"]).json();
+    assert_eq!(json, serde_json::json!([{ "start": 9437184, "length": 65536 }]));
     let json = qcowtool(args!["bitmap", "--output", "json", image]).json();
     same_json(&json, &bitmaps(&image), "the list");
     for name in ["monday", "tuesday", "both"] {
@@ -95,7 +99,7 @@ fn a_plan_writes_nothing_and_what_is_in_use_or_not_understood_is_refused() {
     assert!(plan.starts_with("The image would have these bitmaps:\nb  "), "{plan}");
     for (arguments, words) in [
         (args!["--add", image], "the name of the bitmap is missing"),
-        (args![image, "b"], "what is to be done"),
+        (args![image, "b"], "no bitmap named 'b'"),
         (args!["-U", "--add", image, "b"], "-U is for listing"),
         (args!["--remove", image, "b"], "no bitmap named 'b'"),
         (args!["--add", "--remove", "--clear", image, "b"], "no bitmap named 'b'"),

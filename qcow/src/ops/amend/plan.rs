@@ -50,7 +50,7 @@ impl Plan {
         let version = options.version.unwrap_or(header.version);
         plan.set_version(image, version)?;
         plan.set_width(options.refcount_bits, version)?;
-        plan.set_lazy_refcounts(options.lazy_refcounts, version)?;
+        plan.set_lazy_refcounts(header, options.lazy_refcounts, version)?;
         plan.set_data_file(options)?;
         Ok(plan)
     }
@@ -153,9 +153,14 @@ impl Plan {
         Ok(())
     }
 
-    fn set_lazy_refcounts(&mut self, lazy: Option<bool>, version: Version) -> Result<()> {
-        let lazy_now = self.area.header.compatible.contains(Compatible::LAZY_REFCOUNTS);
-        let lazy = lazy.unwrap_or(lazy_now);
+    fn set_lazy_refcounts(
+        &mut self,
+        header: &Header,
+        lazy: Option<bool>,
+        version: Version,
+    ) -> Result<()> {
+        let lazy_now = header.compatible.contains(Compatible::LAZY_REFCOUNTS);
+        let lazy = lazy.unwrap_or(lazy_now && version == Version::V3);
         if lazy && version == Version::V2 {
             return Err(Error::usage("version 2 has no lazy refcounts").hint("ask for version 3"));
         }

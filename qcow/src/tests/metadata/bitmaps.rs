@@ -44,6 +44,9 @@ fn merge(name: &str, from: Option<Chain>) -> BitmapAction {
     BitmapAction::Merge { bitmap: name.as_bytes().to_vec(), from }
 }
 
+/// An image, a bitmap, what is to be done with it, and the refusal.
+type Row<'a> = (&'a [u8], &'a str, &'a [BitmapAction], ErrorKind, &'a str);
+
 /// A bitmap of this name with what qemu-io wrote as dirty, in an image of its own.
 fn other(dir: &Path, size: &str, granularity: &str, commands: &[&str]) -> Chain {
     let path = dir.join("other.qcow2");
@@ -129,7 +132,7 @@ fn what_cannot_be_done_is_refused_as_a_whole_and_nothing_is_written() {
     let lost = std::fs::read(&path).unwrap();
     let larger = other(dir, "2M", "64k", &[]);
     let long = "n".repeat(1024);
-    let rows: [(&[u8], &str, &[BitmapAction], ErrorKind, &str); 15] = [
+    let rows: [Row<'_>; 15] = [
         (&v3, "here", &[add(65536)], ErrorKind::Exists, "already has"),
         (&v3, "there", &[Clear], ErrorKind::Usage, "no bitmap named 'there'"),
         (&v3, "there", &[Remove], ErrorKind::Usage, "no bitmap named"),
