@@ -210,6 +210,10 @@ pub(super) fn read(session: &Session, request: &Request, reply: &mut Reply) {
             write_simple(&mut reply.heads, request.cookie, None);
             reply.parts.push(Part { head: reply.heads.len(), skip: 0, data: len });
         }
+        Ok(()) if len == 0 => {
+            let (heads, kind) = (&mut reply.heads, ChunkKind::None);
+            write_chunk_head(heads, session.headers(), last(request), kind, 0);
+        }
         Ok(()) => {
             let whole = request.flags.contains(CommandFlags::DF);
             chunks(session.headers(), last(request), request.offset, whole, reply);
