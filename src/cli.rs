@@ -4,9 +4,9 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::args::exit_codes;
 use crate::commands::{
-    Agent, Annotate, Audit, Check, Checksum, Compare, Create, Dependents, Evacuate, Flatten,
-    Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand, Preflight,
-    Prepare, Rescue, Resume, Rollback, Transactions,
+    Agent, Annotate, Audit, Bench, Check, Checksum, Commit, Compare, Convert, Create, Dd,
+    Dependents, Evacuate, Flatten, Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor,
+    PlanCommand, Preflight, Prepare, Rebase, Rescue, Resume, Rollback, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -104,6 +104,11 @@ commands! {
     Compare(common) "compare" "Compare the guest-visible content of two images";
     Check(common) "check" "Check an image's metadata for corruption and leaks";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
+    Convert(common) "convert" "Write one or several disks as a new image, or into an existing one, with qemu-img's options";
+    Dd(common) "dd" "Copy a range of a disk to a new image";
+    Commit(common) "commit" "Write what an overlay has into its backing file";
+    Rebase(common) "rebase" "Give an image another backing file, or none";
+    Bench(common) "bench" "Measure requests to an image";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";
     Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";

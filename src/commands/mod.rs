@@ -2,10 +2,14 @@
 
 mod annotate;
 mod audit;
+mod bench;
 mod check;
 mod checksum;
+mod commit;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod dependents;
 mod flatten;
 mod generate;
@@ -17,14 +21,19 @@ mod measure;
 mod migration;
 #[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
+mod rebase;
 mod rescue;
 
 pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
+pub(crate) use bench::Bench;
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
+pub(crate) use commit::Commit;
 pub(crate) use compare::Compare;
+pub(crate) use convert::Convert;
 pub(crate) use create::Create;
+pub(crate) use dd::Dd;
 pub(crate) use dependents::Dependents;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
@@ -37,4 +46,5 @@ pub(crate) use migration::{
     Agent, Evacuate, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
 };
 pub(crate) use monitor::Monitor;
+pub(crate) use rebase::Rebase;
 pub(crate) use rescue::Rescue;

@@ -3,8 +3,10 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 mod chains;
+mod committing;
 mod compare;
 mod compressed_runs;
+mod converting;
 mod create;
 mod create_targets;
 mod devices;
@@ -23,6 +25,7 @@ mod measure;
 mod names;
 mod property;
 mod reading;
+mod rebasing;
 mod replacing;
 mod salvage;
 mod traps_bitmaps;

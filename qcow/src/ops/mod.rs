@@ -1,8 +1,11 @@
 //! One module per operation, each with its own `Options` and `Outcome`.
 
 pub mod backing;
+pub mod bench;
 pub mod check;
+pub mod commit;
 pub mod compare;
+pub mod copy;
 pub mod create;
 pub mod digest;
 pub(crate) mod edit;
@@ -12,6 +15,7 @@ pub mod info;
 pub mod map;
 pub mod measure;
 mod not_carried;
+pub mod rebase;
 pub mod snapshot;
 mod target;
 mod users;
@@ -23,6 +27,6 @@ pub use users::begin;
 pub use work::salvage::DamageReport;
 pub use work::threads::usual_threads;
 
-pub(crate) use crate::chain::path_text;
+pub(crate) use crate::chain::{path_text, path_texts};
 use in_place::writable_image;
 pub(crate) use target::new_disk_size;
