@@ -1,26 +1,7 @@
 //! Commands of `qemu-img` that this program does not have: what to call instead.
 
 /// Each with what does it, or the part of it that there is.
-const ABSENT: &[(&str, &str)] = &[
-    ("bench", "`qemu-img bench` measures requests"),
-    (
-        "commit",
-        "`qcowtool flatten SRC DST` writes a new image of an overlay with its base; `qemu-img commit` writes into the base",
-    ),
-    (
-        "convert",
-        "`qcowtool flatten -O FMT SRC DST` writes a disk, its backing files included, as a new qcow2 or raw image",
-    ),
-    (
-        "dd",
-        "`qcowtool flatten -O raw SRC DST` copies a whole disk; `qemu-img dd` copies parts of one",
-    ),
-    (
-        "rebase",
-        "`qcowtool flatten SRC DST` writes a new image that needs no backing file; `qemu-img rebase` changes the old one",
-    ),
-    ("resize", "`qemu-img resize` does it"),
-];
+const ABSENT: &[(&str, &str)] = &[("resize", "`qemu-img resize` does it")];
 
 /// What to call instead of `command`, if that is one of `qemu-img`'s.
 pub(crate) fn instead_of(command: &str) -> Option<&'static str> {

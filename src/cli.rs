@@ -4,9 +4,10 @@ use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::args::exit_codes;
 use crate::commands::{
-    Agent, Amend, Annotate, Audit, Bitmap, Check, Checksum, Compare, Create, Dependents, Evacuate,
-    Flatten, Generate, Hook, Info, Io, MapCommand, Measure, Migrate, Monitor, PlanCommand,
-    Preflight, Prepare, Rescue, Resume, Rollback, Serve, Snapshot, Transactions,
+    Agent, Amend, Annotate, Audit, Bench, Bitmap, Check, Checksum, Commit, Compare, Convert,
+    Create, Dd, Dependents, Evacuate, Flatten, Generate, Hook, Info, Io, MapCommand, Measure,
+    Migrate, Monitor, PlanCommand, Preflight, Prepare, Rebase, Rescue, Resume, Rollback, Serve,
+    Snapshot, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -108,6 +109,11 @@ commands! {
     Snapshot(common) "snapshot" "List, take, apply and delete internal snapshots";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
     Serve(common) "serve" "Serve disks over the network block device protocol (NBD)";
+    Convert(common) "convert" "Write one or several disks as a new image, or into an existing one, with qemu-img's options";
+    Dd(common) "dd" "Copy a range of a disk to a new image";
+    Commit(common) "commit" "Write what an overlay has into its backing file";
+    Rebase(common) "rebase" "Give an image another backing file, or none";
+    Bench(common) "bench" "Measure requests to an image";
     Checksum(common) "checksum" "Print or verify a digest of the guest-visible content";
     Audit(output) "audit" "Show backing-file dependencies and report problems";
     Dependents(output) "dependents" "List what depends on an image, or tell whether it can be deleted";

@@ -83,6 +83,11 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
             "stop what uses it, or give --force-in-use to overwrite it all the same",
             "stop what uses it, then try again",
         ],
+        Remedy::ChangeShared => &["give --shared if nothing needs it as it was"],
+        Remedy::KeepOverlay => &["give -d to leave the overlay as it is"],
+        Remedy::ChangeSnapshots => {
+            &["delete such snapshots first, or give --change-snapshots if nothing needs them"]
+        }
         Remedy::WriteInto => &["`qcowtool flatten -n -O raw` writes into it"],
         Remedy::NewFile => &["leave out -n to make a new file"],
         Remedy::StateFormat => &["state the format of the image: -f qcow2 or -f raw"],
@@ -224,6 +229,9 @@ mod tests {
         Remedy::Replace,
         Remedy::ShareRead,
         Remedy::ReplaceInUse,
+        Remedy::ChangeShared,
+        Remedy::ChangeSnapshots,
+        Remedy::KeepOverlay,
         Remedy::WriteInto,
         Remedy::NewFile,
         Remedy::StopUser,

@@ -37,6 +37,12 @@ pub enum Remedy {
     /// Choose another file, or allow that the file is overwritten although it is in use
     /// ([`Replace::InUse`](crate::io::Replace::InUse)).
     ReplaceInUse,
+    /// Allow that a base is changed which other images have for their backing file, too.
+    ChangeShared,
+    /// Leave the overlay as it is, instead of emptying it.
+    KeepOverlay,
+    /// Delete the internal snapshots, or allow that they read as something else.
+    ChangeSnapshots,
     /// Write into the existing file, which no other can take the place of.
     WriteInto,
     /// Make a new file, because there is none to write into.
@@ -138,6 +144,11 @@ impl fmt::Display for Remedy {
             Self::ShareRead => "stop the guest that uses it, then try again",
             Self::ReplaceInUse => {
                 "stop what uses it, or choose another file"
+            }
+            Self::ChangeShared => "move what uses it away from it first, or allow that it is changed",
+            Self::KeepOverlay => "leave the overlay as it is",
+            Self::ChangeSnapshots => {
+                "delete such snapshots first, or allow that they read as something else"
             }
             Self::WriteInto => "write into the existing file, as a raw image",
             Self::NewFile => "make a new file",

@@ -248,7 +248,7 @@ impl Flatten {
         }
         let mut text = String::new();
         if !self.common.verbosity.quiet {
-            text = summary(src, dst, outcome);
+            text = summary("flattened", src, dst, outcome);
             text.extend(outcome.damage.iter().map(damage_text));
         }
         if let Some(crc32) = &outcome.crc32 {
@@ -268,7 +268,7 @@ impl Flatten {
         }
         let outcome = lacking.outcome;
         if !self.common.verbosity.quiet {
-            eprint_line(summary(src, Path::new("-"), outcome).trim_end());
+            eprint_line(summary("flattened", src, Path::new("-"), outcome).trim_end());
         }
         if let Some(crc32) = &outcome.crc32 {
             eprint_line(format_args!("crc32: {crc32}"));
@@ -277,9 +277,9 @@ impl Flatten {
     }
 }
 
-fn summary(src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
+pub(super) fn summary(what: &str, src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
     format!(
-        "flattened '{}' to '{}': {}, {} virtual, {} data, {} zeros\n",
+        "{what} '{}' to '{}': {}, {} virtual, {} data, {} zeros\n",
         shown(src),
         shown(dst),
         outcome.format,
@@ -290,7 +290,7 @@ fn summary(src: &Path, dst: &Path, outcome: &FlattenOutcome) -> String {
 }
 
 /// The ranges that could not be read, one a line.
-fn damage_text(report: &DamageReport) -> String {
+pub(super) fn damage_text(report: &DamageReport) -> String {
     let mut text = String::new();
     for range in &report.ranges {
         let Damage { guest_offset, length, filename, reason, .. } = range;
@@ -307,7 +307,7 @@ fn damage_text(report: &DamageReport) -> String {
 }
 
 /// Damage at one place of the disk need not be the end of the rest.
-fn how_to_salvage(error: Error) -> Error {
+pub(super) fn how_to_salvage(error: Error) -> Error {
     const EIO: i32 = 5;
     let unreadable = error.io_source().and_then(std::io::Error::raw_os_error) == Some(EIO);
     let damage = error.kind() == ErrorKind::Corrupt || unreadable;
@@ -318,7 +318,7 @@ fn how_to_salvage(error: Error) -> Error {
 }
 
 /// How the program ends after a salvage: with success only if nothing was lost.
-fn salvaged(src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
+pub(super) fn salvaged(src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
     let lost = outcome.damage.as_ref().map_or(0, |report| report.bytes);
     if lost == 0 {
         return Ok(());
@@ -329,7 +329,7 @@ fn salvaged(src: &Path, outcome: &FlattenOutcome) -> Result<(), Failure> {
 }
 
 /// How many bytes went which way.
-fn ways(transfer: &TransferStats) -> String {
+pub(super) fn ways(transfer: &TransferStats) -> String {
     format!(
         "{} cloned, {} copied by the kernel, {} written",
         human(transfer.cloned_bytes),

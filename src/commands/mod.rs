@@ -3,11 +3,15 @@
 mod amend;
 mod annotate;
 mod audit;
+mod bench;
 mod bitmap;
 mod check;
 mod checksum;
+mod commit;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod dependents;
 mod flatten;
 mod generate;
@@ -19,6 +23,7 @@ mod measure;
 mod migration;
 #[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
+mod rebase;
 mod rescue;
 mod serve;
 mod snapshot;
@@ -26,11 +31,15 @@ mod snapshot;
 pub(crate) use amend::Amend;
 pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
+pub(crate) use bench::Bench;
 pub(crate) use bitmap::Bitmap;
 pub(crate) use check::Check;
 pub(crate) use checksum::Checksum;
+pub(crate) use commit::Commit;
 pub(crate) use compare::Compare;
+pub(crate) use convert::Convert;
 pub(crate) use create::Create;
+pub(crate) use dd::Dd;
 pub(crate) use dependents::Dependents;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
@@ -43,6 +52,7 @@ pub(crate) use migration::{
     Agent, Evacuate, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,
 };
 pub(crate) use monitor::Monitor;
+pub(crate) use rebase::Rebase;
 pub(crate) use rescue::Rescue;
 pub(crate) use serve::Serve;
 pub(crate) use snapshot::Snapshot;

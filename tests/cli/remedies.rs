@@ -19,6 +19,13 @@ const REMEDIES: &[(&str, &str, &str)] = &[
     ("ShareRead", "give -U", "advice::advice_about_images_is_right"),
     ("ReplaceInUse", "--force-in-use", "images::what_is_in_use"),
     (
+        "ChangeShared",
+        "give --shared",
+        "committing::another_overlay_of_the_base_is_not_changed_unasked",
+    ),
+    ("ChangeSnapshots", "--change-snapshots", "committing::snapshots_are_not_changed_unasked"),
+    ("KeepOverlay", "give -d", "committing::what_cannot_be_committed_is_refused"),
+    (
         "WriteInto",
         "flatten -n -O raw",
         "existing::what_is_mounted_cannot_be_replaced_and_the_way_that_is_advised_writes_into_it",

@@ -5,8 +5,10 @@
 mod amend;
 mod bitmap;
 mod chains;
+mod committing;
 mod compare;
 mod compressed_runs;
+mod converting;
 mod create;
 mod create_targets;
 mod devices;
@@ -25,6 +27,7 @@ mod measure;
 mod names;
 mod property;
 mod reading;
+mod rebasing;
 mod replacing;
 mod salvage;
 mod snapshot;

@@ -246,3 +246,83 @@ proptest! {
         }
     }
 }
+
+/// Fewer cases: each takes several images.
+fn fewer() -> ProptestConfig {
+    let config = config();
+    ProptestConfig { cases: config.cases.div_ceil(8), ..config }
+}
+
+proptest! {
+    #![proptest_config(fewer())]
+
+    #[test]
+    fn any_chain_is_rebased_copied_onto_a_file_and_committed_without_a_change_for_the_guest(
+        (base, layers) in chain(),
+        (other_size, other_seed, compress) in (0..1_200_000_usize, any::<u64>(), any::<bool>()),
+        (same, threads) in (0..1_200_000_usize, 1..4_u32),
+    ) {
+        if !fixtures::require_qemu() {
+            return Ok(());
+        }
+        let scratch = Scratch::new();
+        let images = build(&scratch, base, &layers);
+        let top = images.last().unwrap();
+        let expected = qemu::raw_of("qcow2", top);
+        // Some of it is what the guest reads, the rest is not.
+        let mut other = fixtures::pattern::noise(other_seed, other_size);
+        let same = same.min(other.len()).min(expected.len());
+        other[..same].copy_from_slice(&expected[..same]);
+        scratch.file("other", &other);
+        let threads = threads.to_string();
+        let compressed = if compress { args!["-c"] } else { Vec::new() };
+        let run = |command: &str, more: Vec<std::ffi::OsString>| {
+            let common = args![command, "--output", "json", "--threads", threads];
+            qcowtool([common, more].concat())
+        };
+
+        let onto = scratch.path("onto");
+        let copy = [args!["-B", "other", "-F", "raw"], compressed.clone(), args![top, onto]];
+        let done = run("convert", copy.concat()).json();
+        prop_assert_eq!(&done["verified"], &serde_json::Value::from(true));
+        qemu::assert_clean(&onto);
+        assert_bytes!(qemu::raw_of("qcow2", &onto), expected, "onto another file");
+
+        // In place, on copies beside the originals.
+        let moved = scratch.path("moved");
+        for (backing, format) in [("other", Some("raw")), ("", None)] {
+            std::fs::copy(top, &moved).unwrap();
+            let new = format.into_iter().flat_map(|format| args!["-F", format]);
+            let mut more = args!["--digest", "--change-snapshots", "-b", backing];
+            more.extend(new.chain(compressed.clone()).chain(args![moved]));
+            let done = run("rebase", more).json();
+            prop_assert_eq!(&done["disk-crc32"], &serde_json::Value::from(crc32_hex(&expected)));
+            qemu::assert_clean(&moved);
+            assert_bytes!(qemu::raw_of("qcow2", &moved), expected, "rebased to '{backing}'");
+        }
+        std::fs::remove_file(&moved).unwrap();
+        std::fs::remove_file(&onto).unwrap();
+
+        // A shorter base is refused.
+        let below = layers.len().checked_sub(2).map(|index| &layers[index]);
+        let base_size = match below {
+            Some(below) => Some(below.sectors * SECTOR),
+            None => base.map(|len| (len as u64).next_multiple_of(SECTOR)),
+        };
+        if base_size.is_some_and(|size| size >= expected.len() as u64) {
+            let done = run("commit", args!["--change-snapshots", "--digest", top]).json();
+            prop_assert_eq!(&done["disk-crc32"], &serde_json::Value::from(crc32_hex(&expected)));
+            qemu::assert_clean(top);
+            assert_bytes!(qemu::raw_of("qcow2", top), expected, "the overlay");
+            let (format, base) = match below {
+                Some(_) => ("qcow2", images[images.len() - 2].clone()),
+                None => ("raw", scratch.path("base")),
+            };
+            let found = qemu::raw_of(format, &base);
+            assert_bytes!(found[..expected.len().min(found.len())], expected[..], "the base");
+            if format == "qcow2" {
+                qemu::assert_clean(&base);
+            }
+        }
+    }
+}

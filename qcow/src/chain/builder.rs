@@ -1,6 +1,6 @@
 //! Chains of storages that the caller opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Chain, Format, Layer, Limits, MAX_DEPTH, TABLE_CACHE_BYTES, lock_for_reading};
@@ -34,6 +34,7 @@ pub struct ChainBuilder {
     limits: Limits,
     force_share: bool,
     partial: bool,
+    any_backing: bool,
     table_cache: usize,
 }
 
@@ -54,6 +55,7 @@ impl Default for ChainBuilder {
             limits: Limits::default(),
             force_share: false,
             partial: false,
+            any_backing: false,
             table_cache: TABLE_CACHE_BYTES,
         }
     }
@@ -66,7 +68,52 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// The chain of an image, its data file and the layers of `backing`. Nothing is locked, because all of it is
+    /// open and locked already; changes are not noticed.
+    ///
+    /// # Errors
+    /// As [`ChainBuilder::open`].
+    pub(crate) fn over(
+        (path, storage, format): (&Path, Arc<dyn Storage>, Format),
+        data_file: Option<Arc<dyn Storage>>,
+        backing: Option<&Self>,
+    ) -> Result<Self> {
+        let mut builder = Self::builder().force_share(true).layer(path, storage, format);
+        if let Some(data_file) = data_file {
+            builder = builder.data_file(path, data_file);
+        }
+        builder.layers_of(backing).any_backing().open()
+    }
+
+    /// The layers of this chain above those of `lower`. As with [`over`](Self::over), nothing is locked.
+    ///
+    /// # Errors
+    /// As [`ChainBuilder::open`].
+    pub(crate) fn above(&self, lower: &Self) -> Result<Self> {
+        let builder = Self::builder().force_share(true).layers_of(Some(self));
+        builder.layers_of(Some(lower)).any_backing().open()
+    }
+}
+
 impl ChainBuilder {
+    /// Adds the layers of a chain that is open.
+    fn layers_of(mut self, chain: Option<&Chain>) -> Self {
+        for layer in chain.map(Chain::layers).unwrap_or_default() {
+            self = self.layer(layer.path(), layer.storage().clone(), layer.format());
+            if layer.image().is_some_and(crate::image::Image::has_data_file) {
+                self = self.data_file(layer.data_path(), layer.data_storage().clone());
+            }
+        }
+        self
+    }
+
+    /// Takes the layers as they are given, whatever the images say of their backing files.
+    fn any_backing(mut self) -> Self {
+        self.any_backing = true;
+        self
+    }
+
     /// Adds the next layer below those added so far, the active one being the first. `name` is for
     /// messages. The format is what you say it is, whatever the image above has recorded.
     #[must_use]
@@ -147,7 +194,9 @@ impl ChainBuilder {
             let name = source.name.clone();
             let layer = open_layer(source, self.force_share, &self.limits, depth == 0)
                 .and_then(|layer| {
-                    check_place(&layer, depth == last, self.partial)?;
+                    if !self.any_backing {
+                        check_place(&layer, depth == last, self.partial)?;
+                    }
                     Ok(layer)
                 })
                 .map_err(|error| error.file(name))?;

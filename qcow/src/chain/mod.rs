@@ -7,6 +7,8 @@ mod builder;
 mod decoder;
 mod foreign;
 mod format;
+#[cfg(feature = "ops")]
+mod joined;
 mod json;
 mod layer;
 mod name;
@@ -33,11 +35,13 @@ pub(crate) use decoder::Decoder;
 pub(crate) use foreign::END;
 pub use foreign::Foreign;
 pub use format::Format;
+#[cfg(feature = "ops")]
+pub use joined::Joined;
 pub use layer::Layer;
 use name::ImageName;
 pub use name::WorkingDirectory;
 #[cfg(feature = "serde")]
-pub(crate) use name::path_text;
+pub(crate) use name::{path_text, path_texts};
 pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
 pub use stated::{BackingFormats, FormatSource};
 pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
@@ -268,8 +272,9 @@ impl Chain {
         }
     }
 
-    /// Whether `path` is, under whatever name, one of the files that the chain is read from.
-    pub(crate) fn contains_file(&self, path: &Path) -> bool {
+    /// Whether `path` is, under whatever name, one of the files that the chain is read from. It does not look into
+    /// chains that a [`Joined`] layer is made of.
+    pub fn contains_file(&self, path: &Path) -> bool {
         FileStorage::identity_of(path).is_some_and(|identity| {
             let storages =
                 self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);

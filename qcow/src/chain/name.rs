@@ -203,6 +203,15 @@ pub(crate) fn path_text<S: serde::Serializer>(
     serializer.serialize_str(&path.to_string_lossy())
 }
 
+/// As [`path_text`], for several.
+#[cfg(feature = "serde")]
+pub(crate) fn path_texts<S: serde::Serializer>(
+    paths: &[PathBuf],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -127,6 +127,12 @@ impl<F: Storage> LayerFound<F> {
         }
     }
 
+    /// Whether it is a range of its file, not the whole of it.
+    #[cfg(feature = "ops")]
+    pub(crate) fn is_part_of_file(&self) -> bool {
+        !self.windows.is_empty()
+    }
+
     /// What is uncertain about this layer.
     pub fn warning(&self) -> Option<Warning> {
         self.depends_on_process.then(|| Warning::WorkingDirectory { layer: self.path.clone() })

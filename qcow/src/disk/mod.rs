@@ -40,7 +40,7 @@ use crate::chain::{Chain, Format, OpenOptions, open_writable};
 use crate::exact::Exact;
 use crate::format::{GuestOffset, HostOffset, whole_sectors};
 use crate::image::write::{Below, NoBacking, Piece, PieceKind, Writer, WriterOptions};
-use crate::io::{WriteStorage, Zeroes, read_padded};
+use crate::io::{Storage, WriteStorage, Zeroes, read_padded};
 use crate::{Error, Result};
 
 /// Bytes of L2 tables that are kept in memory unless [`WriteOptions::table_cache`] says otherwise: enough for
@@ -134,6 +134,15 @@ pub enum RangeKind {
 pub struct Disk {
     path: PathBuf,
     image: Kind,
+    files: Files,
+}
+
+/// What a disk is made of.
+#[derive(Debug)]
+struct Files {
+    storage: Arc<dyn WriteStorage>,
+    format: Format,
+    data_file: Option<Arc<dyn WriteStorage>>,
     backing: Option<Chain>,
 }
 
@@ -200,12 +209,13 @@ impl Disk {
         options: WriteOptions,
     ) -> Result<Self> {
         let WriteOptions { table_cache, punch, backing, data_file } = options;
-        let below = backing.clone();
+        let files = Files { storage, format, data_file, backing };
+        let (storage, data_file) = (files.storage.clone(), files.data_file.clone());
         let image = match format {
             Format::Raw => Kind::Raw(storage),
             Format::Qcow2 => {
-                let below: Box<dyn Below> = match backing {
-                    Some(chain) => Box::new(chain),
+                let below: Box<dyn Below> = match &files.backing {
+                    Some(chain) => Box::new(chain.clone()),
                     None => Box::new(NoBacking),
                 };
                 let options = WriterOptions { cache: table_cache, punch };
@@ -213,7 +223,51 @@ impl Disk {
                 Kind::Qcow2(Box::new(writer.map_err(|error| error.file(&path))?))
             }
         };
-        Ok(Self { path, image, backing: below })
+        Ok(Self { path, image, files })
+    }
+
+    /// Opens the QCOW2 image at `path` for writing as [`open`](Self::open) does, over `backing` instead of what it is
+    /// backed by, which is given back: what is written is what it then reads as over `backing`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Usage`](crate::ErrorKind::Usage) if the image is raw.
+    pub(crate) fn open_over(
+        path: &Path,
+        open: &OpenOptions,
+        backing: Option<Chain>,
+        write: WriteOptions,
+    ) -> Result<(Self, Option<Chain>)> {
+        let opened = open_writable(path, open)?;
+        if opened.format == Format::Raw {
+            return Err(Error::usage("a raw image has no backing file").file(path));
+        }
+        let storage: Arc<dyn WriteStorage> = Arc::new(opened.file);
+        let write = WriteOptions { backing, data_file: opened.data, ..write };
+        Ok((Self::new(opened.path, storage, opened.format, write)?, opened.backing))
+    }
+
+    /// What the image is stored in.
+    pub(crate) fn storage(&self) -> Arc<dyn WriteStorage> {
+        self.files.storage.clone()
+    }
+
+    /// The chain that the disk is now, as its storage has it: to be flushed before.
+    ///
+    /// # Errors
+    /// As [`ChainBuilder::open`](crate::chain::ChainBuilder::open).
+    pub(crate) fn chain(&self) -> Result<Chain> {
+        self.chain_over(self.files.backing.as_ref())
+    }
+
+    /// As [`chain`](Self::chain), over another backing chain.
+    ///
+    /// # Errors
+    /// As [`chain`](Self::chain).
+    pub(crate) fn chain_over(&self, backing: Option<&Chain>) -> Result<Chain> {
+        let Files { storage, format, data_file, .. } = &self.files;
+        let own = (&*self.path, storage.clone() as Arc<dyn Storage>, *format);
+        let data = data_file.as_ref().map(|file| file.clone() as Arc<dyn Storage>);
+        Chain::over(own, data, backing)
     }
 
     /// Size of the disk in bytes, a multiple of 512.
@@ -226,7 +280,7 @@ impl Disk {
 
     /// What the image is backed by: what a range of kind [`Backing`](RangeKind::Backing) is made of.
     pub fn backing(&self) -> Option<&Chain> {
-        self.backing.as_ref()
+        self.files.backing.as_ref()
     }
 
     /// Cluster size in bytes; `None` for a raw image.
@@ -234,6 +288,24 @@ impl Disk {
         match &self.image {
             Kind::Raw(_) => None,
             Kind::Qcow2(writer) => Some(writer.geometry().cluster_size()),
+        }
+    }
+
+    /// The smallest aligned range, in bytes, that can be written without copying anything up from what the
+    /// image is backed by: a cluster, a subcluster with extended L2 entries, one byte of a raw image.
+    pub fn write_unit(&self) -> u64 {
+        match &self.image {
+            Kind::Raw(_) => 1,
+            Kind::Qcow2(writer) => writer.geometry().subcluster_size(),
+        }
+    }
+
+    /// Whether an entry of the image can say that a range is zeros over a backing file, which version 2 has no
+    /// word for.
+    pub fn has_zero_clusters(&self) -> bool {
+        match &self.image {
+            Kind::Raw(_) => true,
+            Kind::Qcow2(writer) => writer.has_zero_clusters(),
         }
     }
 

@@ -155,6 +155,17 @@ pub fn store_backing(storage: Arc<dyn WriteStorage>, backing: Option<&BackingFil
     planned(&read, backing)?.update.apply(&*storage)
 }
 
+/// Checks that [`store_backing`] can do it, and writes nothing.
+///
+/// # Errors
+/// As [`store_backing`].
+pub(super) fn check_backing(
+    storage: Arc<dyn WriteStorage>,
+    backing: Option<&BackingFile>,
+) -> Result<()> {
+    planned(&(storage as Arc<dyn Storage>), backing).map(drop)
+}
+
 struct Planned {
     update: Staged,
     /// The name that the header had.

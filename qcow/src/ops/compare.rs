@@ -1,11 +1,10 @@
 //! Whether two images hold the same, and where they differ.
 
-mod pieces;
 mod status;
 
 use serde::Serialize;
 
-use self::pieces::{Pieces, Work};
+use super::work::pieces::{Pieces, Work};
 use super::work::sequencer::{self, Sequencer};
 use crate::chain::Chain;
 use crate::codec::is_zero;

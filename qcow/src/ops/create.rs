@@ -268,6 +268,24 @@ fn create_qcow2(
     Ok(CreateOutcome { warnings, ..outcome(path, Format::Qcow2, size, file_length) })
 }
 
+/// Writes an empty image of these checked options into `output`.
+pub(super) fn write_empty(
+    output: &OutputFile,
+    qcow2: &Qcow2Options,
+    size: u64,
+    backing: &Path,
+    format: Format,
+) -> Result<()> {
+    let placer = Placer::new(qcow2.rules()?, qcow2.refcount_width()?, size)?;
+    let backing = Some((backing.as_os_str().as_bytes(), format.as_str()));
+    let cancel = &CancelToken::new();
+    let cluster_size = qcow2.cluster_size;
+    let mut sink = ReserveSink { output, cluster_size, full: false, cancel };
+    NewImage { placer, output }
+        .finish(&mut sink, false, |finished| qcow2.header_area(size, finished, backing))
+        .map(drop)
+}
+
 /// The data file of a new image.
 pub(super) struct DataFile<'a> {
     /// Relative to the image's directory.

@@ -15,10 +15,11 @@ mod sha256;
 mod tree;
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, Format, Joined};
 use crate::setters::setters;
 use crate::{CancelToken, Observer, Result};
 
@@ -105,6 +106,18 @@ pub struct DigestOutcome {
     /// Their digest.
     #[serde(flatten)]
     pub digest: Digest,
+}
+
+/// The CRC-32 of the first `size` bytes of the disk of `chain`, past whose end there are zeros.
+pub(super) fn crc32_of_start(
+    chain: &Chain,
+    size: u64,
+    threads: usize,
+    cancel: &CancelToken,
+) -> Result<String> {
+    let start = Joined::start_of(chain, size);
+    let chain = Chain::builder().layer("", Arc::new(start), Format::Raw).open()?;
+    crc32::crc32(&chain, threads, &crate::Silent, cancel)
 }
 
 /// Computes a digest of the guest-visible content of `chain`.

@@ -2,9 +2,12 @@
 
 pub mod amend;
 pub mod backing;
+pub mod bench;
 pub mod bitmap;
 pub mod check;
+pub mod commit;
 pub mod compare;
+pub mod copy;
 pub mod create;
 pub mod digest;
 pub(crate) mod edit;
@@ -13,6 +16,7 @@ pub mod info;
 pub mod map;
 pub mod measure;
 mod not_carried;
+pub mod rebase;
 pub mod snapshot;
 mod target;
 mod users;
@@ -24,5 +28,5 @@ pub use users::begin;
 pub use work::salvage::DamageReport;
 pub use work::threads::usual_threads;
 
-pub(crate) use crate::chain::path_text;
+pub(crate) use crate::chain::{path_text, path_texts};
 pub(crate) use target::new_disk_size;

@@ -45,6 +45,50 @@ pub(super) fn check(output: &OutputFile, replace: Replace) -> Result<()> {
     }
 }
 
+/// Images in the directories of these files that have one of the files for their backing file, and are none of
+/// them: they read as something else once such a file is changed. At most 10,000 files of a directory are looked
+/// at; overlays elsewhere are not found.
+///
+/// # Errors
+/// [`Io`](crate::ErrorKind::Io) if a directory cannot be listed.
+pub(super) fn overlays_of(
+    files: &[(PathBuf, Identity)],
+    known: &[Identity],
+) -> Result<Vec<PathBuf>> {
+    let mut directories: Vec<&Path> = Vec::new();
+    for (path, _) in files {
+        let directory = directory_of(path);
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    let mut found = Vec::new();
+    for directory in directories {
+        let failed =
+            |error| Error::io("could not list the images beside it", error).file(directory);
+        for entry in entries(directory).map_err(failed)?.take(MOST_FILES) {
+            let path = entry.map_err(failed)?.path();
+            let own = FileStorage::identity_of(&path).filter(|own| !known.contains(own));
+            let uses = |(_, identity): &(PathBuf, Identity)| {
+                own.is_some_and(|own| own != *identity) && need_of(&path, *identity).is_some()
+            };
+            if files.iter().any(uses) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The directory that holds `path`.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// What uses the file, in words.
 fn user_of(target: &Path, identity: Identity) -> Result<Option<String>> {
     Ok(match loop_device(identity)? {
@@ -87,10 +131,7 @@ fn loop_device(identity: Identity) -> Result<Option<PathBuf>> {
 /// What an image in the file's directory needs the file for, in words.
 fn dependent(target: &Path, identity: Identity) -> Result<Option<String>> {
     let failed = |error| unknown("the list of images in its directory", error);
-    let directory = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(target);
     for entry in entries(directory).map_err(failed)?.take(MOST_FILES) {
         let entry = entry.map_err(failed)?;
         if !entry.file_type().is_ok_and(|kind| kind.is_file()) {

@@ -44,7 +44,7 @@ use std::sync::{
 
 use crate::codec::Decompressor;
 use crate::exact::{Exact, to_usize};
-use crate::format::{CompressionType, EntryRules, Geometry, SECTOR};
+use crate::format::{CompressionType, EntryRules, Geometry, SECTOR, Version};
 use crate::io::{WriteStorage, read_padded};
 use crate::{Error, ErrorKind, Remedy, Result};
 
@@ -125,6 +125,11 @@ impl Writer {
     /// Cluster size and entry width.
     pub(crate) fn geometry(&self) -> Geometry {
         self.rules.geometry
+    }
+
+    /// Whether entries can say that a cluster is zero whatever is below.
+    pub(crate) fn has_zero_clusters(&self) -> bool {
+        self.rules.version == Version::V3
     }
 
     fn map(&self) -> RwLockReadGuard<'_, Map> {

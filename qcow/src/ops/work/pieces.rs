@@ -13,17 +13,17 @@ use crate::io::Storage;
 const LONGEST: u64 = 2 << 20;
 
 /// One unit of work.
-pub(super) struct Work {
+pub(in crate::ops) struct Work {
     /// Bytes of the disk that it covers.
-    pub(super) len: u64,
+    pub(in crate::ops) len: u64,
     /// Bytes that both images take from one place.
-    pub(super) shared: u64,
+    pub(in crate::ops) shared: u64,
     /// What may differ: the same range in both images.
-    pub(super) pairs: Vec<(Extent, Extent)>,
+    pub(in crate::ops) pairs: Vec<(Extent, Extent)>,
 }
 
 /// Hands out numbered work in disk order.
-pub(super) struct Pieces<'a> {
+pub(in crate::ops) struct Pieces<'a> {
     sides: [Cursor<'a>; 2],
     at: u64,
     end: u64,
@@ -31,12 +31,12 @@ pub(super) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) fn new(chains: [&'a Chain; 2], end: u64) -> Self {
+    pub(in crate::ops) fn new(chains: [&'a Chain; 2], end: u64) -> Self {
         Self { sides: chains.map(Cursor::new), at: 0, end, number: 0 }
     }
 
     /// The next work and its number; `None` at the end. After an error there is no more.
-    pub(super) fn next_work(&mut self) -> Option<(u64, Result<Work>)> {
+    pub(in crate::ops) fn next_work(&mut self) -> Option<(u64, Result<Work>)> {
         if self.at >= self.end {
             return None;
         }

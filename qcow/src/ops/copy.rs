@@ -1,0 +1,233 @@
+//! Copies a disk to where something is already: into an existing QCOW2 image, or onto a backing file from which
+//! only what differs is stored.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::create::write_empty;
+use super::rebase::{NewBacking, open_new};
+use super::users;
+use super::work::differences::Differences;
+use super::work::overwrite::{Holes, Overwrite};
+use super::work::transfer::{self, Settings, Transferred};
+use super::{Preallocation, Qcow2Options, begin};
+use crate::chain::{Chain, Format, OpenOptions};
+use crate::codec::Compressor;
+use crate::disk::{Disk, WriteOptions};
+use crate::extent::Truncation;
+use crate::io::{FileStorage, OutputFile, Replace, WritableFile};
+use crate::setters::setters;
+use crate::{CancelToken, Error, ErrorKind, Escaped, Observer, Remedy, Result};
+
+/// How to copy.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CopyOptions {
+    /// Compress what is written.
+    pub compress: bool,
+    /// The existing image reads as zeros: do not write zeros.
+    pub target_is_zero: bool,
+    /// Whether a file that exists is replaced, for [`CopyJob::onto`].
+    pub replace: Replace,
+    /// Do not read back what was written.
+    pub no_verify: bool,
+    /// Worker threads; 0 means one per core, at most 16.
+    pub threads: usize,
+}
+
+setters!(CopyOptions {
+    compress: bool,
+    target_is_zero: bool,
+    replace: Replace,
+    no_verify: bool,
+    threads: usize,
+} into {});
+
+/// What was copied.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub struct CopyOutcome {
+    /// The image that was written to.
+    #[serde(serialize_with = "super::path_text")]
+    pub filename: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Its virtual size in bytes.
+    pub virtual_size: u64,
+    /// Bytes of the guest's disk that were written as data.
+    pub data_bytes: u64,
+    /// Bytes of the guest's disk that were made zeros.
+    pub zero_bytes: u64,
+    /// CRC-32 of what was written, zeros included, in the order of the disk: eight hex digits.
+    pub crc32: String,
+    /// It was read back, and is the same.
+    pub verified: bool,
+    /// Files of the source that end before what their images refer to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub truncated: Vec<Truncation>,
+    /// What could not be kept of a file that was replaced, and what a power cut may undo.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// A copy whose files are all open and locked: from here on it opens nothing.
+#[derive(Debug)]
+pub struct CopyJob<'a> {
+    source: &'a Chain,
+    path: PathBuf,
+    options: CopyOptions,
+    disk: Disk,
+    /// The new image and what it is backed by.
+    new: Option<(OutputFile, Chain)>,
+}
+
+impl<'a> CopyJob<'a> {
+    /// Opens the existing QCOW2 image at `path`, which must not be smaller than the disk of `source` nor be in use. It
+    /// keeps its size, its snapshots and what it has behind the disk. An interrupted copy leaves it partly
+    /// overwritten.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use qcow::chain::{Chain, OpenOptions};
+    /// use qcow::ops::copy::{CopyJob, CopyOptions};
+    /// use qcow::{CancelToken, Silent};
+    ///
+    /// let open = OpenOptions::default();
+    /// let source = Chain::open(Path::new("disk.qcow2"), &open)?;
+    /// let job = CopyJob::into(&source, Path::new("existing.qcow2"), &open, &CopyOptions::default())?;
+    /// job.run(&Silent, &CancelToken::new())?;
+    /// # Ok::<(), qcow::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Disk::open`]; [`InUse`](crate::ErrorKind::InUse) if an image next to it is backed by it;
+    /// [`Usage`](crate::ErrorKind::Usage) if it is too small.
+    pub fn into(
+        source: &'a Chain,
+        path: &Path,
+        open: &OpenOptions,
+        options: &CopyOptions,
+    ) -> Result<Self> {
+        refuse_source(source, path)?;
+        if let Some(identity) = FileStorage::identity_of(path) {
+            let file = [(path.to_path_buf(), identity)];
+            if let Some(user) = users::overlays_of(&file, &[])?.first() {
+                let name = user.to_string_lossy();
+                let what = format!("the image '{}' has it for its backing file", Escaped(&name));
+                return Err(Error::new(ErrorKind::InUse, what).file(path).hint(Remedy::StopUser));
+            }
+        }
+        let disk = Disk::open(path, open, WriteOptions::new())?;
+        Overwrite::new(source, disk.size(), Holes::Zero).map_err(|error| error.file(path))?;
+        Ok(Self { source, path: path.to_path_buf(), options: options.clone(), disk, new: None })
+    }
+
+    /// Starts a new image at `path` with this backing file. It appears there when it is complete.
+    ///
+    /// # Errors
+    /// As [`create`](super::create::create), and what opening the backing file raises.
+    pub fn onto(
+        source: &'a Chain,
+        path: &Path,
+        target: &Qcow2Options,
+        backing: &NewBacking,
+        options: &CopyOptions,
+    ) -> Result<Self> {
+        refuse_source(source, path)?;
+        let target = target.checked(true).map_err(|error| error.file(path))?;
+        if target.data_file.is_some() || target.preallocation != Preallocation::Off {
+            let message =
+                "an image that is copied onto a backing file has no data file and no preallocation";
+            return Err(Error::usage(message).file(path));
+        }
+        if options.compress {
+            Compressor::new(target.compression_type, None)?;
+        }
+        let below = open_new(path, backing)?;
+        if below.contains_file(path) {
+            return Err(Error::usage("the image would be its own backing file").file(path));
+        }
+        let output = begin(path, options.replace)?;
+        let size = source.virtual_size();
+        write_empty(&output, &target, size, &backing.name, backing.format)
+            .map_err(|error| error.file(path))?;
+        let file = output.file().try_clone();
+        let file =
+            file.map_err(|error| Error::io("could not use the new file", error).file(path))?;
+        let storage = std::sync::Arc::new(WritableFile::from_file(file)?);
+        let write = WriteOptions::new().backing(below.clone());
+        let disk =
+            Disk::from_storage(storage, Format::Qcow2, write).map_err(|error| error.file(path))?;
+        let (path, options) = (path.to_path_buf(), options.clone());
+        Ok(Self { source, path, options, disk, new: Some((output, below)) })
+    }
+
+    /// Copies, flushes, reads back what was written, and gives a new image its name.
+    ///
+    /// # Errors
+    /// What reading and writing raise; [`Interrupted`](crate::ErrorKind::Interrupted). Of a new image nothing is left
+    /// then.
+    pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<CopyOutcome> {
+        let Self { source, path, options, disk, new } = self;
+        let settings = Settings {
+            threads: options.threads,
+            dry_run: false,
+            verify: !options.no_verify,
+            compress: options.compress,
+            zeros_by_entry: new.is_none() || disk.has_zero_clusters(),
+            observer,
+            cancel,
+        };
+        let done = match &new {
+            Some((_, below)) => {
+                let steps = Differences::new(source, below, &disk, options.compress)?;
+                transfer::run(&steps, &disk, settings)
+            }
+            None => {
+                let holes = if options.target_is_zero { Holes::Skip } else { Holes::Zero };
+                transfer::run(&Overwrite::new(source, disk.size(), holes)?, &disk, settings)
+            }
+        };
+        let Transferred { data_bytes, zero_bytes, crc32 } =
+            done.map_err(|error| partly(error, &path, new.is_none()))?;
+        source.check_unchanged()?;
+        let virtual_size = disk.size();
+        disk.close().map_err(|error| error.file(&path))?;
+        let warnings = match new {
+            Some((output, below)) => {
+                below.check_unchanged()?;
+                output.publish()?
+            }
+            None => Vec::new(),
+        };
+        Ok(CopyOutcome {
+            filename: path,
+            format: Format::Qcow2,
+            virtual_size,
+            data_bytes,
+            zero_bytes,
+            crc32,
+            verified: settings.verify,
+            truncated: source.truncations()?,
+            warnings,
+        })
+    }
+}
+
+fn refuse_source(source: &Chain, path: &Path) -> Result<()> {
+    if source.contains_file(path) {
+        return Err(Error::usage("the target is one of the images being read").file(path));
+    }
+    Ok(())
+}
+
+/// Says of an existing image that it is neither what it was nor a copy.
+fn partly(error: Error, path: &Path, existing: bool) -> Error {
+    if !existing {
+        return error;
+    }
+    let name = path.to_string_lossy();
+    error.remark(&format!(" (the image '{}' is partly overwritten)", Escaped(&name)))
+}

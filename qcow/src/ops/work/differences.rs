@@ -1,0 +1,145 @@
+//! Copies into an image what it leaves to its backing file, wherever two backing chains differ.
+
+use std::ops::Range;
+
+use crate::chain::Chain;
+use crate::disk::{Disk, RangeKind};
+use crate::exact::{Exact, to_usize};
+use crate::extent::Reader;
+use crate::format::GuestOffset;
+use crate::ops::work::pieces::{Pieces, Work};
+use crate::ops::work::transfer::{ITEM, Steps};
+use crate::ops::work::writes::Writes;
+use crate::{Error, Result};
+
+/// Writes what `old` has into the image wherever the image has nothing and `new` reads as something else. The
+/// image's disk is open over `new`; what it reads as over `old` does not change, because only whole clusters
+/// (subclusters) are written, and with what they read as already.
+pub(in crate::ops) struct Differences<'a> {
+    old: &'a Chain,
+    new: &'a Chain,
+    size: u64,
+    /// What is compared and written at once.
+    unit: u64,
+}
+
+impl<'a> Differences<'a> {
+    pub(in crate::ops) fn new(
+        old: &'a Chain,
+        new: &'a Chain,
+        disk: &Disk,
+        compress: bool,
+    ) -> Result<Self> {
+        let Some(cluster) = disk.cluster_size() else {
+            return Err(Error::usage("a raw image has no backing file"));
+        };
+        let unit = if compress { cluster } else { disk.write_unit() };
+        Ok(Self { old, new, size: disk.size(), unit })
+    }
+
+    /// The units that may differ, as ranges in ascending order.
+    fn units(&self, work: &Work) -> Result<Vec<Range<u64>>> {
+        let last = self.unit.wrapping_sub(1);
+        let mut units: Vec<Range<u64>> = Vec::new();
+        for (extent, _) in &work.pairs {
+            let start = extent.guest.0 & !last;
+            let end = (extent.end().minus(1)? | last).plus(1)?.min(self.size);
+            match units.last_mut() {
+                Some(run) if start <= run.end => run.end = end.max(run.end),
+                _ => units.push(start..end),
+            }
+        }
+        Ok(units)
+    }
+
+    /// Compares a range that the image leaves to its backing file.
+    fn compare(&self, sides: &mut Sides, range: Range<u64>, writes: &mut Writes<'_>) -> Result<()> {
+        let len = to_usize(range.end.minus(range.start)?);
+        let Sides { old, new, bytes } = sides;
+        let [old_bytes, new_bytes] = bytes;
+        let (Some(old_bytes), Some(new_bytes)) =
+            (old_bytes.get_mut(..len), new_bytes.get_mut(..len))
+        else {
+            return Err(Error::internal("a range is longer than an item"));
+        };
+        read(old, old_bytes, range.start)?;
+        read(new, new_bytes, range.start)?;
+        let mut differing: Option<Range<usize>> = None;
+        let mut from = 0;
+        while from < len {
+            let at = range.start.plus(from as u64)?;
+            let unit = (at | self.unit.wrapping_sub(1)).plus(1)?.minus(at)?;
+            let to = from.plus(to_usize(unit))?.min(len);
+            let differs = old_bytes.get(from..to) != new_bytes.get(from..to);
+            differing = match (differing, differs) {
+                (Some(run), true) => Some(run.start..to),
+                (None, true) => Some(from..to),
+                (run, false) => {
+                    write(run, old_bytes, range.start, writes)?;
+                    None
+                }
+            };
+            from = to;
+        }
+        write(differing, old_bytes, range.start, writes)
+    }
+}
+
+fn write(
+    run: Option<Range<usize>>,
+    bytes: &[u8],
+    start: u64,
+    writes: &mut Writes<'_>,
+) -> Result<()> {
+    let Some(run) = run else { return Ok(()) };
+    let at = start.plus(run.start as u64)?;
+    let bytes = bytes.get(run).ok_or_else(|| Error::internal("a run past its item"))?;
+    writes.data(bytes, at)
+}
+
+/// Fills `buf` from `at`; past the end of the chain's disk there are zeros.
+fn read(reader: &mut Reader, buf: &mut [u8], at: u64) -> Result<()> {
+    let there = reader.chain().virtual_size().max(at).minus(at)?.min(buf.len() as u64);
+    let (there, beyond) = buf.split_at_mut(to_usize(there));
+    beyond.fill(0);
+    if there.is_empty() { Ok(()) } else { reader.read_at(there, GuestOffset(at)) }
+}
+
+/// How a worker reads both chains.
+pub(in crate::ops) struct Sides {
+    old: Reader,
+    new: Reader,
+    bytes: [Vec<u8>; 2],
+}
+
+impl<'a> Steps for Differences<'a> {
+    type Source = Pieces<'a>;
+    type Worker = Sides;
+    type Item = Work;
+
+    fn source(&self) -> Pieces<'a> {
+        Pieces::new([self.old, self.new], self.size)
+    }
+
+    fn next(&self, source: &mut Pieces<'a>) -> Result<Option<(u64, Work)>> {
+        let Some((_, work)) = source.next_work() else { return Ok(None) };
+        work.map(|work| Some((work.len, work)))
+    }
+
+    fn worker(&self) -> Result<Sides> {
+        let buffer = || vec![0; to_usize(ITEM)];
+        Ok(Sides { old: self.old.reader(), new: self.new.reader(), bytes: [buffer(), buffer()] })
+    }
+
+    fn carry_out(&self, sides: &mut Sides, work: Work, writes: &mut Writes<'_>) -> Result<()> {
+        for units in self.units(&work)? {
+            let len = units.end.minus(units.start)?;
+            for found in writes.disk().ranges(units.start, len)? {
+                if found.kind == RangeKind::Backing {
+                    self.compare(sides, found.at..found.at.plus(found.len)?, writes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

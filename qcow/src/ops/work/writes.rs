@@ -1,0 +1,148 @@
+//! What one item of a transfer writes into a disk.
+
+use std::ops::Range;
+
+use crc32fast::Hasher;
+
+use super::crc::hash;
+use super::transfer::Settings;
+use crate::Result;
+use crate::codec::is_zero;
+use crate::disk::Disk;
+use crate::exact::{Exact, to_usize};
+use crate::io::Zeroes;
+
+/// Zeros in the data of a raw disk become holes in pieces of this many bytes.
+const HOLE: u64 = 64 << 10;
+
+/// A range that was written.
+pub(super) struct Written {
+    pub(super) range: Range<u64>,
+    /// Of its bytes; `None` for zeros.
+    pub(super) hash: Option<Hasher>,
+}
+
+/// Writes into a disk, and keeps a list of it.
+pub(in crate::ops) struct Writes<'a> {
+    disk: &'a Disk,
+    settings: Settings<'a>,
+    written: Vec<Written>,
+}
+
+impl<'a> Writes<'a> {
+    pub(super) fn new(disk: &'a Disk, settings: Settings<'a>) -> Self {
+        Self { disk, settings, written: Vec::new() }
+    }
+
+    pub(super) fn into_written(self) -> Vec<Written> {
+        self.written
+    }
+
+    /// The disk that is written into.
+    pub(in crate::ops) fn disk(&self) -> &'a Disk {
+        self.disk
+    }
+
+    /// Writes `bytes` at `at`; whole units of zeros are written as zeros.
+    pub(in crate::ops) fn data(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        let unit = if self.settings.compress {
+            self.disk.cluster_size().unwrap_or(HOLE)
+        } else {
+            zero_unit(self.disk)
+        };
+        let (mut rest, mut at) = (bytes, at);
+        while !rest.is_empty() {
+            let zeros = self.leading(rest, at, unit, true)?;
+            if zeros > 0 {
+                self.zeros(at, zeros)?;
+                (rest, at) = (rest.get(to_usize(zeros)..).unwrap_or_default(), at.plus(zeros)?);
+                continue;
+            }
+            let data = self.leading(rest, at, unit, false)?;
+            let (now, later) = rest.split_at_checked(to_usize(data)).unwrap_or((rest, &[]));
+            self.plain(now, at, unit)?;
+            (rest, at) = (later, at.plus(data)?);
+        }
+        Ok(())
+    }
+
+    /// How many bytes at the start of `bytes`, which is not empty, are whole units of zeros, or are not.
+    fn leading(&self, bytes: &[u8], at: u64, unit: u64, zeros: bool) -> Result<u64> {
+        let (mut rest, mut now) = (bytes, at);
+        while !rest.is_empty() {
+            let border = (now | unit.wrapping_sub(1)).plus(1)?;
+            let len = border.minus(now)?.min(rest.len() as u64);
+            let (piece, later) = rest.split_at_checked(to_usize(len)).unwrap_or((rest, &[]));
+            let end = now.plus(len)?;
+            let whole =
+                now & unit.wrapping_sub(1) == 0 && (end == border || end == self.disk.size());
+            if (whole && is_zero(piece)) != zeros {
+                break;
+            }
+            (rest, now) = (later, end);
+        }
+        now.minus(at)
+    }
+
+    fn plain(&mut self, bytes: &[u8], at: u64, unit: u64) -> Result<()> {
+        if !self.settings.dry_run {
+            match self.settings.compress {
+                true => self.compressed(bytes, at, unit)?,
+                false => self.disk.write_at(bytes, at)?,
+            }
+        }
+        self.note(at, bytes.len() as u64, Some(hash(bytes)))
+    }
+
+    fn compressed(&self, bytes: &[u8], at: u64, cluster: u64) -> Result<()> {
+        let (mut rest, mut at) = (bytes, at);
+        while !rest.is_empty() {
+            let border = (at | cluster.wrapping_sub(1)).plus(1)?.min(self.disk.size());
+            let len = border.minus(at)?.min(rest.len() as u64);
+            let (piece, later) = rest.split_at_checked(to_usize(len)).unwrap_or((rest, &[]));
+            match at & cluster.wrapping_sub(1) == 0 && at.plus(len)? == border {
+                true => self.disk.write_compressed(piece, at)?,
+                false => self.disk.write_at(piece, at)?,
+            }
+            (rest, at) = (later, at.plus(len)?);
+        }
+        Ok(())
+    }
+
+    /// Makes `len` bytes from `at` on zeros.
+    pub(in crate::ops) fn zeros(&mut self, at: u64, len: u64) -> Result<()> {
+        if !self.settings.dry_run {
+            match self.settings.zeros_by_entry {
+                true => self.disk.write_zeroes(at, len, Zeroes::Unmap)?,
+                false => self.zeros_as_data(at, len)?,
+            }
+        }
+        self.note(at, len, None)
+    }
+
+    fn zeros_as_data(&self, at: u64, len: u64) -> Result<()> {
+        let (mut at, end) = (at, at.plus(len)?);
+        while at < end {
+            let cluster = self.disk.cluster_size().unwrap_or(HOLE).max(HOLE);
+            let next = (at | cluster.wrapping_sub(1)).plus(1)?.min(end);
+            self.disk.write_at(&vec![0; to_usize(next.minus(at)?)], at)?;
+            at = next;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, at: u64, len: u64, hash: Option<Hasher>) -> Result<()> {
+        if len > 0 {
+            self.written.push(Written { range: at..at.plus(len)?, hash });
+        }
+        Ok(())
+    }
+}
+
+/// Zeros of this many bytes need no space in the disk.
+fn zero_unit(disk: &Disk) -> u64 {
+    match disk.cluster_size() {
+        Some(_) => disk.write_unit(),
+        None => HOLE,
+    }
+}
