@@ -7,7 +7,7 @@ BINARY := $(TARGET)/$(BUILD)/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-long test-migration fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release debug clean
+.PHONY: help demo demo-migration test test-long test-migration iotests fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release debug clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,10 @@ test-long: ## The same, and everything of the searches of which `make test` trie
 test-migration: ## Install two hosts, and run the tests that migrate guests between them (as root)
 	@scripts/setup test-migration
 	@scripts/test migration
+
+iotests: ## Run QEMU's own tests of qemu-img with this program in its place (IOTESTS=quick, or names of tests)
+	@scripts/setup test
+	@scripts/iotests $(IOTESTS)
 
 fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), or those in FUZZ_TARGETS
 	@scripts/setup fuzz

@@ -17,6 +17,7 @@ mod output;
 #[cfg_attr(not(feature = "pictures"), path = "no_picture.rs")]
 mod picture;
 mod progress;
+mod qemu_img;
 mod remedies;
 pub mod sandbox;
 mod script;
@@ -35,6 +36,9 @@ pub use libvirt::{Access, Connect, Connected};
 pub fn run(connect: Option<Connect>) -> ExitCode {
     libvirt::install(connect);
     signals::survive_file_limit();
+    if let Some((name, arguments)) = qemu_img::called(std::env::args_os()) {
+        return qemu_img::run(&name, &arguments);
+    }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),

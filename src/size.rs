@@ -23,6 +23,17 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     })
 }
 
+/// Whether `text` is a size that does not fit in 64 bits.
+pub(crate) fn is_too_large(text: &str) -> bool {
+    let number = text.trim_ascii_start();
+    let number = number.strip_prefix('+').unwrap_or(number);
+    let bytes = match number.strip_prefix("0x").or_else(|| number.strip_prefix("0X")) {
+        Some(digits) => hexadecimal(digits),
+        None => decimal(number),
+    };
+    matches!(bytes, Err(Wrong::TooLarge))
+}
+
 /// The largest disk: whole sectors, below 2^63 bytes.
 const LARGEST: u64 = (1 << 63) - 512;
 

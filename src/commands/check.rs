@@ -259,7 +259,8 @@ fn line(finding: &Finding) -> String {
     format!("{}: {place}: {message}\n", finding.severity.as_str())
 }
 
-fn summary(outcome: &CheckOutcome) -> String {
+/// What `qemu-img check` says of an outcome.
+pub(crate) fn summary(outcome: &CheckOutcome) -> String {
     let CheckOutcome { corruptions, leaks, check_errors, .. } = *outcome;
     let mut text = String::new();
     if corruptions == 0 && leaks == 0 && check_errors == 0 {

@@ -1,6 +1,6 @@
 //! `qcowtool info`: shows what an image says about itself.
 
-mod text;
+pub(crate) mod text;
 
 pub(crate) use text::snapshot_list;
 

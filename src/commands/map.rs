@@ -1,12 +1,15 @@
 //! `qcowtool map`: lists where the parts of a disk come from.
 
+pub(crate) mod lines;
+
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::Args;
 use qcow::chain::Chain;
-use qcow::ops::map::{Map, MapEntry, MapOptions, map};
+use qcow::ops::map::{Map, MapOptions, map};
 
+use self::lines::{hexadecimal, write_object};
 use crate::args::{Common, PartArgs, SourceArgs, exit_codes, replace};
 use crate::failure::Failure;
 use crate::left_out::warn_left_out;
@@ -122,19 +125,6 @@ fn print_json(entries: Map<'_>, chain: &Chain, start: u64) -> Result<(), Failure
     out.write_all(b"]\n").and_then(|()| out.flush()).map_err(Failure::from_output)
 }
 
-fn write_object(out: &mut impl Write, before: &str, entry: &MapEntry) -> io::Result<()> {
-    let MapEntry { start, length, depth, present, zero, data, compressed, .. } = entry;
-    write!(
-        out,
-        "{before}{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \
-         \"present\": {present}, \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
-    )?;
-    if let Some(offset) = entry.offset {
-        write!(out, ", \"offset\": {offset}")?;
-    }
-    out.write_all(b"}")
-}
-
 /// What holds data, and where; zeros are left out.
 fn print_human(entries: Map<'_>, chain: &Chain) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
@@ -153,11 +143,6 @@ fn print_human(entries: Map<'_>, chain: &Chain) -> Result<(), Failure> {
     }
     warn_truncated(&flushed_on_error(&mut out, chain.truncations())?);
     out.flush().map_err(Failure::from_output)
-}
-
-/// `0x1f`, and plain `0`, as C prints it.
-fn hexadecimal(number: u64) -> String {
-    if number == 0 { "0".to_owned() } else { format!("{number:#x}") }
 }
 
 /// Lets out what was found before an error.

@@ -28,6 +28,10 @@ mod rescue;
 mod serve;
 mod snapshot;
 
+pub(crate) use check::summary as check_summary;
+pub(crate) use create::outputs;
+pub(crate) use info::text as info_text;
+pub(crate) use map::lines as map_lines;
 pub(crate) use amend::Amend;
 pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;

@@ -24,6 +24,7 @@ pub struct BackingFormats {
     named: Vec<(PathBuf, Format)>,
     only: Option<Format>,
     raw_despite_magic: bool,
+    probe: bool,
 }
 
 impl BackingFormats {
@@ -54,6 +55,15 @@ impl BackingFormats {
         self.raw_despite_magic = allowed;
         self
     }
+
+    /// Whether a backing file whose format nothing records or states is opened as what its first bytes
+    /// say, as QEMU does with a warning at most. A guest that can write to a raw disk chooses those bytes, and with
+    /// them the files that the host opens: only for programs that have to do as QEMU does.
+    #[must_use]
+    pub fn probed(mut self, allowed: bool) -> Self {
+        self.probe = allowed;
+        self
+    }
 }
 
 /// How the format of a layer is known.
@@ -62,7 +72,7 @@ impl BackingFormats {
 pub enum FormatSource {
     /// The caller stated the format of the active layer.
     Stated,
-    /// The first bytes of the active layer tell.
+    /// The first bytes tell: of the active layer, or where [`BackingFormats::probed`] allows it.
     Probed,
     /// The header above records it, or a `json:` name has it.
     Recorded,
@@ -86,15 +96,16 @@ impl<'a> Statements<'a> {
         Self { stated, used: vec![false; stated.named.len()], only: None }
     }
 
-    /// The format of the backing file `name`, which is at `path`. A format is never guessed here: a guest
-    /// that wrote another image's header into a raw disk would choose what the host opens (trap 101).
+    /// The format of the backing file `name`, which is at `path`; `None` if its first bytes may tell. Unless the caller
+    /// allows it a format is never guessed here: a guest that wrote another image's header into a raw disk would
+    /// choose what the host opens (trap 101).
     pub(super) fn format_of(
         &mut self,
         recorded: Option<Format>,
         name: &ImageName,
         written: &[u8],
         path: &Path,
-    ) -> Result<(Format, FormatSource)> {
+    ) -> Result<Option<(Format, FormatSource)>> {
         let named = self.by_name(written, path)?;
         if let Some(recorded) = recorded {
             return match named {
@@ -104,17 +115,18 @@ impl<'a> Statements<'a> {
                 ))
                 .structure("backing format")
                 .hint("leave out what is stated: what is recorded counts")),
-                _ => Ok((recorded, FormatSource::Recorded)),
+                _ => Ok(Some((recorded, FormatSource::Recorded))),
             };
         }
         if let Some(format) = named {
-            return Ok((format, FormatSource::StatedByName));
+            return Ok(Some((format, FormatSource::StatedByName)));
         }
         match (self.stated.only, &self.only) {
+            (None, _) if self.stated.probe => Ok(None),
             (None, _) => Err(unrecorded(&name.path)),
             (Some(format), None) => {
                 self.only = Some(name.path.clone());
-                Ok((format, FormatSource::StatedForOnly))
+                Ok(Some((format, FormatSource::StatedForOnly)))
             }
             (Some(_), Some(first)) => Err(Error::usage(format!(
                 "one format is stated, and more than one backing file records none: '{}', '{}'",
@@ -213,7 +225,8 @@ mod tests {
     fn format_of(statements: &mut Statements<'_>, name: &str) -> Result<(Format, FormatSource)> {
         let name = ImageName::from_header(name.as_bytes()).unwrap();
         let path = name.beside(Path::new("/pool/top"));
-        statements.format_of(None, &name, name.path.as_os_str().as_bytes(), &path)
+        let known = statements.format_of(None, &name, name.path.as_os_str().as_bytes(), &path)?;
+        Ok(known.unwrap())
     }
 
     #[test]
@@ -238,6 +251,21 @@ mod tests {
         format_of(&mut statements, "middle").unwrap();
         let error = format_of(&mut statements, "base").unwrap_err().to_string();
         assert!(error.contains("'middle', 'base'"), "{error}");
+    }
+
+    #[test]
+    fn a_format_is_guessed_only_where_that_is_allowed_and_nothing_is_known() {
+        let formats = BackingFormats::new().probed(true).named("named", Format::Qcow2);
+        let mut statements = Statements::new(&formats);
+        let mut format_of = |recorded, name: &str| {
+            let name = ImageName::from_header(name.as_bytes()).unwrap();
+            let path = name.beside(Path::new("/pool/top"));
+            statements.format_of(recorded, &name, name.path.as_os_str().as_bytes(), &path).unwrap()
+        };
+        assert_eq!(format_of(None, "base"), None);
+        let recorded = (Format::Raw, FormatSource::Recorded);
+        assert_eq!(format_of(Some(Format::Raw), "base"), Some(recorded));
+        assert_eq!(format_of(None, "named"), Some((Format::Qcow2, FormatSource::StatedByName)));
     }
 
     #[test]

@@ -253,7 +253,7 @@ pub struct Walk<'a, O> {
 struct Next {
     path: PathBuf,
     by: Option<PathBuf>,
-    /// `None`: the first bytes are to tell. Only for the active layer.
+    /// `None`: the first bytes are to tell. Below the active layer only where the caller allows it.
     format: Option<(Format, FormatSource)>,
     depends_on_process: bool,
     only: Option<Format>,
@@ -446,13 +446,13 @@ impl<O: Open> Walk<'_, O> {
         };
         let known: Option<Format> =
             known.transpose().map_err(|error: Error| error.structure("backing format"))?;
-        let (format, source) = self.statements.format_of(known, &name, written, &path)?;
-        broken.format = Some(format);
-        check_plain_file(&name, Some(format))?;
+        let format = self.statements.format_of(known, &name, written, &path)?;
+        broken.format = format.map(|(format, _)| format);
+        check_plain_file(&name, broken.format)?;
         Ok(Next {
             path,
             by: Some(layer.path.clone()),
-            format: Some((format, source)),
+            format,
             depends_on_process: name.depends_on_process(),
             only: name.only,
             windows: name.windows,

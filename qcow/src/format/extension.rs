@@ -101,7 +101,7 @@ impl Extensions {
             .map_while(Result::ok)
             .filter(|raw| raw.magic == FEATURE_NAMES)
             .last()
-            .map(|raw| FeatureName::parse_table(raw.data))
+            .map(|raw| FeatureName::parse_loosely(raw.data))
             .unwrap_or_default()
     }
 

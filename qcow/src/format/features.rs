@@ -116,6 +116,13 @@ impl FeatureName {
             .collect()
     }
 
+    /// As [`parse_table`](Self::parse_table), but the last entry may end with the table, as QEMU has it.
+    pub(super) fn parse_loosely(data: &[u8]) -> Vec<Self> {
+        let mut padded = data.to_vec();
+        padded.resize(data.len().next_multiple_of(FEATURE_BYTES), 0);
+        Self::parse_table(&padded)
+    }
+
     pub(super) fn write(&self, out: &mut Vec<u8>) -> Result<()> {
         if self.name.len() > FEATURE_NAME_BYTES {
             return Err(Error::usage(format!(

@@ -20,6 +20,8 @@ pub(super) struct Existing {
     pub(super) len: u64,
     /// It holds zeros where nothing has been written.
     pub(super) blank: bool,
+    /// Its length can change: a regular file that was emptied.
+    pub(super) emptied: bool,
     /// Something has been written: it does not hold any more what it held.
     touched: AtomicBool,
 }
@@ -48,11 +50,28 @@ impl Existing {
         }
     }
 
+    /// Opens a block device, or makes or empties a regular file.
+    pub(super) fn overwrite(path: &Path) -> Result<Self> {
+        if std::fs::metadata(path).is_ok_and(|status| status.file_type().is_block_device()) {
+            return Self::open(path, OFlags::EXCL, false);
+        }
+        let mut opened = Self::open_as(path, OFlags::empty(), true, true)?;
+        opened.file.set_len(0).map_err(|error| Error::io("could not empty the file", error))?;
+        (opened.len, opened.emptied) = (0, true);
+        Ok(opened)
+    }
+
     fn open(path: &Path, exclusive: OFlags, blank: bool) -> Result<Self> {
+        Self::open_as(path, exclusive, blank, false)
+    }
+
+    fn open_as(path: &Path, exclusive: OFlags, blank: bool, create: bool) -> Result<Self> {
         let flags = (exclusive | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
         let file = File::options()
             .read(true)
             .write(true)
+            .create(create)
+            .mode(0o644)
             .custom_flags(i32::try_from(flags).unwrap_or_default())
             .open(path)
             .map_err(|error| match error.kind() {
@@ -71,7 +90,8 @@ impl Existing {
             .lock(Access::READ | changes, changes)
             .map_err(|error| error.hint(Remedy::StopUser))?;
         let (kind, identity, len) = (storage.kind(), storage.identity(), storage.len());
-        Ok(Self { file, kind, identity, len, blank, touched: AtomicBool::new(false) })
+        let (emptied, touched) = (false, AtomicBool::new(false));
+        Ok(Self { file, kind, identity, len, blank, emptied, touched })
     }
 
     /// What it is, in a word.

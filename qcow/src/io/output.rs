@@ -32,6 +32,8 @@ pub struct OutputFile {
     /// For what can go past the page cache.
     direct: Option<File>,
     written: AtomicU64,
+    /// Nobody waits for the disk: what was written may be lost with the machine's power.
+    unsynced: bool,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,10 @@ impl OutputFile {
     /// [`InUse`](crate::ErrorKind::InUse) if a process uses it; [`Io`](crate::ErrorKind::Io) if its directory cannot be written, or if what
     /// is there cannot be looked at.
     pub fn create(target: &Path, replace: Replace) -> Result<Self> {
+        if replace == Replace::Overwrite {
+            let existing = Existing::overwrite(target).map_err(|error| error.file(target))?;
+            return Ok(Self::new(Place::Existing(existing), target));
+        }
         let (directory, name) = split(target)?;
         let mut replaced = replaced(target, replace).map_err(|error| error.file(target))?;
         let mut prefix = std::ffi::OsString::from(".");
@@ -119,7 +125,7 @@ impl OutputFile {
 
     fn new(place: Place, target: &Path) -> Self {
         let (target, written) = (target.to_path_buf(), AtomicU64::new(0));
-        Self { place, target, direct: None, written }
+        Self { place, target, direct: None, written, unsynced: false }
     }
 
     /// Writes past the page cache from now on what starts and ends at blocks.
@@ -145,8 +151,13 @@ impl OutputFile {
     pub(crate) fn fixed_len(&self) -> Option<u64> {
         match &self.place {
             Place::Temporary { .. } => None,
-            Place::Existing(existing) => Some(existing.len),
+            Place::Existing(existing) => (!existing.emptied).then_some(existing.len),
         }
+    }
+
+    /// Leaves it to the system when what is written gets to the disk.
+    pub(crate) fn without_sync(&mut self) {
+        self.unsynced = true;
     }
 
     /// Makes sure that `len` bytes at `offset`, which have not been written, read as zeros.
@@ -170,6 +181,7 @@ impl OutputFile {
         match &self.place {
             // No other process sees the file before it has its name.
             Place::Temporary { .. } => Ok(()),
+            Place::Existing(_) if self.unsynced => Ok(()),
             Place::Existing(existing) => {
                 existing.file.sync_data().map_err(|error| self.failed("could not sync", error))
             }
@@ -219,7 +231,9 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub fn set_len(&self, len: u64) -> Result<()> {
-        if let Place::Existing(existing) = &self.place {
+        if let Place::Existing(existing) = &self.place
+            && !existing.emptied
+        {
             return if len <= existing.len {
                 Ok(())
             } else {
@@ -259,6 +273,9 @@ impl OutputFile {
     /// # Errors
     /// [`Io`](crate::ErrorKind::Io), naming the target.
     pub(crate) fn sync(&self) -> Result<()> {
+        if self.unsynced {
+            return Ok(());
+        }
         let failed = |error| self.abandoned(self.failed("could not sync", error));
         self.file().sync_all().map_err(failed)
     }

@@ -24,6 +24,11 @@ pub enum Replace {
     Unused,
     /// Also if it is in use. A process that has it open goes on with a file that has no name.
     InUse,
+    /// Not replaced but emptied and written to where it is, as `qemu-img` does: it keeps its inode, mode
+    /// and links, a symbolic link is followed, and a block device is overwritten. A file that does not exist gets the
+    /// mode 0644, as far as the process allows. What stops half-way leaves it partly written. Refused
+    /// while a process has locked it.
+    Overwrite,
 }
 
 /// Access control lists of POSIX.

@@ -10,6 +10,8 @@ use crate::io::OutputFile;
 pub(crate) struct NewImage<'a> {
     pub(crate) placer: Placer,
     pub(crate) output: &'a OutputFile,
+    /// The file ends where its last structure does, and not at a cluster.
+    pub(crate) cut: bool,
 }
 
 impl NewImage<'_> {
@@ -27,13 +29,14 @@ impl NewImage<'_> {
         header: impl FnOnce(&Finished) -> Result<HeaderArea>,
     ) -> Result<u64> {
         let finished = self.placer.finish(sink)?;
-        self.output.set_len(finished.file_length)?;
+        let len = if self.cut { finished.used_length } else { finished.file_length };
+        self.output.set_len(len)?;
         if reserve {
-            self.output.reserve(0, finished.file_length)?;
+            self.output.reserve(0, len)?;
         }
         let header = header(&finished)?.to_bytes()?;
         self.output.barrier()?;
         self.output.write_at(&header, 0)?;
-        Ok(finished.file_length)
+        Ok(len)
     }
 }

@@ -30,10 +30,21 @@ pub(crate) struct Placer {
     /// `None` as long as the table's length, and so its place, is not known.
     l1_offset: Option<HostOffset>,
     l1: Vec<u64>,
-    /// Number and bytes of the L2 table being filled.
-    l2: Option<(u64, Vec<u8>)>,
+    /// The L2 table being filled.
+    l2: Option<OpenTable>,
+    /// L2 tables lie in front of the first cluster that they map, as in images that QEMU makes, not behind the last.
+    tables_first: bool,
     /// Where the next compressed cluster may start, inside a cluster that is partly filled.
     packing: Option<u64>,
+}
+
+/// An L2 table that is being filled.
+#[derive(Debug)]
+struct OpenTable {
+    number: u64,
+    bytes: Vec<u8>,
+    /// Where it has a place already.
+    place: Option<u64>,
 }
 
 /// What the header must say about a finished image.
@@ -45,6 +56,8 @@ pub(crate) struct Finished {
     pub(crate) refcount_table_clusters: u32,
     /// Length of the file in bytes.
     pub(crate) file_length: u64,
+    /// Where the last cluster is the L1 table's, and only a part of it is used, the end of that part.
+    pub(crate) used_length: u64,
 }
 
 impl Placer {
@@ -53,23 +66,64 @@ impl Placer {
     /// # Errors
     /// [`Limit`](crate::ErrorKind::Limit) if the L1 table would be longer than QEMU reads.
     pub(crate) fn new(rules: EntryRules, width: RefcountWidth, virtual_size: u64) -> Result<Self> {
+        Self::start(rules, width, virtual_size, None)
+    }
+
+    /// As [`new`](Self::new), for an image of which all is known that will be placed: `data_clusters` of the guest's.
+    /// The refcount table and its first block lie behind the header, as in images that QEMU makes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn with_refcounts_in_front(
+        rules: EntryRules,
+        width: RefcountWidth,
+        virtual_size: u64,
+        data_clusters: u64,
+    ) -> Result<Self> {
+        Self::start(rules, width, virtual_size, Some(data_clusters))
+    }
+
+    fn start(
+        rules: EntryRules,
+        width: RefcountWidth,
+        virtual_size: u64,
+        in_front: Option<u64>,
+    ) -> Result<Self> {
         let geometry = rules.geometry;
         // Even a disk without a byte gets an entry, so that the table has a place of its own.
         let l1_entries = geometry.new_l1_entries(virtual_size)?.max(1);
         let l1_bytes = l1_entries.times(8)?;
         let mut refcounts = Refcounts::new(geometry, width);
         refcounts.allocate(1)?;
-        let first = refcounts.allocate(geometry.clusters_for(l1_bytes))?;
+        let l1_clusters = geometry.clusters_for(l1_bytes);
+        if let Some(data) = in_front {
+            let tables = if data == 0 { 0 } else { l1_entries };
+            let own = if rules.data_file { 0 } else { data };
+            let others = 1u64.plus(l1_clusters)?.plus(tables)?.plus(own)?;
+            let (_, table) = width.clusters_to_count(others, geometry)?;
+            refcounts.place_in_front(table)?;
+        }
+        let first = refcounts.allocate(l1_clusters)?;
         let l1_offset = refcounts.offset_of(first)?;
         let l1 = vec![0; to_usize(l1_entries)];
-        Ok(Self { rules, refcounts, l1_offset: Some(l1_offset), l1, l2: None, packing: None })
+        let (tables_first, l1_offset) = (in_front.is_some(), Some(l1_offset));
+        Ok(Self { rules, refcounts, l1_offset, l1, l2: None, tables_first, packing: None })
     }
 
     /// Starts an image of a size that is not known yet: its L1 table comes last.
     pub(crate) fn growing(rules: EntryRules, width: RefcountWidth) -> Result<Self> {
         let mut refcounts = Refcounts::new(rules.geometry, width);
         refcounts.allocate(1)?;
-        Ok(Self { rules, refcounts, l1_offset: None, l1: vec![0], l2: None, packing: None })
+        let l1 = vec![0];
+        Ok(Self {
+            rules,
+            refcounts,
+            l1_offset: None,
+            l1,
+            l2: None,
+            tables_first: false,
+            packing: None,
+        })
     }
 
     /// Makes sure, where the size is not known, that the first `clusters` clusters can be placed.
@@ -230,6 +284,7 @@ impl Placer {
         let too_long = |_| Error::limit("a table of the new image has too many entries");
         let l1_entries = u32::try_from(self.l1.len()).map_err(too_long)?;
         let cluster_size = self.rules.geometry.cluster_size();
+        let l1_end = l1_offset.plus((self.l1.len() as u64).times(8)?)?.0;
         let (table, table_clusters, clusters) =
             self.refcounts.finish(|offset, bytes| sink.metadata(offset, bytes))?;
         Ok(Finished {
@@ -238,6 +293,10 @@ impl Placer {
             refcount_table_offset: table,
             refcount_table_clusters: u32::try_from(table_clusters).map_err(too_long)?,
             file_length: clusters.times(cluster_size)?,
+            used_length: match l1_end.checked_next_multiple_of(cluster_size) {
+                Some(end) if end == clusters.times(cluster_size)? => l1_end,
+                _ => clusters.times(cluster_size)?,
+            },
         })
     }
 
@@ -289,18 +348,19 @@ impl Placer {
 
     fn open_l2(&mut self, cluster: u64, sink: &mut impl Sink) -> Result<()> {
         let index = cluster >> self.rules.geometry.l2_bits();
-        if self.l2.as_ref().is_some_and(|(open, _)| *open == index) {
+        if self.l2.as_ref().is_some_and(|open| open.number == index) {
             return Ok(());
         }
         self.flush_l2(sink)?;
         let size = to_usize(self.rules.geometry.cluster_size());
-        self.l2 = Some((index, vec![0; size]));
+        let place = self.tables_first.then(|| self.refcounts.allocate(1)).transpose()?;
+        self.l2 = Some(OpenTable { number: index, bytes: vec![0; size], place });
         Ok(())
     }
 
     fn flush_l2(&mut self, sink: &mut impl Sink) -> Result<()> {
-        let Some((index, bytes)) = self.l2.take() else { return Ok(()) };
-        let place = self.refcounts.allocate(1)?;
+        let Some(OpenTable { number: index, bytes, place }) = self.l2.take() else { return Ok(()) };
+        let place = place.map_or_else(|| self.refcounts.allocate(1), Ok)?;
         let offset = self.refcounts.offset_of(place)?;
         sink.metadata(offset, &bytes)?;
         let slot = self.l1.get_mut(to_usize(index));
@@ -354,7 +414,7 @@ impl Placer {
         let width = self.rules.geometry.l2_entry_size();
         let from = to_usize(index.times(width)?);
         let to = to_usize(index.plus(count)?.times(width)?);
-        let (_, table) = self.l2.as_mut().ok_or_else(past_the_disk)?;
+        let table = &mut self.l2.as_mut().ok_or_else(past_the_disk)?.bytes;
         table.get_mut(from..to).ok_or_else(past_the_disk)
     }
 

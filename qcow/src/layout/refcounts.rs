@@ -19,12 +19,31 @@ pub(super) struct Refcounts {
     open: VecDeque<Vec<u8>>,
     /// Where the finished blocks lie.
     table: Vec<HostOffset>,
+    /// The clusters of the table, and that of the first block, where they have a place in front.
+    front: Option<Front>,
+}
+
+/// Clusters at the beginning of the file for the refcount table and its first block.
+#[derive(Debug, Clone, Copy)]
+struct Front {
+    table: u64,
+    table_clusters: u64,
+    /// Until it is written.
+    block: Option<u64>,
 }
 
 impl Refcounts {
     pub(super) fn new(geometry: Geometry, width: RefcountWidth) -> Self {
         let per_block = width.entries_per_block(geometry).max(1);
-        Self { geometry, width, per_block, next: 0, open: VecDeque::new(), table: Vec::new() }
+        Self {
+            geometry,
+            width,
+            per_block,
+            next: 0,
+            open: VecDeque::new(),
+            table: Vec::new(),
+            front: None,
+        }
     }
 
     /// Clusters handed out so far.
@@ -43,6 +62,14 @@ impl Refcounts {
         offset
             .filter(|offset| offset.0 >> self.geometry.cluster_bits() == index)
             .ok_or_else(|| Error::limit("the new image would be longer than 2^64 bytes"))
+    }
+
+    /// Gives the table, of `table_clusters` clusters, and the first block their places here.
+    pub(super) fn place_in_front(&mut self, table_clusters: u64) -> Result<()> {
+        let table = self.allocate(table_clusters)?;
+        let block = Some(self.allocate(1)?);
+        self.front = Some(Front { table, table_clusters, block });
+        Ok(())
     }
 
     /// Hands out `count` clusters in a row, each with one reference.
@@ -94,8 +121,9 @@ impl Refcounts {
             if done > low_water_mark {
                 return Ok(());
             }
-            // The block's own cluster lies in a later stretch, never in the one it counts.
-            let place = self.allocate(1)?;
+            // But for the first one in front, the block's own cluster lies in a later stretch, never in the one it counts.
+            let in_front = self.front.as_mut().and_then(|front| front.block.take());
+            let place = in_front.map_or_else(|| self.allocate(1), Ok)?;
             let offset = self.offset_of(place)?;
             let block = self.open.pop_front().ok_or_else(lost)?;
             write(offset, &block)?;
@@ -109,13 +137,19 @@ impl Refcounts {
         mut self,
         mut write: impl FnMut(HostOffset, &[u8]) -> Result<()>,
     ) -> Result<(HostOffset, u64, u64)> {
-        let finished = self.table.len() as u64;
-        let others = self.next.minus(finished)?;
-        let (blocks, table) = self.width.clusters_to_count(others, self.geometry)?;
-        let first_block = self.allocate(blocks.minus(finished)?)?;
-        let table_at = self.allocate(table)?;
+        let (table_at, table, places) = match self.front {
+            Some(front) => (front.table, front.table_clusters, self.remaining_blocks(front)?),
+            None => {
+                let finished = self.table.len() as u64;
+                let others = self.next.minus(finished)?;
+                let (blocks, table) = self.width.clusters_to_count(others, self.geometry)?;
+                let blocks = blocks.minus(finished)?;
+                let first = self.allocate(blocks)?;
+                (self.allocate(table)?, table, (first..first.plus(blocks)?).collect())
+            }
+        };
         let table_offset = self.offset_of(table_at)?;
-        for (index, block) in (first_block..).zip(std::mem::take(&mut self.open)) {
+        for (index, block) in places.into_iter().zip(std::mem::take(&mut self.open)) {
             let offset = self.offset_of(index)?;
             write(offset, &block)?;
             self.table.push(offset);
@@ -126,6 +160,20 @@ impl Refcounts {
         bytes.resize(to_usize(table.times(self.geometry.cluster_size())?), 0);
         write(table_offset, &bytes)?;
         Ok((table_offset, table, self.next))
+    }
+
+    /// Finds places for the blocks that are still open, where the table has one in front.
+    fn remaining_blocks(&mut self, front: Front) -> Result<Vec<u64>> {
+        let mut places: Vec<u64> = front.block.into_iter().collect();
+        let finished = self.table.len() as u64;
+        while finished.plus(places.len() as u64)?.times(self.per_block)? < self.next {
+            places.push(self.allocate(1)?);
+        }
+        let room = front.table_clusters.times(self.geometry.cluster_size())? >> 3;
+        if finished.plus(places.len() as u64)? > room {
+            return Err(Error::internal("the refcount table does not fit into its place"));
+        }
+        Ok(places)
     }
 
     /// The open block that counts cluster `index`.

@@ -37,7 +37,7 @@ use stored::Stored;
 use tables::L2Table;
 
 pub use repair::{Action, RepairOptions, RepairOutcome, Scope, Step, repair};
-pub use report::{Finding, FindingKind as Kind, Severity, Structure};
+pub use report::{Finding, FindingKind as Kind, Numbers, Severity, Structure};
 
 /// How to check.
 #[derive(Debug, Clone)]

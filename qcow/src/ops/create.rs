@@ -242,7 +242,12 @@ fn create_qcow2(
     cancel: &CancelToken,
 ) -> Result<CreateOutcome> {
     let qcow2 = qcow2.checked(options.backing.is_some())?;
-    let mut placer = Placer::new(qcow2.rules()?, qcow2.refcount_width()?, size)?;
+    let preallocated = match qcow2.preallocation {
+        Preallocation::Off => 0,
+        _ => qcow2.geometry()?.clusters_for(size),
+    };
+    let (rules, width) = (qcow2.rules()?, qcow2.refcount_width()?);
+    let mut placer = Placer::with_refcounts_in_front(rules, width, size, preallocated)?;
     let output = begin(path, options.replace)?;
     let data_file = qcow2
         .data_file
@@ -254,15 +259,15 @@ fn create_qcow2(
         .transpose()?;
     let full = qcow2.preallocation == Preallocation::Full && data_file.is_none();
     let mut sink = ReserveSink { output: &output, cluster_size: qcow2.cluster_size, full, cancel };
-    if qcow2.preallocation != Preallocation::Off {
-        placer.reserve_run(0, qcow2.geometry()?.clusters_for(size), &mut sink)?;
+    if preallocated > 0 {
+        placer.reserve_run(0, preallocated, &mut sink)?;
     }
     let backing = options.backing.as_ref();
     let backing =
         backing.map(|backing| (backing.name.as_os_str().as_bytes(), backing.format.as_str()));
     let reserve = qcow2.preallocation == Preallocation::Falloc;
     let file_length =
-        NewImage { placer, output: &output }
+        NewImage { placer, output: &output, cut: true }
             .finish(&mut sink, reserve, |finished| qcow2.header_area(size, finished, backing))?;
     let warnings = target::publish(output, data_file)?;
     Ok(CreateOutcome { warnings, ..outcome(path, Format::Qcow2, size, file_length) })

@@ -31,7 +31,8 @@ pub fn begin(target: &Path, replace: Replace) -> Result<OutputFile> {
 
 /// Checks that nothing uses the file that `output` replaces or overwrites.
 pub(super) fn check(output: &OutputFile, replace: Replace) -> Result<()> {
-    let Some(identity) = output.overwrites().filter(|_| replace != Replace::InUse) else {
+    let unasked = matches!(replace, Replace::InUse | Replace::Overwrite);
+    let Some(identity) = output.overwrites().filter(|_| !unasked) else {
         return Ok(());
     };
     let target = output.target();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::size::human;
 
 /// The image as lines of text. Names from the image cannot do anything to a terminal (trap 139).
-pub(super) fn text(image: &ImageInfo) -> String {
+pub(crate) fn text(image: &ImageInfo) -> String {
     let mut lines = Vec::new();
     head(&mut lines, image);
     backing(&mut lines, image);

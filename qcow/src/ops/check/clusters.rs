@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use super::Checker;
-use super::report::{FindingKind, Spot, Structure};
+use super::report::{FindingKind, Numbers, Spot, Structure};
 use super::tables::{L2Table, copied_message};
 use crate::exact::to_usize;
 use crate::format::{CompressedSpan, RawL2Entry, Version};
@@ -83,6 +83,7 @@ impl Checker<'_> {
             flagged,
             figures: Figures::default(),
             next: 0,
+            word: 0,
         };
         walk.all(buffer)?;
         Ok(walk.figures.times(table.active))
@@ -100,6 +101,8 @@ struct L2Walk<'a> {
     figures: Figures,
     /// Where the next cluster would lie if the file were not fragmented; 0 at first.
     next: u64,
+    /// The entry that is looked at, where one is looked at alone.
+    word: u64,
 }
 
 impl L2Walk<'_> {
@@ -179,6 +182,7 @@ impl L2Walk<'_> {
     }
 
     fn entry(&mut self, index: u64, raw: RawL2Entry) -> Result<()> {
+        self.word = raw.word;
         if raw.is_compressed() {
             return self.compressed(index, raw);
         }
@@ -269,7 +273,9 @@ impl L2Walk<'_> {
         };
         let copied = raw.is_copied();
         if one.is_some_and(|one| one != copied) && self.flagged > 0 {
-            let spot = self.spot(index);
+            let refcount =
+                if checker.rules.data_file { 1 } else { checker.stored_refcount(cluster) };
+            let spot = self.spot(index).with(Numbers::Entry { entry: raw.word, refcount });
             checker.report.corruption(FindingKind::CopiedFlag, self.flagged, spot, || {
                 copied_message("the cluster", copied)
             });
@@ -296,7 +302,9 @@ impl L2Walk<'_> {
     }
 
     fn corruption(&self, kind: FindingKind, index: u64, message: impl FnOnce() -> String) {
-        self.checker.report.corruption(kind, self.times, self.spot(index), message);
+        let entry = self.word;
+        let spot = self.spot(index).with(Numbers::Entry { entry, refcount: 0 });
+        self.checker.report.corruption(kind, self.times, spot, message);
     }
 
     fn guest(&self, index: u64) -> u64 {

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Checker;
 use super::references::whole;
-use super::report::{FindingKind, Severity, Spot, Structure};
+use super::report::{FindingKind, Numbers, Severity, Spot, Structure};
 use crate::Result;
 use crate::format::RefcountTableEntry;
 use crate::image::RefcountBlock;
@@ -69,6 +69,7 @@ impl Checker<'_> {
         self.references.count(offset, self.geometry.cluster_size(), 1, spot)?;
         let references = self.references.references(cluster).min(self.stored.width().max());
         if references != 1 {
+            let spot = spot.with(Numbers::Entry { entry: offset, refcount: references });
             self.report.corruption(FindingKind::SharedRefcountBlock, 1, spot, || {
                 format!("the block at {offset:#x} has {references} references, expected 1")
             });
@@ -171,7 +172,8 @@ impl Checker<'_> {
             } else {
                 (Severity::Corruption, FindingKind::RefcountTooLow)
             };
-            self.report.add((severity, kind), 1, self.cluster(cluster), || {
+            let spot = self.cluster(cluster).with(Numbers::Refcount { refcount, references });
+            self.report.add((severity, kind), 1, spot, || {
                 format!("the refcount is {refcount}, but there are {references} references")
             });
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::counters::{ClusterSet, Counters};
-use super::report::{FindingKind, Report, Spot, Structure};
+use super::report::{FindingKind, Numbers, Report, Spot, Structure};
 use crate::format::{Geometry, whole_sectors};
 use crate::{Error, Result};
 
@@ -64,6 +64,7 @@ impl<'a> ReferenceCounts<'a> {
                 .structure(spot.structure.as_str()));
         }
         if self.is_past_end(offset, len) {
+            let spot = spot.with(Numbers::Range { offset, len });
             self.report.corruption(FindingKind::PastEnd, times, spot, || {
                 format!(
                     "refers to {len} bytes at {offset:#x}, but the file ends at {:#x}",

@@ -34,7 +34,7 @@ use serde::Serialize;
 use super::report::{FindingKind, Report};
 use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure, check, in_pool};
 use crate::chain::{Format, probe_format};
-use crate::format::{HeaderPatch, Incompatible, Version, field};
+use crate::format::{Autoclear, HeaderPatch, Incompatible, Version, field};
 use crate::image::{Image, Purpose};
 use crate::io::Storage;
 use crate::ops::edit::Opened;
@@ -90,6 +90,12 @@ pub struct RepairOutcome {
     /// The image after the repair; before it, if nothing was to be written.
     #[serde(flatten)]
     pub check: CheckOutcome,
+    /// What the check found first.
+    #[serde(skip)]
+    pub before: CheckOutcome,
+    /// Bytes in a cluster.
+    #[serde(skip)]
+    pub cluster_size: u64,
     /// Leaks that are gone.
     #[serde(skip_serializing_if = "super::is_zero")]
     pub leaks_fixed: u64,
@@ -139,7 +145,9 @@ pub fn repair(
         }
         let (before, plan) = make_plan(&opened.storage, options, observer, cancel)?;
         let mut outcome = RepairOutcome {
-            check: before,
+            check: before.clone(),
+            before,
+            cluster_size: cluster_size(&*opened.storage)?,
             leaks_fixed: 0,
             corruptions_fixed: 0,
             dry_run: options.dry_run,
@@ -158,6 +166,12 @@ pub fn repair(
         Ok(outcome)
     })?;
     outcome.map_err(|error| error.file(path))
+}
+
+/// What the header says of the size of clusters.
+fn cluster_size(storage: &dyn Storage) -> Result<u64> {
+    let area = crate::image::read_header_area(storage, Purpose::Check)?;
+    Ok(area.header.geometry().cluster_size())
 }
 
 /// One look at the image as the plan has made it so far.
@@ -379,7 +393,30 @@ fn prove(before: &CheckOutcome, scope: Scope, plan: &mut Plan, cancel: &CancelTo
         .structure("metadata")
         .hint(Remedy::Salvage));
     }
-    if clean { clear_bits(plan) } else { Ok(()) }
+    if clean {
+        clear_bits(plan)?;
+    }
+    clear_unknown_autoclear(plan)
+}
+
+/// Autoclear bits that are not known say something that was not kept true.
+fn clear_unknown_autoclear(plan: &mut Plan) -> Result<()> {
+    let image = Image::open_for(plan.result(), Purpose::Check)?;
+    let header = image.header();
+    let known = header.autoclear & Autoclear::all();
+    if header.version == Version::V2 || known == header.autoclear {
+        return Ok(());
+    }
+    plan.step(Step {
+        action: Action::ClearBits,
+        structure: Structure::Header,
+        index: 0,
+        host_offset: field::AUTOCLEAR,
+        from: header.autoclear.bits(),
+        to: known.bits(),
+    });
+    plan.changes.barrier();
+    plan.changes.patch(HeaderPatch::autoclear(known.bits()))
 }
 
 fn clear_bits(plan: &mut Plan) -> Result<()> {

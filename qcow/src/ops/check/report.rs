@@ -148,6 +148,36 @@ pub struct Finding {
     pub guest_offset: Option<u64>,
     /// What was found and what was expected.
     pub message: String,
+    /// The numbers in the message, for programs that word it themselves.
+    #[serde(skip)]
+    pub numbers: Option<Numbers>,
+}
+
+/// What a finding was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Numbers {
+    /// What the refcount of the cluster is, and how many references there are.
+    Refcount {
+        /// As it is stored.
+        refcount: u64,
+        /// As they were counted, no more than refcounts can express.
+        references: u64,
+    },
+    /// The entry as it is stored, and the refcount of the cluster that it names, where that is known.
+    Entry {
+        /// Its bits, without a subcluster bitmap.
+        entry: u64,
+        /// As it is stored.
+        refcount: u64,
+    },
+    /// A range of the file.
+    Range {
+        /// Where it begins.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
 }
 
 /// Where something was found.
@@ -157,11 +187,17 @@ pub(super) struct Spot {
     pub(super) host_offset: Option<u64>,
     pub(super) index: Option<u64>,
     pub(super) guest_offset: Option<u64>,
+    pub(super) numbers: Option<Numbers>,
 }
 
 impl Spot {
+    /// With the numbers that the finding is made of.
+    pub(super) fn with(self, numbers: Numbers) -> Self {
+        Self { numbers: Some(numbers), ..self }
+    }
+
     pub(super) fn new(structure: Structure) -> Self {
-        Self { structure, host_offset: None, index: None, guest_offset: None }
+        Self { structure, host_offset: None, index: None, guest_offset: None, numbers: None }
     }
 
     /// Entry `index`, which lies at `host_offset` of the file.
@@ -223,7 +259,7 @@ impl Report {
         let sort = kept.sorts.entry((spot.structure, kind)).or_default();
         *sort = sort.saturating_add(1);
         let kept = &mut kept.first;
-        let Spot { structure, host_offset, index, guest_offset } = spot;
+        let Spot { structure, host_offset, index, guest_offset, numbers } = spot;
         let full = kept.len() >= self.most;
         let after = |last: &Finding| {
             (structure, host_offset, index) > (last.structure, last.host_offset, last.index)
@@ -240,6 +276,7 @@ impl Report {
             severity,
             guest_offset,
             message,
+            numbers,
         });
         if kept.len() > self.most {
             kept.pop_last();

@@ -10,7 +10,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::Checker;
 use super::references::whole;
-use super::report::{FindingKind, Spot, Structure};
+use super::report::{FindingKind, Numbers, Spot, Structure};
 use crate::format::{L1Entry, MAX_L1_BYTES};
 use crate::image::MAX_FILE_OFFSET;
 use crate::io::read_padded;
@@ -143,6 +143,7 @@ impl Checker<'_> {
         // An entry that only has flags counts as one for offset 0, as in QEMU.
         self.references.count(offset, cluster_size, part.times, spot)?;
         if !self.geometry.is_aligned(offset) {
+            let spot = spot.with(Numbers::Entry { entry: entry.0, refcount: 0 });
             self.report.corruption(FindingKind::Misaligned, part.times, spot, || {
                 format!("the L2 table is at {offset:#x}, expected a multiple of {cluster_size}")
             });
@@ -163,10 +164,19 @@ impl Checker<'_> {
     fn check_l1_copied(&self, entry: L1Entry, spot: Spot) {
         let cluster = entry.offset().0 >> self.geometry.cluster_bits();
         if self.stored.is_one(cluster).is_some_and(|one| one != entry.copied()) {
+            let refcount = self.stored_refcount(cluster);
+            let spot = spot.with(Numbers::Entry { entry: entry.0, refcount });
             self.report.corruption(FindingKind::CopiedFlag, 1, spot, || {
                 copied_message("the L2 table", entry.copied())
             });
         }
+    }
+}
+
+impl Checker<'_> {
+    /// The refcount that the image stores for a cluster, for a message; 0 where it has none.
+    pub(super) fn stored_refcount(&self, cluster: u64) -> u64 {
+        self.stored.refcount_of(cluster).unwrap_or(0)
     }
 }
 

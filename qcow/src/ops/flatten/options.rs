@@ -43,6 +43,9 @@ pub struct FlattenOptions {
     /// [`FlattenOutcome::damage`](super::FlattenOutcome::damage). Nothing is cloned, since that does not read, and data is read past
     /// the page cache where the file systems can. Goes neither with a stream nor with [`digest`](Self::digest), which would be of another content.
     pub salvage: bool,
+    /// Do not wait until the new image is on the disk: a power cut soon after the end may lose it. For callers that
+    /// sync later, or that can make it again.
+    pub unsynced: bool,
 }
 
 setters!(FlattenOptions {
@@ -57,6 +60,7 @@ setters!(FlattenOptions {
     direct: bool,
     raw_stated: bool,
     salvage: bool,
+    unsynced: bool,
 } into {
     target: TargetOptions,
     compression_level: Option<i32>,
@@ -85,6 +89,9 @@ pub(super) fn output(path: &Path, options: &FlattenOptions) -> Result<OutputFile
     users::check(&output, options.replace)?;
     if options.direct {
         output.write_direct()?;
+    }
+    if options.unsynced {
+        output.without_sync();
     }
     Ok(output)
 }

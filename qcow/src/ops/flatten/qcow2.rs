@@ -99,7 +99,7 @@ pub(super) fn flatten(
 fn finish(placer: Placer, output: &OutputFile, target: &Qcow2Options, size: u64) -> Result<u64> {
     let reserve = target.preallocation == Preallocation::Falloc;
     let header = |finished: &Finished| target.header_area(size, finished, None);
-    NewImage { placer, output }.finish(&mut Metadata::Written(output), reserve, header)
+    NewImage { placer, output, cut: false }.finish(&mut Metadata::Written(output), reserve, header)
 }
 
 /// Makes sure that the image fits onto the device, and that nothing is taken for one before it is.

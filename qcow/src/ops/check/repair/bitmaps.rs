@@ -39,6 +39,7 @@ pub(super) fn unreadable() -> Finding {
         kind: FindingKind::Bitmap,
         severity: Severity::Corruption,
         guest_offset: None,
+        numbers: None,
         message: "the bitmaps cannot be read, and QEMU does not open such an image".into(),
     }
 }

@@ -37,7 +37,7 @@ pub enum Action {
     LowerRefcount,
     /// A copied flag is set where the refcount is one.
     SetCopied,
-    /// The dirty and corrupt bits are cleared.
+    /// The dirty and corrupt bits, or autoclear bits that are not known, are cleared.
     ClearBits,
 }
 
@@ -56,7 +56,7 @@ impl Action {
             Self::SwitchRefcounts => "switch to the new refcounts",
             Self::LowerRefcount => "lower the refcount",
             Self::SetCopied => "set the copied flag",
-            Self::ClearBits => "clear the dirty and corrupt bits",
+            Self::ClearBits => "clear the bits of the header that are not true any more",
         }
     }
 }

@@ -1,0 +1,341 @@
+//! `qemu-img convert`.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::io::Replace;
+use qcow::ops::TargetOptions;
+use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
+use qcow::{CancelToken, Error, ErrorKind};
+
+use super::create::overwriting;
+use super::snapshot_of;
+use crate::commands::outputs;
+use crate::qemu_img::cache::{self, Cache};
+use crate::qemu_img::getopt::{Key, Opt, Parsed, flag, value};
+use crate::qemu_img::list::{self, Item};
+use crate::qemu_img::names::{self, Source};
+use crate::qemu_img::new::{self, NewImage};
+use crate::qemu_img::open::{self, Opening};
+use crate::qemu_img::progress::Progress;
+use crate::qemu_img::say::{Stop, print, warning};
+use crate::qemu_img::{arguments, number, objects, words};
+use crate::sandbox::Plan;
+
+const OPTIONS: &[Opt] = &[
+    value(Key::Format, b'f', "source-format"),
+    value(Key::TargetFormat, b'O', "target-format"),
+    value(Key::Options, b'o', "target-options"),
+    flag(Key::Compress, b'c', "compress"),
+    value(Key::Snapshot, b'l', "source-snapshot"),
+    value(Key::Backing, b'B', "backing"),
+    value(Key::BackingFormat, b'F', "backing-format"),
+    value(Key::SparseSize, b'S', "sparse-size"),
+    flag(Key::NoCreate, b'n', "no-create"),
+    flag(Key::TargetIsZero, 0, "target-is-zero"),
+    flag(Key::TargetImageOpts, 0, "target-image-opts"),
+    value(Key::Cache, b't', "target-cache"),
+    value(Key::SourceCache, b'T', "source-cache"),
+    flag(Key::OutOfOrder, b'W', "oob-writes"),
+    value(Key::Parallel, b'm', "parallel"),
+    value(Key::RateLimit, b'r', "rate-limit"),
+    flag(Key::CopyRange, b'C', "copy-range-offloading"),
+    flag(Key::Bitmaps, 0, "bitmaps"),
+    flag(Key::SkipBroken, 0, "skip-broken-bitmaps"),
+    flag(Key::Salvage, 0, "salvage"),
+    flag(Key::Progress, b'p', "progress"),
+    flag(Key::Quiet, b'q', "quiet"),
+    flag(Key::ForceShare, b'U', "force-share"),
+    flag(Key::ImageOpts, 0, "image-opts"),
+];
+
+/// Copies what images hold into another.
+pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
+    let given = arguments(OPTIONS, words)?;
+    let items = list::items(given.all(Key::Options))?;
+    let format = given.text(Key::TargetFormat).unwrap_or_else(|| "raw".to_owned());
+    if list::wants_help(&items) {
+        let named = given.operands.len() > 1;
+        return print(new::help(new::format(&format)?, named));
+    }
+    let request = Request::of(&given, &format, items)?;
+    objects::check(&given)?;
+    request.run(&given)
+}
+
+/// What the command line asks for.
+struct Request {
+    sources: Vec<OsString>,
+    target: OsString,
+    items: Vec<Item>,
+    format: String,
+    snapshot: Option<String>,
+    cache: Cache,
+    threads: usize,
+}
+
+impl Request {
+    fn of(given: &Parsed, format: &str, items: Vec<Item>) -> Result<Self, Stop> {
+        let snapshot = given.last(Key::Snapshot).map(snapshot_of).transpose()?;
+        if let Some(text) = given.last(Key::SparseSize) {
+            sparse_size(text)?;
+        }
+        let threads = parallel(given)?;
+        if let Some(text) = given.last(Key::RateLimit) {
+            number::size("rate limit", text)?;
+        }
+        refuse_what_does_not_go_together(given, &items)?;
+        let cache = match given.text(Key::Cache) {
+            None => Cache { direct: false, unsafely: true },
+            Some(name) => cache::mode(OsStr::new(&name))
+                .ok_or_else(|| Stop::error(format!("Invalid cache option: {name}")))?,
+        };
+        open::source_cache(given, Key::SourceCache)?;
+        let (target, sources) = match given.operands.split_last() {
+            Some((target, sources)) if !sources.is_empty() => (target, sources),
+            _ => return Err(Stop::usage("Must specify image file name")),
+        };
+        let several = sources.len() > 1;
+        if several && snapshot.is_some() {
+            return Err(Stop::error("No support for concatenating multiple snapshot"));
+        }
+        if several && given.has(Key::Bitmaps) {
+            return Err(Stop::error("Copying bitmaps only possible with single source"));
+        }
+        let (sources, target, format) = (sources.to_vec(), target.clone(), format.to_owned());
+        Ok(Self { sources, target, items, format, snapshot, cache, threads })
+    }
+
+    fn run(&self, given: &Parsed) -> Result<(), Stop> {
+        let image_opts = given.has(Key::ImageOpts);
+        if image_opts && given.has(Key::Format) {
+            return Err(Stop::error("--image-opts and --format are mutually exclusive"));
+        }
+        let opening = Opening { image_opts, force_share: given.has(Key::ForceShare) };
+        let [operand] = self.sources.as_slice() else {
+            return Err(Stop::error("Several sources cannot be put one after another as yet"));
+        };
+        let source = opening.source(operand)?;
+        let source_format = open::driver(given, Key::Format, &source.shown)?;
+        let options = opening.options(source_format).snapshot(self.snapshot.clone());
+        let target_format = new::format(&self.format)?;
+        let image = self.image(given, target_format)?;
+        let path = names::target(&self.target)?;
+        let flatten = self.flatten_options(given, &image)?;
+        let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
+        let plan = self.outputs(given, &path, &flatten.target).chain(&source.path, &options);
+        let sandbox = open::enter(plan)?;
+        let chain = self.open(&source, &options)?;
+        if chain.virtual_size() == 0 && flatten.existing {
+            progress.finish(true);
+            progress.end_line();
+            return Ok(());
+        }
+        let result = FlattenJob::begin(&chain, &path, &flatten)
+            .map_err(|error| self.not_begun(&path, target_format, &flatten, &error))
+            .and_then(|job| {
+                open::all_is_open(&sandbox)?;
+                job.run(&progress, &CancelToken::new()).map_err(|error| not_copied(&path, &error))
+            });
+        progress.finish(result.is_ok());
+        progress.end_line();
+        salvaged(&result?);
+        Ok(())
+    }
+
+    /// The options of the new image, wherever they were given.
+    fn image(&self, given: &Parsed, format: Format) -> Result<NewImage, Stop> {
+        let mut image = NewImage::parse(format, &self.items)?;
+        let backing = given.text(Key::Backing);
+        if let Some(backing) = &backing
+            && !image.set("backing_file", backing)
+        {
+            return Err(Stop::error(format!(
+                "Backing file not supported for file format '{format}'"
+            )));
+        }
+        if let Some(backing_format) = given.text(Key::BackingFormat)
+            && !image.set("backing_fmt", backing_format)
+        {
+            return Err(Stop::error(format!(
+                "Backing file format not supported for file format '{format}'"
+            )));
+        }
+        if image.get("backing_file").is_some() {
+            if self.sources.len() > 1 {
+                return Err(Stop::error(
+                    "Having a backing file for the target makes no sense when concatenating multiple input images",
+                ));
+            }
+            if image.get("backing_fmt").is_none() {
+                return Err(Stop::error("Use of backing file requires explicit backing format"));
+            }
+            return Err(Stop::error("A target with a backing file cannot be written as yet"));
+        }
+        if given.has(Key::Compress) {
+            if format == Format::Raw {
+                return Err(Stop::error("Compression not supported for this file format"));
+            }
+            if image.get("preallocation").is_some_and(|mode| mode != "off") {
+                return Err(Stop::error(
+                    "Compression and preallocation not supported at the same time",
+                ));
+            }
+        }
+        image.unset("size");
+        Ok(image)
+    }
+
+    fn flatten_options(&self, given: &Parsed, image: &NewImage) -> Result<FlattenOptions, Stop> {
+        let existing = given.has(Key::NoCreate);
+        if existing && image.format != Format::Raw {
+            return Err(Stop::error("Only a raw image can be written into as yet"));
+        }
+        if given.has(Key::Bitmaps) {
+            return Err(Stop::error("Bitmaps cannot be copied as yet"));
+        }
+        let creating = |stop: Stop| self.while_converting(stop, image.format);
+        Ok(FlattenOptions::default()
+            .target(image.target().map_err(creating)?)
+            .compress(given.has(Key::Compress))
+            .threads(self.threads)
+            .replace(Replace::Overwrite)
+            .existing(existing)
+            .target_is_zero(given.has(Key::TargetIsZero))
+            .direct(self.cache.direct)
+            .unsynced(self.cache.unsafely)
+            .no_reflink(!given.has(Key::CopyRange))
+            .salvage(given.has(Key::Salvage)))
+    }
+
+    fn while_converting(&self, stop: Stop, format: Format) -> Stop {
+        let target = self.target.to_string_lossy();
+        stop.prepend(format_args!("{target}: error while converting {format}: "))
+    }
+
+    fn outputs(&self, given: &Parsed, path: &Path, target: &TargetOptions) -> Plan {
+        if given.has(Key::NoCreate) {
+            return Plan::new().overwriting(path);
+        }
+        overwriting(outputs(path, target), path)
+    }
+
+    fn open(&self, source: &Source, options: &OpenOptions) -> Result<Chain, Stop> {
+        Chain::open(&source.path, options).map_err(|error| {
+            if self.snapshot.is_some()
+                && error.kind() == ErrorKind::NotFound
+                && error.io_source().is_none()
+            {
+                return Stop::error("Failed to load snapshot: Can't find snapshot");
+            }
+            words::not_opened(&source.shown, &source.file(), &error)
+        })
+    }
+
+    fn not_begun(
+        &self,
+        path: &Path,
+        format: Format,
+        options: &FlattenOptions,
+        error: &Error,
+    ) -> Stop {
+        let locked = error.kind() == ErrorKind::InUse
+            || error.message().starts_with("the target is one of the images");
+        if options.existing {
+            let shown = self.target.to_string_lossy();
+            if error.message().contains("needs") {
+                return Stop::error("output file is smaller than input file");
+            }
+            return words::not_opened(&shown, path, error);
+        }
+        let stop = if locked {
+            let file = path.to_string_lossy();
+            Stop::error(r#"Failed to get "write" lock"#)
+                .hint(format!("Is another process using the image [{file}]?"))
+        } else {
+            super::create::not_made(path, format, error)
+        };
+        self.while_converting(stop, format)
+    }
+}
+
+fn sparse_size(text: &OsStr) -> Result<u64, Stop> {
+    let size = number::size("buffer size for sparse output", text)?;
+    if size % 512 != 0 || size > 16 << 20 {
+        return Err(Stop::error(
+            "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. \
+             Select 0 to disable sparse detection (fully allocates output).",
+        ));
+    }
+    Ok(size)
+}
+
+fn parallel(given: &Parsed) -> Result<usize, Stop> {
+    let Some(text) = given.text(Key::Parallel) else { return Ok(0) };
+    match text.parse::<usize>() {
+        Ok(count @ 1..=16) => Ok(count),
+        _ => Err(Stop::error(
+            "Invalid number of coroutines. Allowed number of coroutines is between 1 and 16",
+        )),
+    }
+}
+
+fn refuse_what_does_not_go_together(given: &Parsed, items: &[Item]) -> Result<(), Stop> {
+    let refuse = |text: &str| Err(Stop::error(text));
+    let has = |key| given.has(key);
+    let no_create = has(Key::NoCreate);
+    if !no_create && has(Key::TargetImageOpts) {
+        return refuse("--target-image-opts requires use of -n flag");
+    }
+    if has(Key::SkipBroken) && !has(Key::Bitmaps) {
+        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
+    }
+    if has(Key::CopyRange) && has(Key::SparseSize) {
+        return refuse("Cannot enable copy offloading when -S is used");
+    }
+    if has(Key::CopyRange) && has(Key::Compress) {
+        return refuse("Cannot enable copy offloading when -c is used");
+    }
+    if has(Key::CopyRange) && has(Key::Salvage) {
+        return refuse("Cannot use copy offloading in salvaging mode");
+    }
+    if has(Key::TargetIsZero) && !no_create {
+        return refuse("--target-is-zero requires use of -n flag");
+    }
+    if has(Key::TargetIsZero) && has(Key::Backing) {
+        return refuse("Cannot use --target-is-zero when the destination image has a backing file");
+    }
+    if no_create && !items.is_empty() {
+        return refuse("-o has no effect when skipping image creation");
+    }
+    if has(Key::TargetImageOpts) && has(Key::TargetFormat) {
+        return refuse("--target-image-opts and -O are mutually exclusive");
+    }
+    Ok(())
+}
+
+/// Why the copy ended early.
+fn not_copied(path: &Path, error: &Error) -> Stop {
+    let why = words::plain(error);
+    let written = error.place().file.as_deref() == Some(path);
+    match (written, error.place().guest_offset.or(error.place().host_offset)) {
+        (true, offset) => Stop::error(format!(
+            "error while writing at byte {}: {why}",
+            offset.unwrap_or_default()
+        )),
+        (false, offset) => Stop::error(format!(
+            "error while reading at byte {}: {why}",
+            offset.unwrap_or_default()
+        )),
+    }
+}
+
+/// Warns of what could not be read, where that was to be passed over.
+fn salvaged(outcome: &FlattenOutcome) {
+    outcome.warnings.iter().for_each(warning);
+    for damage in outcome.damage.iter().flat_map(|report| &report.ranges) {
+        let (offset, reason) = (damage.guest_offset, &damage.reason);
+        warning(format_args!("error while reading offset {offset}: {reason}"));
+    }
+}

@@ -1,0 +1,269 @@
+//! Names of images on the command line: plain ones, `file:`, `json:`, and option lists with `--image-opts`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::list::{self, Item};
+use super::say::Stop;
+
+/// An image that is opened: the name that the library takes, and the one that messages show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Source {
+    pub(super) path: PathBuf,
+    pub(super) shown: String,
+}
+
+impl Source {
+    /// The file that it means, where it is a plain one.
+    pub(super) fn file(&self) -> PathBuf {
+        qcow::chain::local_path(&self.path).unwrap_or_else(|_| self.path.clone())
+    }
+
+    /// Whether it is a tree of options, and not a plain name.
+    pub(super) fn is_tree(&self) -> bool {
+        self.path.as_os_str().as_bytes().starts_with(b"json:")
+    }
+
+    /// The name that `info` shows: of a `json:` name that says no more than which file and format, the
+    /// file's.
+    pub(super) fn canonical(&self) -> PathBuf {
+        let bytes = self.path.as_os_str().as_bytes();
+        let Some(json) = bytes.strip_prefix(b"json:") else { return self.file() };
+        let Ok(Value::Object(tree)) = serde_json::from_slice(json) else {
+            return self.path.clone();
+        };
+        let flat = flattened(&tree);
+        let plain = flat.iter().all(|(key, _)| {
+            matches!(key.as_str(), "driver" | "file.driver" | "file.filename" | "filename")
+        });
+        if plain { self.file() } else { self.path.clone() }
+    }
+}
+
+fn flattened(tree: &Map<String, Value>) -> Vec<(String, &Value)> {
+    let mut flat = Vec::new();
+    let mut open: Vec<(String, &Map<String, Value>)> = vec![(String::new(), tree)];
+    while let Some((prefix, tree)) = open.pop() {
+        for (key, value) in tree {
+            let key = format!("{prefix}{key}");
+            match value {
+                Value::Object(inner) => open.push((format!("{key}."), inner)),
+                value => flat.push((key, value)),
+            }
+        }
+    }
+    flat
+}
+
+/// The image that an operand names; an option list with `image_opts`.
+///
+/// # Errors
+/// For other protocols than local files, and for options that are not known.
+pub(super) fn source(operand: &OsStr, image_opts: bool) -> Result<Source, Stop> {
+    let shown = operand.to_string_lossy().into_owned();
+    if image_opts {
+        return from_options(operand).map_err(|stop| {
+            let bare = stop.lines().first().is_some_and(|line| line.starts_with("Cannot find"));
+            if bare { stop } else { stop.prepend(format_args!("Could not open '{shown}': ")) }
+        });
+    }
+    match protocol(operand.as_bytes()) {
+        Some((b"json", json)) => {
+            let path = [b"json:", double_quotes(json).as_slice()].concat();
+            Ok(Source { path: PathBuf::from(OsString::from_vec(path)), shown })
+        }
+        None | Some((b"file" | b"host_device", _)) => Ok(Source { path: operand.into(), shown }),
+        Some((protocol, _)) => Err(unknown_protocol(&shown, protocol)),
+    }
+}
+
+fn unknown_protocol(shown: &str, protocol: &[u8]) -> Stop {
+    let protocol = String::from_utf8_lossy(protocol);
+    Stop::error(format!("Could not open '{shown}': Unknown protocol '{protocol}'"))
+}
+
+/// JSON with its strings in double quotes: QEMU takes single ones too.
+fn double_quotes(json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len());
+    let mut inside = None;
+    let mut bytes = json.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match (inside, byte) {
+            (Some(_), b'\\') => match bytes.next() {
+                Some(b'\'') => out.push(b'\''),
+                Some(next) => out.extend([b'\\', next]),
+                None => out.push(b'\\'),
+            },
+            (None, b'\'' | b'"') => {
+                inside = Some(byte);
+                out.push(b'"');
+            }
+            (Some(quote), _) if quote == byte => {
+                inside = None;
+                out.push(b'"');
+            }
+            (Some(b'\''), b'"') => out.extend(*b"\\\""),
+            _ => out.push(byte),
+        }
+    }
+    out
+}
+
+/// The file that is to be made.
+///
+/// # Errors
+/// For names of other protocols.
+pub(super) fn target(operand: &OsStr) -> Result<PathBuf, Stop> {
+    match protocol(operand.as_bytes()) {
+        None => Ok(operand.into()),
+        Some((b"file" | b"host_device", rest)) => Ok(PathBuf::from(OsStr::from_bytes(rest))),
+        Some((protocol, _)) => {
+            let protocol = String::from_utf8_lossy(protocol);
+            Err(Stop::error(format!("Unknown protocol '{protocol}'")))
+        }
+    }
+}
+
+/// What comes before the first colon, if it comes before any slash.
+fn protocol(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = name.iter().position(|&byte| byte == b':' || byte == b'/')?;
+    let (protocol, rest) = name.split_at_checked(end)?;
+    let rest = rest.strip_prefix(b":")?;
+    let text = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    protocol.iter().all(text).then_some((protocol, rest))
+}
+
+/// A file name as QEMU shows it: one with a colon in front of any slash could be taken for a protocol.
+pub(super) fn unambiguous(path: &Path) -> PathBuf {
+    let bytes = path.as_os_str().as_bytes();
+    match protocol(bytes) {
+        Some((prefix, _)) if prefix != b"json" => {
+            PathBuf::from(OsString::from_vec([b"./", bytes].concat()))
+        }
+        _ => path.to_path_buf(),
+    }
+}
+
+/// Options of the format drivers that change nothing about what is read, or how safely it is written.
+const TUNING: [&str; 22] = [
+    "read-only",
+    "auto-read-only",
+    "node-name",
+    "force-share",
+    "discard",
+    "detect-zeroes",
+    "cache.direct",
+    "cache.no-flush",
+    "cache.writeback",
+    "file.locking",
+    "file.aio",
+    "file.pr-manager",
+    "lazy-refcounts",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "cache-size",
+    "l2-cache-size",
+    "l2-cache-entry-size",
+    "refcount-cache-size",
+    "cache-clean-interval",
+];
+
+/// Turns an option list into the `json:` name that means the same.
+fn from_options(operand: &OsStr) -> Result<Source, Stop> {
+    let shown = operand.to_string_lossy().into_owned();
+    let items = list::split(operand.as_bytes());
+    if let Some(Item { key, value: None }) = items.first() {
+        return Err(Stop::error(format!("Cannot find device='{key}' nor node-name='{key}'")));
+    }
+    let mut tree = Map::new();
+    let driver = items.iter().rev().find(|item| item.key == "driver").map(Item::text);
+    for item in &items {
+        let text = item.text();
+        match item.key.as_str() {
+            "backing" if text.is_empty() => {
+                tree.insert("backing".to_owned(), Value::Null);
+            }
+            key if ignored(key.rsplit("backing.").next().unwrap_or(key)) => {}
+            key => {
+                if !known(key) {
+                    let driver = driver.as_deref().unwrap_or("qcow2");
+                    return Err(Stop::error(format!(
+                        "Block format '{driver}' does not support the option '{key}'"
+                    )));
+                }
+                tree.insert(key.to_owned(), Value::String(text));
+            }
+        }
+    }
+    if let Some(driver) =
+        driver.filter(|driver| !matches!(driver.as_str(), "qcow2" | "raw" | "file" | "host_device"))
+    {
+        return Err(Stop::error(format!("Unknown driver '{driver}'")));
+    }
+    let path = PathBuf::from(format!("json:{}", Value::Object(tree)));
+    Ok(Source { path, shown })
+}
+
+fn ignored(key: &str) -> bool {
+    TUNING.contains(&key) || key.starts_with("overlap-check") || key.starts_with("encrypt.")
+}
+
+fn known(key: &str) -> bool {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    matches!(last, "driver" | "filename" | "offset" | "size" | "file" | "backing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colon_before_a_slash_is_a_protocol_and_file_is_cut_off() {
+        assert_eq!(target(OsStr::new("file:x:y")).unwrap(), Path::new("x:y"));
+        assert_eq!(target(OsStr::new("./x:y")).unwrap(), Path::new("./x:y"));
+        assert_eq!(target(OsStr::new("/x:y")).unwrap(), Path::new("/x:y"));
+        let said = target(OsStr::new("x:y")).unwrap_err().lines();
+        assert_eq!(said, ["Unknown protocol 'x'"]);
+        assert_eq!(unambiguous(Path::new("x:y")), Path::new("./x:y"));
+        let said = source(OsStr::new("nbd:h"), false).unwrap_err().lines();
+        assert_eq!(said, ["Could not open 'nbd:h': Unknown protocol 'nbd'"]);
+    }
+
+    #[test]
+    fn an_option_list_is_a_json_name() {
+        let list = "driver=qcow2,file.filename=a,,b,cache.direct=on,backing=,overlap-check=all";
+        let found = source(OsStr::new(list), true).unwrap();
+        let expected = r#"json:{"driver":"qcow2","file.filename":"a,b","backing":null}"#;
+        assert_eq!(found.path, Path::new(expected));
+        assert_eq!(found.shown, list);
+        let said = |list: &str| source(OsStr::new(list), true).unwrap_err().lines();
+        assert_eq!(said("a"), ["Cannot find device='a' nor node-name='a'"]);
+        assert_eq!(
+            said("driver=qcow2,foo=1"),
+            [
+                "Could not open 'driver=qcow2,foo=1': Block format 'qcow2' does not support the option 'foo'"
+            ]
+        );
+    }
+
+    #[test]
+    fn json_may_have_single_quotes() {
+        let text = br#"{'a':"it's", 'b': 'say "x"', 'c': 'd\'e'}"#;
+        let expected = br#"{"a":"it's", "b": "say \"x\"", "c": "d'e"}"#;
+        assert_eq!(double_quotes(text), expected);
+    }
+
+    #[test]
+    fn a_json_name_that_says_no_more_than_a_file_is_shown_as_the_file() {
+        let shown = |name: &str| source(OsStr::new(name), false).unwrap().canonical();
+        let plain = r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"a"}}"#;
+        assert_eq!(shown(plain), Path::new("a"));
+        let more = r#"json:{"driver":"raw","file.filename":"a","offset":512}"#;
+        assert_eq!(shown(more), Path::new(more));
+    }
+}

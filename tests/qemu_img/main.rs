@@ -1,0 +1,9 @@
+//! The program in the place of `qemu-img`: beside the real one, with the command lines that other programs build.
+
+#![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
+
+mod arguments;
+mod beside;
+mod clients;
+mod differential;
+mod on_purpose;
