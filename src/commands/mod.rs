@@ -28,29 +28,29 @@ mod rescue;
 mod serve;
 mod snapshot;
 
-pub(crate) use check::summary as check_summary;
-pub(crate) use create::outputs;
-pub(crate) use info::text as info_text;
-pub(crate) use map::lines as map_lines;
 pub(crate) use amend::Amend;
 pub(crate) use annotate::Annotate;
 pub(crate) use audit::Audit;
 pub(crate) use bench::Bench;
 pub(crate) use bitmap::Bitmap;
 pub(crate) use check::Check;
+pub(crate) use check::summary as check_summary;
 pub(crate) use checksum::Checksum;
 pub(crate) use commit::Commit;
 pub(crate) use compare::Compare;
 pub(crate) use convert::Convert;
 pub(crate) use create::Create;
+pub(crate) use create::outputs;
 pub(crate) use dd::Dd;
 pub(crate) use dependents::Dependents;
 pub(crate) use flatten::Flatten;
 pub(crate) use generate::Generate;
 pub(crate) use hook::Hook;
 pub(crate) use info::Info;
+pub(crate) use info::text as info_text;
 pub(crate) use io::Io;
 pub(crate) use map::MapCommand;
+pub(crate) use map::lines as map_lines;
 pub(crate) use measure::Measure;
 pub(crate) use migration::{
     Agent, Evacuate, Migrate, PlanCommand, Preflight, Prepare, Resume, Rollback, Transactions,

@@ -286,7 +286,7 @@ pub(super) fn write_empty(
     let cancel = &CancelToken::new();
     let cluster_size = qcow2.cluster_size;
     let mut sink = ReserveSink { output, cluster_size, full: false, cancel };
-    NewImage { placer, output }
+    NewImage { placer, output, cut: false }
         .finish(&mut sink, false, |finished| qcow2.header_area(size, finished, backing))
         .map(drop)
 }
