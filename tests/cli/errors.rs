@@ -278,6 +278,8 @@ fn the_library_names_no_option_and_no_program() {
         "qcowtool plan digest",
         "qcowtool-plan/",
         "qcowtool-preflight/",
+        "qcowtool-evacuation/",
+        "qcowtool-evacuated/",
         "qcowtool-{:016x}",
         "/var/lib/qcowtool/",
         "/run/qcowtool/",
