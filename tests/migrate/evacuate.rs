@@ -38,7 +38,7 @@ impl Hosts {
     /// A guest that is shut off, with a disk of its own that holds `kib` KiB of a pattern.
     pub(crate) fn guest(&self, number: u8, kib: u64) -> String {
         let name = format!("guest-{number}");
-        qemu::create(&self.disk("a", &name), "", "64M");
+        qemu::create(self.disk("a", &name), "", "64M");
         self.write(&name, number, kib);
         self.define(&name, number);
         name
@@ -48,14 +48,14 @@ impl Hosts {
     fn guest_on(&self, base: &str, number: u8, kib: u64) -> String {
         let name = format!("guest-{number}");
         let backing = format!("backing_file={base}.qcow2,backing_fmt=qcow2");
-        qemu::create(&self.disk("a", &name), &backing, "64M");
+        qemu::create(self.disk("a", &name), &backing, "64M");
         self.write(&name, number, kib);
         self.define(&name, number);
         name
     }
 
     fn write(&self, name: &str, pattern: u8, kib: u64) {
-        qemu::qemu_io("qcow2", &self.disk("a", name), &[&format!("write -P {pattern} 0 {kib}k")]);
+        qemu::qemu_io("qcow2", self.disk("a", name), &[&format!("write -P {pattern} 0 {kib}k")]);
     }
 
     fn define(&self, name: &str, number: u8) {
@@ -204,7 +204,7 @@ fn assert_at(hosts: &Hosts, number: u8, host: &str, kib: u64) {
         assert_eq!(hosts.definition(other, &name).exists(), other == host, "{name} on {other}");
     }
     let read = format!("read -P {number} 0 {kib}k");
-    qemu::qemu_io("qcow2", &hosts.disk(host, &name), &[&read]);
+    qemu::qemu_io("qcow2", hosts.disk(host, &name), &[&read]);
 }
 
 /// Where the report says that each guest is or would be.

@@ -6,6 +6,7 @@ mod audit;
 mod directories;
 mod evacuate;
 mod hook;
+mod kits;
 mod preflight;
 mod rescue;
 mod ways_out;

@@ -112,10 +112,10 @@ fn used(fleet: &Fleet, places: &BTreeMap<&str, usize>, host: usize) -> Result<Us
 /// Whether a host has room for the guests with these places.
 fn holds(fleet: &Fleet, places: &BTreeMap<&str, usize>, host: usize) -> Result<(), String> {
     let (used, destination) = (used(fleet, places, host)?, &fleet.destinations[host]);
-    if let Some(capacity) = destination.capacity {
-        if used.memory > capacity.memory || used.vcpus > capacity.vcpus {
-            return Err(format!("{}: {} and {}", destination.uri, used.memory, used.vcpus));
-        }
+    if let Some(capacity) = destination.capacity
+        && (used.memory > capacity.memory || used.vcpus > capacity.vcpus)
+    {
+        return Err(format!("{}: {} and {}", destination.uri, used.memory, used.vcpus));
     }
     for (filesystem, bytes) in &used.space {
         if destination.filesystems.get(filesystem).is_some_and(|free| bytes > free) {

@@ -54,7 +54,7 @@ fn evacuate(
             let plan = place(&world.look(&evacuation.remaining()));
             let report = evacuation.run(plan, &world, &Deaf, &Stops::default()).unwrap();
             drop(evacuation);
-            let (next, killed) = world.as_killed();
+            let (next, killed) = world.once_killed();
             world = next;
             match killed {
                 // What this process did after the kill never was.

@@ -96,7 +96,7 @@ impl<'a> World<'a> {
     }
 
     /// The world and the journal as a kill left them; `None` if the process ended before.
-    pub(crate) fn as_killed(self) -> (Self, Option<Vec<u8>>) {
+    pub(crate) fn once_killed(self) -> (Self, Option<Vec<u8>>) {
         let killed = self.killed.into_inner().unwrap();
         let (state, journal) = match killed {
             Some((state, journal)) => (state, Some(journal)),
@@ -140,7 +140,7 @@ impl<'a> World<'a> {
             for ((at, path), by) in &state.bases {
                 if *at == host {
                     let base = self.base(by, host, path);
-                    *space.entry(&base.0).or_default() += base.1;
+                    *space.entry(base.0).or_default() += base.1;
                 }
             }
             for (filesystem, bytes) in space {

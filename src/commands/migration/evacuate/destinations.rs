@@ -10,6 +10,9 @@ use crate::output::shown;
 /// Stands for the host of a destination's URI in the command that reaches its files.
 const HOST: &str = "{host}";
 
+/// A destination's URI, and the command that reaches its files.
+pub(super) type Reached = (String, Option<String>);
+
 /// Where guests go, and how those hosts' files are reached.
 #[derive(Debug, Args)]
 pub(super) struct Destinations {
@@ -33,7 +36,7 @@ pub(super) struct Destinations {
 
 impl Destinations {
     /// The URIs with the commands that reach their files, and the path of qcowtool there.
-    pub(super) fn all(&self) -> Result<(Vec<(String, Option<String>)>, &str)> {
+    pub(super) fn all(&self) -> Result<(Vec<Reached>, &str)> {
         let listed = match &self.inventory {
             None => self.to.iter().map(|uri| (uri.clone(), None)).collect(),
             Some(path) => {
@@ -58,9 +61,9 @@ impl Destinations {
 }
 
 /// The lines of an inventory.
-fn inventory(text: &str, path: &Path) -> Result<Vec<(String, Option<String>)>> {
+fn inventory(text: &str, path: &Path) -> Result<Vec<Reached>> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    let mut all: Vec<(String, Option<String>)> = Vec::new();
+    let mut all: Vec<Reached> = Vec::new();
     for line in lines.filter(|line| !line.is_empty()) {
         let (uri, command) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         if all.iter().any(|(known, _)| known == uri) {

@@ -21,6 +21,9 @@ const ENDINGS: [Ending; 7] = [
     Ending::InDoubt,
 ];
 
+/// A figure of a guest: its name, what it is, and where it comes from.
+type OfGuest = (&'static str, &'static str, fn(&Guest) -> u64);
+
 /// The metrics.
 pub(super) fn metrics(seen: &Seen) -> String {
     let mut text = String::new();
@@ -48,7 +51,7 @@ pub(super) fn metrics(seen: &Seen) -> String {
         head(&mut text, name, help);
         let _ = writeln!(text, "qcowtool_evacuation_{name} {value}");
     }
-    let of_guest: [(&str, &str, fn(&Guest) -> u64); 4] = [
+    let of_guest: [OfGuest; 4] = [
         ("guest_disk_bytes", "Bytes of a guest's disks that libvirt copies.", |it| {
             it.job.disk_total
         }),
