@@ -2,6 +2,7 @@
 
 mod chains;
 mod images;
+mod named;
 mod users;
 
 use std::collections::{HashMap, HashSet};
@@ -88,6 +89,8 @@ codes! {
     ChainDeep "chain-deep";
     /// Backing files form a loop.
     Loop "loop";
+    /// libvirt names a domain's chain in the XML for another host, where a backing file may be missing.
+    ChainNamed "chain-named";
     /// A domain's XML and the headers tell different chains.
     ChainsDisagree "chains-disagree";
     /// The mode of a backing file allows writing.
@@ -178,6 +181,7 @@ pub fn findings(survey: &Survey, graph: &Graph<'_>, options: &Options) -> Vec<Fi
     chains::circles(&context, &mut found);
     for domain in &survey.domains {
         users::domain(&context, domain, &mut found);
+        named::domain(&context, domain, &mut found);
     }
     for unseen in &survey.unseen {
         found.push(Finding {

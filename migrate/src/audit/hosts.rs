@@ -49,6 +49,17 @@ impl Scan<'_> {
     }
 }
 
+/// Disks whose chain the XML for another host names. That XML is parsed for its chains alone: what is wrong with it is told
+/// of the XML of what runs.
+fn named(migratable: &str) -> Vec<(String, Vec<PathBuf>)> {
+    let disks = parse(migratable).map(|domain| domain.disks).unwrap_or_default();
+    let below = |disk: XmlDisk| {
+        let layers = disk.chain.layers.into_iter().skip(1);
+        (disk.target, layers.map(|layer| layer.path).collect::<Vec<_>>())
+    };
+    disks.into_iter().map(below).filter(|(_, below)| !below.is_empty()).collect()
+}
+
 struct Host<'a, 'b> {
     scan: &'a Scan<'b>,
     hypervisor: &'a dyn Inventory,
@@ -112,6 +123,7 @@ impl Host<'_, '_> {
             uuid: facts.uuid.clone(),
             runs,
             disks: Vec::new(),
+            named: if runs { named(&facts.migratable_xml) } else { Vec::new() },
         };
         for (xml, form) in texts {
             match parse(xml) {

@@ -276,6 +276,9 @@ pub struct Domain {
     pub runs: bool,
     /// Its disks.
     pub disks: Vec<Disk>,
+    /// Disks whose backing chain libvirt names in the XML for another host, if it runs: the disk's name, and the names of
+    /// all layers but the active one.
+    pub named: Vec<(String, Vec<PathBuf>)>,
 }
 
 /// A process that has an image open.

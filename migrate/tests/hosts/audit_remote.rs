@@ -90,3 +90,42 @@ fn the_same_path_on_two_hosts_is_two_images_and_one_domain_on_both_is_one_writer
     assert_eq!(report.summary.domains, 3);
     assert_eq!(report.images.iter().filter(|image| image.host.is_some()).count(), 3);
 }
+
+/// A host of the model that has one guest, which runs and whose chain its libvirt names.
+#[test]
+fn a_named_chain_whose_base_another_host_has_not_is_told() {
+    let here = tempfile::tempdir().unwrap();
+    let directory = here.path().canonicalize().unwrap();
+    let (base, disk) = (directory.join("base.raw"), directory.join("disk.qcow2"));
+    fs::write(&base, vec![7; 1 << 20]).unwrap();
+    let backing = qcow::ops::create::Backing::new(&base, migrate::Format::Raw);
+    let options = qcow::ops::create::CreateOptions::default().backing(backing);
+    qcow::ops::create::create(&disk, &options).unwrap();
+    let [source, _] = migrate::memory::pair(&directory);
+    let xml = format!(
+        "<domain type='kvm'><name>web</name><uuid>6f1a9b52-6f2b-4a6e-9a53-0d8a6d0a7c11</uuid><devices>\
+         <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{}'/><backingStore \
+         type='file'><format type='raw'/><source file='{}'/><backingStore/></backingStore><target dev='vda'/>\
+         </disk></devices></domain>",
+        disk.display(),
+        base.display()
+    );
+    source.run(&xml).unwrap();
+    let named = |others: &[Directory]| {
+        let cancel = CancelToken::new();
+        let scan = Scan::new(&cancel);
+        scan.host(&source).unwrap();
+        others.iter().for_each(|host| scan.host(host).unwrap());
+        let survey = scan.finish().unwrap();
+        let findings = report(&survey, &Options::default()).findings;
+        let named = findings.into_iter().find(|it| it.code == migrate::audit::Code::ChainNamed);
+        named.map(|finding| finding.what)
+    };
+    assert_eq!(named(&[]), None, "it exists, and no destination is known");
+    let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let without = host(a.path(), &[("other", "/x", None)]);
+    let said = named(&[without]).unwrap();
+    assert!(said.contains("'web', disk vda") && said.contains("is not in the pools of"), "{said}");
+    let with = host(b.path(), &[("other", "/x", Some(base.to_str().unwrap()))]);
+    assert_eq!(named(&[with]), None, "a guest there uses a file of that name");
+}

@@ -214,3 +214,32 @@ fn domains_depend_on_what_they_name() {
     let run = ask(&images.path("free.qcow2"));
     assert_eq!(run.code(), Some(0), "{}", run.stderr());
 }
+
+#[test]
+fn a_chain_that_libvirt_names_is_told_where_its_base_is_gone_before_a_migration_fails() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    pair(&scratch);
+    let base = scratch.path("base.qcow2");
+    let chain = format!(
+        "<backingStore type='file'><format type='qcow2'/><source file='{}'/><backingStore/></backingStore>",
+        base.display()
+    );
+    let audit = |chain: &str, runs: bool| {
+        let mut host = Host::new();
+        let disk = disk("vda", "qcow2", &scratch.path("overlay.qcow2"), chain);
+        host.domain("web", runs, &disk);
+        host.audit()
+    };
+    // Without libvirt in this build there is nothing to ask.
+    let Some(found) = audit(&chain, true) else { return };
+    let named = |found: &Found| found.findings().iter().any(|it| it.contains("chain-named"));
+    assert!(!named(&found));
+    fs::remove_file(&base).unwrap();
+    let found = audit(&chain, true).unwrap();
+    let said = found.said("chain-named");
+    assert!(said.contains("'web', disk vda") && said.contains("does not exist any more"), "{said}");
+    // Where libvirt does not name it, or the guest does not run, nothing fails for that.
+    assert!(!named(&audit("", true).unwrap()));
+    assert!(!named(&audit(&chain, false).unwrap()));
+}
