@@ -25,6 +25,7 @@ mod property;
 mod reading;
 mod replacing;
 mod salvage;
+mod serve;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;
