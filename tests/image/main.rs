@@ -26,6 +26,7 @@ mod reading;
 mod replacing;
 mod salvage;
 mod serve;
+mod serve_tls;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;
