@@ -31,6 +31,8 @@ mod rebasing;
 mod replacing;
 mod salvage;
 mod snapshot;
+mod serve;
+mod serve_tls;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;
