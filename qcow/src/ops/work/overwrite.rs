@@ -49,15 +49,15 @@ impl<'a> Overwrite<'a> {
 
     /// What is to be done about the start of an extent, and how many bytes that is.
     fn kind_of(&self, extent: &Extent) -> (Kind, u64) {
-        let below = self.end_of_below.saturating_sub(extent.guest.0);
-        match (extent.kind, self.holes) {
-            (ExtentKind::Unallocated, Holes::Leave) if below > 0 => {
+        let below = self.end_of_below.max(extent.guest.0).minus(extent.guest.0);
+        match (extent.kind, self.holes, below) {
+            (ExtentKind::Unallocated, Holes::Leave, Ok(below)) if below > 0 => {
                 (Kind::Nothing, extent.len.min(below))
             }
-            (ExtentKind::Unallocated | ExtentKind::Zero { .. }, Holes::Skip) => {
+            (ExtentKind::Unallocated | ExtentKind::Zero { .. }, Holes::Skip, _) => {
                 (Kind::Nothing, extent.len)
             }
-            (ExtentKind::Unallocated | ExtentKind::Zero { .. }, _) => {
+            (ExtentKind::Unallocated | ExtentKind::Zero { .. }, ..) => {
                 (Kind::Zeros, extent.len.min(ZEROS))
             }
             _ => (Kind::Data, extent.len),
