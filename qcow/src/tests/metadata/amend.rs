@@ -244,7 +244,8 @@ fn a_data_file_is_renamed_if_the_new_one_has_the_same_content() {
     let new = dir.join("other");
     let amend_to = |name: &str, unchecked: bool| {
         let options = AmendOptions::default().data_file(std::path::PathBuf::from(name));
-        amend(&path, &options.unchecked(unchecked), &Silent, &CancelToken::new())
+        let options = options.unchecked(unchecked);
+        when_free(|| amend(&path, &options, &Silent, &CancelToken::new()))
     };
     let error = amend_to("other", false).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
