@@ -101,8 +101,8 @@ fn a_crash_leaves_the_old_image_or_the_amended_one_and_the_guest_sees_the_same()
     let lazy = |on| AmendOptions::default().lazy_refcounts(on);
     let rows: [(u64, String, Vec<AmendOptions>); 6] = [
         (
-            64 << 10,
-            "cluster_size=64k,compat=0.10".into(),
+            8 << 10,
+            "cluster_size=8k,compat=0.10".into(),
             vec![
                 to(Version::V3).lazy_refcounts(true),
                 bits(8),

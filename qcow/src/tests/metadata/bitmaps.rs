@@ -66,7 +66,7 @@ fn a_crash_leaves_the_old_bitmaps_or_the_new_ones() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     for options in [
-        "cluster_size=64k",
+        "cluster_size=16k",
         "cluster_size=512,refcount_bits=64",
         "cluster_size=4k,refcount_bits=1",
         "cluster_size=4k,extended_l2=off,data_file=DATA",
