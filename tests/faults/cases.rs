@@ -141,10 +141,12 @@ pub(crate) const READERS: [Case; 9] = [
 ];
 
 /// Those that change an image where it is.
-pub(crate) const REPAIRS: [Case; 3] = [
+pub(crate) const REPAIRS: [Case; 5] = [
     repairing("check -r leaks", "check --threads 1 -r leaks image", "leaks"),
     repairing("check -r all", "check --threads 1 -r all image", "corrupt"),
     repairing("check -r all, refcounts anew", "check --threads 1 -r all image", "uncounted"),
+    repairing("bitmap", "bitmap --threads 1 --add image b", "sound"),
+    repairing("amend", "amend --threads 1 -o refcount_bits=64 image", "sound"),
 ];
 
 /// Writes into a file that exists.
