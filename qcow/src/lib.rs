@@ -50,7 +50,7 @@
 //! | [`chain`] | backing chains: names, formats, policy, limits, loops |
 //! | [`extent`] | what every guest range is, and a reader of the guest's bytes |
 //! | [`disk`] | a disk that is read and written by many threads at once |
-//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, digest |
+//! | [`ops`] | one operation each, with `Options` and `Outcome`: create, flatten, info, check and repair, map, measure, compare, digest; snapshots, bitmaps, amending, and the backing file's name in place |
 //!
 //! # Cargo features
 //!
@@ -70,8 +70,8 @@
 //! Every image is taken for hostile. Arithmetic on what comes from a file is checked, tables are
 //! bounded before memory is taken, chains are walked without recursion, and nothing panics on bad
 //! input. Which files an image may have opened is the caller's [`chain::Policy`]; a backing
-//! file's format is never guessed. Inputs are opened read-only (only a repair changes an image, and
-//! only when told to); outputs are built under a temporary name, synced, and renamed.
+//! file's format is never guessed. Inputs are opened read-only, but for what is to change an image in
+//! place; outputs are built under a temporary name, synced, and renamed.
 //!
 //! Errors have a category ([`ErrorKind`]), a place ([`Place`]: file, structure, offset), the cause
 //! ([`source`](std::error::Error::source)), and often what to do next ([`Remedy`]), as values and in

@@ -140,11 +140,17 @@ pub(crate) const READERS: [Case; 9] = [
     ),
 ];
 
-/// Those that change an image where it is.
+/// Those that repair an image where it is.
 pub(crate) const REPAIRS: [Case; 3] = [
     repairing("check -r leaks", "check --threads 1 -r leaks image", "leaks"),
     repairing("check -r all", "check --threads 1 -r all image", "corrupt"),
     repairing("check -r all, refcounts anew", "check --threads 1 -r all image", "uncounted"),
+];
+
+/// Those that change an image where it is by one switch of its header, and give back space after it.
+pub(crate) const CHANGES: [Case; 2] = [
+    repairing("bitmap", "bitmap --threads 1 --add image b", "sound"),
+    repairing("amend", "amend --threads 1 -o refcount_bits=64 image", "sound"),
 ];
 
 /// Writes into a file that exists.
@@ -156,7 +162,7 @@ pub(crate) const OVERWRITER: Case = Case {
 /// The case of this name.
 pub(crate) fn by_name(name: &str) -> &'static Case {
     static OTHERS: [Case; 1] = [OVERWRITER];
-    static CASES: [&[Case]; 5] = [&MAKERS, &READERS, &REPAIRS, &SHARERS, &OTHERS];
+    static CASES: [&[Case]; 6] = [&MAKERS, &READERS, &REPAIRS, &CHANGES, &SHARERS, &OTHERS];
     let mut cases = CASES.iter().copied().flatten();
     cases.find(|case| case.name == name).unwrap_or_else(|| panic!("no case '{name}'"))
 }

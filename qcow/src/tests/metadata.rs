@@ -111,3 +111,17 @@ fn old_or_new<T: PartialEq + Debug>(
     by_qemu(&end, dir, what);
     end
 }
+
+/// Does it again for as long as the image is in use: a process that another test starts may have the locks for the
+/// moment until it becomes another program.
+fn when_free<T>(work: impl Fn() -> crate::Result<T>) -> crate::Result<T> {
+    for _ in 0..500 {
+        match work() {
+            Err(error) if error.kind() == crate::ErrorKind::InUse => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+    work()
+}

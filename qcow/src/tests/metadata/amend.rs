@@ -101,8 +101,8 @@ fn a_crash_leaves_the_old_image_or_the_amended_one_and_the_guest_sees_the_same()
     let lazy = |on| AmendOptions::default().lazy_refcounts(on);
     let rows: [(u64, String, Vec<AmendOptions>); 6] = [
         (
-            64 << 10,
-            "cluster_size=64k,compat=0.10".into(),
+            8 << 10,
+            "cluster_size=8k,compat=0.10".into(),
             vec![
                 to(Version::V3).lazy_refcounts(true),
                 bits(8),
@@ -244,7 +244,8 @@ fn a_data_file_is_renamed_if_the_new_one_has_the_same_content() {
     let new = dir.join("other");
     let amend_to = |name: &str, unchecked: bool| {
         let options = AmendOptions::default().data_file(std::path::PathBuf::from(name));
-        amend(&path, &options.unchecked(unchecked), &Silent, &CancelToken::new())
+        let options = options.unchecked(unchecked);
+        when_free(|| amend(&path, &options, &Silent, &CancelToken::new()))
     };
     let error = amend_to("other", false).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");

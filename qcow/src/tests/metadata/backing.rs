@@ -89,7 +89,8 @@ fn what_would_be_its_own_backing_file_or_is_not_there_is_refused_and_nothing_is_
     let before = bytes();
     let change = |image: &Path, name: &str, format: &str, unchecked: bool| -> Result<()> {
         let options = ChangeBackingOptions::default().unchecked(unchecked);
-        change_backing(image, Some(&BackingFile::new(name, format)), &options).map(drop)
+        let backing = BackingFile::new(name, format);
+        when_free(|| change_backing(image, Some(&backing), &options)).map(drop)
     };
     for unchecked in [false, true] {
         for (image, name) in [(&base, "top"), (&base, "middle"), (&base, "base"), (&top, "link")] {
@@ -111,7 +112,8 @@ fn what_would_be_its_own_backing_file_or_is_not_there_is_refused_and_nothing_is_
 
     // A plan writes nothing.
     let options = ChangeBackingOptions::default().dry_run(true);
-    let outcome = change_backing(&top, Some(&BackingFile::new("base", "qcow2")), &options).unwrap();
+    let backing = BackingFile::new("base", "qcow2");
+    let outcome = when_free(|| change_backing(&top, Some(&backing), &options)).unwrap();
     assert_eq!(outcome.old_backing.as_deref(), Some("middle"));
     assert_eq!(outcome.new_backing.as_deref(), Some("base"));
     assert!(bytes() == before);
@@ -137,6 +139,7 @@ fn an_image_that_is_in_use_or_marked_corrupt_keeps_its_name() {
     drop(holder);
     let mut patch = fixtures::Patch::open(&path);
     patch.or_u64(72, 2).save();
-    let error = change_backing(&path, None, &ChangeBackingOptions::default()).unwrap_err();
+    let error = when_free(|| change_backing(&path, None, &ChangeBackingOptions::default()));
+    let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }

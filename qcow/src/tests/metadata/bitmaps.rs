@@ -66,13 +66,13 @@ fn a_crash_leaves_the_old_bitmaps_or_the_new_ones() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     for options in [
-        "cluster_size=64k",
+        "cluster_size=16k",
         "cluster_size=512,refcount_bits=64",
         "cluster_size=4k,refcount_bits=1",
         "cluster_size=4k,extended_l2=off,data_file=DATA",
     ] {
         let options = options.replace("DATA", dir.join("data").to_str().unwrap());
-        let mut image = made(dir, &options, "5000k", &["write -P 1 0 256k"]);
+        let mut image = made(dir, &options, "5000k", &["write -P 1 0 32k"]);
         let from = other(dir, "5000k", "8k", &["write 1M 100k", "write 4997k 3k"]);
         let steps: [(&str, &[BitmapAction]); 11] = [
             ("a", &[add(4096)]),
