@@ -18,6 +18,15 @@ pub(super) struct Opt {
 /// What an option means; the names are those of the long options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
+    Add,
+    Clear,
+    Disable,
+    Enable,
+    Force,
+    Granularity,
+    Merge,
+    Remove,
+    SourceFile,
     Apply,
     Backing,
     BackingChain,

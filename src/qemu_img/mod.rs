@@ -67,6 +67,8 @@ const GLOBAL: &[Opt] = &[
 type Command = fn(&[OsString]) -> Result<(), Stop>;
 
 const COMMANDS: &[(&str, Command)] = &[
+    ("amend", commands::amend::run),
+    ("bitmap", commands::bitmap::run),
     ("check", commands::check::run),
     ("compare", commands::compare::run),
     ("convert", commands::convert::run),
@@ -74,6 +76,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("info", commands::info::run),
     ("map", commands::map::run),
     ("measure", commands::measure::run),
+    ("rebase", commands::rebase::run),
     ("snapshot", commands::snapshot::run),
 ];
 

@@ -1,5 +1,7 @@
 //! One file per command: its options, one call into the library, what it prints.
 
+pub(super) mod amend;
+pub(super) mod bitmap;
 pub(super) mod check;
 pub(super) mod compare;
 pub(super) mod convert;
@@ -7,6 +9,7 @@ pub(super) mod create;
 pub(super) mod info;
 pub(super) mod map;
 pub(super) mod measure;
+pub(super) mod rebase;
 pub(super) mod snapshot;
 
 use std::ffi::OsStr;
