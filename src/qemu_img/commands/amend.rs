@@ -109,12 +109,16 @@ fn wanted(items: &[Item], target: &Target, now: &Qcow2Info) -> Result<AmendOptio
     let stays_old = version.map_or(old, |version| version == Version::V2);
     let bits = image.number("refcount_bits").unwrap_or(now.refcount_bits.into());
     if !bits.is_power_of_two() || bits > 64 {
-        return Err(Stop::error("Refcount width must be a power of two and may not exceed 64 bits"));
+        return Err(Stop::error(
+            "Refcount width must be a power of two and may not exceed 64 bits",
+        ));
     }
     if stays_old && bits != 16 {
-        return Err(Stop::error(match version {
-            Some(Version::V2) => "compat=0.10 requires refcount_bits=16",
-            _ => "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+        return Err(Stop::error(match old {
+            false => "compat=0.10 requires refcount_bits=16",
+            true => {
+                "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
+            }
         }));
     }
     let lazy = is_on("lazy_refcounts")?;
@@ -161,7 +165,8 @@ fn refused(error: &Error) -> Stop {
         ),
         (ErrorKind::Limit, _) if error.place().host_offset.is_some() => {
             let offset = error.place().host_offset.unwrap_or_default();
-            let mut numbers = message.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
+            let mut numbers =
+                message.split(|c: char| !c.is_ascii_digit()).filter(|n| !n.is_empty());
             let (refcount, bits) = (numbers.next(), numbers.next());
             Stop::error(format!(
                 "Cannot decrease refcount entry width to {} bits: Cluster at offset {offset:#x} has a refcount of {}",

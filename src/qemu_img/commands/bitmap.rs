@@ -83,7 +83,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         let action = action(key, value, granularity, merged.as_ref());
         let word = action.as_str();
         let failed = |why: Why| {
-            let stop = Stop::error(format!("Operation {word} on bitmap {shown} failed: {}", why.text));
+            let stop =
+                Stop::error(format!("Operation {word} on bitmap {shown} failed: {}", why.text));
             match why.hint {
                 Some(hint) => stop.hint(hint),
                 None => stop,
@@ -91,7 +92,9 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         };
         if target.format == Format::Raw {
             return Err(failed(match key {
-                Key::Add => "Can't store persistent bitmaps to #block0: Operation not supported".into(),
+                Key::Add => {
+                    "Can't store persistent bitmaps to #block0: Operation not supported".into()
+                }
                 _ => format!("Dirty bitmap '{shown}' not found").into(),
             }));
         }

@@ -54,9 +54,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     }
     let backing = given.text(Key::Backing).filter(|name| !name.is_empty());
     let shown = backing.clone().unwrap_or_default();
-    let refused = |why: &str| {
-        Stop::error(format!("Could not change the backing file to '{shown}': {why}"))
-    };
+    let refused =
+        |why: &str| Stop::error(format!("Could not change the backing file to '{shown}': {why}"));
     if target.format == Format::Raw {
         return Err(refused("Operation not supported"));
     }
@@ -65,18 +64,32 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         (Some(_), None) => return Err(refused("backing format must be specified")),
         (Some(name), Some(format)) => Some(BackingFile::new(name, format)),
     };
-    let options = ChangeBackingOptions::default().unchecked(true).open(opening.options(Some(Format::Qcow2)));
+    let options =
+        ChangeBackingOptions::default().unchecked(true).open(opening.options(Some(Format::Qcow2)));
     match change_backing(&source.file(), backing.as_ref(), &options) {
         Ok(_) => Ok(()),
-        Err(error) => Err(writing::not_opened(&source, &error)
-            .unwrap_or_else(|| not_changed(&shown, &error))),
+        Err(error) => {
+            Err(writing::not_opened(&source, &error).unwrap_or_else(|| not_changed(&shown, &error)))
+        }
     }
 }
 
 /// Formats that a header may record, whether this program reads them or not.
 const KNOWN: [&str; 14] = [
-    "qcow2", "raw", "file", "host_device", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc", "luks",
-    "parallels", "dmg", "bochs",
+    "qcow2",
+    "raw",
+    "file",
+    "host_device",
+    "qcow",
+    "qed",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "luks",
+    "parallels",
+    "dmg",
+    "bochs",
 ];
 
 fn not_changed(name: &str, error: &Error) -> Stop {
