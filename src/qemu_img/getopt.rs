@@ -19,6 +19,17 @@ pub(super) struct Opt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     Add,
+    Aio,
+    Count,
+    Depth,
+    Drop,
+    FlushInterval,
+    Native,
+    NoDrain,
+    Offset,
+    Pattern,
+    StepSize,
+    Write,
     Clear,
     Disable,
     Enable,

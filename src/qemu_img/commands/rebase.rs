@@ -2,15 +2,18 @@
 
 use std::ffi::OsString;
 
-use qcow::chain::Format;
+use qcow::chain::{Format, resolve_name};
 use qcow::ops::backing::{BackingFile, ChangeBackingOptions, change_backing};
-use qcow::{Error, ErrorKind};
+use qcow::ops::rebase::{NewBacking, RebaseJob, RebaseOptions};
+use qcow::{CancelToken, Error, ErrorKind};
 
-use crate::qemu_img::getopt::{Key, Opt, flag, value};
+use crate::qemu_img::getopt::{Key, Opt, Parsed, flag, value};
+use crate::qemu_img::names::Source;
 use crate::qemu_img::open::{self, Opening};
+use crate::qemu_img::progress::Progress;
 use crate::qemu_img::say::Stop;
 use crate::qemu_img::{arguments, objects, words, writing};
-use crate::sandbox::Plan;
+use crate::sandbox::{Plan, Sandbox};
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "format"),
@@ -41,10 +44,16 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     let opening = Opening { force_share: false, ..Opening::of(&given)? };
     let source = opening.source(operand)?;
     let format = open::driver(&given, Key::Format, &source.shown)?;
-    if !unchecked {
-        return Err(Stop::error("Only unsafe mode (-u) can be used as yet"));
+    let backing = given.text(Key::Backing).filter(|name| !name.is_empty());
+    let plan = Plan::new().image(&source.path).changing(&source.path);
+    let open = opening.options(None);
+    let mut plan = if unchecked { plan.opened_again() } else { plan.chain(&source.path, &open) };
+    if let (Some(name), false) = (&backing, unchecked)
+        && let Ok(new) = resolve_name(name.as_ref(), &source.file(), &open.working_directory)
+    {
+        plan = plan.chain(&new, &open);
     }
-    open::enter(Plan::new().image(&source.path).changing(&source.path).opened_again())?;
+    let sandbox = open::enter(plan)?;
     let target = writing::prepare(&source, &opening, format)?;
     let backing_format = given.text(Key::BackingFormat);
     if let Some(name) = &backing_format
@@ -52,12 +61,14 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     {
         return Err(Stop::error(format!("Invalid format name: '{name}'")));
     }
-    let backing = given.text(Key::Backing).filter(|name| !name.is_empty());
     let shown = backing.clone().unwrap_or_default();
     let refused =
         |why: &str| Stop::error(format!("Could not change the backing file to '{shown}': {why}"));
     if target.format == Format::Raw {
         return Err(refused("Operation not supported"));
+    }
+    if !unchecked {
+        return safely(&given, &source, &sandbox, backing, backing_format);
     }
     let backing = match (backing, backing_format) {
         (None, _) => None,
@@ -72,6 +83,54 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
             Err(writing::not_opened(&source, &error).unwrap_or_else(|| not_changed(&shown, &error)))
         }
     }
+}
+
+/// Copies what the new backing file has otherwise, and then names it.
+fn safely(
+    given: &Parsed,
+    source: &Source,
+    sandbox: &Sandbox,
+    backing: Option<String>,
+    format: Option<String>,
+) -> Result<(), Stop> {
+    let shown = backing.clone().unwrap_or_default();
+    let opening = Opening { image_opts: false, force_share: given.has(Key::ForceShare) };
+    let new = match (backing, format) {
+        (None, _) => None,
+        (Some(_), None) => {
+            let why = "backing format must be specified";
+            return Err(Stop::error(format!(
+                "Could not change the backing file to '{shown}': {why}"
+            )));
+        }
+        (Some(name), Some(format)) => {
+            let format: Format = format
+                .parse()
+                .map_err(|_| Stop::error(format!("Invalid format name: '{format}'")))?;
+            Some(NewBacking::new(name, format).open(opening.options(None)))
+        }
+    };
+    let options = RebaseOptions::default()
+        .backing(new)
+        .compress(given.has(Key::Compress))
+        .change_snapshots(true)
+        .no_verify(true);
+    let open = Opening::default().options(Some(Format::Qcow2));
+    let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 2);
+    let done = RebaseJob::begin(&source.file(), &open, &options).and_then(|job| {
+        sandbox.all_is_open()?;
+        job.run(&progress, &CancelToken::new())
+    });
+    progress.finish(done.is_ok());
+    progress.end_line();
+    let Err(error) = done else { return Ok(()) };
+    let own = error.place().file.as_deref().is_none_or(|file| file == source.file());
+    if !own && (error.kind() == ErrorKind::InUse || error.message().starts_with("could not open")) {
+        let top = error.place().file.clone().unwrap_or_default();
+        let why = words::reason(&error, &top);
+        return Err(Stop::error(format!("Could not open new backing file '{shown}': {why}")));
+    }
+    Err(writing::not_opened(source, &error).unwrap_or_else(|| not_changed(&shown, &error)))
 }
 
 /// Formats that a header may record, whether this program reads them or not.
