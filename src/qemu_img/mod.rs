@@ -67,13 +67,19 @@ const GLOBAL: &[Opt] = &[
 type Command = fn(&[OsString]) -> Result<(), Stop>;
 
 const COMMANDS: &[(&str, Command)] = &[
+    ("amend", commands::amend::run),
+    ("bench", commands::bench::run),
+    ("bitmap", commands::bitmap::run),
     ("check", commands::check::run),
+    ("commit", commands::commit::run),
     ("compare", commands::compare::run),
     ("convert", commands::convert::run),
     ("create", commands::create::run),
+    ("dd", commands::dd::run),
     ("info", commands::info::run),
     ("map", commands::map::run),
     ("measure", commands::measure::run),
+    ("rebase", commands::rebase::run),
     ("snapshot", commands::snapshot::run),
 ];
 

@@ -155,6 +155,16 @@ impl NewImage {
         number::parameter(name, self.get(name)?).ok()
     }
 
+    /// A number that was given.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        plain_number(name, self.get(name)?).ok()
+    }
+
+    /// Whether an option whose name begins so was given.
+    pub(super) fn given_any(&self, prefix: &str) -> bool {
+        self.given.iter().any(|(spec, _)| spec.name.starts_with(prefix))
+    }
+
     fn is_on(&self, name: &str) -> bool {
         self.get(name).is_some_and(|text| switch(name, text) == Ok(true))
     }
@@ -348,6 +358,15 @@ fn help_line(spec: &Spec) -> String {
         Kind::Switch => "<bool (on/off)>",
     };
     format!("  {:<22} - {}\n", format!("{}={value}", spec.name), spec.help)
+}
+
+/// What `amend -o help` prints.
+pub(super) fn amend_help() -> String {
+    const NAMES: [&str; 6] =
+        ["compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"];
+    let listed = NAMES.iter().filter_map(|name| QCOW2.iter().find(|spec| spec.name == *name));
+    let lines: String = listed.map(help_line).collect();
+    format!("Amend options for 'qcow2':\n{lines}")
 }
 
 /// The format of a new image.

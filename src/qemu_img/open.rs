@@ -81,6 +81,19 @@ pub(super) fn source_cache(given: &Parsed, key: Key) -> Result<(), Stop> {
     }
 }
 
+/// Checks the cache mode of what is written.
+///
+/// # Errors
+/// For a mode that is not known.
+pub(super) fn target_cache(given: &Parsed) -> Result<(), Stop> {
+    match given.text(Key::Cache) {
+        Some(name) if cache::mode(OsStr::new(&name)).is_none() => {
+            Err(Stop::error(format!("Invalid cache option: {name}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Gives up what `plan` does not need, as far as the kernel can.
 ///
 /// # Errors

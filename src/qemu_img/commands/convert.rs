@@ -2,11 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
+use std::sync::Arc;
 
-use qcow::chain::{Chain, Format, OpenOptions};
+use qcow::chain::{Chain, Format, Joined, OpenOptions};
 use qcow::io::Replace;
 use qcow::ops::TargetOptions;
+use qcow::ops::copy::{CopyJob, CopyOptions};
 use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
+use qcow::ops::rebase::NewBacking;
 use qcow::{CancelToken, Error, ErrorKind};
 
 use super::create::overwriting;
@@ -21,7 +24,7 @@ use crate::qemu_img::open::{self, Opening};
 use crate::qemu_img::progress::Progress;
 use crate::qemu_img::say::{Stop, print, warning};
 use crate::qemu_img::{arguments, number, objects, words};
-use crate::sandbox::Plan;
+use crate::sandbox::{Plan, Sandbox};
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "source-format"),
@@ -113,34 +116,95 @@ impl Request {
             return Err(Stop::error("--image-opts and --format are mutually exclusive"));
         }
         let opening = Opening { image_opts, force_share: given.has(Key::ForceShare) };
-        let [operand] = self.sources.as_slice() else {
-            return Err(Stop::error("Several sources cannot be put one after another as yet"));
-        };
-        let source = opening.source(operand)?;
-        let source_format = open::driver(given, Key::Format, &source.shown)?;
-        let options = opening.options(source_format).snapshot(self.snapshot.clone());
+        let mut sources = Vec::new();
+        for operand in &self.sources {
+            let source = opening.source(operand)?;
+            let format = open::driver(given, Key::Format, &source.shown)?;
+            sources.push((source, opening.options(format).snapshot(self.snapshot.clone())));
+        }
         let target_format = new::format(&self.format)?;
         let image = self.image(given, target_format)?;
         let path = names::target(&self.target)?;
         let flatten = self.flatten_options(given, &image)?;
         let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
-        let plan = self.outputs(given, &path, &flatten.target).chain(&source.path, &options);
-        let sandbox = open::enter(plan)?;
-        let chain = self.open(&source, &options)?;
-        if chain.virtual_size() == 0 && flatten.existing {
-            progress.finish(true);
-            progress.end_line();
-            return Ok(());
+        let mut plan = self.outputs(given, &path, &flatten.target);
+        for (source, options) in &sources {
+            plan = plan.chain(&source.path, options);
         }
-        let result = FlattenJob::begin(&chain, &path, &flatten)
-            .map_err(|error| self.not_begun(&path, target_format, &flatten, &error))
-            .and_then(|job| {
-                open::all_is_open(&sandbox)?;
-                job.run(&progress, &CancelToken::new()).map_err(|error| not_copied(&path, &error))
-            });
+        let sandbox = open::enter(plan)?;
+        let chains: Result<Vec<Chain>, Stop> =
+            sources.iter().map(|(source, options)| self.open(source, options)).collect();
+        let chain = joined(chains?, &sources)?;
+        let to = To { path: &path, format: target_format, sandbox: &sandbox, progress: &progress };
+        let result = match (given.has(Key::NoCreate), image.get("backing_file")) {
+            (true, _) if target_format != Format::Raw => self.into_existing(&chain, given, &to),
+            (false, Some(name)) => self.onto(&chain, name, &image, given, &to),
+            _ => self.flatten(&chain, &flatten, &to),
+        };
         progress.finish(result.is_ok());
         progress.end_line();
-        salvaged(&result?);
+        result
+    }
+
+    fn flatten(&self, chain: &Chain, options: &FlattenOptions, to: &To<'_>) -> Result<(), Stop> {
+        if chain.virtual_size() == 0 && options.existing {
+            return Ok(());
+        }
+        let job = FlattenJob::begin(chain, to.path, options)
+            .map_err(|error| self.not_begun(to.path, to.format, options.existing, &error))?;
+        open::all_is_open(to.sandbox)?;
+        let done = job.run(to.progress, &CancelToken::new());
+        salvaged(&done.map_err(|error| not_copied(to.path, &error))?);
+        Ok(())
+    }
+
+    /// Writes into a QCOW2 image that is there.
+    fn into_existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
+        let options = self.copy_options(given);
+        let open = Opening::default().options(Some(to.format));
+        let job = CopyJob::into(chain, to.path, &open, &options)
+            .map_err(|error| self.not_begun(to.path, to.format, true, &error))?;
+        self.copy(job, to)
+    }
+
+    /// Writes a new QCOW2 image that keeps what its backing file is said to have.
+    fn onto(
+        &self,
+        chain: &Chain,
+        backing: &str,
+        image: &NewImage,
+        given: &Parsed,
+        to: &To<'_>,
+    ) -> Result<(), Stop> {
+        let creating = |stop: Stop| self.while_converting(stop, to.format);
+        let TargetOptions::Qcow2(target) = image.target().map_err(creating)? else {
+            return Err(Stop::silent(1));
+        };
+        let format = image.get("backing_fmt").unwrap_or_default();
+        let format: Format = format
+            .parse()
+            .map_err(|_| Stop::error(format!("Unknown backing file format '{format}'")))?;
+        let backing = NewBacking::new(backing, format)
+            .open(Opening { image_opts: false, force_share: true }.options(None));
+        let options = self.copy_options(given).replace(Replace::Overwrite);
+        let job = CopyJob::onto(chain, to.path, &target, &backing, &options)
+            .map_err(|error| self.not_begun(to.path, to.format, false, &error))?;
+        self.copy(job, to)
+    }
+
+    fn copy_options(&self, given: &Parsed) -> CopyOptions {
+        CopyOptions::default()
+            .compress(given.has(Key::Compress))
+            .target_is_zero(given.has(Key::TargetIsZero))
+            .no_verify(true)
+            .threads(self.threads)
+    }
+
+    fn copy(&self, job: CopyJob<'_>, to: &To<'_>) -> Result<(), Stop> {
+        open::all_is_open(to.sandbox)?;
+        let done = job.run(to.progress, &CancelToken::new());
+        let done = done.map_err(|error| not_copied(to.path, &error))?;
+        done.warnings.iter().for_each(warning);
         Ok(())
     }
 
@@ -171,7 +235,6 @@ impl Request {
             if image.get("backing_fmt").is_none() {
                 return Err(Stop::error("Use of backing file requires explicit backing format"));
             }
-            return Err(Stop::error("A target with a backing file cannot be written as yet"));
         }
         if given.has(Key::Compress) {
             if format == Format::Raw {
@@ -189,9 +252,6 @@ impl Request {
 
     fn flatten_options(&self, given: &Parsed, image: &NewImage) -> Result<FlattenOptions, Stop> {
         let existing = given.has(Key::NoCreate);
-        if existing && image.format != Format::Raw {
-            return Err(Stop::error("Only a raw image can be written into as yet"));
-        }
         if given.has(Key::Bitmaps) {
             return Err(Stop::error("Bitmaps cannot be copied as yet"));
         }
@@ -216,7 +276,7 @@ impl Request {
 
     fn outputs(&self, given: &Parsed, path: &Path, target: &TargetOptions) -> Plan {
         if given.has(Key::NoCreate) {
-            return Plan::new().overwriting(path);
+            return Plan::new().reading(path).overwriting(path);
         }
         overwriting(outputs(path, target), path)
     }
@@ -233,18 +293,12 @@ impl Request {
         })
     }
 
-    fn not_begun(
-        &self,
-        path: &Path,
-        format: Format,
-        options: &FlattenOptions,
-        error: &Error,
-    ) -> Stop {
+    fn not_begun(&self, path: &Path, format: Format, existing: bool, error: &Error) -> Stop {
         let locked = error.kind() == ErrorKind::InUse
             || error.message().starts_with("the target is one of the images");
-        if options.existing {
+        if existing {
             let shown = self.target.to_string_lossy();
-            if error.message().contains("needs") {
+            if error.message().contains("needs") || error.message().contains("smaller") {
                 return Stop::error("output file is smaller than input file");
             }
             return words::not_opened(&shown, path, error);
@@ -258,6 +312,25 @@ impl Request {
         };
         self.while_converting(stop, format)
     }
+}
+
+/// Where a copy goes, and what watches it.
+struct To<'a> {
+    path: &'a Path,
+    format: Format,
+    sandbox: &'a Sandbox,
+    progress: &'a Progress,
+}
+
+/// One disk, or several one after another.
+fn joined(mut chains: Vec<Chain>, sources: &[(Source, OpenOptions)]) -> Result<Chain, Stop> {
+    if chains.len() < 2 {
+        return chains.pop().ok_or_else(|| Stop::silent(1));
+    }
+    let name = sources.first().map(|(source, _)| source.file()).unwrap_or_default();
+    let all = Joined::new(&chains)
+        .and_then(|all| Chain::builder().layer(name, Arc::new(all), Format::Raw).open());
+    all.map_err(|error| Stop::error(words::plain(&error)))
 }
 
 fn sparse_size(text: &OsStr) -> Result<u64, Stop> {

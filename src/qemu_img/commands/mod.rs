@@ -1,12 +1,18 @@
 //! One file per command: its options, one call into the library, what it prints.
 
+pub(super) mod amend;
+pub(super) mod bench;
+pub(super) mod bitmap;
 pub(super) mod check;
+pub(super) mod commit;
 pub(super) mod compare;
 pub(super) mod convert;
 pub(super) mod create;
+pub(super) mod dd;
 pub(super) mod info;
 pub(super) mod map;
 pub(super) mod measure;
+pub(super) mod rebase;
 pub(super) mod snapshot;
 
 use std::ffi::OsStr;
