@@ -3,10 +3,22 @@
 use super::Edit;
 use crate::Result;
 use crate::format::{Header, HeaderArea};
-use crate::image::first_cluster::FirstCluster;
+use crate::image::first_cluster::{FirstCluster, editable};
 use crate::image::read_first_cluster;
 
 impl Edit {
+    /// What the first cluster will say, without what the next writer has to take out of it anyway: to be changed, and
+    /// given to [`set_area`](Self::set_area).
+    ///
+    /// # Errors
+    /// As [`editable`].
+    pub(crate) fn area(&self) -> Result<HeaderArea> {
+        match &self.area {
+            Some(area) => Ok(area.clone()),
+            None => editable(&**self.image.storage()),
+        }
+    }
+
     /// Gives the image these feature bits and extensions, this version and backing file's name, with the switch.
     /// Places, lengths and the size stay those that the image has, or gets otherwise.
     pub(crate) fn set_area(&mut self, area: HeaderArea) {
