@@ -6,8 +6,8 @@ use crate::args::exit_codes;
 use crate::commands::{
     Agent, Amend, Annotate, Audit, Bench, Bitmap, Check, Checksum, Commit, Compare, Convert,
     Create, Dd, Dependents, Evacuate, Flatten, Generate, Hook, Info, Io, MapCommand, Measure,
-    Migrate, Monitor, PlanCommand, Preflight, Prepare, Rebase, Rescue, Resume, Rollback, Serve,
-    Snapshot, Transactions,
+    Migrate, Monitor, PlanCommand, Preflight, Prepare, Rebase, Rescue, Resize, Resume, Rollback,
+    Serve, Snapshot, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -107,6 +107,7 @@ commands! {
     Bitmap(common) "bitmap" "Change an image's persistent bitmaps, or list them";
     Amend(common) "amend" "Change an image's version, refcount width or data file in place";
     Snapshot(common) "snapshot" "List, take, apply and delete internal snapshots";
+    Resize(common) "resize" "Change the size of a disk in place";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
     Serve(common) "serve" "Serve disks over the network block device protocol (NBD)";
     Convert(common) "convert" "Write one or several disks as a new image, or into an existing one, with qemu-img's options";

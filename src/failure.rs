@@ -9,7 +9,6 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use qcow::Error;
 use serde::Serialize;
 
-use crate::absent;
 use crate::format::{OutputFormat, eprint_line, to_json};
 use crate::remedies;
 
@@ -133,7 +132,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             let message = text.split("\n\n").next().unwrap_or_default();
             Error::usage(in_one_line(message).message()).hint(advice)
         }
-        None => absent_command(error).unwrap_or_else(|| in_one_line(&text)),
+        None => in_one_line(&text),
     };
     let failure = Failure::Error(error);
     failure.report(wanted_format(std::env::args_os()), "");
@@ -162,15 +161,6 @@ fn dash_in_front(error: &clap::Error, arguments: &[OsString]) -> Option<String> 
     argument.get_action().takes_values().then(|| {
         format!("'{value}' is parsed as an option; as the value of {option}: {option}={value}")
     })
-}
-
-/// A command that `qemu-img` has and this program does not: a similar name would be the wrong advice.
-fn absent_command(error: &clap::Error) -> Option<Error> {
-    let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
-        return None;
-    };
-    let instead = absent::instead_of(name)?;
-    Some(Error::usage(format!("qcowtool has no command '{name}'")).hint(instead))
 }
 
 /// The parser's paragraphs as one error: what is wrong, and the tips as the way out.

@@ -3,7 +3,6 @@
 //! Nothing is worked out here that the library could work out; this crate turns words into
 //! options, and outcomes and errors into text, JSON and exit codes.
 
-mod absent;
 mod args;
 mod cli;
 mod commands;

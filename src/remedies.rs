@@ -115,9 +115,12 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         Remedy::DropSnapshots => {
             &["`qemu-img check -r all` removes the snapshots that cannot be read"]
         }
+        Remedy::Shrink => {
+            &["make the guest's partitions and file systems smaller first, then give --shrink"]
+        }
         Remedy::DropBitmaps => &[
             "give --bitmaps drop to remove them",
-            "remove the bitmaps with `qemu-img bitmap --remove FILE BITMAP`",
+            "remove the bitmaps with `qcowtool bitmap --remove FILE BITMAP`",
         ],
         Remedy::ListSnapshots => &["`qcowtool info` lists the snapshots"],
         // Of its second image, the option is another one.
@@ -250,6 +253,7 @@ mod tests {
         Remedy::Repair,
         Remedy::Check,
         Remedy::DropSnapshots,
+        Remedy::Shrink,
         Remedy::DropBitmaps,
         Remedy::ListSnapshots,
         Remedy::ConvertFrom("vmdk"),

@@ -1,9 +1,11 @@
 //! What the commands that read images share: the sandbox around the opening of images, and long operations
 //! with progress that a signal stops.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
-use qcow::chain::{Chain, OpenOptions};
+use qcow::chain::{Chain, Files, OpenOptions, walk};
 use qcow::{CancelToken, Observer, Result};
 
 use crate::args::{Common, PartArgs, Verbosity, WorkArgs};
@@ -127,4 +129,12 @@ impl Operation {
     ) -> Result<T, Failure> {
         self.watch.settle_migration(work(self.watch.token()))
     }
+}
+
+/// The external data file that the image at `path` names, for a command that changes it too. Whatever is wrong with
+/// the image, opening it tells.
+pub(crate) fn data_file(path: &Path, open: &OpenOptions) -> Option<PathBuf> {
+    let found = walk(Files::new(open), path, open).next()?.ok()?;
+    let name = found.header.as_ref()?.data_file_name()?.to_vec();
+    Some(found.path.parent()?.join(OsStr::from_bytes(&name)))
 }

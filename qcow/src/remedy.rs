@@ -77,6 +77,9 @@ pub enum Remedy {
     Check,
     /// Remove the snapshots that cannot be read.
     DropSnapshots,
+    /// Make the disk smaller first within the guest, and then allow that what is behind the new end is lost
+    /// ([`ResizeOptions::shrink`](crate::ops::resize::ResizeOptions::shrink)).
+    Shrink,
     /// Remove the persistent bitmaps, or allow that they are removed.
     DropBitmaps,
     /// Look which snapshots there are.
@@ -181,6 +184,7 @@ impl fmt::Display for Remedy {
             Self::Repair => "repair the image's metadata first",
             Self::Check => "check the image's metadata for details",
             Self::DropSnapshots => "remove the snapshots that cannot be read",
+            Self::Shrink => "make the guest's partitions and file systems smaller first, then allow it",
             Self::DropBitmaps => "remove the bitmaps, or allow that they are removed",
             Self::ListSnapshots => "look which snapshots the image has",
             Self::Decompress(_) => {

@@ -4,7 +4,6 @@ use std::io::BufRead;
 use std::path::PathBuf;
 
 use clap::Args;
-use qcow::chain::{Files, OpenOptions, walk};
 use qcow::disk::{Disk, RangeKind, WriteOptions};
 use qcow::io::Zeroes;
 use qcow::{Error, ErrorKind};
@@ -17,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
 use crate::script::{FORMS, Step};
-use crate::session::Session;
+use crate::session::{Session, data_file};
 
 /// Bytes that are read or written at once.
 const PIECE: u64 = 1 << 20;
@@ -100,7 +99,7 @@ impl Io {
             .format(self.format)
             .backing_formats(backing_formats(&self.backing_format, false));
         let mut plan = Plan::new().chain(&self.path, &open).changing(&self.path);
-        if let Some(data) = self.data_file(&open) {
+        if let Some(data) = data_file(&self.path, &open) {
             plan = plan.changing(&data);
         }
         let session = Session::start(&self.common, plan)?;
@@ -137,15 +136,6 @@ impl Io {
             }
         }
         Ok(steps)
-    }
-
-    /// The external data file that the image names, which is changed too. Whatever is wrong with the image,
-    /// opening it tells.
-    fn data_file(&self, open: &OpenOptions) -> Option<PathBuf> {
-        let found = walk(Files::new(open), &self.path, open).next()?.ok()?;
-        let name = found.header.as_ref()?.data_file_name()?.to_vec();
-        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&name);
-        Some(found.path.parent()?.join(name))
     }
 }
 

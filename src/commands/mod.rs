@@ -25,6 +25,7 @@ mod migration;
 mod monitor;
 mod rebase;
 mod rescue;
+mod resize;
 mod serve;
 mod snapshot;
 
@@ -58,5 +59,6 @@ pub(crate) use migration::{
 pub(crate) use monitor::Monitor;
 pub(crate) use rebase::Rebase;
 pub(crate) use rescue::Rescue;
+pub(crate) use resize::Resize;
 pub(crate) use serve::Serve;
 pub(crate) use snapshot::Snapshot;

@@ -219,35 +219,3 @@ fn advice_about_images_is_right() {
     assert!(stale.succeeded() && stale.stderr().contains("`qcowtool checksum --manifest`"));
     run(&scratch, "checksum --manifest manifest --force base").ok();
 }
-
-#[test]
-fn commands_of_qemu_img_that_are_absent_are_answered_by_what_there_is() {
-    needs_qemu!();
-    let scratch = images();
-    carried_out(
-        &scratch,
-        &[
-            (
-                "convert -O qcow2 top n1",
-                "`qcowtool flatten -O FMT SRC DST`",
-                &["flatten -O qcow2 top n1"],
-            ),
-            ("rebase -b base -F qcow2 top", "`qcowtool flatten SRC DST`", &["flatten top n3"]),
-            ("commit top", "`qcowtool flatten SRC DST`", &["flatten top n4"]),
-            ("dd if=base of=n6", "`qcowtool flatten -O raw SRC DST`", &["flatten -O raw base n6"]),
-            ("resize base 2M", "`qemu-img resize` does it", &[]),
-            ("bench base", "`qemu-img bench`", &[]),
-        ],
-    );
-    for line in ["resize base 2M", "bench -c 1 base"] {
-        let arguments: Vec<_> = line
-            .replace("base", scratch.path("base").to_str().unwrap())
-            .split(' ')
-            .map(OsString::from)
-            .collect();
-        qemu_img(&arguments);
-    }
-    // No name that merely looks like it is offered.
-    let said = run(&scratch, "resize base 2M").stderr();
-    assert!(!said.contains("rescue") && !said.contains("similar"), "{said}");
-}

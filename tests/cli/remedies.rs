@@ -51,6 +51,7 @@ const REMEDIES: &[(&str, &str, &str)] = &[
     ("Repair", "`qcowtool check -r all`", "advice::advice_about_images_is_right"),
     ("Check", "tells more", "images::what_is_damaged"),
     ("DropSnapshots", "removes the snapshots", "images::what_is_damaged"),
+    ("Shrink", "then give --shrink", "resize::a_smaller_disk_is_asked_for_and_what_goes_is_said"),
     (
         "DropBitmaps",
         "give --bitmaps drop",
@@ -95,6 +96,11 @@ const WORDS: &[(&str, &str)] = &[
     ("give snapshot.id=ID", "words::plain_words"),
     ("choose another name", "snapshot::a_snapshot_that_another_could_be_meant_by_is_named_exactly"),
     ("say snapshot.id=ID", "snapshot::a_snapshot_that_another_could_be_meant_by_is_named_exactly"),
+    (
+        "use off, metadata, falloc or full",
+        "resize::a_smaller_disk_is_asked_for_and_what_goes_is_said",
+    ),
+    ("change the size of the partition", "devices::a_block_device_keeps_its_size"),
     ("supported are driver", "words::plain_words"),
     ("copy that range into a file", "words::plain_words"),
     ("name the format's driver", "words::plain_words"),

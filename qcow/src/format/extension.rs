@@ -12,7 +12,7 @@ const STRUCTURE: &str = "header extension";
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-pub(crate) const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO_HEADER: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 /// A type that nobody knows: its data is a place that must stay as it is while the others change.

@@ -35,7 +35,6 @@ pub use area::*;
 pub use bitmap::*;
 pub use compressed::*;
 pub use entry::*;
-pub(crate) use extension::BITMAPS as BITMAPS_EXTENSION;
 pub use extension::*;
 pub use features::*;
 pub use geometry::*;

@@ -17,6 +17,7 @@ pub mod map;
 pub mod measure;
 mod not_carried;
 pub mod rebase;
+pub mod resize;
 pub mod snapshot;
 mod target;
 mod users;

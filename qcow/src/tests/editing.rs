@@ -8,4 +8,5 @@
 
 mod faults;
 mod model;
+mod resize;
 mod snapshots;

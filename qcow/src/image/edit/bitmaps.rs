@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::Edit;
 use crate::exact::{Exact, to_usize};
 use crate::format::{
-    Autoclear, BITMAPS_EXTENSION, BitmapEntry, BitmapTableEntry, HeaderPatch, HostOffset,
-    decode_table,
+    Autoclear, BitmapEntry, BitmapTableEntry, Extension, HostOffset, decode_table,
 };
+use crate::image::first_cluster::editable;
 use crate::io::read_padded;
 use crate::{Error, Remedy, Result};
 
@@ -18,9 +18,6 @@ const PIECE: u64 = 64 << 10;
 impl Edit {
     /// Removes all persistent bitmaps: nothing vouches for them any more, and their space is free. Gives their
     /// number.
-    ///
-    /// The header extension that named them is taken out after the switch, where it is the last one; elsewhere it stays,
-    /// as one that is not believed.
     ///
     /// # Errors
     /// As [`lower`](Self::lower).
@@ -52,37 +49,11 @@ impl Edit {
             self.shift(own, times, false)?;
             self.drop_bits(table.0..end, times)?;
         }
-        let kept = self.image().header().autoclear & Autoclear::all();
-        let kept = kept.difference(Autoclear::BITMAPS);
-        self.set_header(&HeaderPatch::autoclear(kept.bits()))?;
-        if let Some(offset) = self.last_extension(BITMAPS_EXTENSION)? {
-            // The end of the extensions.
-            self.then(vec![HeaderPatch { offset, bytes: vec![0; 8] }]);
-        }
+        let mut area = editable(&**self.image().storage())?;
+        area.header.autoclear.remove(Autoclear::BITMAPS);
+        area.extensions.0.retain(|extension| !matches!(extension, Extension::Bitmaps(_)));
+        self.set_area(area);
         Ok(count)
-    }
-
-    /// Where the header extension of this type lies, if it is the last one.
-    fn last_extension(&self, wanted: u32) -> Result<Option<u64>> {
-        let mut cluster = vec![0; to_usize(self.geometry().cluster_size())];
-        read_padded(&**self.image().storage(), &mut cluster, 0)?;
-        let header = self.image().header();
-        let end = match to_usize(header.backing_name_offset) {
-            0 => cluster.len(),
-            name => name.min(cluster.len()),
-        };
-        let mut at = to_usize(header.header_length.into());
-        let mut last = None;
-        while let Some(fields) = cluster.get(at..end).and_then(|rest| rest.first_chunk::<8>()) {
-            let (kind, len) = fields.split_at(4);
-            let number = |bytes: &[u8]| bytes.first_chunk().copied().map_or(0, u32::from_be_bytes);
-            if number(kind) == 0 {
-                break;
-            }
-            last = Some((number(kind), at as u64));
-            at = at.plus(8)?.plus(to_usize(number(len).into()).next_multiple_of(8))?;
-        }
-        Ok(last.filter(|(kind, _)| *kind == wanted).map(|(_, offset)| offset))
     }
 
     /// Frees the clusters that a bitmap table names.

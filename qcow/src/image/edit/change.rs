@@ -4,16 +4,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::flags::bytes_of;
-use crate::Result;
 use crate::exact::Exact;
-use crate::format::Geometry;
+use crate::format::{Geometry, HostOffset};
 use crate::image::update::Staged;
-use crate::io::{Storage, WriteStorage};
+use crate::io::{Storage, WriteStorage, Zeroes};
+use crate::{Error, Result};
 
 /// A new state of an image, not written yet.
 #[derive(Debug)]
 pub(crate) struct Change {
     staged: Staged,
+    /// New space that is to read as zeros.
+    zeroed: Vec<(HostOffset, u64, Zeroes)>,
     /// Offsets and lengths of what only the old state uses.
     freed: Vec<(u64, u64)>,
     /// Length of the file before, and where the last cluster in use ends after it.
@@ -24,13 +26,14 @@ pub(crate) struct Change {
 impl Change {
     pub(super) fn new(
         staged: Staged,
+        zeroed: Vec<(HostOffset, u64, Zeroes)>,
         geometry: Geometry,
         freed: &[Range<u64>],
         old_end: u64,
         new_end: u64,
     ) -> Result<Self> {
         let freed = freed.iter().map(|run| bytes_of(run, geometry)).collect::<Result<_>>()?;
-        Ok(Self { staged, freed, old_end, new_end })
+        Ok(Self { staged, zeroed, freed, old_end, new_end })
     }
 
     /// Whether nothing changes.
@@ -50,7 +53,11 @@ impl Change {
 
     /// Length of the file afterwards.
     pub(crate) fn file_len(&self) -> u64 {
-        if self.new_end < self.old_end { self.new_end } else { self.result().len() }
+        if self.new_end < self.old_end {
+            self.new_end
+        } else {
+            self.result().len().max(self.zeroed_end())
+        }
     }
 
     /// Carries the change out: writes the new state, switches the header, gives back what is free.
@@ -62,6 +69,7 @@ impl Change {
         if self.is_empty() {
             return Ok(());
         }
+        self.zero(target)?;
         self.staged.apply(target)?;
         // The image is what it is to be; that space is not given back hurts nothing.
         let end = self.file_len();
@@ -72,6 +80,30 @@ impl Change {
         }
         if target.capabilities().resize && end < target.len() {
             let _ = target.set_len(end);
+        }
+        Ok(())
+    }
+
+    fn zeroed_end(&self) -> u64 {
+        // The ends were added up when the space was allocated.
+        let ends = self.zeroed.iter().filter_map(|(host, len, _)| host.0.checked_add(*len));
+        ends.max().unwrap_or_default()
+    }
+
+    fn zero(&self, target: &dyn WriteStorage) -> Result<()> {
+        let failed = |error| Error::io("could not reserve space", error);
+        let end = self.zeroed_end();
+        if target.capabilities().resize && end > target.len() {
+            target.set_len(end).map_err(failed)?;
+        }
+        for (host, len, how) in &self.zeroed {
+            let there = self.old_end.clamp(host.0, host.0.plus(*len)?);
+            match how {
+                // Behind the old end all is zeros, and nothing is allocated.
+                Zeroes::Unmap => target.write_zeroes(host.0, there.minus(host.0)?, *how),
+                Zeroes::Keep => target.write_zeroes(host.0, *len, *how),
+            }
+            .map_err(|error| failed(error).host_offset(host.0))?;
         }
         Ok(())
     }

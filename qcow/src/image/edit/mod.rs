@@ -33,6 +33,7 @@ mod bitmaps;
 mod change;
 mod flags;
 mod references;
+mod remap;
 mod width;
 
 use std::ops::Range;
@@ -43,7 +44,7 @@ use crate::format::{
     Autoclear, EntryRules, Geometry, HeaderArea, HeaderPatch, HostOffset, Incompatible,
     MAX_L1_BYTES, RefcountWidth, SECTOR, Version, decode_table, encode_table,
 };
-use crate::io::{Storage, read_padded};
+use crate::io::{Storage, Zeroes, read_padded};
 use crate::{Error, Remedy, Result};
 
 use super::update::{Pieces, Staged};
@@ -52,6 +53,8 @@ use super::write::space::Space;
 use super::{Image, Refcounts};
 
 pub(crate) use change::Change;
+pub(crate) use references::has_data;
+pub(crate) use remap::Remap;
 
 /// A new state of an image that is being made; see the module.
 #[derive(Debug)]
@@ -65,6 +68,8 @@ pub(crate) struct Edit {
     area: Option<HeaderArea>,
     /// Refcounts get this width.
     width: Option<RefcountWidth>,
+    /// Ranges that are zeroed before anything is written.
+    zeroed: Vec<(HostOffset, u64, Zeroes)>,
     /// What is written after the switch, each of these durable before the next.
     later: Vec<Vec<HeaderPatch>>,
 }
@@ -98,6 +103,7 @@ impl Edit {
             sector,
             area: None,
             width: None,
+            zeroed: Vec::new(),
             later: Vec::new(),
         })
     }
@@ -122,8 +128,13 @@ impl Edit {
     /// [`NoSpace`](crate::ErrorKind::NoSpace) if the file cannot grow,
     /// [`Limit`](crate::ErrorKind::Limit) if the format cannot say more.
     pub(crate) fn allocate(&mut self, bytes: u64) -> Result<HostOffset> {
+        self.allocate_from(bytes, 0)
+    }
+
+    /// As [`allocate`](Self::allocate), in no cluster below `from`.
+    pub(crate) fn allocate_from(&mut self, bytes: u64, from: u64) -> Result<HostOffset> {
         let clusters = self.geometry().clusters_for(bytes).max(1);
-        let found = self.with_space(|space| space.allocate_exactly(clusters))?;
+        let found = self.with_space(|space| space.allocate_exactly(clusters, from))?;
         self.free_left_tables()?;
         self.host(found.start)
     }
@@ -211,8 +222,17 @@ impl Edit {
         Ok(())
     }
 
+    /// Has `len` bytes at `host`, in space that was allocated by this change, read as zeros, with their space reserved
+    /// or not. Where the file did not reach before, they do so already.
+    pub(crate) fn zero(&mut self, host: HostOffset, len: u64, how: Zeroes) -> Result<()> {
+        self.staged.reaches(host.0.plus(len)?);
+        self.zeroed.push((host, len, how));
+        Ok(())
+    }
+
     /// Has these changes written after the switch, durable before what is given with the next call. They
     /// are not part of the one step: a crash may leave those of earlier calls alone.
+    #[allow(dead_code, reason = "operations on what lies outside the first cluster")]
     pub(crate) fn then(&mut self, writes: Vec<HeaderPatch>) {
         self.later.push(writes);
     }
@@ -344,7 +364,7 @@ impl Edit {
             writes.into_iter().try_for_each(|patch| self.staged.patch(patch))?;
         }
         let geometry = self.image.geometry();
-        Change::new(self.staged, geometry, &freed, old_end, new_end)
+        Change::new(self.staged, self.zeroed, geometry, &freed, old_end, new_end)
     }
 
     /// Autoclear bits that this crate does not know say something that it does not keep true.
@@ -373,11 +393,17 @@ impl Edit {
             self.space.move_table()?;
         }
         // Each block moves once; the old place's refcount may be in one that had not changed so far.
-        while let Some((index, old)) = self.space.counts.changed_in_place() {
-            let new = self.allocate(1)?;
-            self.space.counts.move_block(index, new)?;
-            let old = old.0 >> self.geometry().cluster_bits();
-            self.lower(old..old.plus(1)?)?;
+        loop {
+            let changed = self.space.counts.changed_in_place();
+            if changed.is_empty() {
+                break;
+            }
+            for (index, old) in changed {
+                let new = self.allocate(1)?;
+                self.space.counts.move_block(index, new)?;
+                let old = old.0 >> self.geometry().cluster_bits();
+                self.lower(old..old.plus(1)?)?;
+            }
         }
         let table = self.space.counts.table_clusters()?;
         let first = self.host(table.start)?;

@@ -10,7 +10,7 @@ use crate::io::read_padded;
 use crate::{Error, Result};
 
 impl Edit {
-    /// The bytes of an L2 table of the old image.
+    /// The bytes of an L2 table, of the old image or written by this change.
     ///
     /// # Errors
     /// [`Corrupt`](crate::ErrorKind::Corrupt) if no table can be there.
@@ -21,7 +21,7 @@ impl Edit {
                 .host_offset(host));
         }
         let mut bytes = vec![0; to_usize(self.geometry().cluster_size())];
-        read_padded(&**self.image().storage(), &mut bytes, host.0)
+        read_padded(&*self.staged.result(), &mut bytes, host.0)
             .map_err(|error| error.structure("L2 table"))?;
         Ok(bytes)
     }
@@ -52,6 +52,23 @@ impl Edit {
             for_data(&bytes, &rules, |clusters| self.shift(clusters, times, raise))?;
         }
         Ok(())
+    }
+
+    /// How many guest clusters have data under these entries of an L1 table.
+    ///
+    /// # Errors
+    /// As [`read_l2`](Self::read_l2).
+    pub(crate) fn data_clusters(&self, l1: &[u64]) -> Result<u64> {
+        let width = to_usize(self.geometry().l2_entry_size());
+        let data_file = self.image().has_data_file();
+        let mut count = 0u64;
+        for (table, _) in tables_of(l1) {
+            let bytes = self.read_l2(table)?;
+            let entries = bytes.chunks_exact(width).map(RawL2Entry::read);
+            count =
+                count.plus(entries.filter(|entry| has_data(*entry, data_file)).count() as u64)?;
+        }
+        Ok(count)
     }
 
     /// How many clusters of data that these entries of an L1 table lead to have no reference in the new state, as
@@ -129,4 +146,9 @@ pub(super) fn data_of(entry: RawL2Entry, rules: &EntryRules) -> Result<Option<Ra
     }
     let cluster = host.0 >> bits;
     Ok(Some(cluster..cluster.plus(1)?))
+}
+
+/// Whether the entry has a place for data.
+pub(crate) fn has_data(entry: RawL2Entry, data_file: bool) -> bool {
+    entry.is_compressed() || entry.offset().0 != 0 || data_file && entry.is_copied()
 }

@@ -71,6 +71,12 @@ impl Staged {
         self.update.write_pieces(pieces)
     }
 
+    /// Says that the storage will reach to `end`, with zeros, before the update is applied.
+    pub(crate) fn reaches(&mut self, end: u64) {
+        let mut changes = self.view.changes_mut();
+        changes.end = changes.end.max(end);
+    }
+
     /// As [`Update::barrier`].
     pub(crate) fn barrier(&mut self) {
         self.update.barrier();

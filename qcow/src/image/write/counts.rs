@@ -183,8 +183,14 @@ impl Counts {
 
     /// Makes `cluster`, which no block covers and the table reaches, the block that covers it.
     pub(in crate::image) fn add_block(&mut self, cluster: u64) -> Got<()> {
+        self.add_block_at(cluster, cluster)
+    }
+
+    /// As [`add_block`](Self::add_block), where the block lies in the cluster `place`, which it or another
+    /// block covers.
+    pub(in crate::image) fn add_block_at(&mut self, cluster: u64, place: u64) -> Got<()> {
         let (index, _) = self.locate(cluster);
-        let host = HostOffset(cluster.times(self.geometry.cluster_size())?);
+        let host = HostOffset(place.times(self.geometry.cluster_size())?);
         let entry = self.table.get_mut(to_usize(index)).ok_or_else(|| {
             Error::internal(format!("the refcount table does not reach cluster {cluster}"))
         })?;
@@ -192,7 +198,7 @@ impl Counts {
         self.table_dirty.insert(index >> SECTOR_ENTRY_BITS);
         let bytes = vec![0; to_usize(self.geometry.cluster_size())];
         self.blocks.insert(index, Block { host, bytes, dirty: BTreeSet::new(), fresh: true });
-        self.set(cluster, 1)
+        self.set(place, 1)
     }
 
     /// How many clusters a table needs that reaches `cluster`, and some more.

@@ -142,12 +142,21 @@ impl Space {
         self.counts.is_free(cluster)
     }
 
-    fn first_free(&self, from: u64) -> Got<u64> {
+    fn first_free(&mut self, from: u64) -> Got<u64> {
         let mut cluster = from.max(1);
-        while !self.is_free(cluster)? {
-            cluster = cluster.plus(1)?;
+        loop {
+            match self.is_free(cluster) {
+                Ok(true) => return Ok(cluster),
+                Ok(false) => cluster = cluster.plus(1)?,
+                Err(need) => {
+                    // Who asks again goes on from here.
+                    if from <= self.low_water_mark {
+                        self.low_water_mark = self.low_water_mark.max(cluster);
+                    }
+                    return Err(need);
+                }
+            }
         }
-        Ok(cluster)
     }
 
     /// Sees to it that there is a refcount for the free cluster. False if the search must begin again.
@@ -169,7 +178,7 @@ impl Space {
         let Some(clusters) = self.wanted_table else { return Ok(()) };
         self.counts.lengthen(clusters)?;
         let range = self
-            .allocate_row(clusters)?
+            .allocate_row(clusters, 0)?
             .ok_or_else(|| Error::limit("the refcount table cannot become large enough"))?;
         self.left_table.extend(self.counts.table_clusters()?);
         self.counts.move_table(range)?;
@@ -177,14 +186,14 @@ impl Space {
         Ok(())
     }
 
-    /// Allocates exactly `len` clusters in a row.
+    /// Allocates exactly `len` clusters in a row, none below `from`.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
-    pub(in crate::image) fn allocate_exactly(&mut self, len: u64) -> Got<Range<u64>> {
+    pub(in crate::image) fn allocate_exactly(&mut self, len: u64, from: u64) -> Got<Range<u64>> {
         loop {
             self.make_wanted_table()?;
-            if let Some(clusters) = self.allocate_row(len)? {
+            if let Some(clusters) = self.allocate_row(len, from)? {
                 return Ok(clusters);
             }
         }
@@ -197,35 +206,52 @@ impl Space {
         Ok(())
     }
 
-    /// Allocates exactly `len` clusters in a row; `None` if the refcount table must grow first.
-    fn allocate_row(&mut self, len: u64) -> Got<Option<Range<u64>>> {
-        let mut first = self.first_free(self.low_water_mark)?;
+    /// Allocates exactly `len` clusters in a row, none below `from`; `None` if the refcount table must grow first.
+    fn allocate_row(&mut self, len: u64, from: u64) -> Got<Option<Range<u64>>> {
+        let lowest = self.first_free(from.max(self.low_water_mark))?;
+        if from <= self.low_water_mark {
+            self.low_water_mark = lowest;
+        }
+        let mut first = lowest;
+        let (mut end, mut covered) = (first, first);
         loop {
-            let mut end = first;
             while end.minus(first)? < len && self.is_free(end)? {
                 end = end.plus(1)?;
             }
             if end.minus(first)? < len {
                 first = self.first_free(end.plus(1)?)?;
+                (end, covered) = (first, first);
                 continue;
             }
-            match (first..end).find(|cluster| !self.counts.covers(*cluster)) {
-                Some(cluster) if !self.counts.reaches(cluster) => {
-                    self.wanted_table = Some(self.counts.larger_table(cluster)?);
-                    return Ok(None);
-                }
-                // The block lies where the row was to be: look again behind it.
-                Some(cluster) => {
-                    self.check_place(cluster)?;
-                    self.counts.add_block(cluster)?;
-                    self.never_used = self.never_used.max(cluster.plus(1)?);
-                }
-                None => {
-                    self.take(first..end)?;
-                    self.never_used = self.never_used.max(end);
-                    return Ok(Some(first..end));
-                }
+            covered = covered.max(first);
+            while covered < end && self.counts.covers(covered) {
+                covered = covered.plus(1)?;
             }
+            if covered == end {
+                self.take(first..end)?;
+                self.never_used = self.never_used.max(end);
+                if self.low_water_mark == first {
+                    self.low_water_mark = end;
+                }
+                return Ok(Some(first..end));
+            }
+            if !self.counts.reaches(covered) {
+                self.wanted_table = Some(self.counts.larger_table(covered)?);
+                return Ok(None);
+            }
+            // The missing block takes the row's first cluster. (In that of its own the row would have to begin
+            // behind it, and would need another one at its end, and so on.)
+            self.check_place(first)?;
+            if self.counts.covers(first) {
+                self.counts.add_block_at(covered, first)?;
+            } else {
+                self.counts.add_block(first)?;
+            }
+            if self.low_water_mark == first {
+                self.low_water_mark = first.plus(1)?;
+            }
+            first = first.plus(1)?;
+            self.never_used = self.never_used.max(first);
         }
     }
 

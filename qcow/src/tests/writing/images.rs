@@ -205,7 +205,7 @@ impl Kind {
 }
 
 impl Made {
-    fn base(&self) -> Option<Chain> {
+    pub(in crate::tests) fn base(&self) -> Option<Chain> {
         let storage = Arc::new(MemoryStorage::new(self.base.clone()?));
         Some(Chain::builder().layer("base", storage, Format::Raw).open().unwrap())
     }

@@ -54,12 +54,11 @@ impl Counts {
         Ok(clusters.start.plus(count)?..clusters.end)
     }
 
-    /// The first block that differs from what is on disk, and lies where it does there.
-    pub(in crate::image) fn changed_in_place(&self) -> Option<(u64, HostOffset)> {
-        let blocks =
-            self.dirty_blocks.iter().filter_map(|index| Some((index, self.blocks.get(index)?)));
-        let mut blocks = blocks.filter(|(_, block)| !block.fresh);
-        blocks.next().map(|(index, block)| (*index, block.host))
+    /// The blocks that differ from what is on disk, and lie where they do there.
+    pub(in crate::image) fn changed_in_place(&self) -> Vec<(u64, HostOffset)> {
+        let block = |index: &u64| Some((*index, self.blocks.get(index)?));
+        let blocks = self.dirty_blocks.iter().filter_map(block);
+        blocks.filter(|(_, block)| !block.fresh).map(|(index, block)| (index, block.host)).collect()
     }
 
     /// Gives block `index` another place, where it will be written as a whole.
