@@ -174,6 +174,19 @@ fn snapshots_and_bitmaps_keep_what_they_are_for() {
     refused(&old, &["2M"], &["version 2", "internal snapshots", "flatten"]);
 }
 
+#[test]
+fn vm_state_is_not_seen_when_the_disk_grows() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = scratch.path("disk.qcow2");
+    qemu::create(&path, "cluster_size=4k", "1M");
+    qemu_io("qcow2", &path, &["write -P 1 0 1M", "write -b -P 9 0 3M"]);
+    let before = qemu::raw_of("qcow2", &path);
+    qcowtool(args!["resize", path, "9M"]).ok();
+    qemu::assert_clean(&path);
+    assert!(qemu::raw_of("qcow2", &path) == of_len(before, 9 << 20));
+}
+
 /// Where the flags of the first bitmap lie.
 fn directory_flags(image: &Patch) -> usize {
     let mut at = image.u32(100) as usize;
