@@ -120,7 +120,7 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
         }
         Remedy::DropBitmaps => &[
             "give --bitmaps drop to remove them",
-            "remove the bitmaps with `qemu-img bitmap --remove FILE BITMAP`",
+            "remove the bitmaps with `qcowtool bitmap --remove FILE BITMAP`",
         ],
         Remedy::ListSnapshots => &["`qcowtool info` lists the snapshots"],
         // Of its second image, the option is another one.

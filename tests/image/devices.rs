@@ -6,7 +6,9 @@ use std::process::Command;
 
 use common::{checksum, qcowtool, reads_like_qemu};
 use fixtures::pattern::{noise, write_raw};
-use fixtures::{Loop, Scratch, args, assert_bytes, crc32_hex, needs_qemu, qemu, qemu_io, skipped};
+use fixtures::{
+    Loop, Scratch, args, assert_bytes, crc32_hex, needs_qemu, qemu, qemu_img, qemu_io, skipped,
+};
 
 #[test]
 fn a_block_device_as_the_raw_base_of_a_chain() {
@@ -100,4 +102,22 @@ fn a_full_file_system_is_an_error_and_nothing_is_left_on_it() {
     let create = args!["create", "-f", "qcow2", "-o", "preallocation=full"];
     qcowtool([create, args![small.0.join("disk"), "20M"]].concat()).refused_naming(&["space"]);
     assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0);
+}
+
+#[test]
+fn a_block_device_keeps_its_size() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let Some(device) = Loop::over(&scratch.file("volume", &noise(3, 1 << 20))) else { return };
+    for arguments in [
+        args!["resize", "-f", "raw", device.0, "2M"],
+        args!["resize", "-f", "raw", "--shrink", device.0, "512k"],
+    ] {
+        qcowtool(arguments).refused_naming(&["block device", "change the size of the partition"]);
+    }
+    // An image on it may become larger, as far as its tables have room.
+    qemu::create(&device.0, "", "1M");
+    qcowtool(args!["resize", device.0, "8M"]).ok();
+    qemu_img(&args!["check", "-q", device.0]);
+    assert_eq!(qemu::info(&device.0)["virtual-size"], 8 << 20);
 }

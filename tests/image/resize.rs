@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use common::{qcowtool, snapshot_like_qemu};
-use fixtures::{Holder, Scratch, args, needs_qemu, qemu, qemu_img, qemu_io};
+use fixtures::{Holder, Patch, Scratch, args, needs_qemu, qemu, qemu_img, qemu_io};
 
 /// Asserts that it is refused with all of `words`, and that the image is untouched.
 #[track_caller]
@@ -148,16 +148,52 @@ fn snapshots_and_bitmaps_keep_what_they_are_for() {
     assert!(snapshot_like_qemu(&path, "one") == one);
     let bitmaps = &qemu::info(&path)["format-specific"]["data"]["bitmaps"];
     assert_eq!((&bitmaps[0]["name"], &bitmaps[0]["flags"][0]), (&"daily".into(), &"auto".into()));
-    // Another size of the bitmap itself.
-    refused(&path, &["16G"], &["bitmap 'daily'", "qemu-img bitmap --remove"]);
-    qemu_img(&args!["bitmap", "--remove", path, "daily"]);
-    qcowtool(args!["resize", path, "16G"]).ok();
-    qemu::assert_clean(&path);
+    // The bitmap gets another number of clusters, and back.
+    for size in ["16G", "3M"] {
+        qcowtool(args!["resize", "--shrink", path, size]).ok();
+        qemu::assert_clean(&path);
+        qemu_io("qcow2", &path, &["write -P 3 0 64k", "write -P 4 2M 64k"]);
+        qemu::assert_clean(&path);
+        let bitmaps = &qemu::info(&path)["format-specific"]["data"]["bitmaps"];
+        assert_eq!(bitmaps[0]["flags"], serde_json::json!(["auto"]), "{size}");
+    }
+    // One that a crash left in use.
+    let entry = {
+        let mut image = Patch::open(&path);
+        let flags = directory_flags(&image);
+        let in_use = image.u32(flags) | 1;
+        image.set_u32(flags, in_use);
+        image.save_as(scratch.path("in-use"));
+        scratch.path("in-use")
+    };
+    refused(&entry, &["16G"], &["bitmap 'daily'", "not stored cleanly", "bitmap --remove"]);
 
     let old = scratch.path("old.qcow2");
     qemu::create(&old, "compat=0.10", "1M");
     qemu_img(&args!["snapshot", "-c", "one", old]);
     refused(&old, &["2M"], &["version 2", "internal snapshots", "flatten"]);
+}
+
+#[test]
+fn vm_state_is_not_seen_when_the_disk_grows() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = scratch.path("disk.qcow2");
+    qemu::create(&path, "cluster_size=4k", "1M");
+    qemu_io("qcow2", &path, &["write -P 1 0 1M", "write -b -P 9 0 3M"]);
+    let before = qemu::raw_of("qcow2", &path);
+    qcowtool(args!["resize", path, "9M"]).ok();
+    qemu::assert_clean(&path);
+    assert!(qemu::raw_of("qcow2", &path) == of_len(before, 9 << 20));
+}
+
+/// Where the flags of the first bitmap lie.
+fn directory_flags(image: &Patch) -> usize {
+    let mut at = image.u32(100) as usize;
+    while image.u32(at) != 0x2385_2875 {
+        at += 8 + (image.u32(at + 4) as usize).next_multiple_of(8);
+    }
+    image.u64(at + 24) as usize + 12
 }
 
 #[test]

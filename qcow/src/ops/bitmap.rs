@@ -6,6 +6,7 @@
 //! at all.
 
 mod actions;
+mod resize;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::setters::setters;
 use crate::{CancelToken, Observer, Result};
 
 use actions::Directory;
+pub(crate) use resize::resize_all;
 
 /// What to do with a bitmap.
 #[derive(Debug, Clone)]

@@ -36,7 +36,7 @@ impl NewSize {
         let new = match self {
             Self::Exactly(size) => Some(size),
             Self::Plus(bytes) => old.checked_add(bytes),
-            Self::Minus(bytes) => Some(old.checked_sub(bytes).unwrap_or_default()),
+            Self::Minus(bytes) => old.checked_sub(bytes).or(Some(0)),
         };
         match new.filter(|size| i64::try_from(*size).is_ok()) {
             Some(0) => Err(Error::usage("the new size must be larger than 0 bytes")),

@@ -8,6 +8,7 @@ use crate::exact::{Exact, to_usize};
 use crate::format::{
     Autoclear, BitmapEntry, BitmapTableEntry, Extension, HostOffset, decode_table,
 };
+use crate::image::first_cluster::editable;
 use crate::io::read_padded;
 use crate::{Error, Remedy, Result};
 
@@ -48,7 +49,7 @@ impl Edit {
             self.shift(own, times, false)?;
             self.drop_bits(table.0..end, times)?;
         }
-        let mut area = self.area()?;
+        let mut area = editable(&**self.image().storage())?;
         area.header.autoclear.remove(Autoclear::BITMAPS);
         area.extensions.0.retain(|extension| !matches!(extension, Extension::Bitmaps(_)));
         self.set_area(area);

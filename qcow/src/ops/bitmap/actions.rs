@@ -44,6 +44,11 @@ impl Directory {
         Ok(Self { items: items.collect(), removed: Vec::new(), changed: false })
     }
 
+    /// The bitmaps' entries, to be changed.
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = &mut BitmapEntry> {
+        self.items.iter_mut().map(|item| &mut item.entry)
+    }
+
     pub(super) fn summaries(&self) -> Vec<BitmapSummary> {
         let infos = self.items.iter().map(|item| BitmapInfo::of(&item.entry));
         infos.map(|info| BitmapSummary::of(&info)).collect()
@@ -179,7 +184,8 @@ impl Directory {
 
     /// Has the changed directory stored, with all that it leads to.
     pub(super) fn store(self, edit: &mut Edit) -> Result<()> {
-        if !self.changed {
+        let differs = |item: &Item| item.stored.as_ref() != Some(&item.entry);
+        if !self.changed && !self.items.iter().any(differs) {
             return Ok(());
         }
         let mut area = editable(&**edit.image().storage())?;
@@ -240,6 +246,6 @@ impl Item {
     }
 }
 
-fn shown(name: &[u8]) -> String {
+pub(super) fn shown(name: &[u8]) -> String {
     Escaped(&String::from_utf8_lossy(name)).to_string()
 }

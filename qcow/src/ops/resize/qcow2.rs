@@ -11,6 +11,7 @@ use crate::format::{Autoclear, HeaderPatch, HostOffset, Version};
 use crate::image::edit::{Edit, Remap};
 use crate::io::{WriteStorage, Zeroes};
 use crate::ops::Preallocation;
+use crate::ops::bitmap::resize_all;
 use crate::ops::edit::{Opened, change};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
@@ -92,7 +93,7 @@ fn make(edit: &mut Edit, old: &Old, size: NewSize, options: &ResizeOptions) -> R
         return Ok(made);
     }
     refuse_old_version(edit)?;
-    refuse_bitmaps(edit, new)?;
+    resize_all(edit, new)?;
     let geometry = edit.geometry();
     let entries = to_usize(geometry.new_l1_entries(new)?);
     // What lies behind the smaller disk is no part of either: dropped, and the VM state with it.
@@ -128,32 +129,6 @@ fn refuse_old_version(edit: &Edit) -> Result<()> {
     Ok(())
 }
 
-/// Bitmaps are sized by the disk.
-fn refuse_bitmaps(edit: &Edit, new: u64) -> Result<()> {
-    let image = edit.image();
-    for bitmap in image.bitmaps() {
-        let name = String::from_utf8_lossy(&bitmap.name).into_owned();
-        let name = crate::Escaped(&name).to_string();
-        if bitmap.in_use {
-            return Err(Error::usage(format!(
-                "the bitmap '{name}' was not stored cleanly, and cannot get another size"
-            ))
-            .hint(Remedy::DropBitmaps));
-        }
-        let clusters = |size: u64| {
-            let bytes = size.div_ceil(bitmap.granularity.max(1)).div_ceil(8);
-            edit.geometry().clusters_for(bytes)
-        };
-        if clusters(image.virtual_size()) != clusters(new) {
-            return Err(Error::unsupported(format!(
-                "the bitmap '{name}' would need another number of clusters"
-            ))
-            .hint(Remedy::DropBitmaps));
-        }
-    }
-    Ok(())
-}
-
 /// Has the new part read as zeros, and allocates it if asked for. Gives how many bytes of the backing file it hides.
 fn fill(
     edit: &mut Edit,
@@ -165,7 +140,7 @@ fn fill(
 ) -> Result<u64> {
     let geometry = edit.geometry();
     let (first, end) = (geometry.clusters_for(before), geometry.clusters_for(new));
-    let hidden = below.min(new).checked_sub(before).unwrap_or_default();
+    let hidden = below.min(new).max(before).minus(before)?;
     if is_raw_outside(edit) || preallocation != Preallocation::Off {
         allocate(edit, l1, first, end, preallocation)?;
     } else if geometry.clusters_for(below.min(new)) > first {
