@@ -8,7 +8,6 @@ use crate::exact::{Exact, to_usize};
 use crate::format::{
     Autoclear, BitmapEntry, BitmapTableEntry, Extension, HostOffset, decode_table,
 };
-use crate::image::first_cluster::editable;
 use crate::io::read_padded;
 use crate::{Error, Remedy, Result};
 
@@ -49,7 +48,7 @@ impl Edit {
             self.shift(own, times, false)?;
             self.drop_bits(table.0..end, times)?;
         }
-        let mut area = editable(&**self.image().storage())?;
+        let mut area = self.area()?;
         area.header.autoclear.remove(Autoclear::BITMAPS);
         area.extensions.0.retain(|extension| !matches!(extension, Extension::Bitmaps(_)));
         self.set_area(area);
