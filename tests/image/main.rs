@@ -31,6 +31,7 @@ mod rebasing;
 mod replacing;
 mod salvage;
 mod snapshot;
+mod serve;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;
