@@ -104,7 +104,7 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        const KEPT: usize = 16;
+        const KEPT: usize = 32;
         let fits = (1..=OWN).contains(&self.bytes.capacity());
         if let Some(budget) = self.budget.as_ref().filter(|_| fits) {
             let mut buffers = lock(&budget.buffers);

@@ -89,14 +89,25 @@ fn work(shared: &Shared) {
     }
 }
 
-impl Drop for Pool {
-    /// Waits until all jobs are done.
-    fn drop(&mut self) {
-        lock(&self.shared.state).closed = true;
-        self.shared.work.notify_all();
+impl Pool {
+    /// Waits until all jobs are done, with what they hold, and ends the threads. Not to be called by one of them.
+    pub(crate) fn finish(&self) {
+        self.close();
         for thread in lock(&self.threads).drain(..) {
             let _ = thread.join();
         }
+    }
+
+    fn close(&self) {
+        lock(&self.shared.state).closed = true;
+        self.shared.work.notify_all();
+    }
+}
+
+impl Drop for Pool {
+    /// A thread of the pool may be the last that holds it: nobody is waited for.
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -106,7 +117,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     #[test]
-    fn all_jobs_are_done_before_it_is_gone_and_a_panic_loses_one_only() {
+    fn all_jobs_are_done_when_it_is_finished_and_a_panic_loses_one_only() {
         let done = Arc::new(AtomicUsize::new(0));
         let pool = Pool::new(2);
         for number in 0..100 {
@@ -116,7 +127,7 @@ mod tests {
                 done.fetch_add(1, SeqCst);
             }));
         }
-        drop(pool);
+        pool.finish();
         assert_eq!(done.load(SeqCst), 98);
     }
 }

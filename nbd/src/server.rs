@@ -172,6 +172,8 @@ impl Server {
     /// The first disk that could not be closed in an orderly way; all are closed. [`Usage`](qcow::ErrorKind::Usage) if a
     /// client is still being served.
     pub fn close(self) -> qcow::Result<()> {
+        // What has answered its client may still hold the disk.
+        self.common.pool.finish();
         let common = Arc::into_inner(self.common)
             .ok_or_else(|| qcow::Error::usage("a client is still being served"))?;
         let mut result = Ok(());

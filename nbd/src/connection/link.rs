@@ -12,8 +12,10 @@ use crate::transport::Transport;
 const IN_FLIGHT: usize = 64;
 /// Requests that take longer than this, on average, are given to other threads.
 const QUICK: u64 = 60_000;
-/// One request counts as this long at most.
-const LONGEST: u64 = 1_000_000;
+/// One request counts as this long at most: a single one that waited for a processor says nothing.
+const LONGEST: u64 = 200_000;
+/// A longer request may take as much longer.
+const UNIT: u64 = 64 << 10;
 
 /// The shared part of a connection.
 #[derive(Debug)]
@@ -150,9 +152,10 @@ impl Link {
         self.pace.load(SeqCst) < QUICK
     }
 
-    /// A short request took so long. A lost update does no harm.
-    pub(crate) fn took(&self, time: Duration) {
-        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(LONGEST);
+    /// A request of `len` bytes took so long. A lost update does no harm.
+    pub(crate) fn took(&self, time: Duration, len: u64) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let time = time.checked_div(len.div_ceil(UNIT).max(1)).unwrap_or(time).min(LONGEST);
         let pace = self.pace.load(SeqCst);
         let pace = pace.saturating_sub(pace >> 3).saturating_add(time >> 3);
         self.pace.store(pace, SeqCst);

@@ -14,7 +14,9 @@ use crate::handshake::Agreed;
 use crate::wire::{Command, CommandFlags, Errno, Headers, MAX_PAYLOAD, Request};
 
 /// Requests up to this length may be done by the thread that takes them.
-pub(super) const SHORT: u64 = 64 << 10;
+const SHORT: u64 = 256 << 10;
+/// Replies up to this length are sent together; payloads up to this length are written from where they were received.
+const SMALL: u64 = 16 << 10;
 /// Replies that are sent together, in bytes.
 const BATCH: usize = 64 << 10;
 /// A payload that is too long is taken off the stream up to this length; behind a longer one the connection ends.
@@ -124,8 +126,7 @@ impl Taker<'_> {
 
     fn send_batch(&mut self) {
         if !self.batch.is_empty() {
-            let batch = std::mem::take(&mut self.batch);
-            self.batch.reserve(batch.len().min(BATCH));
+            let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
             self.session.link.out().push_waiting(&self.session.link, Reply::of(batch));
         }
     }
@@ -141,18 +142,27 @@ impl Taker<'_> {
         let session = self.session;
         let transport = session.link.transport();
         let len = usize::try_from(request.len).unwrap_or(usize::MAX);
-        if self.is_short(&request) {
+        let short = self.is_short(&request);
+        if short && request.len <= SMALL {
             if self.input.buffered().len() < len {
                 self.send_batch();
             }
-            let start = Instant::now();
             let payload = self.input.need(transport, len, None)?;
+            let start = Instant::now();
             perform::write(session, &request, payload, &mut self.batch);
-            session.link.took(start.elapsed());
+            session.link.took(start.elapsed(), request.len);
             self.input.consume(len);
             return Ok(());
         }
         self.send_batch();
+        if short {
+            let mut payload = session.common.budget.buffer(len);
+            self.input.read(transport, &mut payload)?;
+            let start = Instant::now();
+            perform::write(session, &request, &payload, &mut self.batch);
+            session.link.took(start.elapsed(), request.len);
+            return Ok(());
+        }
         let slot = session.link.slot();
         let Some(permit) = session.permit(len.min(OWN)) else {
             return Err(io::ErrorKind::ConnectionAborted.into());
@@ -176,7 +186,11 @@ impl Taker<'_> {
                 return;
             }
             let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
+            let start = Instant::now();
             perform::write(&session, &request, &payload, &mut reply.heads);
+            if !request.flags.contains(CommandFlags::FUA) {
+                session.link.took(start.elapsed(), request.len);
+            }
             drop((payload, permit));
             session.link.out().push(&session.link, reply);
         }));
@@ -191,8 +205,17 @@ impl Taker<'_> {
             matches!(request.command, Command::Read | Command::WriteZeroes | Command::Trim);
         if (inline && self.is_short(&request)) || (status && session.link.is_quick()) {
             let start = Instant::now();
-            perform::short(session, &request, &mut self.batch);
-            session.link.took(start.elapsed());
+            let long = request.command == Command::Read && request.len > SMALL;
+            if long {
+                self.send_batch();
+                let mut reply = Reply::default();
+                perform::read(session, &request, &mut reply);
+                session.link.took(start.elapsed(), request.len);
+                session.link.out().push_waiting(&session.link, reply);
+            } else {
+                perform::short(session, &request, &mut self.batch);
+                session.link.took(start.elapsed(), SMALL);
+            }
             return;
         }
         // What was done already is not to wait for it.
@@ -236,12 +259,14 @@ impl Taker<'_> {
             }
             let mut reply = Reply { _slot: Some(slot), permit: Some(permit), ..Reply::default() };
             let start = Instant::now();
+            let timed = request.command != Command::Read || request.len <= SHORT;
             match request.command {
                 Command::Read => perform::read(&session, &request, &mut reply),
                 _ => perform::short(&session, &request, &mut reply.heads),
             }
-            if request.len <= SHORT {
-                session.link.took(start.elapsed());
+            if timed {
+                let len = if request.command == Command::Read { request.len } else { 0 };
+                session.link.took(start.elapsed(), len);
             }
             let len = reply.heads.len().saturating_add(reply.data.len());
             if let Some(permit) = &mut reply.permit {

@@ -8,6 +8,7 @@
 //! | [`images`] | targets for whole images: read, check, repair, flatten |
 //! | [`qemu`] | whole images, judged by `qemu-img` |
 //! | [`migration`] | targets for domain XML and plans |
+//! | [`network`] | targets for both sides of the network block device protocol |
 //!
 //! Each target is a function of bytes that panics when something is wrong.
 
@@ -15,6 +16,7 @@ pub mod forge;
 pub mod format;
 pub mod images;
 pub mod migration;
+pub mod network;
 pub mod place;
 pub mod qemu;
 pub mod reference;
@@ -23,7 +25,7 @@ pub mod reference;
 pub type Target = fn(&[u8]);
 
 /// All targets by name, but the one that needs `qemu-img`.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("header", format::header),
     ("entries", format::entries),
     ("compressed", format::compressed),
@@ -37,4 +39,6 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("flatten", images::flatten),
     ("domain", migration::domain),
     ("plan", migration::plan),
+    ("nbd_server", network::nbd_server),
+    ("nbd_client", network::nbd_client),
 ];

@@ -151,4 +151,6 @@ generated! {
     generated_images_are_flattened_whole: "flatten",
     generated_domains: "domain",
     generated_plans: "plan",
+    generated_nbd_clients: "nbd_server",
+    generated_nbd_servers: "nbd_client",
 }
