@@ -11,6 +11,8 @@
 //! connections of one client; on disks that can be written to, FUA, trimming, and zeroing with and without holes. There is no
 //! asynchronous runtime: requests that take no time are answered by the thread that received them, the others by a pool.
 //!
+//! With the feature `tls`, connections are encrypted by rustls (`NBD_OPT_STARTTLS`), and those that are not are refused.
+//!
 //! A server holds at most [`payload`](ServerOptions::payload) bytes of requests and replies, and about 1.5 MiB for each
 //! connection besides.
 
@@ -26,6 +28,8 @@ mod listener;
 mod pool;
 mod server;
 mod stats;
+#[cfg(feature = "tls")]
+mod tls;
 mod transport;
 
 pub use backend::{Backend, ChainBackend, DiskBackend, Failed, Zero};
@@ -34,6 +38,8 @@ pub use export::Export;
 pub use listener::Listener;
 pub use server::{Server, ServerOptions};
 pub use stats::{Count, Stats};
+#[cfg(feature = "tls")]
+pub use tls::TlsConfig;
 pub use transport::{Socket, Transport, Wait};
 
 /// The program in the README compiles.

@@ -31,6 +31,8 @@ pub struct ServerOptions {
     threads: usize,
     payload: usize,
     exit_after_last: bool,
+    #[cfg(feature = "tls")]
+    tls: Option<crate::tls::TlsConfig>,
 }
 
 impl Default for ServerOptions {
@@ -42,6 +44,8 @@ impl Default for ServerOptions {
             threads: 16,
             payload: 64 << 20,
             exit_after_last: false,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
@@ -88,6 +92,13 @@ impl ServerOptions {
     #[must_use]
     pub fn exit_after_last(self, exit_after_last: bool) -> Self {
         Self { exit_after_last, ..self }
+    }
+
+    /// Encrypt connections, and tell nothing to those that are not.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(self, tls: crate::tls::TlsConfig) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 }
 
@@ -137,6 +148,8 @@ impl Server {
             pool: Pool::new(options.threads),
             stats: Arc::default(),
             handshake: options.handshake,
+            #[cfg(feature = "tls")]
+            tls: options.tls.clone(),
         };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let clients = Arc::new(Clients { list: Mutex::default(), wake });

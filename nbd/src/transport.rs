@@ -45,6 +45,12 @@ pub trait Transport: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Waits until something can be sent.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    fn wait_to_send(&self, wait: Wait) -> io::Result<()>;
+
     /// Receives no more: who waits for bytes finds the end of the stream.
     fn stop_receiving(&self);
 
@@ -124,6 +130,18 @@ impl Transport for Socket {
                     self.wait(PollFlags::OUT, deadline)?;
                 }
                 (result, _) => return Ok(result?),
+            }
+        }
+    }
+
+    fn wait_to_send(&self, wait: Wait) -> io::Result<()> {
+        match wait {
+            Wait::No => Err(io::ErrorKind::WouldBlock.into()),
+            Wait::Until(deadline) => self.wait(PollFlags::OUT, deadline),
+            Wait::Forever => {
+                let mut polled = [PollFd::new(&self.0, PollFlags::OUT)];
+                retry_on_intr(|| poll(&mut polled, None))?;
+                Ok(())
             }
         }
     }

@@ -23,12 +23,16 @@ use sockets::Sockets;
 /// Help heading of the options about what clients see.
 const SHOWN: &str = "Exports";
 
+/// Help heading of the options about encryption.
+#[cfg(feature = "tls")]
+const ENCRYPTION: &str = "Encryption";
+
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
     "Each image is an export named as its file, or NAME; a single one is also the default export. Images are opened for
 writing, with QEMU's image locks, unless --read-only, --snapshot, --alone or --force-share is given. Whoever can
-connect can read, and write what is not read-only: there are no passwords. Sockets handed over by systemd
+connect can read, and write what is not read-only: there are no passwords, only certificates (--tls-dir). Sockets handed over by systemd
 (LISTEN_FDS) are used too.
 
 SIGTERM or SIGINT ends the server: requests are finished, everything is flushed, and it exits with 0; a second
@@ -86,6 +90,17 @@ pub(crate) struct Serve {
           value_parser = clap::value_parser!(u64).range(1..=1024))]
     max_connections: u64,
 
+    /// Encrypt connections by TLS, and tell nothing without it: with server-cert.pem and server-key.pem in DIR, as QEMU
+    /// names them
+    #[cfg(feature = "tls")]
+    #[arg(long, value_name = "DIR", help_heading = ENCRYPTION)]
+    tls_dir: Option<PathBuf>,
+
+    /// Let in only clients whose certificate is signed by ca-cert.pem in DIR
+    #[cfg(feature = "tls")]
+    #[arg(long, requires = "tls_dir", help_heading = ENCRYPTION)]
+    tls_require_client: bool,
+
     /// End when the last client goes
     #[arg(long)]
     exit_after_last: bool,
@@ -115,13 +130,11 @@ impl Serve {
         let watch = Watch::start()?;
         let until = watch.readable()?;
         let sockets = Sockets::open(&self.socket, &self.listen)?;
-        let uris = sockets.uris(&wanted.names());
+        let options = self.options()?;
+        let uris = sockets.uris(&wanted.names(), self.is_encrypted());
         let session = Session::start(&self.common, self.plan(&wanted))?;
         let exports = wanted.open(&session, &self.part)?;
         let shown = exports.iter().map(|(_, shown)| shown.clone()).collect::<Vec<_>>();
-        let connections = usize::try_from(self.max_connections).unwrap_or(1);
-        let options =
-            ServerOptions::new().max_connections(connections).exit_after_last(self.exit_after_last);
         let exports = exports.into_iter().map(|(export, _)| export).collect();
         let failed = |error| Error::io("could not serve", error);
         let server = Server::new(exports, &options).map_err(failed)?;
@@ -137,6 +150,27 @@ impl Serve {
             eprint_line(format_args!("{served} connections served, {errors} requests failed"));
         }
         ended.and(closed).map_err(Failure::from)
+    }
+
+    /// Reads certificates, which is not possible later.
+    fn options(&self) -> Result<ServerOptions, Error> {
+        let connections = usize::try_from(self.max_connections).unwrap_or(1);
+        let options =
+            ServerOptions::new().max_connections(connections).exit_after_last(self.exit_after_last);
+        #[cfg(feature = "tls")]
+        if let Some(directory) = &self.tls_dir {
+            let tls = nbd::TlsConfig::from_directory(directory, self.tls_require_client)?;
+            return Ok(options.tls(tls));
+        }
+        Ok(options)
+    }
+
+    fn is_encrypted(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if self.tls_dir.is_some() {
+            return true;
+        }
+        false
     }
 
     fn plan(&self, exports: &Exports) -> Plan {

@@ -32,6 +32,7 @@ mod replacing;
 mod salvage;
 mod snapshot;
 mod serve;
+mod serve_tls;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;

@@ -20,15 +20,17 @@ macro_rules! needs {
     };
 }
 
+pub(crate) use needs;
+
 /// A server, and how clients name it.
-struct Served {
+pub(crate) struct Served {
     child: Child,
-    uri: String,
+    pub(crate) uri: String,
 }
 
 impl Served {
     /// `qcowtool serve` on a socket in `scratch`.
-    fn start(scratch: &Scratch, arguments: &str, images: &[&Path]) -> Self {
+    pub(crate) fn start(scratch: &Scratch, arguments: &str, images: &[&Path]) -> Self {
         let socket = scratch.path("our.sock");
         let mut words = args!["serve", "--socket", socket];
         words.extend(arguments.split_whitespace().map(Into::into));
@@ -36,7 +38,7 @@ impl Served {
         let mut child = command(&words).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("serving: nbd+unix:///"), "{words:?}: {line:?}");
+        assert!(line.starts_with("serving: nbd"), "{words:?}: {line:?}");
         Self { child, uri: format!("nbd+unix:///?socket={}", socket.display()) }
     }
 
@@ -58,7 +60,7 @@ impl Served {
     }
 
     /// Ends it as an operator does; its exit code.
-    fn end(mut self) -> Option<i32> {
+    pub(crate) fn end(mut self) -> Option<i32> {
         self.signal(Signal::TERM);
         self.child.wait().unwrap().code()
     }
@@ -73,7 +75,7 @@ impl Drop for Served {
 
 /// What a program prints, if it succeeds.
 #[track_caller]
-fn output(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {stderr}");

@@ -64,6 +64,17 @@ impl Link {
         &**self.encrypted.get().unwrap_or(&self.transport)
     }
 
+    /// From now on everything goes through what `encrypt` makes of the stream.
+    #[cfg(feature = "tls")]
+    pub(crate) fn encrypt<T: Transport + 'static>(
+        &self,
+        encrypt: impl FnOnce(Arc<dyn Transport>) -> std::io::Result<T>,
+    ) -> std::io::Result<()> {
+        let encrypted = encrypt(Arc::clone(&self.transport))?;
+        let _ = self.encrypted.set(Arc::new(encrypted));
+        Ok(())
+    }
+
     pub(crate) fn out(&self) -> &Out {
         &self.out
     }

@@ -32,6 +32,8 @@ pub(crate) struct Common {
     pub(crate) pool: Pool,
     pub(crate) stats: Arc<Stats>,
     pub(crate) handshake: Duration,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<crate::tls::TlsConfig>,
 }
 
 /// How a connection ended.

@@ -40,13 +40,46 @@ fn try_negotiate(common: &Common, link: &Link) -> io::Result<Option<Negotiated>>
     let client = <[u8; 4]>::try_from(client).map_or(0, u32::from_be_bytes);
     input.consume(4);
     let client = ClientFlags::from_bits_retain(client);
-    let Some(mut handshake) = Handshake::new(&common.exports, client, Encryption::None) else {
+    let Some(mut handshake) = Handshake::new(&common.exports, client, encryption(common)) else {
         return Ok(None);
     };
     match options(common, link, &mut handshake, &mut input, deadline)? {
         Step::Transmit(agreed) => Ok(Some(Negotiated { agreed, input })),
+        // Whatever came before encryption is not what the client has sent behind it.
+        Step::StartTls if input.buffered().is_empty() => {
+            encrypt(common, link, deadline)?;
+            // Nothing that was agreed on before counts.
+            let handshake = Handshake::new(&common.exports, client, Encryption::Active);
+            let Some(mut handshake) = handshake else { return Ok(None) };
+            let mut input = Input::new();
+            match options(common, link, &mut handshake, &mut input, deadline)? {
+                Step::Transmit(agreed) => Ok(Some(Negotiated { agreed, input })),
+                _ => Ok(None),
+            }
+        }
         _ => Ok(None),
     }
+}
+
+#[cfg(feature = "tls")]
+fn encryption(common: &Common) -> Encryption {
+    common.tls.as_ref().map_or(Encryption::None, |_| Encryption::Required)
+}
+
+#[cfg(feature = "tls")]
+fn encrypt(common: &Common, link: &Link, deadline: Instant) -> io::Result<()> {
+    let config = common.tls.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    link.encrypt(|stream| crate::tls::Tls::accept(stream, config, deadline))
+}
+
+#[cfg(not(feature = "tls"))]
+fn encryption(_: &Common) -> Encryption {
+    Encryption::None
+}
+
+#[cfg(not(feature = "tls"))]
+fn encrypt(_: &Common, _: &Link, _: Instant) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Answers options until something else follows.

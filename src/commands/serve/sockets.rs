@@ -34,15 +34,16 @@ impl Sockets {
     }
 
     /// How clients name these exports, on each socket.
-    pub(super) fn uris(&self, names: &[&str]) -> Vec<String> {
+    pub(super) fn uris(&self, names: &[&str], encrypted: bool) -> Vec<String> {
+        let scheme = if encrypted { "nbds" } else { "nbd" };
         let uri = |socket: &Listener, name: &str| {
             let name = encoded(name.as_bytes());
             if socket.is_unix() {
                 let path = PathBuf::from(socket.name());
                 let path = std::path::absolute(&path).unwrap_or(path);
-                format!("nbd+unix:///{name}?socket={}", encoded(bytes(&path)))
+                format!("{scheme}+unix:///{name}?socket={}", encoded(bytes(&path)))
             } else {
-                format!("nbd://{}/{name}", socket.name())
+                format!("{scheme}://{}/{name}", socket.name())
             }
         };
         self.0

@@ -40,6 +40,10 @@ impl Transport for Script {
         Ok(bufs.iter().map(|buf| buf.len()).sum())
     }
 
+    fn wait_to_send(&self, _: Wait) -> io::Result<()> {
+        Ok(())
+    }
+
     fn stop_receiving(&self) {}
 
     fn cut(&self) {}
