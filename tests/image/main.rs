@@ -35,6 +35,8 @@ mod salvage;
 mod serve;
 mod serve_tls;
 mod snapshot;
+mod serve;
+mod serve_tls;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;
