@@ -35,8 +35,6 @@ mod salvage;
 mod serve;
 mod serve_tls;
 mod snapshot;
-mod serve;
-mod serve_tls;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;
