@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use qcow::chain::{Chain, Format, OpenOptions};
@@ -177,7 +178,8 @@ impl Bitmap {
             .threads(self.work.threads());
         let plan = Plan::new().image(&self.path).opened_again();
         let plan = if self.dry_run { plan } else { plan.changing(&self.path) };
-        let source = self.source_file.as_ref();
+        // The image itself would be in use.
+        let source = self.source_file.as_ref().filter(|source| !same_file(source, &self.path));
         let plan = match source {
             Some(source) => plan.image(source),
             None => plan,
@@ -269,6 +271,11 @@ impl Bitmap {
             OutputFormat::Human => print(table(&bitmaps)),
         }
     }
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+    identity(one).is_some_and(|one| Some(one) == identity(other))
 }
 
 fn bitmaps_of(image: ImageInfo) -> Vec<BitmapSummary> {

@@ -75,6 +75,9 @@ fn a_bitmap_that_was_added_is_kept_by_qemu_and_used_for_an_incremental_backup() 
          tuesday  granularity 65536, enabled\n\
          both  granularity 65536, disabled\n"
     );
+    // Its own image is not another one.
+    let again = args!["bitmap", "--merge", "monday", "-b", image, image, "both"];
+    qcowtool(again).ok();
     let text = qcowtool(args!["bitmap", image, "both"]).ok();
     assert_eq!(text, "1048576 131072\n5242880 1048576\n9437184 65536\n");
     let json = qcowtool(args!["bitmap", "--output", "json", image, "tuesday"]).json();

@@ -13,6 +13,7 @@ macro_rules! examples {
 }
 
 examples! {
+    backup "../../examples/backup.rs";
     bitmap "../../examples/bitmap.rs";
     check_repair "../../examples/check_repair.rs";
     create "../../examples/create.rs";
@@ -64,6 +65,30 @@ fn the_examples_of_snapshots_and_bitmaps_list_them() {
     assert_eq!(firsts.len(), 2);
     assert_eq!(firsts[0], disk("v3.qcow2")[0], "the first snapshot holds what v3.qcow2 does");
     assert!(bitmap::run(&image("bitmaps.qcow2")).unwrap() > 0);
+}
+
+#[test]
+fn the_example_of_an_incremental_backup_copies_what_changed_since_the_last_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (vm, sunday, monday) = (path("vm.qcow2"), path("sunday.qcow2"), path("monday.qcow2"));
+    let qemu = |program: &str, arguments: &[&str], image: &Path| {
+        let status = std::process::Command::new(program).args(arguments).arg(image).output();
+        assert!(status.unwrap().status.success(), "{program} {arguments:?}");
+    };
+    fs::copy(image("v3.qcow2"), &vm).unwrap();
+    flatten::run(&vm, &sunday, &CancelToken::new()).unwrap();
+    use qcow::ops::bitmap::{BitmapAction, BitmapOptions, change_bitmap};
+    let add = [BitmapAction::Add { granularity: None }];
+    let (options, cancel) = (BitmapOptions::default(), CancelToken::new());
+    change_bitmap(&vm, b"since-sunday", &add, &options, &qcow::Silent, &cancel).unwrap();
+    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 9 512 512"], &vm);
+    let sunday = sunday.to_str().unwrap();
+    qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-b", sunday, "-F", "qcow2"], &monday);
+    let copied = backup::run(&vm, "since-sunday", &monday).unwrap();
+    assert!((512..=1 << 16).contains(&copied), "{copied}");
+    let same = ["compare", "-f", "qcow2", "-F", "qcow2", vm.to_str().unwrap()];
+    qemu("qemu-img", &same, &monday);
 }
 
 #[test]
