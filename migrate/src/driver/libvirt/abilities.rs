@@ -16,11 +16,15 @@ pub(super) fn abilities(connection: &Connection) -> Result<Abilities> {
 pub(super) fn resources(connection: &Connection) -> Result<Resources> {
     let connect = connection.connect()?;
     let node = connection.say(connect.node_info())?;
-    let memory = connection.say(raw::memory(&connect))?;
     let bytes = |kib: u64| kib.saturating_mul(1024);
+    // Where libvirt cannot tell what is used, only guests are counted.
+    let available = match raw::memory(&connect) {
+        Err(failure) if is(&failure, code::NO_SUPPORT) => node.memory,
+        memory => connection.say(memory)?.available(),
+    };
     Ok(Resources {
         memory: bytes(node.memory),
-        memory_available: bytes(memory.available()).min(bytes(node.memory)),
+        memory_available: bytes(available).min(bytes(node.memory)),
         cpus: node.cpus.into(),
     })
 }
