@@ -63,8 +63,7 @@ fn answers(input: Vec<u8>) -> Vec<u8> {
     let script = Arc::new(Script { input: Mutex::new((input, 0)), output: Mutex::default() });
     server.serve(script.clone());
     server.close().expect("the disk is in memory");
-    let output = std::mem::take(&mut *script.output.lock().unwrap());
-    output
+    std::mem::take(&mut script.output.lock().unwrap())
 }
 
 /// Options that agree on these headers and on the export.
