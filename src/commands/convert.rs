@@ -192,7 +192,7 @@ impl Convert {
         )?;
         let sparse = self.sparse.unwrap_or_default();
         refuse(
-            sparse % 512 != 0 || sparse > MOST_SPARSE,
+            !sparse.is_multiple_of(512) || sparse > MOST_SPARSE,
             "the size given with -S is a multiple of 512, at most 16M",
         )?;
         let data = self.sparse == Some(0);

@@ -103,6 +103,34 @@ fn a_raw_base_and_a_lower_base_get_the_data() {
 }
 
 #[test]
+fn trap_125_a_shorter_base_grows_and_a_longer_one_stays_as_long() {
+    needs_qemu!();
+    for (size, grown) in [("11M", 3 << 20), ("7M", 0)] {
+        let scratch = Scratch::new();
+        let (base, top) = overlay(&scratch, "", size);
+        let (expected, end) = (qemu::raw_of("qcow2", &top), qemu::raw_of("qcow2", &base));
+        let plan = qcowtool(args!["commit", "-n", "--output", "json", top]).json();
+        let done = qcowtool(args!["commit", "--digest", "--output", "json", top]).json();
+        for found in [&plan["base-grown"], &done["base-grown"]] {
+            assert_eq!(*found, grown, "{size}");
+        }
+        let mut whole = expected.clone();
+        whole.extend_from_slice(end.get(expected.len()..).unwrap_or_default());
+        assert_bytes!(qemu::raw_of("qcow2", &base), whole, "{size}: the base");
+        assert_bytes!(qemu::raw_of("qcow2", &top), expected, "{size}: the overlay");
+        qemu::assert_clean(&base);
+        qemu::assert_clean(&top);
+    }
+    let scratch = Scratch::new();
+    let (raw, top) = (scratch.file("base.raw", &[7; 100_000]), scratch.path("top.qcow2"));
+    qemu::overlay(&top, "base.raw", "raw", "", "1M");
+    qemu::qemu_io("qcow2", &top, &["write -P 1 90k 64k"]);
+    let expected = qemu::raw_of("qcow2", &top);
+    qcowtool(args!["commit", "-q", top]).ok();
+    assert_bytes!(fs::read(raw).unwrap(), expected, "a raw base");
+}
+
+#[test]
 fn another_overlay_of_the_base_is_not_changed_unasked() {
     needs_qemu!();
     let scratch = Scratch::new();

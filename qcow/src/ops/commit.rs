@@ -10,6 +10,7 @@ use serde::Serialize;
 use self::found::Found;
 use super::digest::crc32_of_start;
 use super::edit::{Opened, change};
+use super::resize::{NewSize, ResizeOptions, resize};
 use super::users;
 use super::work::overwrite::{Holes, Overwrite};
 use super::work::snapshots;
@@ -142,7 +143,7 @@ impl CommitJob {
     /// # Errors
     /// [`InUse`](crate::ErrorKind::InUse) if a process uses one of the images, or an image next to them is backed
     /// by one of them; [`Usage`](crate::ErrorKind::Usage) if there is no backing file, if the base is none of the
-    /// chain or is shorter than the overlay, or if a snapshot would change; otherwise as
+    /// chain, or if a snapshot would change; otherwise as [`resize`](super::resize::resize) and
     /// [`Disk::open`].
     pub fn begin(path: &Path, open: &OpenOptions, options: &CommitOptions) -> Result<Self> {
         let found = Found::look(path, open, options.base.as_deref())?;
@@ -311,14 +312,10 @@ fn empty(storage: Arc<dyn WriteStorage>, threads: usize, cancel: &CancelToken) -
     change(&opened, threads, &Silent, cancel, |edit| edit.empty()).map(drop)
 }
 
-/// Makes the base as long as the overlay.
-fn grow(base: &Path, size: u64, _open: &OpenOptions) -> Result<()> {
-    let before = Chain::open_alone(base, _open)?.virtual_size();
-    Err(too_small(base, before, size))
-}
-
-fn too_small(base: &Path, size: u64, needed: u64) -> Error {
-    Error::usage(format!("the base has {size} bytes, and the overlay {needed}")).file(base)
+/// Makes the base as long as the overlay, past which it has nothing that the guest sees.
+fn grow(base: &Path, size: u64, open: &OpenOptions) -> Result<()> {
+    let options = ResizeOptions::default().open(open.clone());
+    resize(base, NewSize::Exactly(size), &options, &Silent, &CancelToken::new()).map(drop)
 }
 
 fn another_content(path: &Path) -> Error {
