@@ -298,7 +298,7 @@ impl Request {
             || error.message().starts_with("the target is one of the images");
         if existing {
             let shown = self.target.to_string_lossy();
-            if error.message().contains("needs") || error.message().contains("smaller") {
+            if error.message().contains("needs") || error.message().contains("does not fit into") {
                 return Stop::error("output file is smaller than input file");
             }
             return words::not_opened(&shown, path, error);
