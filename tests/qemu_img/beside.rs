@@ -140,9 +140,8 @@ pub(crate) fn masked(text: &str) -> String {
     let depends = ["disk size:", "\"actual-size\":", "file length:", "\"date-", "/100%)"];
     // Of the file below an image.
     let length = "                \"virtual-size\":";
-    let kept = |line: &&str| {
-        !line.starts_with(length) && !depends.iter().any(|word| line.contains(word))
-    };
+    let kept =
+        |line: &&str| !line.starts_with(length) && !depends.iter().any(|word| line.contains(word));
     text.replace('\r', "\r\n").lines().filter(kept).map(|line| dateless(line) + "\n").collect()
 }
 

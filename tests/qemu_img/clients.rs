@@ -329,3 +329,29 @@ fn bitmaps_and_options_are_changed_as_ovirt_and_opennebula_do() {
         "qemu-img: Operation remove on bitmap none failed: Dirty bitmap 'none' not found\n"
     );
 }
+
+#[test]
+fn disks_are_resized_as_cloudstack_proxmox_and_multipass_do() {
+    needs_qemu!();
+    let beside = images();
+    for line in [
+        "resize top.qcow2 8388608",
+        "resize top.qcow2 +1048576",
+        "resize -f qcow2 base.qcow2 20M",
+        "resize -f raw base.raw 8M",
+        "resize --image-opts driver=qcow2,file.filename=base.qcow2 21M",
+        "resize --shrink base.qcow2 -1M",
+        "resize -q --shrink -f raw base.raw 4M",
+        "amend -o size=24M base.qcow2",
+        "map --output json --start-offset=4M top.qcow2",
+    ] {
+        beside.same(line);
+    }
+    for (name, format) in [("top.qcow2", "qcow2"), ("base.qcow2", "qcow2"), ("base.raw", "raw")] {
+        beside.same_content(name, format);
+    }
+    let refused = beside.both(&["resize", "base.qcow2", "-1M"]).refused();
+    assert!(refused.contains("--shrink"), "{refused}");
+    let refused = beside.both(&["resize", "base.qcow2", "0"]).refused();
+    assert_eq!(refused, "qemu-img: New image size must be positive\n");
+}

@@ -70,7 +70,7 @@ impl Random {
 
     fn command(&mut self) -> String {
         let (at, len) = self.range();
-        match self.below(15) {
+        match self.below(16) {
             0 => format!("io -c 'write -P {} {at} {len}'", 1 + self.below(255)),
             1 => format!("io -c 'write -z {at} {len}'"),
             2 => format!("io -c 'write -zu {at} {len}'"),
@@ -87,6 +87,7 @@ impl Random {
             10 => "convert -n -O qcow2 disk disk2".to_owned(),
             11 => "snapshot -c point disk2".to_owned(),
             12 => "amend -o lazy_refcounts=off disk2".to_owned(),
+            14 => format!("resize --shrink disk2 {}", 4 << 20 | at),
             13 => format!("dd -f qcow2 -O qcow2 bs=512 skip={} if=disk of=part", at / 512),
             _ => "check disk".to_owned(),
         }
