@@ -137,7 +137,7 @@ impl Request {
         let chain = joined(chains?, &sources)?;
         let to = To { path: &path, format: target_format, sandbox: &sandbox, progress: &progress };
         let result = match (given.has(Key::NoCreate), image.get("backing_file")) {
-            (true, _) if target_format != Format::Raw => self.into_existing(&chain, given, &to),
+            (true, _) if target_format != Format::Raw => self.existing(&chain, given, &to),
             (false, Some(name)) => self.onto(&chain, name, &image, given, &to),
             _ => self.flatten(&chain, &flatten, &to),
         };
@@ -159,7 +159,7 @@ impl Request {
     }
 
     /// Writes into a QCOW2 image that is there.
-    fn into_existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
+    fn existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
         let options = self.copy_options(given);
         let open = Opening::default().options(Some(to.format));
         let job = CopyJob::into(chain, to.path, &open, &options)
