@@ -18,6 +18,8 @@ pub(super) struct Opt {
 /// What an option means; the names are those of the long options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
+    Preallocation,
+    Shrink,
     Add,
     Aio,
     Count,

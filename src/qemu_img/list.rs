@@ -29,7 +29,7 @@ pub(super) fn items<'a>(lists: impl Iterator<Item = &'a OsStr>) -> Result<Vec<It
     for list in lists {
         let bytes = list.as_bytes();
         let commas = bytes.iter().rev().take_while(|&&byte| byte == b',').count();
-        if bytes.is_empty() || bytes.starts_with(b",") || commas % 2 == 1 {
+        if bytes.is_empty() || bytes.starts_with(b",") || !commas.is_multiple_of(2) {
             return Err(Stop::error(format!("Invalid option list: {}", list.to_string_lossy())));
         }
         items.extend(split(bytes));

@@ -80,6 +80,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("map", commands::map::run),
     ("measure", commands::measure::run),
     ("rebase", commands::rebase::run),
+    ("resize", commands::resize::run),
     ("snapshot", commands::snapshot::run),
 ];
 

@@ -138,7 +138,10 @@ fn run(program: &Path, dir: &Path, words: &[&str]) -> Said {
 /// shown.
 pub(crate) fn masked(text: &str) -> String {
     let depends = ["disk size:", "\"actual-size\":", "file length:", "\"date-", "/100%)"];
-    let kept = |line: &&str| !depends.iter().any(|word| line.contains(word));
+    // Of the file below an image.
+    let length = "                \"virtual-size\":";
+    let kept =
+        |line: &&str| !line.starts_with(length) && !depends.iter().any(|word| line.contains(word));
     text.replace('\r', "\r\n").lines().filter(kept).map(|line| dateless(line) + "\n").collect()
 }
 

@@ -246,3 +246,112 @@ fn snapshots_are_listed_as_scripts_cut_them_apart() {
     assert!(gone.refused().contains("snapshot not found"));
     assert_eq!(beside.same("snapshot -l base.raw"), "");
 }
+
+#[test]
+fn overlays_are_rebased_and_committed_as_cinder_ovirt_and_opennebula_do() {
+    needs_qemu!();
+    let beside = images();
+    beside.set_up("cp base.qcow2 other.qcow2; qemu-io -f qcow2 -c 'write -P 7 3M 64k' other.qcow2 >/dev/null; cp top.qcow2 two.qcow2; cp top.qcow2 three.qcow2");
+    for (line, made) in [
+        ("rebase -u -b other.qcow2 two.qcow2 -F qcow2", "two.qcow2"),
+        ("rebase -t none -T none -u -f qcow2 -F qcow2 -b base.qcow2 two.qcow2", "two.qcow2"),
+        ("rebase -f qcow2 -F qcow2 -b other.qcow2 top.qcow2", "top.qcow2"),
+        ("rebase top.qcow2 -U -u -F qcow2 -q -b other.qcow2", "top.qcow2"),
+        ("rebase -p -b  top.qcow2", "top.qcow2"),
+        ("commit -d two.qcow2", "base.qcow2"),
+        ("commit three.qcow2 -q", "base.qcow2"),
+        ("check -q three.qcow2", "three.qcow2"),
+        ("info --output=json three.qcow2", "three.qcow2"),
+    ] {
+        // Two blanks are an empty name.
+        let words: Vec<&str> = line.split(' ').collect();
+        beside.both(&words).ok();
+        beside.same_content(made, "qcow2");
+    }
+    let alone = json(&beside.same("info --output=json top.qcow2"));
+    assert!(alone.get("backing-filename").is_none());
+    let refused = beside.both(&["commit", "base.qcow2"]).refused();
+    assert_eq!(refused, "qemu-img: Image does not have a backing file\n");
+}
+
+#[test]
+fn existing_images_several_sources_and_parts_are_copied_as_proxmox_and_ovirt_do() {
+    needs_qemu!();
+    let beside = images();
+    beside.set_up("qemu-img create -q -f qcow2 ready.qcow2 4M; qemu-io -f qcow2 -c 'write -P 8 0 4M' ready.qcow2 >/dev/null");
+    for (line, made, format) in [
+        ("convert -n -f qcow2 -O qcow2 top.qcow2 ready.qcow2", "ready.qcow2", "qcow2"),
+        (
+            "convert -t none -T none -f qcow2 -O qcow2 -o compat=1.1,backing_file=base.qcow2,backing_fmt=qcow2 top.qcow2 1.img",
+            "1.img",
+            "qcow2",
+        ),
+        ("convert -O qcow2 -B base.qcow2 -F qcow2 top.qcow2 2.img", "2.img", "qcow2"),
+        ("convert -O raw base.raw top.qcow2 3.img", "3.img", "raw"),
+        ("dd -f qcow2 -O qcow2 bs=64k count=40 skip=3 if=top.qcow2 of=4.img", "4.img", "qcow2"),
+        ("dd bs=1M if=base.raw of=5.img", "5.img", "raw"),
+    ] {
+        assert_eq!(beside.same(line), "", "{line}");
+        beside.same_content(made, format);
+    }
+    let small = "convert -n -f qcow2 -O qcow2 top.qcow2 small.qcow2";
+    beside.set_up("qemu-img create -q -f qcow2 small.qcow2 1M");
+    let said = beside.both(&small.split(' ').collect::<Vec<_>>()).refused();
+    assert_eq!(said, "qemu-img: output file is smaller than input file\n");
+}
+
+#[test]
+fn bitmaps_and_options_are_changed_as_ovirt_and_opennebula_do() {
+    needs_qemu!();
+    let beside = images();
+    for line in [
+        "bitmap --add --enable base.qcow2 one -g 65536",
+        "bitmap --add --disable base.qcow2 two -g 32768",
+        "bitmap base.qcow2 three --add",
+        "bitmap --merge one base.qcow2 two",
+        "bitmap base.qcow2 three --remove",
+        "info --output=json base.qcow2",
+        "bitmap --remove base.qcow2 one",
+        "bitmap --remove base.qcow2 two",
+        "amend -o compat=1.1 top.qcow2",
+        "amend -o lazy_refcounts=on,refcount_bits=32 top.qcow2",
+        "info --output=json top.qcow2",
+        "amend -o compat=0.10,refcount_bits=16,lazy_refcounts=off base.qcow2",
+        "info --output=json base.qcow2",
+    ] {
+        beside.same(line);
+    }
+    beside.same_content("base.qcow2", "qcow2");
+    beside.same_content("top.qcow2", "qcow2");
+    let said = beside.ours(&["bitmap", "--remove", "top.qcow2", "none"]).refused();
+    assert_eq!(
+        said,
+        "qemu-img: Operation remove on bitmap none failed: Dirty bitmap 'none' not found\n"
+    );
+}
+
+#[test]
+fn disks_are_resized_as_cloudstack_proxmox_and_multipass_do() {
+    needs_qemu!();
+    let beside = images();
+    for line in [
+        "resize top.qcow2 8388608",
+        "resize top.qcow2 +1048576",
+        "resize -f qcow2 base.qcow2 20M",
+        "resize -f raw base.raw 8M",
+        "resize --image-opts driver=qcow2,file.filename=base.qcow2 21M",
+        "resize --shrink base.qcow2 -1M",
+        "resize -q --shrink -f raw base.raw 4M",
+        "amend -o size=24M base.qcow2",
+        "map --output json --start-offset=4M top.qcow2",
+    ] {
+        beside.same(line);
+    }
+    for (name, format) in [("top.qcow2", "qcow2"), ("base.qcow2", "qcow2"), ("base.raw", "raw")] {
+        beside.same_content(name, format);
+    }
+    let refused = beside.both(&["resize", "base.qcow2", "-1M"]).refused();
+    assert!(refused.contains("--shrink"), "{refused}");
+    let refused = beside.both(&["resize", "base.qcow2", "0"]).refused();
+    assert_eq!(refused, "qemu-img: New image size must be positive\n");
+}

@@ -7,7 +7,7 @@ use crate::beside::Beside;
 
 /// How many sequences there are; CI tries some of them.
 const SEQUENCES: u64 = 64;
-const STEPS: u64 = 10;
+const STEPS: u64 = 8;
 
 #[test]
 fn random_sequences_of_commands_do_the_same() {
@@ -32,6 +32,7 @@ fn sequence(number: u64) {
         extra = "";
     }
     beside.same(&format!("create -q -f qcow2 -o cluster_size={size}{extra} disk {}", 3 << 20));
+    beside.same("create -q -f qcow2 disk2 4M");
     for step in 0..STEPS {
         let line = random.command();
         println!("{number}.{step}: {line}");
@@ -47,6 +48,7 @@ fn sequence(number: u64) {
     beside.same_content("disk", "qcow2");
     beside.same("info --output json disk");
     beside.same("check -q disk");
+    beside.same_content("disk2", "qcow2");
 }
 
 struct Random(pattern::Random);
@@ -68,7 +70,7 @@ impl Random {
 
     fn command(&mut self) -> String {
         let (at, len) = self.range();
-        match self.below(11) {
+        match self.below(16) {
             0 => format!("io -c 'write -P {} {at} {len}'", 1 + self.below(255)),
             1 => format!("io -c 'write -z {at} {len}'"),
             2 => format!("io -c 'write -zu {at} {len}'"),
@@ -82,6 +84,11 @@ impl Random {
             7 => format!("map --output json --start-offset={at} --max-length={len} disk"),
             8 => format!("measure --output json -O {} disk", self.of(&["qcow2", "raw"])),
             9 => "compare disk disk".to_owned(),
+            10 => "convert -n -O qcow2 disk disk2".to_owned(),
+            11 => "snapshot -c point disk2".to_owned(),
+            12 => "amend -o lazy_refcounts=off disk2".to_owned(),
+            14 => format!("resize --shrink disk2 {}", 4 << 20 | at),
+            13 => format!("dd -f qcow2 -O qcow2 bs=512 skip={} if=disk of=part", at / 512),
             _ => "check disk".to_owned(),
         }
     }

@@ -6,7 +6,8 @@ use qcow::chain::Format;
 use qcow::format::Version;
 use qcow::ops::amend::{AmendOptions, amend};
 use qcow::ops::info::{FormatSpecific, Qcow2Info};
-use qcow::{CancelToken, Error, ErrorKind};
+use qcow::ops::resize::{NewSize, ResizeOptions, resize};
+use qcow::{CancelToken, Error, ErrorKind, Silent};
 
 use crate::qemu_img::getopt::{Key, Opt, flag, value};
 use crate::qemu_img::list::{self, Item, switch};
@@ -54,7 +55,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     open::target_cache(&given)?;
     let source = opening.source(operand)?;
     let format = open::driver(&given, Key::Format, &source.shown)?;
-    open::enter(Plan::new().image(&source.path).changing(&source.path).opened_again())?;
+    let plan = Plan::new().chain(&source.path, &opening.options(format)).changing(&source.path);
+    open::enter(plan.opened_again())?;
     let target = writing::prepare(&source, &opening, format)?;
     let Some(FormatSpecific::Qcow2(now)) = &target.info.format_specific else {
         return Err(Stop::error("Format driver 'raw' does not support option amendment"));
@@ -63,12 +65,31 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         return print(new::amend_help());
     }
     let options = wanted(&items, &target, now)?.format(Format::Qcow2);
+    let size = NewImage::parse(Format::Qcow2, &items)?.size("size");
+    let size = size.filter(|size| *size != target.info.virtual_size);
+    if size.is_some_and(|size| !size.is_multiple_of(512)) {
+        return Err(Stop::error("The new size must be a multiple of 512"));
+    }
+    if size.is_some() && options.version == Some(Version::V2) && now.compat != "0.10" {
+        return Err(Stop::error(
+            "The size can be changed before the version becomes 0.10, by a call of its own",
+        ));
+    }
     let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
     let done = amend(&source.file(), &options, &progress, &CancelToken::new());
     progress.finish(done.is_ok());
     progress.end_line();
+    let done = done.and_then(|_| match size {
+        None => Ok(()),
+        Some(size) => {
+            let open = opening.options(Some(Format::Qcow2));
+            let options = ResizeOptions::default().open(open).shrink(true);
+            let size = NewSize::Exactly(size);
+            resize(&source.file(), size, &options, &Silent, &CancelToken::new()).map(drop)
+        }
+    });
     match done {
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
         Err(error) => Err(writing::not_opened(&source, &error).unwrap_or_else(|| refused(&error))),
     }
 }
@@ -93,9 +114,6 @@ fn wanted(items: &[Item], target: &Target, now: &Qcow2Info) -> Result<AmendOptio
     }
     if image.given_any("encrypt.") {
         return Err(Stop::error("Can't amend encryption options - encryption not present"));
-    }
-    if image.size("size").is_some_and(|size| size != target.info.virtual_size) {
-        return Err(Stop::error("The size cannot be amended as yet; see resize"));
     }
     let is_on = |name: &str| image.get(name).map(|text| switch(name, text)).transpose();
     let mut options = AmendOptions::default().drop_bitmaps(true).unchecked(true);

@@ -137,7 +137,7 @@ impl Request {
         let chain = joined(chains?, &sources)?;
         let to = To { path: &path, format: target_format, sandbox: &sandbox, progress: &progress };
         let result = match (given.has(Key::NoCreate), image.get("backing_file")) {
-            (true, _) if target_format != Format::Raw => self.into_existing(&chain, given, &to),
+            (true, _) if target_format != Format::Raw => self.existing(&chain, given, &to),
             (false, Some(name)) => self.onto(&chain, name, &image, given, &to),
             _ => self.flatten(&chain, &flatten, &to),
         };
@@ -159,7 +159,7 @@ impl Request {
     }
 
     /// Writes into a QCOW2 image that is there.
-    fn into_existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
+    fn existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
         let options = self.copy_options(given);
         let open = Opening::default().options(Some(to.format));
         let job = CopyJob::into(chain, to.path, &open, &options)
@@ -298,7 +298,7 @@ impl Request {
             || error.message().starts_with("the target is one of the images");
         if existing {
             let shown = self.target.to_string_lossy();
-            if error.message().contains("needs") || error.message().contains("smaller") {
+            if error.message().contains("needs") || error.message().contains("does not fit into") {
                 return Stop::error("output file is smaller than input file");
             }
             return words::not_opened(&shown, path, error);
@@ -335,7 +335,7 @@ fn joined(mut chains: Vec<Chain>, sources: &[(Source, OpenOptions)]) -> Result<C
 
 fn sparse_size(text: &OsStr) -> Result<u64, Stop> {
     let size = number::size("buffer size for sparse output", text)?;
-    if size % 512 != 0 || size > 16 << 20 {
+    if !size.is_multiple_of(512) || size > 16 << 20 {
         return Err(Stop::error(
             "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. \
              Select 0 to disable sparse detection (fully allocates output).",

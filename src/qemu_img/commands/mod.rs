@@ -13,6 +13,7 @@ pub(super) mod info;
 pub(super) mod map;
 pub(super) mod measure;
 pub(super) mod rebase;
+pub(super) mod resize;
 pub(super) mod snapshot;
 
 use std::ffi::OsStr;

@@ -64,6 +64,9 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     let shown = backing.clone().unwrap_or_default();
     let refused =
         |why: &str| Stop::error(format!("Could not change the backing file to '{shown}': {why}"));
+    if target.format == Format::Raw && given.has(Key::Compress) {
+        return Err(Stop::error("Compression not supported for this file format"));
+    }
     if target.format == Format::Raw {
         return Err(refused("Operation not supported"));
     }
