@@ -7,7 +7,8 @@
 //! header | L1 table | data and L2 tables in guest order ... | refcount blocks | refcount table
 //! ```
 //!
-//! Data that is cloned lies in the order of the source instead. An L2 table follows the data it
+//! An empty image has QEMU's order instead: header, refcount table, first refcount block, L1 table, and L2 tables in
+//! front of what they map. Data that is cloned lies in the order of the source instead. An L2 table follows the data it
 //! maps; a refcount block follows the stretch of the file that it counts, once that stretch is
 //! complete. What is placed where depends only on the order of the calls, never on time or threads.
 //! Memory is one L2 table, the L1 table and the refcount blocks still open.
