@@ -322,10 +322,15 @@ fn what_cannot_be_served_is_refused_with_a_reason() {
     };
     qcowtool(args!["serve", image]).refused_naming(&["nothing to listen on", "--socket"]);
     serve("--bitmap b0", &[&image]).refused_naming(&["bitmap", "--read-only"]);
-    serve("-r --bitmap b0", &[&image]).refused_naming(&["no bitmap named 'b0'", "vm.qcow2"]);
+    serve("-r --bitmap b1", &[&image]).refused_naming(&["no bitmap named 'b1'", "vm.qcow2"]);
     serve("", &[&raw]).refused_naming(&["format", "-f"]);
     serve("-r", &[&image, &image]).refused_naming(&["two images are named 'vm.qcow2'"]);
     serve("-r --export x", &[&image, &raw]).refused_naming(&["--export names one image"]);
+    // What is advised helps.
+    qemu_img(&args!["bitmap", "--add", image, "b0"]);
+    for words in ["--read-only --bitmap b0", "--read-only --export another"] {
+        assert_eq!(Served::start(&scratch, words, &[&image]).end(), Some(0));
+    }
     serve("--snapshot none", &[&image]).refused_naming(&["none"]);
     // What is at the socket's place stays, unless it is a socket that nobody listens to.
     fs::write(&socket, "a file").unwrap();
