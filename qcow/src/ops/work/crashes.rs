@@ -1,4 +1,9 @@
 //! What a crash leaves of a commit and of a rebase: at every moment the guest reads the same.
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "a test that overflows fails, as it should"
+)]
 
 use std::collections::HashSet;
 use std::sync::Arc;
