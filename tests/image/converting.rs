@@ -42,7 +42,7 @@ fn new_images_have_the_content_that_qemu_img_gives_them() {
     ];
     for (number, (format, options, sources)) in cases.into_iter().enumerate() {
         let (ours, theirs) =
-            (scratch.path(&format!("ours{number}")), scratch.path(&format!("theirs{number}")));
+            (scratch.path(format!("ours{number}")), scratch.path(format!("theirs{number}")));
         let words: Vec<_> =
             format!("{format} {options}").split_whitespace().map(Into::into).collect();
         let sources: Vec<_> = sources.iter().map(|path| path.as_os_str().to_owned()).collect();
