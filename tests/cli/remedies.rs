@@ -109,9 +109,18 @@ const WORDS: &[(&str, &str)] = &[
     ("the file system, or this process's limit", "words::plain_words"),
     ("give the name of a file to create", "words::plain_words"),
     ("give the name of the link's target", "words::plain_words"),
-    ("use a coarser granularity", "bitmap::a_plan_writes_nothing"),
-    ("raise the image's version to 3", "bitmap::a_plan_writes_nothing"),
-    ("see 'qcowtool bitmap --help'", "bitmap::a_plan_writes_nothing"),
+    (
+        "use a coarser granularity",
+        "bitmap::a_plan_writes_nothing_and_what_is_in_use_or_not_understood_is_refused",
+    ),
+    (
+        "raise the image's version to 3",
+        "bitmap::a_plan_writes_nothing_and_what_is_in_use_or_not_understood_is_refused",
+    ),
+    (
+        "see 'qcowtool bitmap --help'",
+        "bitmap::a_plan_writes_nothing_and_what_is_in_use_or_not_understood_is_refused",
+    ),
     ("delete the snapshot first", "amend::what_cannot_be_amended"),
     ("remove the bitmaps first", "amend::what_cannot_be_amended"),
     ("ask for version 3, or for 16 bits", "amend::what_cannot_be_amended"),

@@ -223,6 +223,7 @@ fn fio_finds_what_it_wrote_through_four_connections() {
         "--bsrange=512-96k",
         "--bs_unaligned",
         "--verify=crc32c",
+        "--verify_state_save=0",
         "--verify_fatal=1",
         "--iodepth=16",
         "--numjobs=4",
