@@ -121,12 +121,30 @@ const WORDS: &[(&str, &str)] = &[
         "see 'qcowtool bitmap --help'",
         "bitmap::a_plan_writes_nothing_and_what_is_in_use_or_not_understood_is_refused",
     ),
-    ("delete the snapshot first", "amend::what_cannot_be_amended"),
-    ("remove the bitmaps first", "amend::what_cannot_be_amended"),
-    ("ask for version 3, or for 16 bits", "amend::what_cannot_be_amended"),
-    ("ask for version 3", "amend::what_cannot_be_amended"),
-    ("name a copy of the old data file", "amend::what_cannot_be_amended"),
-    ("`qcowtool flatten -o OPTIONS` writes", "amend::what_cannot_be_amended"),
+    (
+        "delete the snapshot first",
+        "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",
+    ),
+    (
+        "remove the bitmaps first",
+        "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",
+    ),
+    (
+        "ask for version 3, or for 16 bits",
+        "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",
+    ),
+    (
+        "ask for version 3",
+        "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",
+    ),
+    (
+        "name a copy of the old data file",
+        "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",
+    ),
+    (
+        "`qcowtool flatten -o OPTIONS` writes",
+        "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",
+    ),
     ("add --read-only", "serve::what_cannot_be_served_is_refused_with_a_reason"),
     (
         "serve one by another process, with --export",
