@@ -276,7 +276,7 @@ fn an_incremental_backup_by_the_script_in_the_documentation_equals_the_disk() {
     needs_qemu!();
     needs!("nbdinfo" "qemu-nbd");
     if !Command::new("/usr/bin/python3")
-        .args(["-c", "import nbd"])
+        .args(["-c", "import nbd; nbd.NBD"])
         .status()
         .is_ok_and(|s| s.success())
     {
