@@ -11,8 +11,8 @@ use plotters::style::{
     Color, FontFamily, FontStyle, IntoTextStyle, RGBColor, TextStyle, register_font,
 };
 
-use crate::Result;
 use crate::contender::Kind;
+use crate::failure::Result;
 use crate::measure::{Goal, Measured};
 
 const FONT: &str = "sans-serif";

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::Result;
-use crate::scenarios::Setting;
+use crate::failure::Result;
+use crate::setting::Setting;
 use crate::verify::{self, Verify};
 
 /// One way to do a case's work.

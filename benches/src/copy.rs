@@ -11,7 +11,7 @@ use std::thread;
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::Result;
+use crate::failure::Result;
 
 /// Bytes moved by one read and one write.
 const PIECE: u64 = 2 << 20;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::Result;
+use crate::failure::Result;
 
 /// What counts system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

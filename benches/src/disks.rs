@@ -8,8 +8,8 @@ use std::process::Command;
 
 use fixtures::pattern::{Random, mixed};
 
-use crate::Result;
-use crate::measure::must;
+use crate::command::must;
+use crate::failure::Result;
 
 /// Content is taken from a pool of this many bytes, which compress to about a half.
 const POOL: usize = 4 << 20;

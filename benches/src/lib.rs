@@ -7,18 +7,21 @@
 //! ```
 
 mod chart;
+mod command;
 mod contender;
 mod copy;
 mod count;
 mod disks;
+mod failure;
+mod findings;
 mod machine;
 mod measure;
 mod mount;
 mod report;
 mod scenarios;
+mod setting;
 mod verify;
 
-use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -27,12 +30,12 @@ use std::time::Instant;
 use clap::{Args, Parser, Subcommand};
 
 use crate::count::Counter;
+use crate::failure::Result;
+use crate::findings::Findings;
 use crate::machine::Machine;
-use crate::measure::{Effort, Measured};
-use crate::scenarios::{Made, SCENARIOS, Scenario, Setting, Sizes};
-
-/// Any failure: the suite has one way to deal with it, which is to say so and stop.
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::measure::Effort;
+use crate::scenarios::{Made, SCENARIOS, Scenario};
+use crate::setting::{Setting, Sizes};
 
 #[derive(Debug, Parser)]
 #[command(about = "Runs qcowtool beside qemu-img on large disks: medians, ratios, CPU, memory")]
@@ -103,14 +106,6 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// What a run of the suite found out.
-struct Findings {
-    machine: Machine,
-    /// What was left out or is particular to these figures.
-    remarks: Vec<String>,
-    results: Vec<Measured>,
 }
 
 fn run(options: &Options) -> Result<()> {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use crate::Result;
-use crate::measure::must;
+use crate::command::must;
+use crate::failure::Result;
 
 /// What someone needs to know to judge or repeat the figures.
 #[derive(Debug)]

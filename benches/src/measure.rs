@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use wait4::{ResUse, Wait4};
 
-use crate::Result;
+use crate::command::{must, shown};
 use crate::contender::{Contender, Kind};
 use crate::count::Counter;
+use crate::failure::Result;
 
 /// Several ways to do the same work. The first is qcowtool's.
 pub(crate) struct Case {
@@ -216,24 +217,6 @@ fn timed(command: &mut Command) -> Result<Run> {
         return Err(format!("{}: {status}", shown(command)).into());
     }
     Ok(Run { wall, cpu: rusage.utime + rusage.stime, peak: rusage.maxrss })
-}
-
-/// Runs a command untimed and returns what it printed; a failure carries its complaint.
-pub(crate) fn must(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("{}: {error}", shown(command)))?;
-    if !output.status.success() {
-        let (out, err) = (&output.stdout, &output.stderr);
-        let said = [out, err].map(|text| String::from_utf8_lossy(text).trim().to_owned()).concat();
-        return Err(format!("{}: {}: {said}", shown(command), output.status).into());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// A command as one would type it.
-fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::Result;
-use crate::measure::must;
+use crate::command::must;
+use crate::failure::Result;
 
 /// Set in a process that has its own view of what is mounted.
 const OWN: &str = "QCOWTOOL_SUITE_OWN_MOUNTS";

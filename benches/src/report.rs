@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::Findings;
 use crate::chart::Chart;
 use crate::contender::Kind;
+use crate::findings::Findings;
 use crate::machine::Machine;
 use crate::measure::{Goal, Measured};
 

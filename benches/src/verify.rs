@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-use crate::Result;
-use crate::measure::must;
+use crate::command::must;
+use crate::failure::Result;
 
 /// Judges a command by the file it made and the text it printed.
 pub(crate) type Verify = Box<dyn Fn(Option<&Path>, &str) -> Result<()>>;

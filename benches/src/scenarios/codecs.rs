@@ -1,10 +1,11 @@
 //! A real file system, compressed and decompressed.
 
-use super::{Made, Setting, said};
-use crate::Result;
+use super::{Made, said};
 use crate::contender::Kind;
 use crate::disks;
+use crate::failure::Result;
 use crate::measure::{Case, Goal};
+use crate::setting::Setting;
 
 const ZLIB: [&str; 3] = ["-O", "qcow2", "-c"];
 const ZSTD: [&str; 5] = ["-O", "qcow2", "-c", "-o", "compression_type=zstd"];

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use super::{Made, Setting};
-use crate::Result;
+use super::Made;
 use crate::contender::{Contender, Kind, line};
 use crate::disks;
+use crate::failure::Result;
 use crate::measure::{Case, Goal};
+use crate::setting::Setting;
 use crate::verify::{self, Verify};
 
 /// Room that `preallocation=falloc` and `full` are to take.
@@ -51,7 +52,7 @@ fn with_copy(setting: &Setting, mut case: Case) -> Result<Case> {
     let made = setting.dir.join(format!("{}.qcow2", case.name));
     // Made by what is measured, because qemu-img takes a minute for the second; verified like its runs.
     let mut command = case.contenders[0].command();
-    crate::measure::must(&mut command)?;
+    crate::command::must(&mut command)?;
     std::fs::rename(setting.dir.join("created.qcow2"), &made)?;
     case.contenders.push(setting.copy(&made)?);
     Ok(case)

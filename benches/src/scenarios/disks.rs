@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Made, Setting, said};
-use crate::Result;
+use super::{Made, said};
 use crate::contender::{BEST, Contender, Kind, line};
 use crate::disks;
+use crate::failure::Result;
 use crate::measure::{Case, Goal};
+use crate::setting::Setting;
 use crate::verify;
 
 /// What is promised of every flatten that does not compress.

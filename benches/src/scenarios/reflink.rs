@@ -1,11 +1,12 @@
 //! Flatten where the file system can share blocks: on an XFS of our own.
 
-use super::{Made, Setting, said};
-use crate::Result;
+use super::{Made, said};
 use crate::contender::Kind;
 use crate::disks;
+use crate::failure::Result;
 use crate::measure::{Case, Goal};
 use crate::mount::Mount;
+use crate::setting::Setting;
 use crate::verify;
 
 pub(super) fn make(setting: &Setting) -> Result<Made> {
