@@ -10,11 +10,8 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::Format;
-use super::name::{Below, ImageName, Start, Window, is_network, network};
+use super::name::{Below, ImageName, Members, Start, Window, is_network, network};
 use crate::{Error, Escaped, Result};
-
-/// Members of a JSON object, nested ones with dotted keys.
-pub(crate) type Members = Vec<(String, Value)>;
 
 /// Understands what follows `json:`.
 pub(super) fn parse(json: &[u8]) -> Result<ImageName> {

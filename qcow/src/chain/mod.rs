@@ -12,6 +12,7 @@ mod joined;
 mod json;
 mod layer;
 mod name;
+mod parse;
 mod policy;
 mod stated;
 mod view;

@@ -8,8 +8,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Format;
-use super::json::{self, Members};
 use crate::{Error, Escaped, Remedy, Result};
+
+/// Members of a JSON object, nested ones with dotted keys.
+pub(crate) type Members = Vec<(String, serde_json::Value)>;
 
 /// A name, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,34 +75,6 @@ pub(crate) enum Below {
 }
 
 impl ImageName {
-    /// Understands a name from an image's header (trap 103). It need not be UTF-8.
-    pub(crate) fn from_header(name: &[u8]) -> Result<Self> {
-        if let Some(json) = name.strip_prefix(b"json:") {
-            return json::parse(json);
-        }
-        match protocol(name) {
-            None => Ok(Self::plain(name, Start::Holder)),
-            Some((b"file" | b"host_device", path)) => Ok(Self::plain(path, Start::Process)),
-            Some((protocol, _)) => Err(network(&String::from_utf8_lossy(protocol))),
-        }
-    }
-
-    /// Understands a name that a person gave: `json:` and `file:` as above; what looks like one of
-    /// QEMU's network names is refused; all else is a path, colons included.
-    pub(crate) fn from_user(path: &Path) -> Result<Self> {
-        let name = path.as_os_str().as_bytes();
-        if let Some(json) = name.strip_prefix(b"json:") {
-            return json::parse(json);
-        }
-        match protocol(name) {
-            Some((b"file" | b"host_device", path)) => Ok(Self::plain(path, Start::Process)),
-            Some((protocol, rest)) if is_url(protocol, rest) => {
-                Err(network(&String::from_utf8_lossy(protocol)))
-            }
-            _ => Ok(Self::plain(name, Start::Process)),
-        }
-    }
-
     /// A name that QEMU shows joined to its holder's directory; `None` for one with a protocol.
     pub(crate) fn shown(name: &Path) -> Option<Self> {
         let name = name.as_os_str().as_bytes();
@@ -141,7 +115,7 @@ impl ImageName {
         self.start == Start::Process && self.path.is_relative()
     }
 
-    fn plain(path: &[u8], start: Start) -> Self {
+    pub(super) fn plain(path: &[u8], start: Start) -> Self {
         Self {
             path: PathBuf::from(OsStr::from_bytes(path)),
             start,
@@ -155,14 +129,14 @@ impl ImageName {
 }
 
 /// Splits `name` at a colon that comes before the first slash.
-fn protocol(name: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn protocol(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = name.iter().position(|&byte| byte == b':' || byte == b'/')?;
     let (protocol, rest) = name.split_at_checked(end)?;
     Some((protocol, rest.strip_prefix(b":")?))
 }
 
 /// Whether a name that a person gave is one of another protocol, and not of a file with a colon.
-fn is_url(protocol: &[u8], rest: &[u8]) -> bool {
+pub(super) fn is_url(protocol: &[u8], rest: &[u8]) -> bool {
     let text = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
     let scheme = !protocol.is_empty() && protocol.iter().all(text);
     scheme && rest.starts_with(b"//") || std::str::from_utf8(protocol).is_ok_and(is_network)

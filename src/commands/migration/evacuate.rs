@@ -4,6 +4,7 @@ mod board;
 mod destinations;
 mod metrics;
 mod programs;
+mod seen;
 mod text;
 
 use std::path::{Path, PathBuf};

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::differences::Differences;
 use super::overwrite::{Holes, Overwrite};
-use super::transfer::{self, Settings};
+use super::transfer;
+use super::writes::Settings;
 use crate::chain::{Chain, Format};
 use crate::disk::{Disk, WriteOptions};
 use crate::format::{GuestOffset, Version};

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::crc::{Crc, hash};
 use super::sequencer;
-use super::writes::Writes;
+use super::writes::{Settings, Writes};
 use crate::disk::Disk;
 use crate::exact::{Exact, to_usize};
 use crate::sync::{Mutex, lock};
-use crate::{CancelToken, Error, Observer, Result};
+use crate::{Error, Observer, Result};
 
 /// Items start and end at multiples of this many bytes, or are zeros: a cluster is written by one worker.
 pub(in crate::ops) const ITEM: u64 = 2 << 20;
@@ -42,22 +42,6 @@ pub(in crate::ops) trait Steps: Sync {
         item: Self::Item,
         writes: &mut Writes<'_>,
     ) -> Result<()>;
-}
-
-/// How it is done.
-#[derive(Clone, Copy)]
-pub(in crate::ops) struct Settings<'a> {
-    pub(in crate::ops) threads: usize,
-    /// Write nothing, and count what would be written.
-    pub(in crate::ops) dry_run: bool,
-    /// Read back what was written.
-    pub(in crate::ops) verify: bool,
-    /// Compress what fills a cluster.
-    pub(in crate::ops) compress: bool,
-    /// Zeros may be written by entries; else they are written as data.
-    pub(in crate::ops) zeros_by_entry: bool,
-    pub(in crate::ops) observer: &'a dyn Observer,
-    pub(in crate::ops) cancel: &'a CancelToken,
 }
 
 /// What was written.

@@ -5,15 +5,30 @@ use std::ops::Range;
 use crc32fast::Hasher;
 
 use super::crc::hash;
-use super::transfer::Settings;
-use crate::Result;
 use crate::codec::is_zero;
 use crate::disk::Disk;
 use crate::exact::{Exact, to_usize};
 use crate::io::Zeroes;
+use crate::{CancelToken, Observer, Result};
 
 /// Zeros in the data of a raw disk become holes in pieces of this many bytes.
 const HOLE: u64 = 64 << 10;
+
+/// How a transfer is done.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Settings<'a> {
+    pub(in crate::ops) threads: usize,
+    /// Write nothing, and count what would be written.
+    pub(in crate::ops) dry_run: bool,
+    /// Read back what was written.
+    pub(in crate::ops) verify: bool,
+    /// Compress what fills a cluster.
+    pub(in crate::ops) compress: bool,
+    /// Zeros may be written by entries; else they are written as data.
+    pub(in crate::ops) zeros_by_entry: bool,
+    pub(in crate::ops) observer: &'a dyn Observer,
+    pub(in crate::ops) cancel: &'a CancelToken,
+}
 
 /// A range that was written.
 pub(super) struct Written {

@@ -1,6 +1,5 @@
 //! What is seen of an evacuation while it is under way: lines, JSON lines, metrics.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +11,7 @@ use migrate::evacuate::{Assignment, Ending, Event, Outcome, Watcher};
 use migrate::run::Phase;
 use serde_json::{Value, json};
 
+use super::seen::{Guest, Seen};
 use super::{Show, metrics, text};
 use crate::failure::Failure;
 use crate::output::eprint_line;
@@ -28,43 +28,6 @@ pub(super) struct Board {
     metrics: Option<PathBuf>,
     id: String,
     seen: Mutex<Seen>,
-}
-
-/// All that was seen so far.
-#[derive(Default)]
-pub(super) struct Seen {
-    pub(super) guests: BTreeMap<String, Guest>,
-    /// Guests that had no place.
-    pub(super) refused: usize,
-    pub(super) transfer_bytes: u64,
-    /// Seconds since 1970.
-    pub(super) begun: u64,
-    pub(super) over: u64,
-    written: Option<Instant>,
-    /// Why the metrics could not be written.
-    failed: Option<io::Error>,
-}
-
-/// One guest.
-#[derive(Default)]
-pub(super) struct Guest {
-    pub(super) to: String,
-    pub(super) job: JobProgress,
-    pub(super) under_way: bool,
-    ending: Option<Ending>,
-    said: Option<Instant>,
-}
-
-impl Seen {
-    /// Guests that ended so.
-    pub(super) fn ended(&self, ending: Ending) -> usize {
-        let all = self.guests.values().filter(|it| !it.under_way);
-        all.filter(|guest| guest.ending == Some(ending)).count()
-    }
-
-    fn guest(&mut self, guest: &Assignment) -> &mut Guest {
-        self.guests.entry(guest.name.clone()).or_default()
-    }
 }
 
 impl Board {

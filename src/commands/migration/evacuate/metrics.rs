@@ -8,7 +8,7 @@ use std::path::Path;
 
 use migrate::evacuate::Ending;
 
-use super::board::{Guest, Seen};
+use super::seen::{Guest, Seen};
 
 /// All that is told; `docs/evacuate.md` lists it.
 const ENDINGS: [Ending; 7] = [
