@@ -23,10 +23,11 @@ mod script;
 mod session;
 mod signals;
 mod size;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 pub use libvirt::{Access, Connect, Connected};
 
@@ -34,13 +35,14 @@ pub use libvirt::{Access, Connect, Connected};
 /// that need libvirt are handed to the program that has it, `qcowtool-libvirt`.
 pub fn run(connect: Option<Connect>) -> ExitCode {
     libvirt::install(connect);
+    remedies::install(<cli::Cli as CommandFactory>::command);
     signals::survive_file_limit();
     if let Some((name, arguments)) = qemu_img::called(std::env::args_os()) {
         return qemu_img::run(&name, &arguments);
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return failure::usage(&error),
+        Err(error) => return usage::usage(&error),
     };
     let (format, name) = (cli.command.output_format(), cli.command.name());
     match cli.command.run() {

@@ -4,11 +4,19 @@
 
 mod migration;
 
-use clap::CommandFactory;
+use std::sync::OnceLock;
+
 use qcow::{Error, LimitName, Remedy};
 
 pub(crate) use self::migration::{migration_words, reworded};
-use crate::cli::Cli;
+
+/// The definitions of all commands. They stand above this module, which all of them use.
+static COMMANDS: OnceLock<fn() -> clap::Command> = OnceLock::new();
+
+/// Hands in the definitions of all commands. Without them, the libraries' own words are used.
+pub(crate) fn install(commands: fn() -> clap::Command) {
+    let _ = COMMANDS.set(commands);
+}
 
 /// The error in one line, with what to do next in the words of `command`.
 pub(crate) fn line(error: &Error, command: &str) -> String {
@@ -185,7 +193,7 @@ struct Options(clap::Command);
 
 impl Options {
     fn new() -> Self {
-        Self(Cli::command())
+        Self(COMMANDS.get().map_or_else(|| clap::Command::new(""), |commands| commands()))
     }
 
     /// Whether every option that `words` name exists.
@@ -225,7 +233,10 @@ fn option(word: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+    use crate::cli::Cli;
 
     /// Each remedy once.
     const ALL: &[Remedy] = &[
@@ -287,6 +298,7 @@ mod tests {
 
     #[test]
     fn no_command_is_told_of_an_option_that_it_lacks() {
+        install(Cli::command);
         let mut options = Options::new();
         for command in commands() {
             for remedy in ALL {
@@ -306,6 +318,7 @@ mod tests {
 
     #[test]
     fn the_options_of_the_words_are_found() {
+        install(Cli::command);
         let mut options = Options::new();
         assert!(options.have_all("give -U, or --backing-format raw", "info"));
         assert!(!options.have_all("give -U, or --no-such-option", "info"));
@@ -317,6 +330,7 @@ mod tests {
 
     #[test]
     fn words_are_of_use_to_some_command() {
+        install(Cli::command);
         for remedy in ALL {
             for words in commands().iter().flat_map(|command| table(remedy, command)) {
                 // `flatten --salvage` may come later.
@@ -328,6 +342,7 @@ mod tests {
 
     #[test]
     fn the_line_has_the_reason_and_the_words() {
+        install(Cli::command);
         let error =
             Error::new(qcow::ErrorKind::Exists, "it exists").file("x").hint(Remedy::Replace);
         assert_eq!(

@@ -206,6 +206,7 @@ mod tests {
 
     #[test]
     fn every_remedy_has_words_that_some_command_uses_and_that_name_all_parameters() {
+        crate::remedies::install(Cli::command);
         for remedy in Remedy::all() {
             let table = table(&remedy);
             assert!(!table.is_empty(), "no words for {remedy:?}");
@@ -219,6 +220,7 @@ mod tests {
 
     #[test]
     fn no_command_is_told_of_an_option_that_it_lacks() {
+        crate::remedies::install(Cli::command);
         let mut options = Options::new();
         for command in commands() {
             for remedy in Remedy::all() {
