@@ -45,9 +45,20 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
         Remedy::MakeDirectory => &[
             "create the directory there, make it writable, or map the path to another one with --map-path",
         ],
+        Remedy::AllowDirectory => &[
+            "create the directory there, have it made as it is at the source with --mkdir, or map the path to \
+             another one with --map-path",
+        ],
         Remedy::Adopt => &["remove it if it is a left-over, or overwrite it with --adopt"],
         Remedy::Eject => &[
             "eject the medium, map its path to one that is free with --map-path, or allow --eject",
+        ],
+        Remedy::AllowDirectoryOfFile => {
+            &["create its directory there, or have it made as it is at the source with --mkdir"]
+        }
+        Remedy::EjectOrAllowDirectory => &[
+            "eject the medium, map its path to one that is free with --map-path, or allow --eject, or --mkdir, \
+             which makes the directory as it is at the source",
         ],
         Remedy::AllowDepth => &["allow more with --max-depth, or flatten the disk"],
         Remedy::AllowDataFile => {

@@ -13,6 +13,7 @@ mod flatten;
 mod guest_files;
 mod hook;
 mod live;
+mod mkdir;
 mod opennebula;
 mod preflight;
 mod rescue;

@@ -542,3 +542,19 @@ fn a_directory_that_is_created_or_mapped_is_no_obstacle_any_more() {
     seeing.directories.insert(NEW.into(), room("device 1", 100 * SIZE));
     assert_eq!(of(&judge(&seeing, &wishes())), None);
 }
+
+#[test]
+fn a_directory_that_is_missing_is_an_obstacle_unless_it_may_be_made() {
+    let mut seeing = one();
+    let facts = &mut seeing.guests[0].found.as_mut().unwrap().facts;
+    let rights = DirectoryRights { mode: 0o711, owner: 0, group: 0, label: None };
+    facts.missing = vec![MissingDirectory { path: NEW.into(), rights }];
+    let directory = |seeing: &Seeing, policy: &Policy| {
+        let report = judge(seeing, policy);
+        let place = report.places.iter().find(|place| place.directory == std::path::Path::new(NEW));
+        check(&place.unwrap().checks, "directory").clone()
+    };
+    let refused = directory(&seeing, &wishes());
+    assert_eq!((refused.is, refused.way_out), (Is::Red, Some(Remedy::AllowDirectory)));
+    assert_eq!(directory(&seeing, &wishes().make_directories(true)).is, Is::Green);
+}
