@@ -134,7 +134,7 @@ remedies! {
     /// Set up TLS, or do without it.
     SetUpTls "issue certificates for both hosts as libvirt's TLS pages describe, or do without TLS";
     /// Run the planner where the guest's images are.
-    RunOnGuestsHost "run this on the guest's host, where the headers of its images can be read";
+    RunOnGuestsHost(host) "run this on {}, where the guest's images can be read";
     /// Have a process of ours started at the destination.
     UseAgent "reach the destination through a process there that serves its files";
     /// The command has to start that process.

@@ -89,9 +89,10 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
         Remedy::SetUpTls => &[
             "issue certificates for both hosts as libvirt's TLS pages describe, or leave out --tls",
         ],
-        Remedy::RunOnGuestsHost => {
-            &["run qcowtool on the guest's host, where the headers of its images can be read"]
-        }
+        Remedy::RunOnGuestsHost(_) => &[
+            "run qcowtool there, from here by `ssh -t {} qcowtool ...`, and leave out --connect",
+            "run qcowtool there, from here by `ssh -t {} qcowtool ...`",
+        ],
         Remedy::UseAgent => &["give -e 'ssh HOST', for a qcowtool at the destination"],
         Remedy::StartAgent => &["the command must start qcowtool on the other host"],
         Remedy::OnlyAgent => {

@@ -17,5 +17,6 @@ mod mkdir;
 mod opennebula;
 mod preflight;
 mod rescue;
+mod third_machine;
 mod trial;
 mod tuning;

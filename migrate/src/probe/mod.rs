@@ -128,13 +128,18 @@ pub fn probe(hosts: &Hosts<'_>, domain: &str, probing: &Probing<'_>) -> Result<P
 }
 
 /// The images of the guest are files of its host: only there can they be read.
+///
+/// # Errors
+/// [`Refused`](crate::ErrorKind::Refused) on any other machine.
 pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     if host::is_local(source) {
         return Ok(());
     }
     let this_host = host::name();
-    Err(Error::environment(format!("the guest is on {}, and this is {this_host}", source.hostname))
-        .hint(crate::Remedy::RunOnGuestsHost))
+    let host = &source.hostname;
+    let message =
+        format!("the guest is on {host}, and this is {this_host}: its images are files there");
+    Err(Error::refused(message).hint(crate::Remedy::RunOnGuestsHost(host.clone())))
 }
 
 fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<String>> {

@@ -55,8 +55,10 @@ const REMEDIES: &[(&str, &str)] = &[
     ("CopyInFull", CHECKS),
     ("NoSyncWrites", CHECKS),
     ("SetUpTls", CHECKS),
-    // It needs a libvirt of another host, and the program there.
-    ("RunOnGuestsHost", ""),
+    (
+        "RunOnGuestsHost",
+        "tests/migration/third_machine.rs what_a_third_machine_is_refused_it_does_on_the_guests_host",
+    ),
     ("UseAgent", CHECKS),
     ("StartAgent", AGENT),
     ("OnlyAgent", AGENT),
