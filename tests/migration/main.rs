@@ -8,6 +8,7 @@ mod baseline;
 mod content;
 mod devices;
 mod evacuate;
+mod evacuate_faults;
 mod faults;
 mod flatten;
 mod guest_files;
