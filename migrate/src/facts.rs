@@ -13,7 +13,9 @@ mod file;
 mod host;
 mod route;
 
-pub use ability::{Abilities, Cpu, CpuFit, GuestKind, Resources, Setup};
+pub use ability::{
+    Abilities, Certificate, CertificateFile, Cpu, CpuFit, GuestKind, Resources, Setup,
+};
 pub(crate) use directory::above;
 pub use directory::{DirectoryRights, MissingDirectory};
 pub use disk::*;

@@ -11,6 +11,7 @@ mod needs;
 mod order;
 mod places;
 mod report;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -6,6 +6,7 @@
 
 mod alone;
 mod annotation;
+mod certificate;
 pub(crate) mod destination;
 mod guest_files;
 pub(crate) mod ports;
