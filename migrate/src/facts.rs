@@ -6,13 +6,18 @@
 use serde::{Deserialize, Serialize};
 
 mod ability;
+mod directory;
 mod disk;
 mod domain;
 mod file;
 mod host;
 mod route;
 
-pub use ability::{Abilities, Cpu, CpuFit, GuestKind, Resources, Setup};
+pub use ability::{
+    Abilities, Certificate, CertificateFile, Cpu, CpuFit, GuestKind, Resources, Setup,
+};
+pub(crate) use directory::above;
+pub use directory::{DirectoryRights, MissingDirectory};
 pub use disk::*;
 pub use domain::{DomainFacts, DomainState};
 pub use file::{FileFacts, FilePlace, FileRole};
@@ -36,6 +41,10 @@ pub struct Facts {
     /// The files that it has or needs besides its disks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileFacts>,
+    /// Directories of targets that the destination does not have but that can be made, those above before those
+    /// below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<MissingDirectory>,
 }
 
 impl Facts {

@@ -88,10 +88,18 @@ remedies! {
     MapPath "map one of the paths to another one";
     /// Create the directory at the destination, or map the path.
     MakeDirectory "create the directory there, make it writable, or map the path to another one";
+    /// Allow that a directory is made at the destination, make it, or map the path.
+    AllowDirectory "create the directory there, allow that it is made as it is at the source, or map the path to \
+                    another one";
+    /// The same for a file that keeps its path.
+    AllowDirectoryOfFile "create its directory there, or allow that it is made as it is at the source";
     /// Overwrite what is at the path, or remove it.
     Adopt "remove it if it is a left-over, or allow that it is overwritten";
     /// Eject a removable medium, or find another path for it.
     Eject "eject the medium, map its path to one that is free, or allow that the drive is emptied";
+    /// The same, or allow that a directory is made for it at the destination.
+    EjectOrAllowDirectory "eject the medium, map its path to one that is free, or allow that the drive is emptied, or \
+                           that the directory is made as it is at the source";
     /// Allow a deeper backing chain.
     AllowDepth "allow a deeper chain, or flatten the disk";
     /// Allow that the copy of a disk with an external data file has none.
@@ -126,7 +134,7 @@ remedies! {
     /// Set up TLS, or do without it.
     SetUpTls "issue certificates for both hosts as libvirt's TLS pages describe, or do without TLS";
     /// Run the planner where the guest's images are.
-    RunOnGuestsHost "run this on the guest's host, where the headers of its images can be read";
+    RunOnGuestsHost(host) "run this on {}, where the guest's images can be read";
     /// Have a process of ours started at the destination.
     UseAgent "reach the destination through a process there that serves its files";
     /// The command has to start that process.

@@ -45,9 +45,20 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
         Remedy::MakeDirectory => &[
             "create the directory there, make it writable, or map the path to another one with --map-path",
         ],
+        Remedy::AllowDirectory => &[
+            "create the directory there, have it made as it is at the source with --mkdir, or map the path to \
+             another one with --map-path",
+        ],
         Remedy::Adopt => &["remove it if it is a left-over, or overwrite it with --adopt"],
         Remedy::Eject => &[
             "eject the medium, map its path to one that is free with --map-path, or allow --eject",
+        ],
+        Remedy::AllowDirectoryOfFile => {
+            &["create its directory there, or have it made as it is at the source with --mkdir"]
+        }
+        Remedy::EjectOrAllowDirectory => &[
+            "eject the medium, map its path to one that is free with --map-path, or allow --eject, or --mkdir, \
+             which makes the directory as it is at the source",
         ],
         Remedy::AllowDepth => &["allow more with --max-depth, or flatten the disk"],
         Remedy::AllowDataFile => {
@@ -78,9 +89,10 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
         Remedy::SetUpTls => &[
             "issue certificates for both hosts as libvirt's TLS pages describe, or leave out --tls",
         ],
-        Remedy::RunOnGuestsHost => {
-            &["run qcowtool on the guest's host, where the headers of its images can be read"]
-        }
+        Remedy::RunOnGuestsHost(_) => &[
+            "run qcowtool there, from here by `ssh -t {} qcowtool ...`, and leave out --connect",
+            "run qcowtool there, from here by `ssh -t {} qcowtool ...`",
+        ],
         Remedy::UseAgent => &["give -e 'ssh HOST', for a qcowtool at the destination"],
         Remedy::StartAgent => &["the command must start qcowtool on the other host"],
         Remedy::OnlyAgent => {

@@ -117,7 +117,9 @@ fn wherever_the_power_goes_during_a_migration_all_or_nothing_moves() {
         return;
     }
     let place = place();
-    let golden: Vec<_> = STORIES.iter().map(|story| (story, Golden::of(&place, story))).collect();
+    // The model of a disk knows no directories that get another name.
+    let stories = STORIES.iter().filter(|story| !story.directories);
+    let golden: Vec<_> = stories.map(|story| (story, Golden::of(&place, story))).collect();
     let all: Vec<_> =
         golden.iter().flat_map(|(story, golden)| cuts(&place, story, golden)).collect();
     on_a_sample("crashes of migrations", &all, |cut| {

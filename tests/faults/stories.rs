@@ -41,17 +41,37 @@ pub(crate) struct Story {
     pub(crate) line: &'static str,
     /// It looks at what others do not look at, and so its calls that only look are disturbed too.
     pub(crate) looks: bool,
+    /// It makes directories or removes them.
+    pub(crate) directories: bool,
     /// Files that it is to make at the destination, and to take away, so that it does something.
     makes: usize,
     removes: usize,
 }
 
 const fn story(name: &'static str, line: &'static str) -> Story {
-    Story { name, first: None, cut: None, aged: false, line, looks: false, makes: 0, removes: 0 }
+    Story {
+        name,
+        first: None,
+        cut: None,
+        aged: false,
+        line,
+        looks: false,
+        directories: false,
+        makes: 0,
+        removes: 0,
+    }
 }
 
 const MIGRATE: &str = "migrate --policy full HOSTS";
 const THIN: &str = "migrate --policy thin --retain 0 HOSTS";
+
+const MADE: &str =
+    "migrate --policy full --target-dir /var/lib/libvirt/images/new/deeper --mkdir HOSTS";
+
+/// The second directory is about to get its name.
+fn names_a_directory(call: &Call) -> bool {
+    call.name == "renameat2" && call.to.ends_with("images/new/deeper")
+}
 
 /// The guest's new disk is about to get its name.
 fn names_the_target(call: &Call) -> bool {
@@ -68,10 +88,19 @@ fn puts_away(call: &Call) -> bool {
     call.name == "renameat2" && call.to.to_string_lossy().contains(".migrated-")
 }
 
-pub(crate) const STORIES: [Story; 8] = [
+pub(crate) const STORIES: [Story; 10] = [
     Story { makes: 2, looks: true, ..story("prepare", "prepare --running --policy thin HOSTS") },
     Story { makes: 3, removes: 1, ..story("migrate", MIGRATE) },
     Story { makes: 3, removes: 1, looks: true, ..story("migrate, nothing kept", THIN) },
+    // Two directories and what is in them.
+    Story { makes: 5, removes: 1, directories: true, ..story("migrate, nowhere to go yet", MADE) },
+    Story {
+        first: Some(MADE),
+        directories: true,
+        cut: Some(names_a_directory),
+        removes: 1,
+        ..story("rollback of half the directories", "rollback ID --state-dir state")
+    },
     Story {
         first: Some("prepare --running --policy thin HOSTS"),
         removes: 2,
@@ -160,7 +189,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The files of both hosts. Names that a transaction gave end in `ID` here.
+/// The files of both hosts, and the directories of the destination, with a slash at their end. Names that a transaction
+/// gave end in `ID` here.
 pub(crate) fn hosts(room: &Room) -> Hosts {
     let mut files = room.files();
     files.retain(|(name, _)| name.starts_with("a/") || name.starts_with("b/"));
@@ -168,7 +198,17 @@ pub(crate) fn hosts(room: &Room) -> Hosts {
         Some((name, _)) => (format!("{name}.migrated-ID"), bytes),
         None => (name, bytes),
     };
-    files.into_iter().map(named).collect()
+    let mut hosts: Hosts = files.into_iter().map(named).collect();
+    let mut rest = vec![format!("b/{IMAGES}")];
+    while let Some(above) = rest.pop() {
+        let entries = fs::read_dir(room.0.join(&above)).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.path().is_dir()) {
+            let name = format!("{above}/{}", entry.file_name().to_string_lossy());
+            hosts.insert(format!("{name}/"), Vec::new());
+            rest.push(name);
+        }
+    }
+    hosts
 }
 
 /// What a process that was killed may leave beside images and definitions: unnamed work, never read again.
@@ -350,15 +390,19 @@ pub(crate) fn settle(
     if now == golden.all || now == golden.done {
         return Ok(true);
     }
-    // What has its name, but is not on record as made, is left and named. It is whole.
+    // What has its name, but is not on record as made, is left and named, with the directories it is in. It is whole.
     let left: Vec<_> = now.iter().filter(|(name, _)| !golden.nothing.contains_key(*name)).collect();
-    for (name, bytes) in &left {
-        let named = said.contains(name.trim_start_matches('b'));
+    for (name, bytes) in left.iter().rev() {
+        let named = said.contains(name.trim_start_matches('b').trim_end_matches('/'));
         if !named || golden.whole.get(*name) != Some(bytes) {
             let whole = if named { "half of it" } else { "unnamed" };
             return Err(format!("{name} is left, {whole}: {said}"));
         }
-        fs::remove_file(room.0.join(name)).unwrap();
+        let path = room.0.join(name);
+        match path.is_dir() {
+            true => fs::remove_dir(path).unwrap(),
+            false => fs::remove_file(path).unwrap(),
+        }
     }
     let left = left.len();
     if without_litter(hosts(room)) != golden.nothing {

@@ -2,6 +2,7 @@
 //! libvirt hosts, and the way of guests that are shut off.
 
 mod guest_files;
+mod missing;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -338,3 +338,30 @@ fn destinations_come_from_an_inventory_too() {
     assert!(several.stderr().contains("{host}"), "{}", several.stderr());
     assert_eq!(hosts.run(&[], "--dry-run").code(), Some(1));
 }
+
+#[test]
+fn guests_that_go_at_once_share_the_directories_that_are_made_for_them() {
+    needs_qemu!();
+    let hosts = Hosts::new();
+    let names: Vec<_> = (1..=6).map(|number| hosts.guest(number, 64)).collect();
+    let words = "--target-dir /srv/new/deeper --parallel 6";
+    let refused = hosts.report(&["b"], words, 2);
+    let reason = &refused["refused"][0]["reasons"][0]["refusals"][0];
+    assert_eq!(reason["code"], "D23", "{refused:#}");
+    assert!(reason["way-out"].as_str().unwrap().contains("--mkdir"), "{refused:#}");
+    assert!(!hosts.scratch.path("b").join("srv").exists());
+
+    let moved = hosts.report(&["b"], &format!("{words} --mkdir"), 0);
+    assert_eq!(of(&moved, "guests", "ending"), ["moved"; 6]);
+    let directory = hosts.scratch.path("b").join("srv/new/deeper");
+    let mut found: Vec<_> = fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    found.sort();
+    assert_eq!(found, names.iter().map(|name| format!("{name}.qcow2")).collect::<Vec<_>>());
+    for above in ["srv", "srv/new"] {
+        // Nothing else, and none under a name of its own.
+        assert_eq!(fs::read_dir(hosts.scratch.path("b").join(above)).unwrap().count(), 1);
+    }
+}

@@ -14,6 +14,12 @@ const STATE: &str = "/var/lib/libvirt/qcowtool";
 /// A host, a file or a service did not do what was asked of it.
 const ENVIRONMENT: i32 = 6;
 
+/// Certificates that openssl made, without their keys.
+const HOST_B: &str = include_str!("../../migrate/src/probe/certificate/host-b.pem");
+const EXPIRED: &str = include_str!("../../migrate/src/probe/certificate/expired.pem");
+const OTHER: &str = include_str!("../../migrate/src/probe/certificate/other.pem");
+const FUTURE: &str = include_str!("../../migrate/src/probe/certificate/future.pem");
+
 fn preflight(rig: &Rig, to: &str, options: &[&str]) -> Ran {
     let words = ["preflight", "--to", to, "--state-dir", STATE];
     let output = rig.a.command(binary()).args(words).args(options).output();
@@ -230,7 +236,7 @@ fn a_daemon_that_is_down() {
     assert_eq!(report(&rig, true, &[&one.name, uuid], 0)["total"]["guests"], 1);
     // Guests are looked at where they are.
     let ran = preflight(&rig, "qemu:///system", &["--all", "--connect", &rig.b.uri()]);
-    assert_eq!((ran.code(), ran.stdout()), (Some(ENVIRONMENT), String::new()), "{ran}");
+    assert_eq!((ran.code(), ran.stdout()), (Some(REFUSED), String::new()), "{ran}");
     crate::trial::says(&ran, "the guest is on host-b");
 }
 
@@ -256,8 +262,11 @@ fn ports_names_and_certificates() {
         is == "red" && message.contains("/var/lib/libvirt/tls/ca-cert.pem at the source"),
         "{message}"
     );
+    let write = |host: &Host, name: &str, text: &str| {
+        fs::write(host.outside(format!("/var/lib/libvirt/tls/{name}")), text).unwrap();
+    };
     let file = |host: &Host, name: &str| {
-        fs::write(host.outside(format!("/var/lib/libvirt/tls/{name}")), "").unwrap();
+        write(host, name, if name.ends_with("-cert.pem") { HOST_B } else { "" });
     };
     for name in ["ca-cert.pem", "client-cert.pem", "client-key.pem"] {
         file(&rig.a, name);
@@ -273,7 +282,25 @@ fn ports_names_and_certificates() {
     );
     file(&rig.b, "server-key.pem");
     let found = report(&rig, true, &[&one.name, "--tls"], 0);
-    assert_eq!(check(&found, "tls").0, "green");
+    let (is, message) = check(&found, "tls");
+    assert!(is == "green" && message.contains("valid until 2070-01-01"), "{message}");
+    for (host, name, text, words) in [
+        (
+            &rig.b,
+            "server-cert.pem",
+            EXPIRED,
+            "server-cert.pem at the destination has expired on 2021-01-01",
+        ),
+        (&rig.b, "server-cert.pem", OTHER, "is for other, and guests are sent to host-b"),
+        (&rig.a, "client-cert.pem", FUTURE, "at the source is not valid before 2060-01-01"),
+        (&rig.a, "ca-cert.pem", "", "ca-cert.pem at the source cannot be used"),
+    ] {
+        write(host, name, text);
+        let found = report(&rig, true, &[&one.name, "--tls"], REFUSED);
+        let (is, message) = check(&found, "tls");
+        assert!(is == "red" && message.contains(words), "{message}");
+        file(host, name);
+    }
     assert_eq!(check(&found, "ports-there").1, "host-b was reached at 50000 and 50001");
 
     // On A, B's name leads to A: libvirt would be told to send the guest there.

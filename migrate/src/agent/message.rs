@@ -6,13 +6,13 @@ use qcow::chain::Format;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::facts::Identity;
+use crate::facts::{DirectoryRights, Identity};
 use crate::store::content::Piece;
 use crate::store::{Mode, Part};
 use crate::{Error, ErrorKind, Remedy};
 
 /// Version of the protocol. Both ends must have the same.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// The first bytes of each direction.
 pub(crate) const MAGIC: &[u8; 8] = b"\x00qcwagt\n";
 /// The far end lists no more files than this.
@@ -124,6 +124,22 @@ pub(crate) enum Request {
         part: Part,
     },
     Remove {
+        path: PathBuf,
+        made: Identity,
+    },
+    IsDirectory {
+        path: PathBuf,
+    },
+    MakeDirectory {
+        path: PathBuf,
+        rights: DirectoryRights,
+    },
+    NameDirectory {
+        from: PathBuf,
+        to: PathBuf,
+        made: Identity,
+    },
+    RemoveDirectory {
         path: PathBuf,
         made: Identity,
     },

@@ -227,6 +227,16 @@ impl<W: Write + Send> Server<'_, W> {
                 out.answer(store.still_digest(&path, format, &part, &told, cancel))
             }
             Request::Remove { path, made } => out.answer(store.remove(&path, &made)),
+            Request::IsDirectory { path } => out.answer(store.is_directory(&path)),
+            Request::MakeDirectory { path, rights } => {
+                out.answer(store.make_directory(&path, &rights))
+            }
+            Request::NameDirectory { from, to, made } => {
+                out.answer(store.name_directory(&from, &to, &made))
+            }
+            Request::RemoveDirectory { path, made } => {
+                out.answer(store.remove_directory(&path, &made))
+            }
             Request::Fetch { path, limit } => match store.content(&path, limit) {
                 Ok(content) => {
                     out.done(content.len())?;

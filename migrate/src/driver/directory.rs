@@ -100,13 +100,17 @@ impl Directory {
         Ok(paths)
     }
 
-    /// All domains, with the files that define them.
+    /// All domains, with the files that define them. One whose file was removed since the directory was read has been
+    /// undefined, as when several guests leave at once.
     fn definitions(&self) -> Result<Vec<(PathBuf, DomainFacts)>> {
         if let Some((path, state)) = &self.domain {
             return Ok(vec![(path.clone(), Self::facts(path, *state)?)]);
         }
-        let facts = |path: PathBuf| Self::facts(&path, self.state).map(|domain| (path, domain));
-        self.files()?.into_iter().map(facts).collect()
+        let facts = |path: PathBuf| match Self::facts(&path, self.state) {
+            Err(_) if is_gone(&path) => None,
+            facts => Some(facts.map(|domain| (path, domain))),
+        };
+        self.files()?.into_iter().filter_map(facts).collect()
     }
 
     fn find(&self, key: &str) -> Result<Option<(PathBuf, DomainFacts)>> {
@@ -182,6 +186,11 @@ impl Inventory for Directory {
         }
         Ok(paths)
     }
+}
+
+/// Nothing has this name, not even a symbolic link that leads nowhere.
+fn is_gone(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 impl Hypervisor for Directory {

@@ -91,4 +91,31 @@ pub struct Setup {
     pub tls_verifies: bool,
     /// The names of the files with certificates and keys that are there.
     pub tls_files: Vec<String>,
+    /// The certificates among them.
+    #[serde(default)]
+    pub certificates: Vec<CertificateFile>,
+}
+
+/// A file with a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CertificateFile {
+    /// Its name.
+    pub name: String,
+    /// What its first certificate says; `None` if that cannot be read.
+    pub certificate: Option<Certificate>,
+    /// Why it cannot be read.
+    pub unreadable: Option<String>,
+}
+
+/// What a certificate says of its time and its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Certificate {
+    /// From when on it is valid, in seconds since 1970.
+    pub not_before: i64,
+    /// The last second in which it is.
+    pub not_after: i64,
+    /// The host names and addresses that it is for; its common name if it has none of them.
+    pub names: Vec<String>,
 }

@@ -249,9 +249,10 @@ pub struct TargetFacts {
     pub storage: Storage,
     /// What is at that path now.
     pub object: Option<ObjectFacts>,
-    /// The directory is there and can be written to; otherwise why not.
+    /// Why nothing can be made in its directory; `None` if it can, also if the directory is one of
+    /// [`missing`](super::Facts::missing).
     pub unusable: Option<String>,
-    /// Free bytes there.
+    /// Free bytes there, or where a missing directory would be made.
     pub available: Option<u64>,
     /// Path of the layer below, after the same mapping: where a base is looked for first. `None` if the
     /// disk has no backing file.

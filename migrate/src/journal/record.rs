@@ -77,8 +77,11 @@ pub enum Record {
         /// ([`Store::proof`](crate::store::Store::proof)).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<String>,
+        /// It is a directory.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        directory: bool,
     },
-    /// It is made.
+    /// It is made; a directory perhaps still under its first name.
     Made {
         /// On which host.
         host: Side,

@@ -108,6 +108,13 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
         None
     };
     let path = &object.path;
+    if object.directory {
+        return match remove_directory(store, object) {
+            Ok(removed) => removed.then(|| path.clone()),
+            // It is not empty or not ours, and stays so.
+            Err(error) => leave(path, error.to_string(), error.kind() != ErrorKind::Refused),
+        };
+    }
     if let Some(identity) = &object.identity {
         if let Some(proof) = &object.proof {
             store.trust(path, proof);
@@ -152,6 +159,26 @@ fn undo(store: &dyn Store, object: &Made, left: &mut Vec<Left>) -> Option<PathBu
         }
     }
     unfinished
+}
+
+/// Removes a directory that was made and is empty, under whichever of its two names it is.
+fn remove_directory(store: &dyn Store, object: &Made) -> Result<bool> {
+    let Made { path, temporary, identity, .. } = object;
+    let made = identity.unwrap_or_default();
+    if let Some(temporary) = temporary
+        && store.remove_directory(temporary, &made)?
+    {
+        return Ok(true);
+    }
+    if identity.is_some() {
+        return store.remove_directory(path, &made);
+    }
+    if temporary.is_none() && store.is_directory(path)? {
+        return Err(Error::refused(
+            "a directory exists, but the journal does not say that this run created it",
+        ));
+    }
+    Ok(false)
 }
 
 /// Removes what has the name that only unfinished files of ours have, and its own name if it was just

@@ -51,6 +51,8 @@ pub struct Made {
     pub temporary: Option<PathBuf>,
     /// What tells it from another file by its content, where its identity alone does not.
     pub proof: Option<String>,
+    /// It is a directory, and is there under its first name or its own.
+    pub directory: bool,
     /// What was made; `None` if it is not known whether it was.
     pub identity: Option<Identity>,
 }
@@ -96,16 +98,21 @@ impl Transaction {
                 self.route = Some(*route);
             }
             Record::Phase { number, name } => self.phase = Some((number, name)),
-            Record::Intended { host, path, temporary, proof } => {
+            Record::Intended { host, path, temporary, proof, directory } => {
                 self.forget(host, &path);
-                self.objects.push(Made { host, path, temporary, proof, identity: None });
+                let identity = None;
+                self.objects.push(Made { host, path, temporary, proof, directory, identity });
             }
             Record::Made { host, path, identity } => {
-                let intended = self.forget(host, &path);
-                let (temporary, proof) =
-                    intended.map_or((None, None), |made| (made.temporary, made.proof));
                 let identity = Some(identity);
-                self.objects.push(Made { host, path, temporary, proof, identity });
+                let made = match self.forget(host, &path) {
+                    Some(intended) => Made { identity, ..intended },
+                    None => {
+                        let (temporary, proof, directory) = (None, None, false);
+                        Made { host, path, temporary, proof, directory, identity }
+                    }
+                };
+                self.objects.push(made);
             }
             Record::PoolMade { host, name } => self.pools.push((host, name)),
             Record::MigrateCalled => {

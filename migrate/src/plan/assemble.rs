@@ -13,7 +13,7 @@ use super::value::{
     SCHEMA, Warning,
 };
 use super::words::{refuse, warn};
-use super::{copy_mode, domain_rules, predicted, proofs, rows, warnings};
+use super::{copy_mode, directories, domain_rules, predicted, proofs, rows, warnings};
 use crate::facts::Facts;
 
 /// A disk and what the table says about it.
@@ -44,7 +44,8 @@ pub(super) fn assemble(
     let mut brought = BTreeSet::new();
     let disks: Vec<DiskPlan> =
         judged.iter().filter_map(|judged| disk_plan(judged, copy, &mut brought)).collect();
-    let refusals = predicted::check_space(facts, &disks, &files);
+    let mut refusals = directories::refuse_bases(facts, policy, &disks);
+    refusals.extend(predicted::check_space(facts, &disks, &files));
     if !refusals.is_empty() {
         return Err(refusals);
     }
@@ -67,7 +68,7 @@ pub(super) fn assemble(
     });
     let mut warnings = all_warnings(facts, policy, copy, &judged);
     warnings.extend(of_files);
-    Ok(Plan {
+    let mut plan = Plan {
         schema: SCHEMA.to_owned(),
         digest: String::new(),
         facts: facts.fingerprint(),
@@ -84,6 +85,7 @@ pub(super) fn assemble(
             .map(|bytes| copy_mode::bandwidth_mib(bytes, copies.len())),
         migrate_disks,
         detect_zeroes,
+        directories: Vec::new(),
         disks,
         files,
         destination_xml: String::new(),
@@ -91,7 +93,9 @@ pub(super) fn assemble(
         predicted,
         warnings,
         policy: policy.clone(),
-    })
+    };
+    plan.directories = directories::needed(facts, &plan.made_paths());
+    Ok(plan)
 }
 
 fn judge<'a>(

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::base_copies::BaseCopyNames;
-use super::domain_rules;
 use super::policy::{Policy, Style};
 use super::value::{BasePlan, Mode, Row};
+use super::{directories, domain_rules};
 use crate::Remedy;
 use crate::facts::{ChainFacts, DiskFacts, Facts, LayerFacts, Source, TargetFacts};
 
@@ -85,6 +85,12 @@ impl<'a> Disk<'a> {
 
     pub(super) fn destination(&self) -> Option<&'a TargetFacts> {
         self.disk.destination.as_ref()
+    }
+
+    /// Why nothing can be made at its place, and the way out.
+    pub(super) fn obstacle(&self) -> Option<(String, Remedy)> {
+        let place = self.destination()?;
+        directories::obstacle(self.facts, self.policy, &place.path, place.unusable.as_ref())
     }
 
     /// The guest's size of the disk: what the hypervisor reports, or else the header; in whole sectors,

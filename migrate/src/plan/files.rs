@@ -1,6 +1,8 @@
 //! What is done to the files that a guest has or needs besides its disks. Their paths stay the same.
 
+use super::directories::obstacle;
 use super::domain_rules;
+use super::policy::Policy;
 use super::value::{FileAction, FilePlan, FileRow, Mode, Refusal, Warning};
 use super::words::{refuse, warn};
 use crate::Remedy;
@@ -8,6 +10,13 @@ use crate::facts::{Content, Facts, FileFacts, FileRole};
 
 /// Where a host's own packages have their files: firmware there is the host's, as QEMU is.
 const OF_PACKAGES: &str = "/usr";
+
+/// What else a row looks at.
+struct Context<'a> {
+    facts: &'a Facts,
+    policy: &'a Policy,
+    mode: Mode,
+}
 
 /// The row that fits a file, and what follows from it.
 enum Verdict {
@@ -19,8 +28,11 @@ enum Verdict {
 }
 
 /// What is done to every file, and what the operator should know; or why there is no plan.
-pub(super) fn judge(facts: &Facts) -> Result<(Vec<FilePlan>, Vec<Warning>), Vec<Refusal>> {
-    let mode = domain_rules::mode(facts.domain.state);
+pub(super) fn judge(
+    facts: &Facts,
+    policy: &Policy,
+) -> Result<(Vec<FilePlan>, Vec<Warning>), Vec<Refusal>> {
+    let context = Context { facts, policy, mode: domain_rules::mode(facts.domain.state) };
     let (mut plans, mut warnings, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
     // From a template NVRAM is made only where there is none.
     let has_nvram = facts
@@ -31,7 +43,7 @@ pub(super) fn judge(facts: &Facts) -> Result<(Vec<FilePlan>, Vec<Warning>), Vec<
         if file.role == FileRole::NvramTemplate && has_nvram {
             continue;
         }
-        let (row, verdict) = row(file, mode);
+        let (row, verdict) = row(file, &context);
         let (why, action) = match verdict {
             Verdict::Refuse(message, way_out) => {
                 refusals.push(refuse(row.code(), None, message, way_out));
@@ -62,7 +74,7 @@ pub(super) fn judge(facts: &Facts) -> Result<(Vec<FilePlan>, Vec<Warning>), Vec<
 }
 
 /// A row's answer to a file; `None` if it does not fit.
-type Judge = fn(&FileFacts, Mode) -> Option<Verdict>;
+type Judge = fn(&FileFacts, &Context<'_>) -> Option<Verdict>;
 
 /// The table: the first row that fits decides.
 const TABLE: [(FileRow, Judge); 9] = [
@@ -77,8 +89,8 @@ const TABLE: [(FileRow, Judge); 9] = [
     (FileRow::Copied, copied),
 ];
 
-fn row(file: &FileFacts, mode: Mode) -> (FileRow, Verdict) {
-    let fitting = TABLE.into_iter().find_map(|(row, judge)| Some((row, judge(file, mode)?)));
+fn row(file: &FileFacts, context: &Context<'_>) -> (FileRow, Verdict) {
+    let fitting = TABLE.into_iter().find_map(|(row, judge)| Some((row, judge(file, context)?)));
     // `copied` fits everything.
     fitting.unwrap_or((FileRow::Copied, Verdict::Skip(String::new())))
 }
@@ -89,8 +101,8 @@ fn named(file: &FileFacts) -> String {
 }
 
 /// libvirt and QEMU carry the state of a running guest; an NVDIMM needs a file of its size to arrive in.
-fn by_libvirt(file: &FileFacts, mode: Mode) -> Option<Verdict> {
-    if mode != Mode::Live || !file.role.is_state() {
+fn by_libvirt(file: &FileFacts, context: &Context<'_>) -> Option<Verdict> {
+    if context.mode != Mode::Live || !file.role.is_state() {
         return None;
     }
     let arrives = || Some(Verdict::Skip("QEMU carries its content with the guest".into()));
@@ -109,7 +121,7 @@ fn by_libvirt(file: &FileFacts, mode: Mode) -> Option<Verdict> {
     ))
 }
 
-fn unreadable(file: &FileFacts, _: Mode) -> Option<Verdict> {
+fn unreadable(file: &FileFacts, _: &Context<'_>) -> Option<Verdict> {
     let device = file.file.as_ref().is_some_and(|file| file.block_device);
     let why = match &file.unreadable {
         Some(why) => why.as_str(),
@@ -120,11 +132,11 @@ fn unreadable(file: &FileFacts, _: Mode) -> Option<Verdict> {
 }
 
 /// The source does not have it: libvirt makes NVRAM at the first start, and the rest is missed at the start.
-fn not_made(file: &FileFacts, mode: Mode) -> Option<Verdict> {
+fn not_made(file: &FileFacts, context: &Context<'_>) -> Option<Verdict> {
     if file.file.is_some() {
         return None;
     }
-    if file.role.is_state() || mode == Mode::Offline {
+    if file.role.is_state() || context.mode == Mode::Offline {
         return Some(Verdict::Skip("the source has no such file".into()));
     }
     if file.destination.content.is_some() {
@@ -136,13 +148,13 @@ fn not_made(file: &FileFacts, mode: Mode) -> Option<Verdict> {
     ))
 }
 
-fn equal_there(file: &FileFacts, _: Mode) -> Option<Verdict> {
+fn equal_there(file: &FileFacts, _: &Context<'_>) -> Option<Verdict> {
     let equal = matches!(file.destination.content, Some(Content::Equal { .. }));
     equal.then(|| Verdict::Skip("the destination has a file of equal content at its path".into()))
 }
 
 /// Firmware that a package installed is updated on each host for itself; a running guest needs its size.
-fn firmware_of_host(file: &FileFacts, mode: Mode) -> Option<Verdict> {
+fn firmware_of_host(file: &FileFacts, context: &Context<'_>) -> Option<Verdict> {
     let firmware = matches!(file.role, FileRole::Loader | FileRole::NvramTemplate | FileRole::Rom);
     if !firmware || !file.path.starts_with(OF_PACKAGES) {
         return None;
@@ -152,7 +164,7 @@ fn firmware_of_host(file: &FileFacts, mode: Mode) -> Option<Verdict> {
     match (&file.destination.content, &file.destination.object) {
         (None, _) => refused(format!("the destination does not have {}", named(file))),
         (Some(Content::Different), Some(object))
-            if mode == Mode::Live
+            if context.mode == Mode::Live
                 && file.role != FileRole::NvramTemplate
                 && file
                     .file
@@ -176,7 +188,7 @@ fn firmware_of_host(file: &FileFacts, mode: Mode) -> Option<Verdict> {
 }
 
 /// The state of a TPM belongs to another user, in directories of that user's; libvirt makes those.
-fn tpm_state(file: &FileFacts, _: Mode) -> Option<Verdict> {
+fn tpm_state(file: &FileFacts, _: &Context<'_>) -> Option<Verdict> {
     (file.role == FileRole::TpmState).then(|| {
         let directory = file.path.parent().unwrap_or(&file.path).display();
         Verdict::Refuse(
@@ -186,7 +198,7 @@ fn tpm_state(file: &FileFacts, _: Mode) -> Option<Verdict> {
     })
 }
 
-fn in_the_way(file: &FileFacts, _: Mode) -> Option<Verdict> {
+fn in_the_way(file: &FileFacts, _: &Context<'_>) -> Option<Verdict> {
     let what = match file.destination.content.as_ref()? {
         Content::Unknown { why } => format!("something that could not be compared ({why})"),
         _ => "another file".to_owned(),
@@ -201,14 +213,19 @@ fn in_the_way(file: &FileFacts, _: Mode) -> Option<Verdict> {
     ))
 }
 
-fn place_unusable(file: &FileFacts, _: Mode) -> Option<Verdict> {
-    let why = file.destination.unusable.as_ref()?;
-    Some(Verdict::Refuse(
-        format!("{} cannot be copied to the destination: {why}", named(file)),
-        "make its directory there".into(),
-    ))
+fn place_unusable(file: &FileFacts, context: &Context<'_>) -> Option<Verdict> {
+    let Context { facts, policy, .. } = context;
+    let unusable = file.destination.unusable.as_ref();
+    let (why, way_out) = obstacle(facts, policy, &file.path, unusable)?;
+    let message = format!("{} cannot be copied to the destination: {why}", named(file));
+    // It has its path on both hosts.
+    let way_out = match way_out {
+        Remedy::AllowDirectory => Remedy::AllowDirectoryOfFile,
+        _ => "make its directory there".into(),
+    };
+    Some(Verdict::Refuse(message, way_out))
 }
 
-fn copied(file: &FileFacts, _: Mode) -> Option<Verdict> {
+fn copied(file: &FileFacts, _: &Context<'_>) -> Option<Verdict> {
     Some(Verdict::Copy(format!("{} is not at the destination", file.role.describe())))
 }

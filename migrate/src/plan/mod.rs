@@ -6,6 +6,7 @@
 mod assemble;
 mod base_copies;
 mod copy_mode;
+mod directories;
 mod disk;
 mod domain_rules;
 mod edits;
@@ -69,7 +70,7 @@ pub fn plan(facts: &Facts, policy: &Policy) -> Result<Plan, Vec<Refusal>> {
 /// As [`plan`].
 pub fn decide(facts: &Facts, policy: &Policy) -> Result<(Plan, Vec<DiskEdit>), Vec<Refusal>> {
     let mut refusals = domain_rules::check(facts, policy);
-    let files = files::judge(facts);
+    let files = files::judge(facts, policy);
     let of_files = files.as_ref().err().cloned().unwrap_or_default();
     match assemble::assemble(facts, policy, files.unwrap_or_default()) {
         Ok(plan) if refusals.is_empty() && of_files.is_empty() => {

@@ -85,6 +85,9 @@ pub struct Policy {
     pub allow_data_file: bool,
     /// Empty removable drives whose medium cannot be reached at the destination.
     pub eject: bool,
+    /// Make directories that the destination does not have, with owner, mode and label of the source's.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub make_directories: bool,
     /// Layers that a chain may have.
     pub max_depth: usize,
     /// How thoroughly to compare afterwards.
@@ -117,6 +120,7 @@ setters!(Policy {
     drop_internal_snapshots: bool,
     allow_data_file: bool,
     eject: bool,
+    make_directories: bool,
     max_depth: usize,
     verify: Verify,
     tls: bool,
@@ -146,6 +150,7 @@ impl Default for Policy {
             drop_internal_snapshots: false,
             allow_data_file: false,
             eject: false,
+            make_directories: false,
             max_depth: 16,
             verify: Verify::default(),
             bandwidth: None,

@@ -19,6 +19,14 @@ impl fmt::Display for Plan {
             }
         };
         writeln!(f, "{} from {} to {}: {how}\n", self.domain, self.from, self.to)?;
+        for directory in &self.directories {
+            let (path, rights) = (shown(&directory.path), &directory.rights);
+            writeln!(
+                f,
+                "'{path}' is made, with mode {:04o}, owner {} and group {}",
+                rights.mode, rights.owner, rights.group
+            )?;
+        }
         for disk in &self.disks {
             writeln!(f, "{}  {}", disk.target, action(disk))?;
             writeln!(f, "     {}: {}", disk.row, disk.why)?;

@@ -7,7 +7,7 @@ use qcow::chain::Format;
 use serde::{Deserialize, Serialize};
 
 use super::Policy;
-use crate::facts::{FileRole, NamedLayer};
+use crate::facts::{FileRole, MissingDirectory, NamedLayer};
 use crate::{Remedy, Reword};
 
 /// Name and version of the plan's JSON form.
@@ -43,6 +43,9 @@ pub struct Plan {
     pub detect_zeroes: Vec<String>,
     /// MiB a second for each stream.
     pub bandwidth_mib: Option<u64>,
+    /// The directories that are made at the destination, those above before those below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<MissingDirectory>,
     /// Every disk, in the order of the guest's XML.
     pub disks: Vec<DiskPlan>,
     /// The files that it has or needs besides its disks, in the order of its XML.

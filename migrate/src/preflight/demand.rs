@@ -60,7 +60,7 @@ pub(crate) struct Offer {
 pub(crate) fn offers(seeing: &Seeing, policy: &Policy) -> (Vec<Offer>, Vec<Check>) {
     let between = hosts::judge(seeing, policy);
     let obstacles = between.into_iter().filter(|it| it.is == Is::Red && it.check != OF_GUESTS);
-    let directories = blocked(seeing);
+    let directories = blocked(seeing, policy);
     let offers = seeing.guests.iter().map(|looked| {
         let report = guest::judge(looked, seeing);
         let found = looked.found.as_ref().ok();
@@ -92,10 +92,10 @@ pub(crate) fn offers(seeing: &Seeing, policy: &Policy) -> (Vec<Offer>, Vec<Check
 }
 
 /// Directories where nothing can be made, with what is in the way there.
-fn blocked(seeing: &Seeing) -> BTreeMap<PathBuf, Vec<Check>> {
+fn blocked(seeing: &Seeing, policy: &Policy) -> BTreeMap<PathBuf, Vec<Check>> {
     // That there is room for all is no matter where others can take some.
     let red = |check: &Check| check.is == Is::Red;
-    places::judge(seeing, &Order::default())
+    places::judge(seeing, policy, &Order::default())
         .into_iter()
         .map(|place| (place.directory, place.checks.into_iter().filter(red).collect::<Vec<_>>()))
         .filter(|(_, checks)| !checks.is_empty())

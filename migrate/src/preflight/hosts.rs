@@ -1,11 +1,10 @@
 //! What is so between the two hosts, whatever the guests.
 
 use super::report::Check;
-use super::{NetworkPath, Seeing, Seen, Setups};
+use super::{NetworkPath, Seeing, Seen, Setups, tls};
 use crate::Remedy;
 use crate::facts::{CpuFit, HostFacts, Version};
 use crate::plan::{DETECTS_ZEROES, LIBVIRT_FLOOR, Policy, QEMU_FLOOR, Style};
-use crate::probe::setup::{CA, CLIENT, SERVER};
 
 /// In this release line a migration with XML of ours could fail over the guest's processor.
 const CUSTOM_XML_BROKEN: (Version, Version) = (Version::new(10, 2, 0), Version::new(10, 3, 0));
@@ -24,7 +23,7 @@ pub(super) fn judge(seeing: &Seeing, policy: &Policy) -> Vec<Check> {
     checks.push(way("ports-back", &seeing.paths.to_source, false));
     checks.extend(memory_streams(seeing, policy));
     if policy.tls {
-        checks.push(tls(&seeing.setup));
+        checks.push(tls::judge(seeing));
     }
     checks.push(clock(&seeing.setup));
     checks
@@ -189,37 +188,6 @@ fn way(name: &'static str, way: &Seen<NetworkPath>, needed: bool) -> Check {
         ),
         false => Check::note(name, format!("{message}: guests could not come back")),
     }
-}
-
-/// The certificates of both ends.
-fn tls(setup: &Seen<Setups>) -> Check {
-    const NAME: &str = "tls";
-    let setups = match setup {
-        Ok(setups) => setups,
-        Err(why) => return Check::not_seen(NAME, why),
-    };
-    let (source, destination) = (&setups.source, &setups.destination);
-    let mut lacks = Vec::new();
-    let client = CLIENT.iter().filter(|_| destination.tls_verifies);
-    for name in
-        [CA].iter().chain(client).filter(|name| !source.tls_files.iter().any(|file| file == *name))
-    {
-        lacks.push(format!("{}/{name} at the source", source.tls_directory));
-    }
-    for name in [CA]
-        .iter()
-        .chain(&SERVER)
-        .filter(|name| !destination.tls_files.iter().any(|file| file == *name))
-    {
-        lacks.push(format!("{}/{name} at the destination", destination.tls_directory));
-    }
-    if lacks.is_empty() {
-        return Check::green(
-            NAME,
-            "both ends have certificates and keys; whether they match is not checked",
-        );
-    }
-    Check::red(NAME, format!("missing: {}", lacks.join(", "))).way_out(Remedy::SetUpTls)
 }
 
 /// The difference of the clocks, less what the looking took.

@@ -14,6 +14,7 @@ use super::{
 use crate::facts::{Cpu, CpuFit, HostFacts, Setup, Storage};
 use crate::plan::{Action, BasePlan, plan};
 use crate::preflight::Report;
+use crate::probe::room::nearest;
 use crate::probe::{Hosts, Probing, is_this_machine, ports, probe, setup};
 use crate::store::RemoteStore;
 use crate::{ErrorKind, Remedy, Result};
@@ -260,8 +261,14 @@ fn directories(
     all.into_iter()
         .map(|directory| {
             cancel.check()?;
-            let room = hosts.store.available(&directory).and_then(|available| {
-                Ok(Room { available, filesystem: hosts.store.filesystem(&directory)? })
+            // Where it is missing, it would be made in one of those above it.
+            let room = hosts.store.available(&directory).or_else(|error| {
+                let (above, missing) = nearest(hosts.store, &directory)?;
+                if missing.is_empty() { Err(error) } else { hosts.store.available(&above) }
+            });
+            let room = room.and_then(|available| {
+                let (at, _) = nearest(hosts.store, &directory)?;
+                Ok(Room { available, filesystem: hosts.store.filesystem(&at)? })
             });
             Ok((directory, room.map_err(|error| why(&error))))
         })

@@ -11,6 +11,7 @@ mod needs;
 mod order;
 mod places;
 mod report;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -137,7 +138,7 @@ pub fn judge(seeing: &Seeing, policy: &Policy) -> Report {
         seeing.guests.iter().map(|looked| guest::judge(looked, seeing)).collect();
     let plans: Vec<_> = seeing.guests.iter().map(|looked| plan_of(looked, policy)).collect();
     let order = order::order(&mut guests, &plans, seeing);
-    let places = places::judge(seeing, &order);
+    let places = places::judge(seeing, policy, &order);
     let checks = hosts::judge(seeing, policy);
     report::put_together(seeing, checks, places, guests, &order)
 }

@@ -1,18 +1,19 @@
 //! The directories at the destination that disks go to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::report::{Check, Is, Order, Place};
 use super::{Room, Seeing, Seen};
 use crate::Remedy;
 use crate::facts::{PoolFacts, Storage, TargetFacts};
-use crate::plan::Action;
+use crate::plan::{Action, Policy};
 
 /// Pools that are no more than a directory. Of any other, what is there while it is not active is something else.
 const PLAIN: &str = "dir";
 
-pub(super) fn judge(seeing: &Seeing, order: &Order) -> Vec<Place> {
+pub(super) fn judge(seeing: &Seeing, policy: &Policy, order: &Order) -> Vec<Place> {
+    let missing = missing(seeing);
     let mut of: BTreeMap<PathBuf, Vec<&TargetFacts>> = BTreeMap::new();
     for found in seeing.guests.iter().filter_map(|guest| guest.found.as_ref().ok()) {
         for disk in &found.facts.disks {
@@ -34,15 +35,33 @@ pub(super) fn judge(seeing: &Seeing, order: &Order) -> Vec<Place> {
             }
         }
     }
-    of.into_iter().map(|(directory, disks)| place(directory, &disks, seeing, order)).collect()
+    let place = |(directory, disks): (PathBuf, Vec<&TargetFacts>)| {
+        let absent = missing.contains(&*directory).then_some(policy.make_directories);
+        place(directory, &disks, absent, seeing, order)
+    };
+    of.into_iter().map(place).collect()
 }
 
-fn place(directory: PathBuf, disks: &[&TargetFacts], seeing: &Seeing, order: &Order) -> Place {
+/// The directories that the destination does not have.
+fn missing(seeing: &Seeing) -> BTreeSet<&Path> {
+    let found = seeing.guests.iter().filter_map(|guest| guest.found.as_ref().ok());
+    found.flat_map(|found| &found.facts.missing).map(|directory| &*directory.path).collect()
+}
+
+/// `absent`: the directory is not there, and whether it may be made.
+fn place(
+    directory: PathBuf,
+    disks: &[&TargetFacts],
+    absent: Option<bool>,
+    seeing: &Seeing,
+    order: &Order,
+) -> Place {
     let room = seeing.directories.get(&directory);
     let pool = seeing.pools.iter().find(|pool| pool.path.as_ref() == Some(&directory));
     let mut checks = vec![storage(disks)];
     checks.extend(pool.and_then(in_use));
     checks.extend(usable(disks, room));
+    checks.extend(absent.map(made));
     checks.extend(room.and_then(|room| space(room.as_ref().ok()?, seeing, order)));
     Place {
         is: checks.iter().map(|check| check.is).max().unwrap_or(Is::Green),
@@ -109,6 +128,15 @@ fn usable(disks: &[&TargetFacts], room: Option<&Seen<Room>>) -> Option<Check> {
     // Nothing is made on what is shared.
     let why = why.filter(|_| !shared)?;
     Some(Check::red("directory", why).way_out(Remedy::MakeDirectory))
+}
+
+/// Whether a directory that is not there is made.
+fn made(allowed: bool) -> Check {
+    const NAME: &str = "directory";
+    match allowed {
+        true => Check::green(NAME, "it does not exist, and is made as it is at the source"),
+        false => Check::red(NAME, "it does not exist").way_out(Remedy::AllowDirectory),
+    }
 }
 
 /// Whether there is room for all.

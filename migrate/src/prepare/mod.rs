@@ -16,7 +16,7 @@ use qcow::ops::flatten::{FlattenOptions, flatten};
 use qcow::{CancelToken, Observer};
 
 use crate::driver::Hypervisor;
-use crate::facts::{Content, Facts, LayerFacts, NamedLayer};
+use crate::facts::{Content, Facts, LayerFacts, MissingDirectory, NamedLayer};
 use crate::fs::{fd_path, same_bytes};
 use crate::journal::{Journal, Record, Side};
 use crate::plan::{Action, BaseCopyMethod, BasePlan, DiskPlan, Mode as CopyAs, NewImage, Plan};
@@ -49,6 +49,10 @@ impl Preparation<'_> {
     /// if what arrived is not what was sent; what was made stays for the journal's owner to undo.
     pub(crate) fn run(&mut self) -> Result<()> {
         let plan = self.plan;
+        for directory in &plan.directories {
+            self.cancel.check()?;
+            self.directory(directory)?;
+        }
         let mut seeded = Vec::new();
         for disk in &plan.disks {
             self.cancel.check()?;
@@ -73,6 +77,35 @@ impl Preparation<'_> {
             self.copy_file(&file.path)?;
         }
         self.refresh()
+    }
+
+    /// A directory that is missing. Another run may have made it since, for its own guest.
+    fn directory(&mut self, missing: &MissingDirectory) -> Result<()> {
+        let MissingDirectory { path, rights } = missing;
+        if self.store.is_directory(path)? {
+            return Ok(());
+        }
+        let (host, temporary) = (Side::Destination, self.store.temporary_directory(path)?);
+        self.journal.write(Record::Intended {
+            host,
+            path: path.clone(),
+            temporary: temporary.clone(),
+            proof: None,
+            directory: true,
+        })?;
+        let first = temporary.as_deref().unwrap_or(path);
+        let identity = self.store.make_directory(first, rights)?;
+        self.journal.write(Record::Made { host, path: path.clone(), identity })?;
+        let Some(temporary) = temporary else { return Ok(()) };
+        if self.store.name_directory(&temporary, path, &identity)? {
+            return Ok(());
+        }
+        self.store.remove_directory(&temporary, &identity)?;
+        self.journal.write(Record::Removed { host, path: path.clone() })?;
+        match self.store.is_directory(path)? {
+            true => Ok(()),
+            false => Err(Error::changed(format!("{} exists by now", path.display()))),
+        }
     }
 
     /// A file of the guest that is no disk, copied byte for byte to the same path.
@@ -113,7 +146,13 @@ impl Preparation<'_> {
         let (host, path_buf) = (Side::Destination, path.to_path_buf());
         let temporary = self.store.temporary(path, content)?;
         let proof = self.store.proof(content)?;
-        self.journal.write(Record::Intended { host, path: path_buf.clone(), temporary, proof })?;
+        self.journal.write(Record::Intended {
+            host,
+            path: path_buf.clone(),
+            temporary,
+            proof,
+            directory: false,
+        })?;
         let rate = self.plan.policy.bandwidth;
         let paced = pace::Pace::new(self.observer, self.cancel, rate);
         let identity = self.store.put(path, content, mode, &paced, self.cancel)?;

@@ -43,16 +43,15 @@ pub(super) fn storage(
     }
 }
 
-/// What is at `path` at the destination, and whether something can be made there. Bases are not looked
-/// at yet.
+/// What is at `path` at the destination. Bases are not looked at yet.
 pub(super) fn place(
     store: &dyn Store,
     policy: &Policy,
     path: PathBuf,
     storage: Storage,
     chain: Option<&ChainFacts>,
+    room: Result<u64, String>,
 ) -> Result<TargetFacts> {
-    let directory = path.parent().unwrap_or(Path::new("/")).to_path_buf();
     let below = chain.and_then(|chain| chain.layers.get(1));
     let mut facts = TargetFacts {
         storage,
@@ -63,10 +62,10 @@ pub(super) fn place(
         bases: Vec::new(),
         path,
     };
-    match store.available(&directory) {
+    match room {
         Ok(bytes) => facts.available = Some(bytes),
-        Err(error) => {
-            facts.unusable = Some(error.message().to_owned());
+        Err(why) => {
+            facts.unusable = Some(why);
             return Ok(facts);
         }
     }

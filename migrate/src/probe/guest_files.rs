@@ -110,10 +110,13 @@ impl Disks<'_> {
                 place.content = Some(self.same_file(path, file, &object, pinned)?);
                 place.object = Some(object);
             }
-            Ok(None) => match store.available(path.parent().unwrap_or(Path::new("/"))) {
-                Ok(bytes) => place.available = Some(bytes),
-                Err(error) => place.unusable = Some(error.message().to_owned()),
-            },
+            Ok(None) => {
+                let directory = path.parent().unwrap_or(Path::new("/"));
+                match self.room(directory, directory) {
+                    Ok(bytes) => place.available = Some(bytes),
+                    Err(why) => place.unusable = Some(why),
+                }
+            }
             // Such as a symbolic link, which many packages of firmware have.
             Err(error) => {
                 place.content = Some(Content::Unknown { why: error.message().to_owned() });

@@ -6,13 +6,16 @@
 
 mod alone;
 mod annotation;
+mod certificate;
 pub(crate) mod destination;
 mod guest_files;
 pub(crate) mod ports;
 mod process;
+pub(crate) mod room;
 pub(crate) mod setup;
 mod source;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::path::Path;
 
@@ -23,10 +26,10 @@ use qcow::{CancelToken, Observer};
 use crate::domain::{XmlDisk, XmlDomain, parse};
 use crate::driver::Hypervisor;
 use crate::facts::{
-    ChainFacts, Content, DiskFacts, DomainFacts, DomainState, Facts, HostFacts, LayerFacts, Source,
-    Storage, TargetFacts, XmlChain,
+    ChainFacts, Content, DiskFacts, DomainFacts, DomainState, Facts, HostFacts, LayerFacts,
+    MissingDirectory, Source, Storage, TargetFacts, XmlChain,
 };
-use crate::plan::{Policy, base_copy_name};
+use crate::plan::{Policy, Style, base_copy_name};
 use crate::store::{Store, Wanted};
 use crate::{Error, Result, host};
 
@@ -114,20 +117,30 @@ pub fn probe(hosts: &Hosts<'_>, domain: &str, probing: &Probing<'_>) -> Result<P
     let clash = clash(hosts.destination, &domain)?;
     let runs = matches!(domain.state, DomainState::Running | DomainState::Paused);
     let mut pinned = PinnedFiles::of_guest(runs);
-    let probe = Disks { hosts, probing, files: files(hosts.source_root, &domain) };
+    let files = files(hosts.source_root, &domain);
+    let probe = Disks { hosts, probing, files, missing: RefCell::default() };
     let disks = probe.all(&domain, &mut pinned)?;
     let files = probe.guest_files(&domain, &pinned)?;
-    Ok(Probed { facts: Facts { source, destination, domain, clash, disks, files }, pinned })
+    let missing = probe.missing.into_inner();
+    Ok(Probed {
+        facts: Facts { source, destination, domain, clash, disks, files, missing },
+        pinned,
+    })
 }
 
 /// The images of the guest are files of its host: only there can they be read.
+///
+/// # Errors
+/// [`Refused`](crate::ErrorKind::Refused) on any other machine.
 pub(crate) fn is_this_machine(source: &HostFacts) -> Result<()> {
     if host::is_local(source) {
         return Ok(());
     }
     let this_host = host::name();
-    Err(Error::environment(format!("the guest is on {}, and this is {this_host}", source.hostname))
-        .hint(crate::Remedy::RunOnGuestsHost))
+    let host = &source.hostname;
+    let message =
+        format!("the guest is on {host}, and this is {this_host}: its images are files there");
+    Err(Error::refused(message).hint(crate::Remedy::RunOnGuestsHost(host.clone())))
 }
 
 fn clash(destination: &dyn Hypervisor, domain: &DomainFacts) -> Result<Option<String>> {
@@ -152,6 +165,8 @@ struct Disks<'a> {
     hosts: &'a Hosts<'a>,
     probing: &'a Probing<'a>,
     files: SourceFiles,
+    /// Directories that the destination does not have.
+    missing: RefCell<Vec<MissingDirectory>>,
 }
 
 impl Disks<'_> {
@@ -247,7 +262,14 @@ impl Disks<'_> {
             ),
             Err(_) => Storage::Distinct,
         };
-        let mut facts = destination::place(store, policy, target, storage, Some(chain))?;
+        let room = self.room(&destination, &named);
+        let mut facts = destination::place(store, policy, target, storage, Some(chain), room)?;
+        if let (Style::Thin, Some(base), Some(own)) =
+            (policy.style, &facts.base_path, chain.layers.get(1))
+        {
+            // Whether a backing file can be made there shows when it has to be.
+            let _ = self.room(&directory(base), &directory(&own.path));
+        }
         if disk.readonly && facts.storage != Storage::Shared && chain.layers.len() == 1 {
             self.medium(&mut facts, &chain.layers, pinned)?;
         }

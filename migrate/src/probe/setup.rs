@@ -6,7 +6,8 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::facts::Setup;
+use super::certificate;
+use crate::facts::{CertificateFile, Setup};
 use crate::{Error, Result};
 
 /// Where libvirt's QEMU driver is told what it shall do.
@@ -27,7 +28,24 @@ pub(crate) const CLIENT: [&str; 2] = ["client-cert.pem", "client-key.pem"];
 /// Looks at the host that this program runs on.
 pub(crate) fn of_this_host() -> Result<Setup> {
     let exists = |path: &str| Path::new(path).exists();
-    Ok(Setup { clock_ns: now(), ..read(&text_of(Path::new(QEMU_CONF))?, &exists) })
+    let setup = read(&text_of(Path::new(QEMU_CONF))?, &exists);
+    let certificates = [CA, SERVER[0], CLIENT[0]]
+        .into_iter()
+        .filter(|name| setup.tls_files.iter().any(|file| file == name))
+        .map(|name| certificate_file(&setup.tls_directory, name))
+        .collect();
+    Ok(Setup { clock_ns: now(), certificates, ..setup })
+}
+
+fn certificate_file(directory: &str, name: &str) -> CertificateFile {
+    let text = text_of(&Path::new(directory).join(name));
+    let parsed =
+        text.map_err(|error| error.message().to_owned()).and_then(|text| certificate::parse(&text));
+    let (certificate, unreadable) = match parsed {
+        Ok(certificate) => (Some(certificate), None),
+        Err(why) => (None, Some(why)),
+    };
+    CertificateFile { name: name.to_owned(), certificate, unreadable }
 }
 
 /// Nothing, if there is no such file. What cannot be read may say anything.
@@ -73,6 +91,7 @@ fn read(text: &str, exists: &dyn Fn(&str) -> bool) -> Setup {
             .or_else(|| flag("default_tls_x509_verify"))
             .unwrap_or(true),
         tls_files: tls_files.map(str::to_owned).collect(),
+        certificates: Vec::new(),
         tls_directory,
     }
 }

@@ -44,7 +44,7 @@ impl Run<'_> {
     pub(super) fn targets_are_still_ours(&self) -> Result<()> {
         for made in &self.journal.transaction().objects {
             let Some(identity) = &made.identity else { continue };
-            if made.host == Side::Destination {
+            if made.host == Side::Destination && !made.directory {
                 self.is_still_there(&made.path, identity)?;
             }
         }

@@ -12,6 +12,7 @@
 //! - when bytes reach stable storage: libvirt does not promise that for uploads.
 
 mod chain;
+mod directory;
 mod proof;
 mod transfer;
 mod volume;
@@ -34,7 +35,7 @@ use super::{Mode, Store, StoreLayer, Wanted};
 use crate::driver::libvirt::raw::Failure;
 use crate::driver::libvirt::{Connection, Use, is, patiently, unless};
 use crate::driver::libvirt_errors::code;
-use crate::facts::{Content, Identity, ObjectFacts};
+use crate::facts::{Content, DirectoryRights, Identity, ObjectFacts};
 use crate::{Error, Result};
 
 /// Kinds of pools whose volumes are files in a directory.
@@ -436,6 +437,28 @@ impl Store for LibvirtStore {
                 unknown("the files differ; whether the disks do cannot be told through libvirt")
             }
         }
+    }
+
+    fn is_directory(&self, path: &Path) -> Result<bool> {
+        let text = path.to_str().unwrap_or_default();
+        Ok(self.steadily(|| self.find_pool(text))?.is_some())
+    }
+
+    fn labels_directories(&self) -> bool {
+        false
+    }
+
+    fn make_directory(&self, path: &Path, rights: &DirectoryRights) -> Result<Identity> {
+        self.make(path, rights)
+    }
+
+    fn name_directory(&self, from: &Path, to: &Path, _: &Identity) -> Result<bool> {
+        let (from, to) = (from.display(), to.display());
+        Err(self.wrong(format!("libvirt cannot give {from} the name {to}")))
+    }
+
+    fn remove_directory(&self, path: &Path, _: &Identity) -> Result<bool> {
+        LibvirtStore::remove(self, path)
     }
 
     /// Times are all there is to tell one object from another, and a copy changes them. What this store made, or a

@@ -14,16 +14,16 @@ use qcow::image::Image;
 use qcow::io::{Access, FileStorage, Storage, rename_to_free_name, sync_directory};
 use qcow::ops::digest::{Manifest, tree_hash};
 use qcow::{CancelToken, ErrorKind, Observer, Silent};
-use rustix::fs::{AtFlags, Dir, FileType, StatxFlags};
+use rustix::fs::{AtFlags, Dir, FileType};
 use rustix::io::Errno;
 
 use super::content::{Content, Sink, temporary};
 use super::holders::{holder, soon};
 use super::partial::Partial;
 use super::root::{Pinned, Root, failed, identity_of, is_still};
-use super::{Mode, Part, Store, StoreLayer, Wanted};
-use crate::facts::{self, Identity, ImageFacts, NamedLayer, ObjectFacts};
-use crate::fs::{fd_path, nanoseconds};
+use super::{Mode, Part, Store, StoreLayer, Wanted, directory};
+use crate::facts::{self, DirectoryRights, Identity, ImageFacts, NamedLayer, ObjectFacts};
+use crate::fs::fd_path;
 use crate::{Error, Result};
 
 /// The files below a directory, whose paths begin at it. Nothing outside can be reached, by no path
@@ -301,6 +301,26 @@ impl Store for LocalStore {
         part.digest(&chain, observer, cancel).map(Some)
     }
 
+    fn is_directory(&self, path: &Path) -> Result<bool> {
+        directory::exists(&self.root, path)
+    }
+
+    fn temporary_directory(&self, path: &Path) -> Result<Option<PathBuf>> {
+        directory::unnamed(path)
+    }
+
+    fn make_directory(&self, path: &Path, rights: &DirectoryRights) -> Result<Identity> {
+        directory::make(&self.root, path, rights)
+    }
+
+    fn name_directory(&self, from: &Path, to: &Path, made: &Identity) -> Result<bool> {
+        directory::name(&self.root, from, to, made)
+    }
+
+    fn remove_directory(&self, path: &Path, made: &Identity) -> Result<bool> {
+        directory::remove(&self.root, path, made)
+    }
+
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool> {
         let Some(pinned) = self.root.pin(path)? else { return Ok(false) };
         let (directory, name) = self.root.parent(path)?;
@@ -308,7 +328,7 @@ impl Store for LocalStore {
         let status = pinned.status();
         if (status.st_dev, status.st_ino) != (device, inode)
             || FileType::from_raw_mode(status.st_mode) != FileType::RegularFile
-            || born(&pinned, path)?.is_some_and(|born| born > made.ctime_ns)
+            || pinned.born(path)?.is_some_and(|born| born > made.ctime_ns)
         {
             return Err(replaced(path));
         }
@@ -401,17 +421,6 @@ fn numbers(made: &Identity, path: &Path) -> Result<(u64, u64)> {
     made.device.zip(made.inode).ok_or_else(|| {
         Error::refused(format!("{}: nothing proves that we made it", path.display()))
     })
-}
-
-/// When the object came to be, where the file system knows. A number may have been given to another
-/// object since.
-fn born(pinned: &Pinned, path: &Path) -> Result<Option<i64>> {
-    let file = pinned.open(path)?;
-    let status = rustix::fs::statx(&file, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME)
-        .map_err(|error| failed("could not read the status", path, error))?;
-    let known = status.stx_mask & StatxFlags::BTIME.bits() != 0;
-    let time = status.stx_btime;
-    Ok(known.then(|| nanoseconds(time.tv_sec, time.tv_nsec.into())))
 }
 
 fn replaced(path: &Path) -> Error {

@@ -6,6 +6,7 @@
 
 mod connection;
 pub(crate) mod content;
+pub(crate) mod directory;
 pub(crate) mod holders;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
@@ -23,7 +24,7 @@ use qcow::{CancelToken, Observer};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::facts::{Identity, NamedLayer, ObjectFacts};
+use crate::facts::{DirectoryRights, Identity, NamedLayer, ObjectFacts};
 
 pub use local::LocalStore;
 pub use remote::RemoteStore;
@@ -159,6 +160,44 @@ pub trait Store: Send + Sync {
     /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it is another object by
     /// now, or a process has it open.
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool>;
+
+    /// Whether there is a directory at `path`.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); also if something else is there.
+    fn is_directory(&self, path: &Path) -> Result<bool>;
+
+    /// Whether the directories that it makes have their SELinux label.
+    fn labels_directories(&self) -> bool {
+        true
+    }
+
+    /// The name under which the directory `path` is made before [`name_directory`](Self::name_directory); `None` if
+    /// it is made under its own.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look).
+    fn temporary_directory(&self, _path: &Path) -> Result<Option<PathBuf>> {
+        Ok(None)
+    }
+
+    /// Makes a directory with these rights, in one that exists, on stable storage.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if something is there.
+    fn make_directory(&self, path: &Path, rights: &DirectoryRights) -> Result<Identity>;
+
+    /// Gives a directory that was made another name beside it. `Ok(false)` if something has that name.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it is another directory by now.
+    fn name_directory(&self, from: &Path, to: &Path, made: &Identity) -> Result<bool>;
+
+    /// Removes a directory that we made, if it is empty. `Ok(false)` if nothing is there.
+    ///
+    /// # Errors
+    /// See [`look`](Self::look); [`Refused`](crate::ErrorKind::Refused) if it is not empty, or another one by now.
+    fn remove_directory(&self, path: &Path, made: &Identity) -> Result<bool>;
 }
 
 /// Who may do what with a new file.

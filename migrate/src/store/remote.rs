@@ -13,10 +13,10 @@ use serde::de::DeserializeOwned;
 use super::connection::{Connection, PATIENCE, Trouble};
 use super::content::{Content, PIECE, Piece, Sink, temporary};
 use super::local::{Copy, compared};
-use super::{Mode, Part, Store, StoreLayer, Wanted};
+use super::{Mode, Part, Store, StoreLayer, Wanted, directory};
 use crate::agent::message::{Reply, Request, cut, error_of};
 use crate::agent::wire::{self, Frame, garbage};
-use crate::facts::{self, Identity, ObjectFacts, Setup};
+use crate::facts::{self, DirectoryRights, Identity, ObjectFacts, Setup};
 use crate::{Error, ErrorKind, Result};
 
 /// The files of another host, where this program runs as `qcowtool agent`. When a connection breaks, what
@@ -261,6 +261,27 @@ impl Store for RemoteStore {
 
     fn remove(&self, path: &Path, made: &Identity) -> Result<bool> {
         self.ask(&Request::Remove { path: path.to_path_buf(), made: *made })
+    }
+
+    fn is_directory(&self, path: &Path) -> Result<bool> {
+        self.ask(&Request::IsDirectory { path: path.to_path_buf() })
+    }
+
+    fn temporary_directory(&self, path: &Path) -> Result<Option<PathBuf>> {
+        directory::unnamed(path)
+    }
+
+    fn make_directory(&self, path: &Path, rights: &DirectoryRights) -> Result<Identity> {
+        self.ask(&Request::MakeDirectory { path: path.to_path_buf(), rights: rights.clone() })
+    }
+
+    fn name_directory(&self, from: &Path, to: &Path, made: &Identity) -> Result<bool> {
+        let (from, to) = (from.to_path_buf(), to.to_path_buf());
+        self.ask(&Request::NameDirectory { from, to, made: *made })
+    }
+
+    fn remove_directory(&self, path: &Path, made: &Identity) -> Result<bool> {
+        self.ask(&Request::RemoveDirectory { path: path.to_path_buf(), made: *made })
     }
 }
 

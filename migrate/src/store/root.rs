@@ -5,15 +5,15 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use qcow::io::{FileStorage, OpenedAs, Storage};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, StatxFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::facts::Identity;
-use crate::fs::fd_path;
+use crate::fs::{fd_path, nanoseconds};
 use crate::{Error, Result};
 
 /// The kernel gives up where directories are renamed meanwhile; the number of further attempts.
@@ -73,6 +73,12 @@ impl Root {
         absolute(path)?;
         self.at(path, OFlags::RDONLY | OFlags::DIRECTORY)
             .map_err(|error| failed("could not open the directory", path, error))
+    }
+
+    /// As [`directory`](Self::directory), with the system's own error.
+    pub(super) fn open_directory(&self, path: &Path) -> Result<rustix::io::Result<OwnedFd>> {
+        absolute(path)?;
+        Ok(self.at(path, OFlags::RDONLY | OFlags::DIRECTORY))
     }
 
     /// The directory that `path` is in, and its name there.
@@ -142,10 +148,23 @@ impl Pinned {
             .map_err(|error| failed("could not open it for reading", path, error))
     }
 
+    /// When it came to be, where the file system knows. A number may have been given to another object since.
+    pub(super) fn born(&self, path: &Path) -> Result<Option<i64>> {
+        born(&self.open(path)?).map_err(|error| failed("could not read the status", path, error))
+    }
+
     /// Opens it as something that images can be read from.
     pub(super) fn storage(&self, path: &Path) -> Result<FileStorage> {
         Ok(FileStorage::from_file(self.open(path)?).map_err(|error| error.file(path))?)
     }
+}
+
+/// When an open object came to be, where the file system knows.
+pub(super) fn born(object: &impl AsFd) -> rustix::io::Result<Option<i64>> {
+    let status = rustix::fs::statx(object, c"", AtFlags::EMPTY_PATH, StatxFlags::BTIME)?;
+    let known = status.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let time = status.stx_btime;
+    Ok(known.then(|| nanoseconds(time.tv_sec, time.tv_nsec.into())))
 }
 
 /// Which object an open file is. Block devices are told by their number, because two nodes with one

@@ -29,6 +29,7 @@ fn plan() -> Plan {
         migrate_disks: vec!["vda".to_owned()],
         detect_zeroes: vec![],
         bandwidth_mib: None,
+        directories: vec![],
         disks: vec![],
         files: vec![],
         destination_xml: "<domain/>\n".to_owned(),
@@ -146,6 +147,7 @@ fn run(world: &World, disks: usize, steps: usize) -> Crash {
             path: path.clone(),
             temporary: temporary.clone(),
             proof: None,
+            directory: false,
         };
         write!(intended);
         step!();
@@ -351,7 +353,13 @@ fn victim() {
         let content = content(&format!("disk {disk}"));
         let temporary = store.temporary(&path, &content).unwrap();
         journal
-            .write(Record::Intended { host, path: path.clone(), temporary, proof: None })
+            .write(Record::Intended {
+                host,
+                path: path.clone(),
+                temporary,
+                proof: None,
+                directory: false,
+            })
             .unwrap();
         let cancel = CancelToken::new();
         let identity = store.put(&path, &content, Mode::Private, &Silent, &cancel).unwrap();

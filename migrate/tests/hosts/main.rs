@@ -15,6 +15,7 @@ mod libvirt_hosts;
 mod libvirt_test_driver;
 mod memory;
 mod store_common;
+mod store_directories;
 mod store_local;
 mod store_protocol;
 mod store_remote;

@@ -43,13 +43,13 @@ fn try_connect(far: &Host, cut: u64) -> migrate::Result<(RemoteStore, Line)> {
     Ok((store, Line { sent, far }))
 }
 
-fn connect(far: &Host, cut: u64) -> (RemoteStore, Line) {
+pub(crate) fn connect(far: &Host, cut: u64) -> (RemoteStore, Line) {
     try_connect(far, cut).unwrap()
 }
 
-struct Line {
+pub(crate) struct Line {
     sent: Arc<AtomicU64>,
-    far: JoinHandle<migrate::Result<()>>,
+    pub(crate) far: JoinHandle<migrate::Result<()>>,
 }
 
 fn forward(mut from: PipeReader, mut to: PipeWriter, cut: u64, count: &AtomicU64) {
@@ -63,7 +63,7 @@ fn forward(mut from: PipeReader, mut to: PipeWriter, cut: u64, count: &AtomicU64
     }
 }
 
-const WHOLE: u64 = u64::MAX;
+pub(crate) const WHOLE: u64 = u64::MAX;
 
 #[test]
 fn the_far_end_does_what_the_near_end_would_do() {

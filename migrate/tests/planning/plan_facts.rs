@@ -137,6 +137,7 @@ pub(crate) fn base(path: &str) -> BaseFacts {
 /// A running guest with `disks`.
 pub(crate) fn guest(disks: Vec<DiskFacts>) -> Facts {
     Facts {
+        missing: vec![],
         source: host("here"),
         destination: host("there"),
         domain: DomainFacts {

@@ -43,6 +43,7 @@ fn set_up() -> Setup {
         migration_host: None,
         tls_directory: "/etc/pki/qemu".into(),
         tls_verifies: true,
+        certificates: vec![],
         tls_files: files.into_iter().chain(["client-key.pem"]).map(str::to_owned).collect(),
     }
 }
@@ -128,6 +129,23 @@ fn all_is_green_where_all_is_well() {
     assert_eq!(found, expected);
 }
 
+/// Certificates at the destination that are in order at second 1, but for what is changed in this one.
+fn certificates(seeing: &mut Seeing, name: &str, change: fn(&mut Certificate)) {
+    let setup = &mut seeing.setup.as_mut().unwrap().destination;
+    setup.clock_ns = 1_000_000_000;
+    setup.certificates = ["ca-cert.pem", "server-cert.pem"]
+        .map(|file| {
+            let names = vec!["there".to_owned()];
+            let mut certificate = Certificate { not_before: 0, not_after: 2, names };
+            if file == name {
+                change(&mut certificate);
+            }
+            let unreadable = Some("it has no certificate".to_owned());
+            CertificateFile { name: file.into(), certificate: Some(certificate), unreadable }
+        })
+        .to_vec();
+}
+
 /// A check between the hosts, what it turns to, and what turns it.
 type Turn = (&'static str, Is, fn(&mut Seeing));
 
@@ -165,6 +183,16 @@ fn each_check_between_the_hosts_turns_for_what_it_is_about_and_no_other_does() {
                 .tls_files
                 .retain(|name| name != "server-key.pem");
         }),
+        ("tls", Is::Red, |it| certificates(it, "server-cert.pem", |it| it.not_before = 2)),
+        ("tls", Is::Red, |it| certificates(it, "server-cert.pem", |it| it.not_after = 0)),
+        ("tls", Is::Red, |it| certificates(it, "ca-cert.pem", |it| it.not_after = 0)),
+        ("tls", Is::Red, |it| {
+            certificates(it, "server-cert.pem", |it| it.names = vec!["x".into()])
+        }),
+        ("tls", Is::Red, |it| {
+            certificates(it, "server-cert.pem", |_| {});
+            it.setup.as_mut().unwrap().destination.certificates[1].certificate = None;
+        }),
         ("clock", Is::Red, |it| it.setup.as_mut().unwrap().ahead_ns = 2_100_000_000),
         ("clock", Is::Red, |it| it.setup.as_mut().unwrap().ahead_ns = -2_100_000_000),
     ];
@@ -195,6 +223,12 @@ fn what_turns_no_check() {
             setups.destination.tls_verifies = false;
             setups.source.tls_files.retain(|name| name == "ca-cert.pem");
             setups.destination.tls_files.retain(|name| !name.starts_with("client"));
+        }),
+        // Certificates that are in order.
+        ("tls", |it| certificates(it, "", |_| {})),
+        ("tls", |it| {
+            certificates(it, "server-cert.pem", |it| it.names = vec!["x".into()]);
+            it.paths.to_destination.as_mut().unwrap().host = "x".into();
         }),
         // It may as well be the time that the asking took.
         ("clock", |it| {
@@ -541,4 +575,20 @@ fn a_directory_that_is_created_or_mapped_is_no_obstacle_any_more() {
     assert_eq!(of(&judge(&seeing, &wishes())), Some(Remedy::MakeDirectory));
     seeing.directories.insert(NEW.into(), room("device 1", 100 * SIZE));
     assert_eq!(of(&judge(&seeing, &wishes())), None);
+}
+
+#[test]
+fn a_directory_that_is_missing_is_an_obstacle_unless_it_may_be_made() {
+    let mut seeing = one();
+    let facts = &mut seeing.guests[0].found.as_mut().unwrap().facts;
+    let rights = DirectoryRights { mode: 0o711, owner: 0, group: 0, label: None };
+    facts.missing = vec![MissingDirectory { path: NEW.into(), rights }];
+    let directory = |seeing: &Seeing, policy: &Policy| {
+        let report = judge(seeing, policy);
+        let place = report.places.iter().find(|place| place.directory == std::path::Path::new(NEW));
+        check(&place.unwrap().checks, "directory").clone()
+    };
+    let refused = directory(&seeing, &wishes());
+    assert_eq!((refused.is, refused.way_out), (Is::Red, Some(Remedy::AllowDirectory)));
+    assert_eq!(directory(&seeing, &wishes().make_directories(true)).is, Is::Green);
 }

@@ -46,6 +46,28 @@ const PLANS: &[(Remedy, Change, Change)] = &[
         let place = destination(&mut facts.disks[0]);
         (place.path, place.object) = ("/free/vda.iso".into(), None);
     }),
+    (Remedy::AllowDirectory, no_directory, |_, policy| policy.make_directories = true),
+    (Remedy::AllowDirectory, no_directory, |facts, _| facts.missing.clear()),
+    (Remedy::AllowDirectory, no_directory, |facts, _| {
+        destination(&mut facts.disks[0]).path = "/other/vda.qcow2".into();
+    }),
+    (
+        Remedy::AllowDirectory,
+        |facts, policy| {
+            destination(&mut facts.disks[0]).base_path = Some("/bases/base.qcow2".into());
+            (facts.missing, policy.style) = (vec![missing("/bases")], Style::Thin);
+        },
+        |_, policy| policy.make_directories = true,
+    ),
+    (
+        Remedy::EjectOrAllowDirectory,
+        |facts, policy| {
+            occupied_medium(facts, policy);
+            destination(&mut facts.disks[0]).object = None;
+            no_directory(facts, policy);
+        },
+        |_, policy| policy.make_directories = true,
+    ),
     (Remedy::AllowDepth, |_, policy| policy.max_depth = 1, |_, policy| policy.max_depth = 2),
     (
         Remedy::AllowDataFile,
@@ -87,6 +109,15 @@ fn there() -> ObjectFacts {
         image: Some(ImageFacts { format: Format::Qcow2, virtual_size: SIZE }),
         in_use: None,
     }
+}
+
+fn missing(path: &str) -> MissingDirectory {
+    let rights = DirectoryRights { mode: 0o711, owner: 0, group: 0, label: None };
+    MissingDirectory { path: path.into(), rights }
+}
+
+fn no_directory(facts: &mut Facts, _: &mut Policy) {
+    facts.missing = vec![missing("/new")];
 }
 
 fn on_shared_storage(facts: &mut Facts) {

@@ -104,6 +104,10 @@ pub(crate) struct PolicyArgs {
     #[arg(long)]
     eject: bool,
 
+    /// Make directories that the destination lacks, with owner, mode and SELinux label of the source's
+    #[arg(long)]
+    mkdir: bool,
+
     /// Refuse a chain with more images than this
     #[arg(long, value_name = "N", default_value_t = 16,
           value_parser = clap::value_parser!(u64).range(1..=200))]
@@ -333,6 +337,7 @@ impl PolicyArgs {
             .drop_internal_snapshots(self.drop_internal_snapshots)
             .allow_data_file(self.allow_data_file)
             .eject(self.eject)
+            .make_directories(self.mkdir)
             .max_depth(usize::try_from(self.max_depth).unwrap_or(usize::MAX))
             .verify(match self.verify {
                 VerifyArg::None => Verify::None,

@@ -26,6 +26,13 @@ const REMEDIES: &[(&str, &str)] = &[
         "migrate/tests/planning/preflight.rs \
          a_directory_that_is_created_or_mapped_is_no_obstacle_any_more",
     ),
+    ("AllowDirectory", PLANS),
+    (
+        "AllowDirectoryOfFile",
+        "tests/migrate/directories/guest_files.rs \
+         nvram_without_a_directory_there_is_refused_and_making_it_helps",
+    ),
+    ("EjectOrAllowDirectory", PLANS),
     ("Adopt", PLANS),
     ("Eject", PLANS),
     ("AllowDepth", PLANS),
@@ -48,8 +55,10 @@ const REMEDIES: &[(&str, &str)] = &[
     ("CopyInFull", CHECKS),
     ("NoSyncWrites", CHECKS),
     ("SetUpTls", CHECKS),
-    // It needs a libvirt of another host, and the program there.
-    ("RunOnGuestsHost", ""),
+    (
+        "RunOnGuestsHost",
+        "tests/migration/third_machine.rs what_a_third_machine_is_refused_it_does_on_the_guests_host",
+    ),
     ("UseAgent", CHECKS),
     ("StartAgent", AGENT),
     ("OnlyAgent", AGENT),

@@ -101,14 +101,24 @@ fn nvram_of_another_guest_is_not_overwritten_and_moving_it_away_helps() {
 #[test]
 fn nvram_without_a_directory_there_is_refused_and_making_it_helps() {
     needs_qemu!();
-    let hosts = Hosts::with_nvram();
-    let directory = hosts.place("b", NVRAM).parent().unwrap().to_path_buf();
-    fs::remove_dir(&directory).unwrap();
-    let refusals = hosts.refused("plan");
-    assert_eq!(refusals[0]["code"], "F08");
-    assert_eq!(refusals[0]["way-out"], "make its directory there");
-    fs::create_dir(&directory).unwrap();
-    hosts.run("migrate").ok();
+    for allowed in [false, true] {
+        let hosts = Hosts::with_nvram();
+        let directory = hosts.place("b", NVRAM).parent().unwrap().to_path_buf();
+        fs::remove_dir(&directory).unwrap();
+        let refusals = hosts.refused("plan");
+        assert_eq!(refusals[0]["code"], "F08");
+        let way_out = refusals[0]["way-out"].as_str().unwrap();
+        assert!(
+            way_out.starts_with("create its directory there, or") && way_out.contains("--mkdir")
+        );
+        if allowed {
+            hosts.run("migrate --mkdir").ok();
+        } else {
+            fs::create_dir(&directory).unwrap();
+            hosts.run("migrate").ok();
+        }
+        assert_eq!(fs::read(hosts.place("b", NVRAM)).unwrap(), variables());
+    }
 }
 
 #[test]

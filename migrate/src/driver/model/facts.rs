@@ -20,6 +20,7 @@ impl Model {
     pub fn facts(&self, policy: &Policy) -> Facts {
         let state = if self.running { DomainState::Running } else { DomainState::ShutOff };
         Facts {
+            missing: Vec::new(),
             source: host("here"),
             destination: host("there"),
             domain: DomainFacts {

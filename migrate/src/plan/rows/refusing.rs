@@ -34,6 +34,7 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
     }
     let path = source_path(&disk.disk.source)?;
     let removable = cdrom || disk.disk.device == Device::Floppy;
+    let mut way_out = Remedy::Eject;
     let problem = match disk.destination() {
         Some(destination) => {
             let stays = destination.storage == Storage::Shared && destination.path == path;
@@ -52,8 +53,11 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
                 return skip("a read-only medium that is proven to be at the destination too");
             } else if destination.object.is_some() {
                 format!("the destination has another '{}' already", destination.path.display())
-            } else if let Some(why) = &destination.unusable {
-                why.clone()
+            } else if let Some((why, remedy)) = disk.obstacle() {
+                if remedy == Remedy::AllowDirectory {
+                    way_out = Remedy::EjectOrAllowDirectory;
+                }
+                why
             } else if disk.layers().len() != 1
                 || disk.chain().is_none_or(|chain| chain.missing.is_some())
                 || disk.top().is_none_or(|top| top.block_device || top.deleted)
@@ -79,7 +83,7 @@ pub(super) fn read_only(disk: &Disk<'_>) -> Option<Verdict> {
             "the read-only medium '{}' cannot be had at the destination: {problem}",
             path.display()
         ),
-        Remedy::Eject,
+        way_out,
     )
 }
 
@@ -321,10 +325,10 @@ pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
 /// `PlaceUnusable`: the place cannot be written to, or two disks would go to one.
 pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
     let destination = disk.destination()?;
-    if let Some(why) = &destination.unusable {
+    if let Some((why, way_out)) = disk.obstacle() {
         return refuse(
             format!("'{}' cannot be made at the destination: {why}", destination.path.display()),
-            "make the directory, or map the path to another one",
+            way_out,
         );
     }
     let twin = disk.facts.disks.iter().find(|other| {

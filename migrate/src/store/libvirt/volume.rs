@@ -5,7 +5,7 @@ use std::path::Path;
 use qcow::chain::Format;
 
 use crate::driver::libvirt::xml::{child, document, text};
-use crate::facts::{Identity, ImageFacts};
+use crate::facts::{DirectoryRights, Identity, ImageFacts};
 use crate::store::Mode;
 use crate::{Error, Result};
 
@@ -94,6 +94,21 @@ pub(super) fn new_pool(name: &str, directory: &str) -> String {
         escaped(name),
         escaped(directory)
     )
+}
+
+/// The XML of a pool over a directory that is made with these rights.
+pub(super) fn pool_with_rights(
+    name: &str,
+    directory: &str,
+    rights: Option<&DirectoryRights>,
+) -> String {
+    let permissions = rights.map_or_else(String::new, |rights| {
+        format!(
+            "<permissions><mode>{:04o}</mode><owner>{}</owner><group>{}</group></permissions>",
+            rights.mode, rights.owner, rights.group
+        )
+    });
+    new_pool(name, directory).replace("</target>", &format!("{permissions}</target>"))
 }
 
 /// A pool's kind and directory.
