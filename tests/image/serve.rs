@@ -43,7 +43,7 @@ impl Served {
     }
 
     /// `qemu-nbd`, read-only.
-    fn qemu(scratch: &Scratch, arguments: &str, image: &Path) -> Self {
+    pub(crate) fn qemu(scratch: &Scratch, arguments: &str, image: &Path) -> Self {
         let socket = scratch.path("qemu.sock");
         let _ = fs::remove_file(&socket);
         let mut command = Command::new("qemu-nbd");
@@ -55,7 +55,7 @@ impl Served {
         Self { child, uri: format!("nbd+unix:///?socket={}", socket.display()) }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 

@@ -16,5 +16,6 @@ mod live;
 mod opennebula;
 mod preflight;
 mod rescue;
+mod serving;
 mod trial;
 mod tuning;
