@@ -33,6 +33,7 @@ mod replacing;
 mod resize;
 mod salvage;
 mod serve;
+mod serve_metrics;
 mod serve_qemu;
 mod serve_tls;
 mod snapshot;
