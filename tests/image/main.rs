@@ -34,6 +34,7 @@ mod resize;
 mod salvage;
 mod serve;
 mod serve_metrics;
+mod serve_nbdkit;
 mod serve_qemu;
 mod serve_tls;
 mod snapshot;
