@@ -33,6 +33,7 @@ mod replacing;
 mod resize;
 mod salvage;
 mod serve;
+mod serve_floods;
 mod serve_metrics;
 mod serve_nbdkit;
 mod serve_qemu;
