@@ -10,6 +10,7 @@ mod failure;
 mod format;
 mod left_out;
 mod libvirt;
+mod listen;
 mod losses;
 mod options;
 mod output;

@@ -1,10 +1,11 @@
 //! Exports: disks under the names that clients ask for.
 
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::Backend;
 use crate::connection::Link;
 use crate::context::Context;
+use crate::stats::ExportStats;
 use crate::wire::{MAX_PAYLOAD, TransmissionFlags, cut};
 
 /// A disk under a name.
@@ -16,6 +17,7 @@ pub struct Export {
     backend: Box<dyn Backend>,
     contexts: Vec<Context>,
     multi: bool,
+    stats: Arc<ExportStats>,
     pub(crate) links: Mutex<Vec<Weak<Link>>>,
 }
 
@@ -29,6 +31,7 @@ impl Export {
             backend,
             contexts: vec![Context::Allocation],
             multi: true,
+            stats: Arc::default(),
             links: Mutex::default(),
         }
     }
@@ -61,6 +64,16 @@ impl Export {
     /// Size of the disk in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// What its clients have asked for so far.
+    pub fn stats(&self) -> &Arc<ExportStats> {
+        &self.stats
+    }
+
+    /// Times that its disk was made durable, see [`Backend::syncs`].
+    pub fn syncs(&self) -> u64 {
+        self.backend.syncs()
     }
 
     /// Whether writing is refused.
@@ -108,7 +121,7 @@ impl Export {
     }
 
     /// The connections that use it now.
-    pub(crate) fn links(&self) -> Vec<std::sync::Arc<Link>> {
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|link| link.strong_count() > 0);
         links.iter().filter_map(Weak::upgrade).collect()

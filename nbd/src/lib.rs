@@ -37,7 +37,7 @@ pub use context::{Context, Extents, MAX_EXTENTS, STATE_DIRTY, STATE_HOLE, STATE_
 pub use export::Export;
 pub use listener::Listener;
 pub use server::{Server, ServerOptions};
-pub use stats::{Count, Stats};
+pub use stats::{Count, ExportStats, LATENCY_BOUNDS, Stats};
 #[cfg(feature = "tls")]
 pub use tls::TlsConfig;
 pub use transport::{Socket, Transport, Wait};

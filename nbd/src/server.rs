@@ -142,11 +142,13 @@ impl Server {
     pub fn new(exports: Vec<Export>, options: &ServerOptions) -> io::Result<Self> {
         let alone = options.max_connections == 1;
         let multi = |export: Export| if alone { export.multi_conn(false) } else { export };
+        let exports: Vec<Export> = exports.into_iter().map(multi).collect();
+        let stats = exports.iter().map(|export| Arc::clone(export.stats())).collect();
         let common = Common {
-            exports: exports.into_iter().map(multi).collect(),
+            exports,
             budget: Arc::new(Budget::new(options.payload)),
             pool: Pool::new(options.threads),
-            stats: Arc::default(),
+            stats: Arc::new(Stats::new(stats)),
             handshake: options.handshake,
             #[cfg(feature = "tls")]
             tls: options.tls.clone(),
@@ -159,6 +161,11 @@ impl Server {
     /// What it has done so far.
     pub fn stats(&self) -> Arc<Stats> {
         Arc::clone(&self.common.stats)
+    }
+
+    /// What it serves.
+    pub fn exports(&self) -> &[Export] {
+        &self.common.exports
     }
 
     /// Serves one client, in this thread, until it goes.

@@ -7,6 +7,8 @@
 mod client;
 #[path = "serving/limits.rs"]
 mod limits;
+#[path = "serving/power.rs"]
+mod power;
 #[path = "serving/writing.rs"]
 mod writing;
 

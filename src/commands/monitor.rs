@@ -22,12 +22,13 @@ use serde::Serialize;
 use crate::args::{OutputArgs, exit_codes};
 use crate::commands::audit::hosts;
 use crate::failure::Failure;
+use crate::listen::parse_listen;
 use crate::output::{OutputFormat, eprint_line, print, print_json};
 use crate::signals::Watch;
 
 use self::board::Board;
 use self::scanner::Scanner;
-use self::server::{Server, Site, parse_listen};
+use self::server::{Server, Site};
 use self::watching::Bell;
 
 /// A scan that hangs, on a host that does not answer, does not keep the program.

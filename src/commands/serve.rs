@@ -1,9 +1,13 @@
 //! `qcowtool serve`: disks over NBD, until a signal comes.
 
 mod exports;
+mod http;
+mod metrics;
 mod sockets;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use clap::Args;
 use nbd::{Server, ServerOptions};
@@ -12,12 +16,14 @@ use serde::Serialize;
 
 use crate::args::{Common, PartArgs, SourceArgs, exit_codes};
 use crate::failure::Failure;
+use crate::listen::parse_listen;
 use crate::output::{OutputFormat, eprint_line, print, print_json, warn_line};
 use crate::sandbox::Plan;
 use crate::session::Session;
 use crate::signals::Watch;
 
 use exports::Exports;
+use http::TextServer;
 use sockets::Sockets;
 
 /// Help heading of the options about what clients see.
@@ -105,6 +111,10 @@ pub(crate) struct Serve {
     #[arg(long)]
     exit_after_last: bool,
 
+    /// Offer metrics for Prometheus over HTTP on this loopback port, or on this address and port; port 0 chooses a free one
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_listen)]
+    metrics: Option<SocketAddr>,
+
     /// Write the process number to FILE when clients can connect; it is removed at the end
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -121,6 +131,9 @@ struct Serving {
     /// One for each export and socket.
     uris: Vec<String>,
     exports: Vec<exports::Shown>,
+    /// Where the metrics are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
 }
 
 impl Serve {
@@ -130,6 +143,7 @@ impl Serve {
         let watch = Watch::start()?;
         let until = watch.readable()?;
         let sockets = Sockets::open(&self.socket, &self.listen)?;
+        let metrics = self.metrics.map(TextServer::open).transpose()?;
         let options = self.options()?;
         let uris = sockets.uris(&wanted.names(), self.is_encrypted());
         let session = Session::start(&self.common, self.plan(&wanted))?;
@@ -140,8 +154,14 @@ impl Serve {
         let server = Server::new(exports, &options).map_err(failed)?;
         let _pid_file = self.pid_file.as_deref().map(PidFile::write).transpose()?;
         session.all_is_open()?;
-        self.tell(Serving { uris, exports: shown })?;
-        let ended = server.run(sockets.listeners(), &until).map_err(failed);
+        self.tell(Serving {
+            uris,
+            exports: shown,
+            metrics: metrics.as_ref().map(TextServer::url),
+        })?;
+        let ended =
+            with_metrics(&server, metrics.as_ref(), || server.run(sockets.listeners(), &until))
+                .map_err(failed);
         let stats = server.stats();
         let closed = server.close();
         stats.take_messages().iter().for_each(warn_line);
@@ -183,10 +203,30 @@ impl Serve {
             OutputFormat::Json => print_json(&serving),
             OutputFormat::Human if self.common.verbosity.quiet => Ok(()),
             OutputFormat::Human => {
-                serving.uris.iter().try_for_each(|uri| print(format_args!("serving: {uri}\n")))
+                serving.uris.iter().try_for_each(|uri| print(format_args!("serving: {uri}\n")))?;
+                let metrics = serving.metrics.iter();
+                metrics.map(|url| format!("metrics: {url}\n")).try_for_each(print)
             }
         }
     }
+}
+
+/// Offers the metrics while `run` does its work.
+fn with_metrics(
+    server: &Server,
+    metrics: Option<&TextServer>,
+    run: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let Some(metrics) = metrics else { return run() };
+    thread::scope(|scope| {
+        let text = || metrics::metrics(server.exports());
+        thread::Builder::new()
+            .name("metrics".to_owned())
+            .spawn_scoped(scope, move || metrics.serve(text))?;
+        let result = run();
+        metrics.stop();
+        result
+    })
 }
 
 /// A file with this process' number, as long as it serves.

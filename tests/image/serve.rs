@@ -43,7 +43,7 @@ impl Served {
     }
 
     /// `qemu-nbd`, read-only.
-    fn qemu(scratch: &Scratch, arguments: &str, image: &Path) -> Self {
+    pub(crate) fn qemu(scratch: &Scratch, arguments: &str, image: &Path) -> Self {
         let socket = scratch.path("qemu.sock");
         let _ = fs::remove_file(&socket);
         let mut command = Command::new("qemu-nbd");
@@ -55,13 +55,22 @@ impl Served {
         Self { child, uri: format!("nbd+unix:///?socket={}", socket.display()) }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it as an operator does; its exit code.
-    pub(crate) fn end(mut self) -> Option<i32> {
+    pub(crate) fn end(self) -> Option<i32> {
         self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Its exit code, when it ends.
+    pub(crate) fn wait(mut self) -> Option<i32> {
         self.child.wait().unwrap().code()
     }
 }

@@ -18,6 +18,8 @@ mod mkdir;
 mod opennebula;
 mod preflight;
 mod rescue;
+
+mod serving;
 mod third_machine;
 mod trial;
 mod tuning;

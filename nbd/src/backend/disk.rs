@@ -1,5 +1,7 @@
 //! A disk that is read and written.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use qcow::chain::Chain;
 use qcow::disk::{Disk, RangeKind};
 use qcow::io::Zeroes;
@@ -14,17 +16,20 @@ const PIECE: u64 = 1 << 30;
 
 /// A [`Disk`], read-write. Its locks are held until the server closes it.
 #[derive(Debug)]
-pub struct DiskBackend(Disk);
+pub struct DiskBackend {
+    disk: Disk,
+    flushes: AtomicU64,
+}
 
 impl DiskBackend {
     /// What is written goes to `disk`.
     pub fn new(disk: Disk) -> Self {
-        Self(disk)
+        Self { disk, flushes: AtomicU64::new(0) }
     }
 
     /// The part of the image itself, and of what it is backed by where the image has nothing.
     fn piece(&self, context: &Context, at: u64, len: u64, found: &mut Extents) -> Result<bool> {
-        for range in self.0.ranges(at, len)? {
+        for range in self.disk.ranges(at, len)? {
             let (flags, depth) = match range.kind {
                 RangeKind::Zero => (STATE_HOLE | STATE_ZERO, 1),
                 RangeKind::Backing => {
@@ -44,7 +49,7 @@ impl DiskBackend {
     }
 
     fn below(&self, context: &Context, at: u64, len: u64, found: &mut Extents) -> Result<bool> {
-        let backing = self.0.backing();
+        let backing = self.disk.backing();
         let size = backing.map_or(0, Chain::virtual_size);
         let there = size.saturating_sub(at).min(len);
         if let Some(chain) = backing.filter(|_| there > 0) {
@@ -65,7 +70,7 @@ impl DiskBackend {
 
 impl Backend for DiskBackend {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.disk.size()
     }
 
     fn can_write(&self) -> bool {
@@ -73,11 +78,11 @@ impl Backend for DiskBackend {
     }
 
     fn preferred(&self) -> u32 {
-        preferred(self.0.cluster_size())
+        preferred(self.disk.cluster_size())
     }
 
     fn read_at(&self, buf: &mut [u8], at: u64) -> Result<()> {
-        Ok(self.0.read_at(buf, at)?)
+        Ok(self.disk.read_at(buf, at)?)
     }
 
     fn extents(&self, context: &Context, at: u64, len: u64, found: &mut Extents) -> Result<()> {
@@ -99,26 +104,34 @@ impl Backend for DiskBackend {
     }
 
     fn write_at(&self, buf: &[u8], at: u64) -> Result<()> {
-        Ok(self.0.write_at(buf, at)?)
+        Ok(self.disk.write_at(buf, at)?)
     }
 
     fn write_zeroes(&self, at: u64, len: u64, how: Zero) -> Result<()> {
         let zeroes = if how.unmap { Zeroes::Unmap } else { Zeroes::Keep };
-        if how.fast && !self.0.zeroes_fast(at, len, zeroes)? {
+        if how.fast && !self.disk.zeroes_fast(at, len, zeroes)? {
             return Err(Failed::new(Errno::Unsupported, "zeros would have to be written"));
         }
-        Ok(self.0.write_zeroes(at, len, zeroes)?)
+        Ok(self.disk.write_zeroes(at, len, zeroes)?)
     }
 
     fn discard(&self, at: u64, len: u64) -> Result<()> {
-        Ok(self.0.discard(at, len)?)
+        Ok(self.disk.discard(at, len)?)
     }
 
     fn flush(&self) -> Result<()> {
-        Ok(self.0.flush()?)
+        self.disk.flush()?;
+        self.flushes.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn syncs(&self) -> u64 {
+        // A raw disk is synced by each flush.
+        let raw = self.disk.cluster_size().is_none();
+        if raw { self.flushes.load(Relaxed) } else { self.disk.syncs() }
     }
 
     fn close(self: Box<Self>) -> qcow::Result<()> {
-        self.0.close()
+        self.disk.close()
     }
 }

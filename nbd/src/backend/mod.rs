@@ -160,6 +160,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Times so far that the disk was made durable, for measurements: a flush may need one or more, or share one with
+    /// another.
+    fn syncs(&self) -> u64 {
+        0
+    }
+
     /// Makes everything durable, and gives up the files.
     ///
     /// # Errors

@@ -56,9 +56,10 @@ pub(crate) fn serve(common: &Arc<Common>, link: &Arc<Link>) {
         if let Some(export) = common.exports.get(agreed.export) {
             lock(&export.links).push(Arc::downgrade(link));
         }
-        common.stats.connected();
-        transmit(&Arc::new(Session::new(common, link, agreed)), input);
-        common.stats.disconnected();
+        let session = Arc::new(Session::new(common, link, agreed));
+        session.stats().connected();
+        transmit(&session, input);
+        session.stats().disconnected();
     }
     link.cut();
     link.finish();

@@ -28,7 +28,8 @@ fn done(session: &Session, request: &Request, result: &Result<()>, out: &mut Vec
     let headers = session.headers();
     match result {
         Err(failed) => {
-            session.common().stats.failed(failed);
+            session.stats().failed(request);
+            session.common().stats.keep(failed);
             error(session, request, failed, out);
         }
         Ok(()) if headers == Headers::Extended => {
@@ -57,13 +58,12 @@ fn backend(session: &Session) -> Result<&dyn Backend> {
 
 /// Answers a request that cannot be done.
 pub(super) fn refused(session: &Session, request: &Request, failed: &Failed, out: &mut Vec<u8>) {
-    session.common().stats.refused();
+    session.stats().failed(request);
     error(session, request, failed, out);
 }
 
 /// Does a request whose reply is written at once.
-pub(super) fn short(session: &Session, request: &Request, out: &mut Vec<u8>) {
-    let start = Instant::now();
+pub(super) fn short(session: &Session, request: &Request, asked: Instant, out: &mut Vec<u8>) {
     match request.command {
         Command::Read => read_short(session, request, out),
         Command::BlockStatus => status(session, request, out),
@@ -72,7 +72,7 @@ pub(super) fn short(session: &Session, request: &Request, out: &mut Vec<u8>) {
             done(session, request, &result, out);
         }
     }
-    session.common().stats.done(request, start.elapsed());
+    session.stats().done(request, asked.elapsed());
 }
 
 /// Does a request that has neither payload nor content.
@@ -116,15 +116,20 @@ fn ahead(session: &Session, at: u64, len: u64) -> Result<()> {
 }
 
 /// Writes a payload.
-pub(super) fn write(session: &Session, request: &Request, payload: &[u8], out: &mut Vec<u8>) {
-    let start = Instant::now();
+pub(super) fn write(
+    session: &Session,
+    request: &Request,
+    payload: &[u8],
+    asked: Instant,
+    out: &mut Vec<u8>,
+) {
     let write = || {
         let backend = backend(session)?;
         backend.write_at(payload, request.offset)?;
         durable(backend, request)
     };
     let result = write();
-    session.common().stats.done(request, start.elapsed());
+    session.stats().done(request, asked.elapsed());
     done(session, request, &result, out);
 }
 
@@ -161,7 +166,7 @@ impl<'a> Pieces<'a> {
     pub(super) fn end(self, out: &mut Vec<u8>) {
         let durable = || durable(backend(self.session)?, &self.request);
         let result = self.result.and_then(|()| durable());
-        self.session.common().stats.done(&self.request, self.start.elapsed());
+        self.session.stats().done(&self.request, self.start.elapsed());
         done(self.session, &self.request, &result, out);
     }
 }
@@ -196,8 +201,7 @@ fn read_short(session: &Session, request: &Request, out: &mut Vec<u8>) {
 }
 
 /// Reads into memory that the reply has a permit for.
-pub(super) fn read(session: &Session, request: &Request, reply: &mut Reply) {
-    let start = Instant::now();
+pub(super) fn read(session: &Session, request: &Request, asked: Instant, reply: &mut Reply) {
     let len = usize::try_from(request.len).unwrap_or_default();
     reply.data = session.common().budget.buffer(len);
     let result = backend(session).and_then(|b| b.read_at(&mut reply.data, request.offset));
@@ -219,7 +223,7 @@ pub(super) fn read(session: &Session, request: &Request, reply: &mut Reply) {
             chunks(session.headers(), last(request), request.offset, whole, reply);
         }
     }
-    session.common().stats.done(request, start.elapsed());
+    session.stats().done(request, asked.elapsed());
 }
 
 /// Writes the heads of what was read: runs of zeros are holes, unless it is to be one chunk.
@@ -270,8 +274,7 @@ pub(super) fn in_pieces(session: &Session, request: &Request) -> bool {
 }
 
 /// Reads a long range in pieces that the pool does at the same time; the last that is done ends the reply.
-pub(super) fn read_in_pieces(session: &Arc<Session>, request: Request) {
-    let start = Instant::now();
+pub(super) fn read_in_pieces(session: &Arc<Session>, request: Request, asked: Instant) {
     let count = usize::try_from(request.len.div_ceil(OWN as u64)).unwrap_or(usize::MAX);
     // One more for this loop: the end comes behind the last piece.
     let left = Arc::new((AtomicUsize::new(count.saturating_add(1)), std::sync::Mutex::new(Ok(()))));
@@ -292,7 +295,7 @@ pub(super) fn read_in_pieces(session: &Arc<Session>, request: Request) {
             ),
             Err(_) => done(session, &request, &result, &mut reply.heads),
         }
-        session.common().stats.done(&request, start.elapsed());
+        session.stats().done(&request, asked.elapsed());
         session.link().out().push(session.link(), reply);
     };
     let mut at = request.offset;

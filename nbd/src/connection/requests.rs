@@ -11,6 +11,7 @@ use crate::backend::Failed;
 use crate::budget::{OWN, Permit};
 use crate::export::Export;
 use crate::handshake::Agreed;
+use crate::stats::ExportStats;
 use crate::wire::{Command, CommandFlags, Errno, Headers, MAX_PAYLOAD, Request};
 
 /// Requests up to this length may be done by the thread that takes them.
@@ -28,11 +29,14 @@ pub(super) struct Session {
     common: Arc<Common>,
     link: Arc<Link>,
     agreed: Agreed,
+    stats: Arc<ExportStats>,
 }
 
 impl Session {
     pub(super) fn new(common: &Arc<Common>, link: &Arc<Link>, agreed: Agreed) -> Self {
-        Self { common: Arc::clone(common), link: Arc::clone(link), agreed }
+        let export = common.exports.get(agreed.export);
+        let stats = export.map(|export| Arc::clone(export.stats())).unwrap_or_default();
+        Self { common: Arc::clone(common), link: Arc::clone(link), agreed, stats }
     }
 
     pub(super) fn link(&self) -> &Arc<Link> {
@@ -41,6 +45,10 @@ impl Session {
 
     pub(super) fn common(&self) -> &Common {
         &self.common
+    }
+
+    pub(super) fn stats(&self) -> &ExportStats {
+        &self.stats
     }
 
     pub(super) fn headers(&self) -> Headers {
@@ -149,7 +157,7 @@ impl Taker<'_> {
             }
             let payload = self.input.need(transport, len, None)?;
             let start = Instant::now();
-            perform::write(session, &request, payload, &mut self.batch);
+            perform::write(session, &request, payload, start, &mut self.batch);
             session.link.took(start.elapsed(), request.len);
             self.input.consume(len);
             return Ok(());
@@ -159,7 +167,7 @@ impl Taker<'_> {
             let mut payload = session.common.budget.buffer(len);
             self.input.read(transport, &mut payload)?;
             let start = Instant::now();
-            perform::write(session, &request, &payload, &mut self.batch);
+            perform::write(session, &request, &payload, start, &mut self.batch);
             session.link.took(start.elapsed(), request.len);
             return Ok(());
         }
@@ -180,6 +188,7 @@ impl Taker<'_> {
             return Ok(());
         }
         self.input.read(transport, &mut payload)?;
+        let asked = Instant::now();
         let session = Arc::clone(session);
         self.session.common.pool.run(Box::new(move || {
             if session.link.is_gone() {
@@ -187,7 +196,7 @@ impl Taker<'_> {
             }
             let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
             let start = Instant::now();
-            perform::write(&session, &request, &payload, &mut reply.heads);
+            perform::write(&session, &request, &payload, asked, &mut reply.heads);
             if !request.flags.contains(CommandFlags::FUA) {
                 session.link.took(start.elapsed(), request.len);
             }
@@ -200,21 +209,21 @@ impl Taker<'_> {
     /// Does a request without payload, or gives it to the pool.
     fn start(&mut self, request: Request) {
         let session = self.session;
+        let asked = Instant::now();
         let status = request.command == Command::BlockStatus;
         let inline =
             matches!(request.command, Command::Read | Command::WriteZeroes | Command::Trim);
         if (inline && self.is_short(&request)) || (status && session.link.is_quick()) {
-            let start = Instant::now();
             let long = request.command == Command::Read && request.len > SMALL;
             if long {
                 self.send_batch();
                 let mut reply = Reply::default();
-                perform::read(session, &request, &mut reply);
-                session.link.took(start.elapsed(), request.len);
+                perform::read(session, &request, asked, &mut reply);
+                session.link.took(asked.elapsed(), request.len);
                 session.link.out().push_waiting(&session.link, reply);
             } else {
-                perform::short(session, &request, &mut self.batch);
-                session.link.took(start.elapsed(), SMALL);
+                perform::short(session, &request, asked, &mut self.batch);
+                session.link.took(asked.elapsed(), SMALL);
             }
             return;
         }
@@ -222,9 +231,9 @@ impl Taker<'_> {
         self.send_batch();
         match request.command {
             Command::Read if request.len > OWN as u64 && perform::in_pieces(session, &request) => {
-                perform::read_in_pieces(session, request);
+                perform::read_in_pieces(session, request, asked);
             }
-            Command::Read | Command::BlockStatus => self.start_read(request),
+            Command::Read | Command::BlockStatus => self.start_read(request, asked),
             _ => {
                 let slot = session.link.slot();
                 let session = Arc::clone(session);
@@ -233,7 +242,7 @@ impl Taker<'_> {
                         return;
                     }
                     let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
-                    perform::short(&session, &request, &mut reply.heads);
+                    perform::short(&session, &request, asked, &mut reply.heads);
                     session.link.out().push(&session.link, reply);
                 }));
             }
@@ -241,7 +250,7 @@ impl Taker<'_> {
     }
 
     /// Gives the pool a request whose reply takes memory.
-    fn start_read(&mut self, request: Request) {
+    fn start_read(&mut self, request: Request, asked: Instant) {
         let session = self.session;
         let len = match request.command {
             Command::BlockStatus => perform::status_room(&request),
@@ -261,8 +270,8 @@ impl Taker<'_> {
             let start = Instant::now();
             let timed = request.command != Command::Read || request.len <= SHORT;
             match request.command {
-                Command::Read => perform::read(&session, &request, &mut reply),
-                _ => perform::short(&session, &request, &mut reply.heads),
+                Command::Read => perform::read(&session, &request, asked, &mut reply),
+                _ => perform::short(&session, &request, asked, &mut reply.heads),
             }
             if timed {
                 let len = if request.command == Command::Read { request.len } else { 0 };

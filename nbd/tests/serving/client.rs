@@ -227,5 +227,8 @@ impl Client {
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, [0; 0]);
+        if let Some(served) = self.served.take() {
+            served.join().unwrap();
+        }
     }
 }

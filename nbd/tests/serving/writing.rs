@@ -213,6 +213,10 @@ fn writing_to_a_read_only_disk_is_refused_and_the_next_request_is_understood() {
         assert_eq!(client.change(Command::Flush, NONE, 0, 0), Ok(()));
         assert!(client.read(0, 5000).unwrap() == bytes[..5000]);
     }
+    let refused = server.stats().of(Command::Write);
+    assert_eq!((refused.errors, refused.requests), (3, 0));
+    let stats = server.exports()[0].stats();
+    assert_eq!((stats.errors(), stats.of(Command::Read).requests, stats.served()), (9, 3, 3));
 }
 
 /// W-96: a payload that is too long is never taken for requests.

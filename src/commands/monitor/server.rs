@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::board::Board;
 use super::page;
+use crate::listen::is_this_host;
 
 /// Connections at one time; more wait.
 const CONNECTIONS: u32 = 64;
@@ -196,15 +197,9 @@ impl Site {
         Authority::try_from(host).ok()
     }
 
-    /// An address cannot be bent to lead elsewhere; a name can.
     fn is_own(&self, authority: &Authority) -> bool {
-        let host = authority.host();
-        let address = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        let host = host.to_ascii_lowercase();
-        !authority.as_str().contains('@')
-            && (address.parse::<IpAddr>().is_ok()
-                || host == "localhost"
-                || self.names.contains(&host))
+        let host = authority.host().to_ascii_lowercase();
+        !authority.as_str().contains('@') && (is_this_host(&host) || self.names.contains(&host))
     }
 }
 
@@ -237,21 +232,6 @@ fn answer(
         headers.insert(name, HeaderValue::from_static(value));
     }
     answer
-}
-
-/// Where to listen: a port of this machine alone, or an address that the user gave.
-///
-/// # Errors
-/// In words, what is expected.
-pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.parse::<u16>() {
-        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
-    }
-    let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
-    local.as_deref().unwrap_or(text).parse().map_err(|_| {
-        "expected PORT, or ADDRESS:PORT with an IP address, such as 127.0.0.1:9177 or [::1]:9177"
-            .to_owned()
-    })
 }
 
 #[cfg(test)]
@@ -288,17 +268,5 @@ mod tests {
         assert!(site.host(&headers).is_some());
         headers.append(header::HOST, HeaderValue::from_static("evil.example"));
         assert!(site.host(&headers).is_none(), "two hosts are none");
-    }
-
-    #[test]
-    fn a_port_alone_is_one_of_this_machine() {
-        let parsed = |text: &str| parse_listen(text).map(|address| address.to_string());
-        assert_eq!(parsed("9177").unwrap(), "127.0.0.1:9177");
-        assert_eq!(parsed("localhost:0").unwrap(), "127.0.0.1:0");
-        assert_eq!(parsed("[::1]:9177").unwrap(), "[::1]:9177");
-        assert_eq!(parsed("0.0.0.0:9177").unwrap(), "0.0.0.0:9177");
-        for wrong in ["", "70000", "example.com:80", ":80", "127.0.0.1"] {
-            assert!(parsed(wrong).is_err(), "{wrong}");
-        }
     }
 }
