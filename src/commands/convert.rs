@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use qcow::chain::{Chain, Format, Joined, OpenOptions, resolve_name};
+use qcow::ops::bitmap::CarryBitmaps;
 use qcow::ops::copy::{CopyJob, CopyOptions, CopyOutcome};
 use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
+use qcow::ops::info::BitmapSummary;
 use qcow::ops::rebase::NewBacking;
 use qcow::ops::{Preallocation, TargetOptions};
-use qcow::{CancelToken, Error, Observer};
+use qcow::{CancelToken, Error, Escaped, Observer};
 
 use super::commit::proof;
 use super::flatten::{damage_text, how_to_salvage, salvaged, summary};
@@ -48,6 +50,7 @@ Examples:
   qcowtool convert -O raw -l before-upgrade vm.qcow2 old-state.raw
   qcowtool convert -B template.qcow2 -F qcow2 vm.qcow2 overlay.qcow2
   qcowtool convert -f raw part1.img part2.img whole.qcow2
+  qcowtool convert --bitmaps vm.qcow2 copy.qcow2
   qcowtool convert -n -O raw vm.qcow2 /dev/vg/vm
   qcowtool convert -n -O qcow2 vm.qcow2 existing.qcow2
   qcowtool convert -o help
@@ -120,6 +123,15 @@ pub(crate) struct Convert {
     #[arg(long, conflicts_with_all = ["digest", "backing"])]
     salvage: bool,
 
+    /// Carry the persistent bitmaps of the source over: name, granularity, dirty ranges, and whether they record writes.
+    /// DST is qcow2 of version 3; with -n it keeps its own bitmaps
+    #[arg(long, conflicts_with = "snapshot")]
+    bitmaps: bool,
+
+    /// Leave out bitmaps that were not stored cleanly, and say so, instead of refusing them
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
+
     /// Also print the CRC-32 of the guest-visible content
     #[arg(long, conflicts_with = "backing")]
     digest: bool,
@@ -189,6 +201,14 @@ impl Convert {
         refuse(
             several && self.backing.is_some(),
             "several sources do not go onto one backing file",
+        )?;
+        refuse(
+            several && self.bitmaps,
+            "bitmaps are carried over from one source, not from several",
+        )?;
+        refuse(
+            self.bitmaps && self.part.is_part(),
+            "bitmaps are of the whole disk, and not carried over with a part of it",
         )?;
         let sparse = self.sparse.unwrap_or_default();
         refuse(
@@ -297,7 +317,8 @@ impl Convert {
             .compress(self.compress)
             .target_is_zero(self.target_is_zero)
             .replace(self.replace.replace())
-            .threads(self.threads());
+            .threads(self.threads())
+            .bitmaps(self.bitmaps());
         let job = match (backing, &target) {
             (Some(backing), TargetOptions::Qcow2(target)) => {
                 CopyJob::onto(chain, dst, target, backing, &copy)?
@@ -331,6 +352,15 @@ impl Convert {
             .target_is_zero(self.target_is_zero)
             .direct(direct)
             .salvage(self.salvage)
+            .bitmaps(self.bitmaps())
+    }
+
+    fn bitmaps(&self) -> CarryBitmaps {
+        match (self.bitmaps, self.skip_broken_bitmaps) {
+            (false, _) => CarryBitmaps::None,
+            (true, false) => CarryBitmaps::All,
+            (true, true) => CarryBitmaps::Sound,
+        }
     }
 
     fn threads(&self) -> usize {
@@ -358,6 +388,7 @@ impl Convert {
                     let mut text = String::new();
                     if !quiet {
                         text = summary("converted", src, dst, &outcome);
+                        text.push_str(&carried(&outcome.bitmaps));
                         text.extend(outcome.damage.iter().map(damage_text));
                     }
                     if let Some(crc32) = &outcome.crc32 {
@@ -369,6 +400,7 @@ impl Convert {
             }
             Outcome::Into(outcome) => {
                 warn_truncated(&outcome.truncated);
+                report_not_carried(&self.common.verbosity, src, &outcome.not_carried_over);
                 warn(&outcome.warnings);
                 match (json, quiet) {
                     (true, _) => print_json(&Lacking { outcome: &outcome, left_out }),
@@ -398,8 +430,16 @@ fn copied(src: &Path, dst: &Path, outcome: &CopyOutcome) -> String {
         human(outcome.data_bytes),
         human(outcome.zero_bytes),
     );
+    text.push_str(&carried(&outcome.bitmaps));
     text.push_str(&proof(&outcome.crc32, outcome.verified, None));
     text
+}
+
+/// The bitmaps that were carried over, on a line of its own.
+fn carried(bitmaps: &[BitmapSummary]) -> String {
+    let names: Vec<_> =
+        bitmaps.iter().map(|bitmap| format!("'{}'", Escaped(&bitmap.name))).collect();
+    if names.is_empty() { String::new() } else { format!("bitmaps: {}\n", names.join(", ")) }
 }
 
 fn all_as_data(target: &mut TargetOptions) {

@@ -12,14 +12,14 @@ use fixtures::{Holder, Scratch, args, needs_qemu, qemu, qemu_img, try_qemu_img};
 use serde_json::Value;
 
 /// The bitmaps as `qemu-img info` shows them.
-fn bitmaps(image: &Path) -> Value {
+pub(crate) fn bitmaps(image: &Path) -> Value {
     let info = qemu::info(image);
     info["format-specific"]["data"]["bitmaps"].clone()
 }
 
 /// Where the bitmap is dirty, as qemu-nbd tells a client: `qemu-img map` of it. A copy is looked at, in which it
 /// does not record.
-fn dirty_by_qemu(image: &Path, name: &str, scratch: &Scratch) -> Value {
+pub(crate) fn dirty_by_qemu(image: &Path, name: &str, scratch: &Scratch) -> Value {
     let (copy, socket) = (scratch.path("shown.qcow2"), scratch.path("socket"));
     fs::copy(image, &copy).unwrap();
     let _ = fs::remove_file(&socket);

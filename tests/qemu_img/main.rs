@@ -4,6 +4,7 @@
 
 mod arguments;
 mod beside;
+mod bitmaps;
 mod clients;
 mod differential;
 mod on_purpose;

@@ -2,10 +2,15 @@
 //! only what differs is stored.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::bitmap::{Carried, CarryBitmaps};
 use super::create::write_empty;
+use super::edit::{Opened, change};
+use super::info::BitmapSummary;
+use super::not_carried::{NotCarried, SourceFacts, losses};
 use super::rebase::{NewBacking, open_new};
 use super::users;
 use super::work::differences::Differences;
@@ -16,9 +21,11 @@ use crate::chain::{Chain, Format, OpenOptions};
 use crate::codec::Compressor;
 use crate::disk::{Disk, WriteOptions};
 use crate::extent::Truncation;
+use crate::format::Version;
+use crate::image::edit::Edit;
 use crate::io::{FileStorage, OutputFile, Replace, WritableFile};
 use crate::setters::setters;
-use crate::{CancelToken, Error, ErrorKind, Escaped, Observer, Remedy, Result};
+use crate::{CancelToken, Error, ErrorKind, Escaped, Observer, Remedy, Result, Silent};
 
 /// How to copy.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +41,9 @@ pub struct CopyOptions {
     pub no_verify: bool,
     /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
+    /// Which persistent bitmaps of the source's active layer the image gets. An existing image keeps its own, and is
+    /// refused if it has one of the same name, or a disk of another size.
+    pub bitmaps: CarryBitmaps,
 }
 
 setters!(CopyOptions {
@@ -42,6 +52,7 @@ setters!(CopyOptions {
     replace: Replace,
     no_verify: bool,
     threads: usize,
+    bitmaps: CarryBitmaps,
 } into {});
 
 /// What was copied.
@@ -67,6 +78,12 @@ pub struct CopyOutcome {
     /// Files of the source that end before what their images refer to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub truncated: Vec<Truncation>,
+    /// Persistent bitmaps of the source's active layer that the image has, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapSummary>,
+    /// What the source's active layer has and the image does not get, and could not have again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_carried_over: Vec<NotCarried>,
     /// What could not be kept of a file that was replaced, and what a power cut may undo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -78,6 +95,7 @@ pub struct CopyJob<'a> {
     source: &'a Chain,
     path: PathBuf,
     options: CopyOptions,
+    carried: Carried,
     disk: Disk,
     /// The new image and what it is backed by.
     new: Option<(OutputFile, Chain)>,
@@ -121,7 +139,11 @@ impl<'a> CopyJob<'a> {
         }
         let disk = Disk::open(path, open, WriteOptions::new())?;
         Overwrite::new(source, disk.size(), Holes::Zero).map_err(|error| error.file(path))?;
-        Ok(Self { source, path: path.to_path_buf(), options: options.clone(), disk, new: None })
+        let version = if disk.has_zero_clusters() { Version::V3 } else { Version::V2 };
+        let carried = Carried::of(source, options.bitmaps, Some(version))
+            .map_err(|error| error.file(path))?;
+        let (path, options) = (path.to_path_buf(), options.clone());
+        Ok(Self { source, path, options, carried, disk, new: None })
     }
 
     /// Starts a new image at `path` with this backing file. It appears there when it is complete.
@@ -145,6 +167,9 @@ impl<'a> CopyJob<'a> {
         if options.compress {
             Compressor::new(target.compression_type, None)?;
         }
+        let carried = Carried::of(source, options.bitmaps, Some(target.version))
+            .and_then(|carried| carried.check(target.geometry()?).map(|()| carried))
+            .map_err(|error| error.file(path))?;
         let below = open_new(path, backing)?;
         if below.contains_file(path) {
             return Err(Error::usage("the image would be its own backing file").file(path));
@@ -156,12 +181,12 @@ impl<'a> CopyJob<'a> {
         let file = output.file().try_clone();
         let file =
             file.map_err(|error| Error::io("could not use the new file", error).file(path))?;
-        let storage = std::sync::Arc::new(WritableFile::from_file(file)?);
+        let storage = Arc::new(WritableFile::from_file(file)?);
         let write = WriteOptions::new().backing(below.clone());
         let disk =
             Disk::from_storage(storage, Format::Qcow2, write).map_err(|error| error.file(path))?;
         let (path, options) = (path.to_path_buf(), options.clone());
-        Ok(Self { source, path, options, disk, new: Some((output, below)) })
+        Ok(Self { source, path, options, carried, disk, new: Some((output, below)) })
     }
 
     /// Copies, flushes, reads back what was written, and gives a new image its name.
@@ -170,7 +195,7 @@ impl<'a> CopyJob<'a> {
     /// What reading and writing raise; [`Interrupted`](crate::ErrorKind::Interrupted). Of a new image nothing is left
     /// then.
     pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<CopyOutcome> {
-        let Self { source, path, options, disk, new } = self;
+        let Self { source, path, options, carried, disk, new } = self;
         let settings = Settings {
             threads: options.threads,
             dry_run: false,
@@ -180,6 +205,12 @@ impl<'a> CopyJob<'a> {
             observer,
             cancel,
         };
+        if new.is_none() {
+            // What cannot be added is known before anything is overwritten.
+            let storage = Arc::clone(&disk.storage()) as _;
+            let plan = Opened { storage, target: None };
+            add_bitmaps(&carried, &plan, &settings).map_err(|error| error.file(&path))?;
+        }
         let done = match &new {
             Some((_, below)) => {
                 let steps = Differences::new(source, below, &disk, options.compress)?;
@@ -194,7 +225,11 @@ impl<'a> CopyJob<'a> {
             done.map_err(|error| partly(error, &path, new.is_none()))?;
         source.check_unchanged()?;
         let virtual_size = disk.size();
+        let storage = disk.storage();
         disk.close().map_err(|error| error.file(&path))?;
+        add_bitmaps(&carried, &Opened::storage(storage), &settings)
+            .and_then(|()| source.check_unchanged())
+            .map_err(|error| without_bitmaps(error.file(&path), &path, new.is_none()))?;
         let warnings = match new {
             Some((output, below)) => {
                 below.check_unchanged()?;
@@ -202,6 +237,7 @@ impl<'a> CopyJob<'a> {
             }
             None => Vec::new(),
         };
+        let active = source.layers().first().and_then(|layer| layer.image());
         Ok(CopyOutcome {
             filename: path,
             format: Format::Qcow2,
@@ -211,6 +247,8 @@ impl<'a> CopyJob<'a> {
             crc32,
             verified: settings.verify,
             truncated: source.truncations()?,
+            bitmaps: carried.summaries(),
+            not_carried_over: losses(&SourceFacts::of(active).without(&carried)),
             warnings,
         })
     }
@@ -221,6 +259,24 @@ fn refuse_source(source: &Chain, path: &Path) -> Result<()> {
         return Err(Error::usage("the target is one of the images being read").file(path));
     }
     Ok(())
+}
+
+/// Adds the bitmaps to the image that was copied to, or only finds out whether they can be.
+fn add_bitmaps(carried: &Carried, opened: &Opened, settings: &Settings<'_>) -> Result<()> {
+    if carried.is_empty() {
+        return Ok(());
+    }
+    let add = |edit: &mut Edit| carried.add_to(edit, settings.cancel);
+    change(opened, settings.threads, &Silent, settings.cancel, add).map(drop)
+}
+
+/// Says of an existing image that it has the disk, and not the bitmaps.
+fn without_bitmaps(error: Error, path: &Path, existing: bool) -> Error {
+    if !existing {
+        return error;
+    }
+    let name = path.to_string_lossy();
+    error.remark(&format!(" (the image '{}' has the disk, but not the bitmaps)", Escaped(&name)))
 }
 
 /// Says of an existing image that it is neither what it was nor a copy.

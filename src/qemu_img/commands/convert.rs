@@ -1,5 +1,7 @@
 //! `qemu-img convert`.
 
+mod bitmaps;
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
@@ -135,12 +137,16 @@ impl Request {
         let chains: Result<Vec<Chain>, Stop> =
             sources.iter().map(|(source, options)| self.open(source, options)).collect();
         let chain = joined(chains?, &sources)?;
+        bitmaps::check(given, &chain, &image)?;
         let to = To { path: &path, format: target_format, sandbox: &sandbox, progress: &progress };
         let result = match (given.has(Key::NoCreate), image.get("backing_file")) {
             (true, _) if target_format != Format::Raw => self.existing(&chain, given, &to),
             (false, Some(name)) => self.onto(&chain, name, &image, given, &to),
             _ => self.flatten(&chain, &flatten, &to),
         };
+        if result.is_ok() {
+            bitmaps::warn_of_skipped(given, &chain);
+        }
         progress.finish(result.is_ok());
         progress.end_line();
         result
@@ -162,9 +168,11 @@ impl Request {
     fn existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
         let options = self.copy_options(given);
         let open = Opening::default().options(Some(to.format));
-        let job = CopyJob::into(chain, to.path, &open, &options)
-            .map_err(|error| self.not_begun(to.path, to.format, true, &error))?;
-        self.copy(job, to)
+        let job = CopyJob::into(chain, to.path, &open, &options).map_err(|error| {
+            bitmaps::refused(&error, chain, to.format)
+                .unwrap_or_else(|| self.not_begun(to.path, to.format, true, &error))
+        })?;
+        self.copy(job, chain, to)
     }
 
     /// Writes a new QCOW2 image that keeps what its backing file is said to have.
@@ -189,7 +197,7 @@ impl Request {
         let options = self.copy_options(given).replace(Replace::Overwrite);
         let job = CopyJob::onto(chain, to.path, &target, &backing, &options)
             .map_err(|error| self.not_begun(to.path, to.format, false, &error))?;
-        self.copy(job, to)
+        self.copy(job, chain, to)
     }
 
     fn copy_options(&self, given: &Parsed) -> CopyOptions {
@@ -198,12 +206,16 @@ impl Request {
             .target_is_zero(given.has(Key::TargetIsZero))
             .no_verify(true)
             .threads(self.threads)
+            .bitmaps(bitmaps::wanted(given))
     }
 
-    fn copy(&self, job: CopyJob<'_>, to: &To<'_>) -> Result<(), Stop> {
+    fn copy(&self, job: CopyJob<'_>, chain: &Chain, to: &To<'_>) -> Result<(), Stop> {
         open::all_is_open(to.sandbox)?;
         let done = job.run(to.progress, &CancelToken::new());
-        let done = done.map_err(|error| not_copied(to.path, &error))?;
+        let done = done.map_err(|error| {
+            bitmaps::refused(&error, chain, to.format)
+                .unwrap_or_else(|| not_copied(to.path, &error))
+        })?;
         done.warnings.iter().for_each(warning);
         Ok(())
     }
@@ -252,9 +264,6 @@ impl Request {
 
     fn flatten_options(&self, given: &Parsed, image: &NewImage) -> Result<FlattenOptions, Stop> {
         let existing = given.has(Key::NoCreate);
-        if given.has(Key::Bitmaps) {
-            return Err(Stop::error("Bitmaps cannot be copied as yet"));
-        }
         let creating = |stop: Stop| self.while_converting(stop, image.format);
         Ok(FlattenOptions::default()
             .target(image.target().map_err(creating)?)
@@ -266,7 +275,8 @@ impl Request {
             .direct(self.cache.direct)
             .unsynced(self.cache.unsafely)
             .no_reflink(!given.has(Key::CopyRange))
-            .salvage(given.has(Key::Salvage)))
+            .salvage(given.has(Key::Salvage))
+            .bitmaps(bitmaps::wanted(given)))
     }
 
     fn while_converting(&self, stop: Stop, format: Format) -> Stop {
