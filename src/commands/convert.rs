@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use qcow::chain::{Chain, Format, Joined, OpenOptions, resolve_name};
+use qcow::ops::TargetOptions;
 use qcow::ops::bitmap::CarryBitmaps;
 use qcow::ops::copy::{CopyJob, CopyOptions, CopyOutcome};
 use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
 use qcow::ops::info::BitmapSummary;
 use qcow::ops::rebase::NewBacking;
-use qcow::ops::{Preallocation, TargetOptions};
 use qcow::{CancelToken, Error, Escaped, Observer};
 
 use super::commit::proof;
@@ -88,10 +88,14 @@ pub(crate) struct Convert {
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
-    /// 0: write all as data, also zeros. Other sizes are accepted for compatibility with qemu-img: zeros are left out in
-    /// whole clusters, or in blocks of 4 KiB of a raw image
+    /// Leave out zeros only in aligned blocks of SIZE (a power of two, else rounded down to one; at most 2M count), not as
+    /// finely as the format can. 0: write all as data, also zeros. Nothing is reflinked then
     #[arg(short = 'S', long = "sparse-size", value_name = "SIZE", value_parser = crate::size::parse)]
     sparse: Option<u64>,
+
+    /// Write at most so many bytes of data a second; 0 is no limit. Nothing is reflinked then
+    #[arg(short, long = "rate-limit", value_name = "RATE", value_parser = crate::size::parse)]
+    rate: Option<u64>,
 
     /// Write into the existing DST, which must be large enough and not in use. It keeps what follows the disk. An
     /// interrupted run leaves it partly overwritten
@@ -172,10 +176,7 @@ impl Convert {
         let dst = dst.ok_or_else(|| Error::usage("SRC or DST is missing").hint("see --help"))?;
         self.check()?;
         let given = self.given(items)?;
-        let mut target = given.target()?;
-        if self.sparse == Some(0) {
-            all_as_data(&mut target);
-        }
+        let target = given.target()?;
         let backing = self.backing(&given)?;
         let open = self.source.open_options(self.snapshot.as_deref());
         let operation = Operation::start(&self.common, &self.work)?;
@@ -214,11 +215,6 @@ impl Convert {
         refuse(
             !sparse.is_multiple_of(512) || sparse > MOST_SPARSE,
             "the size given with -S is a multiple of 512, at most 16M",
-        )?;
-        let data = self.sparse == Some(0);
-        refuse(
-            data && (self.no_create || self.compress),
-            "-S 0 goes neither with -n nor with -c: all would be data",
         )
     }
 
@@ -318,7 +314,9 @@ impl Convert {
             .target_is_zero(self.target_is_zero)
             .replace(self.replace.replace())
             .threads(self.threads())
-            .bitmaps(self.bitmaps());
+            .bitmaps(self.bitmaps())
+            .sparse(self.sparse)
+            .rate(self.rate);
         let job = match (backing, &target) {
             (Some(backing), TargetOptions::Qcow2(target)) => {
                 CopyJob::onto(chain, dst, target, backing, &copy)?
@@ -353,6 +351,8 @@ impl Convert {
             .direct(direct)
             .salvage(self.salvage)
             .bitmaps(self.bitmaps())
+            .sparse(self.sparse)
+            .rate(self.rate)
     }
 
     fn bitmaps(&self) -> CarryBitmaps {
@@ -440,12 +440,4 @@ fn carried(bitmaps: &[BitmapSummary]) -> String {
     let names: Vec<_> =
         bitmaps.iter().map(|bitmap| format!("'{}'", Escaped(&bitmap.name))).collect();
     if names.is_empty() { String::new() } else { format!("bitmaps: {}\n", names.join(", ")) }
-}
-
-fn all_as_data(target: &mut TargetOptions) {
-    match target {
-        TargetOptions::Qcow2(qcow2) => qcow2.preallocation = Preallocation::Full,
-        TargetOptions::Raw(raw) => raw.preallocation = Preallocation::Full,
-        _ => {}
-    }
 }

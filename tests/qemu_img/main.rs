@@ -8,3 +8,4 @@ mod bitmaps;
 mod clients;
 mod differential;
 mod on_purpose;
+mod sparse;

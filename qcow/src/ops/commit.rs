@@ -14,6 +14,7 @@ use super::resize::{NewSize, ResizeOptions, resize};
 use super::users;
 use super::work::overwrite::{Holes, Overwrite};
 use super::work::snapshots;
+use super::work::sparse::Sparse;
 use super::work::transfer::{self, Settings, Transferred};
 use crate::chain::{Chain, Format, Layer, OpenOptions, local_path};
 use crate::disk::{Disk, WriteOptions};
@@ -211,6 +212,8 @@ impl CommitJob {
             dry_run: options.dry_run,
             verify: !options.no_verify,
             compress: false,
+            sparse: Sparse::Finest,
+            rate: None,
             zeros_by_entry: true,
             observer,
             cancel,

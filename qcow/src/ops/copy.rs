@@ -15,6 +15,8 @@ use super::rebase::{NewBacking, open_new};
 use super::users;
 use super::work::differences::Differences;
 use super::work::overwrite::{Holes, Overwrite};
+use super::work::rate::Rate;
+use super::work::sparse::Sparse;
 use super::work::transfer::{self, Settings, Transferred};
 use super::{Preallocation, Qcow2Options, begin};
 use crate::chain::{Chain, Format, OpenOptions};
@@ -44,6 +46,12 @@ pub struct CopyOptions {
     /// Which persistent bitmaps of the source's active layer the image gets. An existing image keeps its own, and is
     /// refused if it has one of the same name, or a disk of another size.
     pub bitmaps: CarryBitmaps,
+    /// Zeros in data are left out only in aligned blocks of so many bytes, rounded down to a power of two, at most 2 MiB;
+    /// with 0 not at all: everything is written as data. `None` leaves out what the format can. Compression
+    /// leaves out whole clusters whatever the size, but not with 0.
+    pub sparse: Option<u64>,
+    /// At most so many bytes of data are written in a second; 0 and `None` are no limit.
+    pub rate: Option<u64>,
 }
 
 setters!(CopyOptions {
@@ -53,7 +61,10 @@ setters!(CopyOptions {
     no_verify: bool,
     threads: usize,
     bitmaps: CarryBitmaps,
-} into {});
+} into {
+    sparse: Option<u64>,
+    rate: Option<u64>,
+});
 
 /// What was copied.
 #[derive(Debug, Clone, Serialize)]
@@ -196,11 +207,14 @@ impl<'a> CopyJob<'a> {
     /// then.
     pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<CopyOutcome> {
         let Self { source, path, options, carried, disk, new } = self;
+        let rate = Rate::of(options.rate);
         let settings = Settings {
             threads: options.threads,
             dry_run: false,
             verify: !options.no_verify,
             compress: options.compress,
+            sparse: Sparse::of(options.sparse),
+            rate: rate.as_ref(),
             zeros_by_entry: new.is_none() || disk.has_zero_clusters(),
             observer,
             cancel,
@@ -217,7 +231,11 @@ impl<'a> CopyJob<'a> {
                 transfer::run(&steps, &disk, settings)
             }
             None => {
-                let holes = if options.target_is_zero { Holes::Skip } else { Holes::Zero };
+                let holes = if options.target_is_zero && options.sparse != Some(0) {
+                    Holes::Skip
+                } else {
+                    Holes::Zero
+                };
                 transfer::run(&Overwrite::new(source, disk.size(), holes)?, &disk, settings)
             }
         };

@@ -76,6 +76,8 @@ struct Request {
     items: Vec<Item>,
     format: String,
     snapshot: Option<String>,
+    sparse: Option<u64>,
+    rate: Option<u64>,
     cache: Cache,
     threads: usize,
 }
@@ -83,13 +85,10 @@ struct Request {
 impl Request {
     fn of(given: &Parsed, format: &str, items: Vec<Item>) -> Result<Self, Stop> {
         let snapshot = given.last(Key::Snapshot).map(snapshot_of).transpose()?;
-        if let Some(text) = given.last(Key::SparseSize) {
-            sparse_size(text)?;
-        }
+        let sparse = given.last(Key::SparseSize).map(sparse_size).transpose()?;
         let threads = parallel(given)?;
-        if let Some(text) = given.last(Key::RateLimit) {
-            number::size("rate limit", text)?;
-        }
+        let rate = given.last(Key::RateLimit);
+        let rate = rate.map(|text| number::size("rate limit", text)).transpose()?;
         refuse_what_does_not_go_together(given, &items)?;
         let cache = match given.text(Key::Cache) {
             None => Cache { direct: false, unsafely: true },
@@ -109,7 +108,7 @@ impl Request {
             return Err(Stop::error("Copying bitmaps only possible with single source"));
         }
         let (sources, target, format) = (sources.to_vec(), target.clone(), format.to_owned());
-        Ok(Self { sources, target, items, format, snapshot, cache, threads })
+        Ok(Self { sources, target, items, format, snapshot, sparse, rate, cache, threads })
     }
 
     fn run(&self, given: &Parsed) -> Result<(), Stop> {
@@ -207,6 +206,8 @@ impl Request {
             .no_verify(true)
             .threads(self.threads)
             .bitmaps(bitmaps::wanted(given))
+            .sparse(self.sparse)
+            .rate(self.rate)
     }
 
     fn copy(&self, job: CopyJob<'_>, chain: &Chain, to: &To<'_>) -> Result<(), Stop> {
@@ -244,7 +245,7 @@ impl Request {
                     "Having a backing file for the target makes no sense when concatenating multiple input images",
                 ));
             }
-            if image.get("backing_fmt").is_none() {
+            if image.get("backing_fmt").is_none() && !given.has(Key::NoCreate) {
                 return Err(Stop::error("Use of backing file requires explicit backing format"));
             }
         }
@@ -276,7 +277,9 @@ impl Request {
             .unsynced(self.cache.unsafely)
             .no_reflink(!given.has(Key::CopyRange))
             .salvage(given.has(Key::Salvage))
-            .bitmaps(bitmaps::wanted(given)))
+            .bitmaps(bitmaps::wanted(given))
+            .sparse(self.sparse)
+            .rate(self.rate))
     }
 
     fn while_converting(&self, stop: Stop, format: Format) -> Stop {

@@ -51,6 +51,13 @@ pub struct FlattenOptions {
     /// Which persistent bitmaps of the active layer the new image gets: a QCOW2 image of version 3, and no stream. With
     /// an internal snapshot for the source they are still those of the current state.
     pub bitmaps: CarryBitmaps,
+    /// Zeros in data are left out only in aligned blocks of so many bytes, rounded down to a power of two, at most 2 MiB;
+    /// with 0 not at all: everything is written as data. `None` leaves out what the format can. Compression leaves
+    /// out whole clusters whatever the size, but not with 0. Where it is given nothing is cloned, since that does not look.
+    pub sparse: Option<u64>,
+    /// At most so many bytes of data are written in a second; 0 and `None` are no limit. With a limit nothing is cloned
+    /// or copied by the kernel. Not for streams.
+    pub rate: Option<u64>,
 }
 
 setters!(FlattenOptions {
@@ -70,6 +77,8 @@ setters!(FlattenOptions {
 } into {
     target: TargetOptions,
     compression_level: Option<i32>,
+    sparse: Option<u64>,
+    rate: Option<u64>,
 });
 
 /// The bitmaps of the source that the new image is to have.

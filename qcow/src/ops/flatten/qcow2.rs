@@ -82,7 +82,8 @@ pub(super) fn flatten(
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
     job.salvage = salvage(options);
-    if job.sparse && !options.compress && !options.no_reflink && !options.salvage {
+    let may_share = !options.compress && !options.no_reflink && !options.salvage;
+    if job.sparse && may_share && options.sparse.is_none() && options.rate.is_none() {
         let offload = Offload::find(chain, files.data, Some(target.cluster_size), options.digest)?;
         let anywhere = target.preallocation == Preallocation::Off && data_file.is_none();
         job.offload = if anywhere { offload.map(Offload::in_source_order) } else { offload };
@@ -141,7 +142,9 @@ fn start_device(
     options: &FlattenOptions,
     cancel: &CancelToken,
 ) -> Result<()> {
-    refuse_on_device(target.preallocation)?;
+    if options.sparse != Some(0) {
+        refuse_on_device(target.preallocation)?;
+    }
     if target.data_file.is_some() {
         return Err(Error::usage("an image on a device cannot have a data file"));
     }
@@ -221,8 +224,11 @@ pub(super) fn prepared(
     target: &Qcow2Options,
     options: &FlattenOptions,
 ) -> Result<(Qcow2Options, Placer)> {
-    let target = target.checked(false)?;
+    let mut target = target.checked(false)?;
     check_compression(&target, options)?;
+    if options.sparse == Some(0) && !options.compress {
+        target.preallocation = Preallocation::Full;
+    }
     let placer = Placer::new(target.rules()?, target.refcount_width()?, chain.virtual_size())?;
     Ok((target, placer))
 }

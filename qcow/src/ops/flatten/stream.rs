@@ -39,6 +39,8 @@ const COLLECTED: usize = 256 << 10;
 pub(super) fn check_sending(options: &FlattenOptions) -> Result<()> {
     refuse(options.salvage, "salvaging")?;
     refuse(options.bitmaps != CarryBitmaps::None, "bitmaps")?;
+    refuse(options.sparse.is_some(), "a size of zeros to leave out")?;
+    refuse(options.rate.is_some(), "a limit of bytes a second")?;
     match &options.target {
         TargetOptions::Raw(target) => {
             raw::refuse_compression(options)?;
@@ -80,6 +82,8 @@ pub(super) enum Receiver {
 pub(super) fn begin_receiving(path: &Path, options: &FlattenOptions) -> Result<Receiver> {
     refuse(options.salvage, "salvaging")?;
     refuse(options.bitmaps != CarryBitmaps::None, "bitmaps")?;
+    refuse(options.sparse.is_some(), "a size of zeros to leave out")?;
+    refuse(options.rate.is_some(), "a limit of bytes a second")?;
     match &options.target {
         TargetOptions::Raw(target) => {
             refuse(target.preallocation != Preallocation::Off, "preallocation")?;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::differences::Differences;
 use super::overwrite::{Holes, Overwrite};
+use super::sparse::Sparse;
 use super::transfer::{self, Settings};
 use crate::chain::{Chain, Format};
 use crate::disk::{Disk, WriteOptions};
@@ -100,6 +101,8 @@ fn settings<'a>(cancel: &'a CancelToken, disk: &Disk, compress: bool) -> Setting
         dry_run: false,
         verify: true,
         compress,
+        sparse: Sparse::Finest,
+        rate: None,
         zeros_by_entry: disk.has_zero_clusters(),
         observer: &Silent,
         cancel,

@@ -8,7 +8,9 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::crc::{Crc, hash};
+use super::rate::Rate;
 use super::sequencer;
+use super::sparse::Sparse;
 use super::writes::Writes;
 use crate::disk::Disk;
 use crate::exact::{Exact, to_usize};
@@ -54,6 +56,10 @@ pub(in crate::ops) struct Settings<'a> {
     pub(in crate::ops) verify: bool,
     /// Compress what fills a cluster.
     pub(in crate::ops) compress: bool,
+    /// Which zeros in data are written as zeros.
+    pub(in crate::ops) sparse: Sparse,
+    /// How many bytes are written in a second.
+    pub(in crate::ops) rate: Option<&'a Rate>,
     /// Zeros may be written by entries; else they are written as data.
     pub(in crate::ops) zeros_by_entry: bool,
     pub(in crate::ops) observer: &'a dyn Observer,
