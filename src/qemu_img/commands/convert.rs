@@ -1,6 +1,7 @@
 //! `qemu-img convert`.
 
 mod bitmaps;
+mod target;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -123,9 +124,11 @@ impl Request {
             let format = open::driver(given, Key::Format, &source.shown)?;
             sources.push((source, opening.options(format).snapshot(self.snapshot.clone())));
         }
-        let target_format = new::format(&self.format)?;
+        let (path, target_format) = match given.has(Key::TargetImageOpts) {
+            true => target::existing(&self.target)?,
+            false => (names::target(&self.target)?, new::format(&self.format)?),
+        };
         let image = self.image(given, target_format)?;
-        let path = names::target(&self.target)?;
         let flatten = self.flatten_options(given, &image)?;
         let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
         let mut plan = self.outputs(given, &path, &flatten.target);
