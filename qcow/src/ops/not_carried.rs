@@ -1,6 +1,8 @@
 //! What of a source a new image does not get. One pure function decides it for `flatten` and
 //! `create --like`; `docs/flatten.md` has the same as a table.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use super::bitmap::Carried;
@@ -121,9 +123,9 @@ impl SourceFacts {
 impl SourceFacts {
     /// Without the bitmaps that the new image gets.
     pub(crate) fn without(mut self, carried: &Carried) -> Self {
-        self.bitmaps.retain(|name| !carried.has(name));
+        let carried_or_broken: HashSet<String> = carried.names().collect();
+        self.bitmaps.retain(|name| !carried_or_broken.contains(name));
         self.broken_bitmaps = carried.skipped().to_vec();
-        self.bitmaps.retain(|name| !self.broken_bitmaps.contains(name));
         self
     }
 }

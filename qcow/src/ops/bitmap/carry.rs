@@ -1,5 +1,7 @@
 //! The persistent bitmaps of a source in a copy of it.
 
+use std::collections::HashSet;
+
 use super::actions::{Directory, place_directory, shown};
 use super::{BitmapAction, BitmapSummary};
 use crate::chain::Chain;
@@ -64,11 +66,11 @@ impl Carried {
     }
 
     fn choose(&mut self, how: CarryBitmaps) -> Result<()> {
-        let chain = self.source.clone();
+        let (chain, mut seen) = (self.source.clone(), HashSet::new());
         for bitmap in source(&chain)?.bitmaps() {
             let (name, text) = (&bitmap.name, shown(&bitmap.name));
             if !bitmap.in_use {
-                if self.sound.iter().any(|other| other.name == *name) {
+                if !seen.insert(name.as_slice()) {
                     let twice = format!("the source has two bitmaps named '{text}'");
                     return Err(Error::corrupt(twice).structure("bitmap directory"));
                 }
@@ -96,9 +98,10 @@ impl Carried {
         self.sound.iter().map(BitmapSummary::of).collect()
     }
 
-    /// Whether the copy gets one of this name.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.sound.iter().any(|bitmap| String::from_utf8_lossy(&bitmap.name) == name)
+    /// Names of those that the copy gets, and of those that are left out, as they are in the image.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        let text = |bitmap: &BitmapInfo| String::from_utf8_lossy(&bitmap.name).into_owned();
+        self.sound.iter().map(text).chain(self.skipped.iter().cloned())
     }
 
     /// Names of those that are left out because they were not stored cleanly, as they are in the image.
