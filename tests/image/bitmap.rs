@@ -199,3 +199,14 @@ fn a_row_of_commands_leaves_what_qemu_img_leaves() {
         assert!(qemu::raw_of("qcow2", &ours) == qemu::raw_of("qcow2", &theirs), "seed {seed}");
     }
 }
+
+#[test]
+fn what_a_bitmap_of_an_image_with_a_data_file_has_as_dirty_is_listed() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path("vm.qcow2");
+    qemu::create(&image, &format!("data_file={}", scratch.path("data").display()), "1M");
+    qemu_img(&args!["bitmap", "--add", image, "b"]);
+    qemu::qemu_io("qcow2", &image, &["write 64k 64k"]);
+    assert_eq!(qcowtool(args!["bitmap", image, "b"]).ok(), "65536 65536\n");
+}
