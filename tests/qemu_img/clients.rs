@@ -280,6 +280,26 @@ fn existing_images_several_sources_and_parts_are_copied_as_proxmox_and_ovirt_do(
     let beside = images();
     beside.set_up("truncate -s 4M volume; qemu-img snapshot -c s base.qcow2");
     beside.set_up("qemu-img create -q -f qcow2 ready.qcow2 4M; qemu-io -f qcow2 -c 'write -P 8 0 4M' ready.qcow2 >/dev/null");
+    beside.set_up("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2");
+    beside.same("convert -t none -T none -n -f qcow2 -O qcow2 -B base.qcow2 top.qcow2 over.qcow2");
+    beside.same_content("over.qcow2", "qcow2");
+    let [ours, theirs] = beside.dirs().map(|dir| {
+        let map = fixtures::args!["map", "--output", "json", dir.join("over.qcow2")];
+        let map: serde_json::Value = serde_json::from_str(&fixtures::qemu_img(&map)).unwrap();
+        let own = map.as_array().unwrap().iter().filter(|range| range["depth"] == 0);
+        own.map(|range| range["length"].as_u64().unwrap()).sum::<u64>()
+    });
+    assert_eq!(ours, theirs, "what the backing file has is left to it");
+    // Whatever the image had, it reads as the source then, and keeps what follows the disk.
+    beside.set_up(
+        "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 full.qcow2 5M
+         qemu-io -f qcow2 -c 'write -P 8 0 5M' full.qcow2 >/dev/null",
+    );
+    let onto = "convert -n -f qcow2 -O qcow2 -B base.qcow2 top.qcow2 full.qcow2";
+    assert_eq!(beside.ours(&onto.split(' ').collect::<Vec<_>>()).ok(), "");
+    let whole = "convert -n -f qcow2 -O qcow2 top.qcow2 full.qcow2";
+    assert_eq!(beside.theirs(&whole.split(' ').collect::<Vec<_>>()).ok(), "");
+    beside.same_content("full.qcow2", "qcow2");
     for (line, made, format) in [
         ("convert -n -f qcow2 -O qcow2 top.qcow2 ready.qcow2", "ready.qcow2", "qcow2"),
         (

@@ -37,6 +37,8 @@ pub struct CopyOptions {
     pub compress: bool,
     /// The existing image reads as zeros: do not write zeros.
     pub target_is_zero: bool,
+    /// The existing image, with what it is backed by, reads nearly as the source: write only where it does not.
+    pub differences: bool,
     /// Whether a file that exists is replaced, for [`CopyJob::onto`].
     pub replace: Replace,
     /// Do not read back what was written.
@@ -57,6 +59,7 @@ pub struct CopyOptions {
 setters!(CopyOptions {
     compress: bool,
     target_is_zero: bool,
+    differences: bool,
     replace: Replace,
     no_verify: bool,
     threads: usize,
@@ -228,6 +231,11 @@ impl<'a> CopyJob<'a> {
         let done = match &new {
             Some((_, below)) => {
                 let steps = Differences::new(source, below, &disk, options.compress)?;
+                transfer::run(&steps, &disk, settings)
+            }
+            None if options.differences => {
+                let now = disk.chain()?;
+                let steps = Differences::over(source, &now, &disk, options.compress)?;
                 transfer::run(&steps, &disk, settings)
             }
             None => {

@@ -207,6 +207,7 @@ impl Request {
             .compress(given.has(Key::Compress))
             .target_is_zero(given.has(Key::TargetIsZero))
             .no_verify(true)
+            .differences(given.has(Key::Backing))
             .threads(self.threads)
             .bitmaps(bitmaps::wanted(given))
             .sparse(self.sparse)
