@@ -130,6 +130,10 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
             "give --bitmaps drop to remove them",
             "remove the bitmaps with `qcowtool bitmap --remove FILE BITMAP`",
         ],
+        Remedy::SkipBrokenBitmaps => &[
+            "give --skip-broken-bitmaps to leave it out",
+            "remove it with `qcowtool bitmap --remove FILE BITMAP`",
+        ],
         Remedy::ListSnapshots => &["`qcowtool info` lists the snapshots"],
         // Of its second image, the option is another one.
         Remedy::ConvertFrom(_) if command == "compare" => &[
@@ -266,6 +270,7 @@ mod tests {
         Remedy::DropSnapshots,
         Remedy::Shrink,
         Remedy::DropBitmaps,
+        Remedy::SkipBrokenBitmaps,
         Remedy::ListSnapshots,
         Remedy::ConvertFrom("vmdk"),
         Remedy::Decompress("gzip"),

@@ -82,6 +82,9 @@ pub enum Remedy {
     Shrink,
     /// Remove the persistent bitmaps, or allow that they are removed.
     DropBitmaps,
+    /// Leave out the persistent bitmaps that were not stored cleanly, or remove them
+    /// ([`CarryBitmaps::Sound`](crate::ops::bitmap::CarryBitmaps::Sound)).
+    SkipBrokenBitmaps,
     /// Look which snapshots there are.
     ListSnapshots,
     /// Convert the image from the format that QEMU calls so to a supported one, or state that its bytes are
@@ -186,6 +189,7 @@ impl fmt::Display for Remedy {
             Self::DropSnapshots => "remove the snapshots that cannot be read",
             Self::Shrink => "make the guest's partitions and file systems smaller first, then allow it",
             Self::DropBitmaps => "remove the bitmaps, or allow that they are removed",
+            Self::SkipBrokenBitmaps => "remove the bitmap, or allow that it is left out",
             Self::ListSnapshots => "look which snapshots the image has",
             Self::Decompress(_) => {
                 "decompress it first, or state that it is raw if these are a disk's own bytes"

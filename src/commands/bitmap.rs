@@ -217,9 +217,9 @@ impl Bitmap {
 
     /// Prints what the bitmap has as dirty.
     fn dirty(&self, name: &[u8]) -> Result<(), Failure> {
-        Session::start(&self.common, Plan::new().image(&self.path))?;
-        self.common.verbosity.opening(&self.path, self.format);
         let open = OpenOptions::default().format(self.format).force_share(self.force_share);
+        Session::start(&self.common, Plan::new().chain(&self.path, &open))?;
+        self.common.verbosity.opening(&self.path, self.format);
         let chain = Chain::open_alone(&self.path, &open)?;
         let image = chain.layers().first().and_then(|layer| layer.image());
         let image = image

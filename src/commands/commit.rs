@@ -132,6 +132,16 @@ impl Commit {
         for path in &outcome.other_overlays {
             warn_line(format_args!("'{}' reads as something else", shown(path)));
         }
+        if !outcome.emptied && !outcome.overlay_bitmaps.is_empty() {
+            let names: Vec<_> =
+                outcome.overlay_bitmaps.iter().map(|name| format!("'{}'", Escaped(name))).collect();
+            warn_line(format_args!(
+                "'{}' does not get the persistent bitmaps of '{}': {}",
+                shown(&outcome.base),
+                shown(&outcome.filename),
+                names.join(", ")
+            ));
+        }
         print(text(&outcome))
     }
 }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use qcow::chain::{Chain, Format, Joined, OpenOptions, resolve_name};
+use qcow::ops::TargetOptions;
+use qcow::ops::bitmap::CarryBitmaps;
 use qcow::ops::copy::{CopyJob, CopyOptions, CopyOutcome};
 use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
+use qcow::ops::info::BitmapSummary;
 use qcow::ops::rebase::NewBacking;
-use qcow::ops::{Preallocation, TargetOptions};
-use qcow::{CancelToken, Error, Observer};
+use qcow::{CancelToken, Error, Escaped, Observer};
 
 use super::commit::proof;
 use super::flatten::{damage_text, how_to_salvage, salvaged, summary};
@@ -48,6 +50,7 @@ Examples:
   qcowtool convert -O raw -l before-upgrade vm.qcow2 old-state.raw
   qcowtool convert -B template.qcow2 -F qcow2 vm.qcow2 overlay.qcow2
   qcowtool convert -f raw part1.img part2.img whole.qcow2
+  qcowtool convert --bitmaps vm.qcow2 copy.qcow2
   qcowtool convert -n -O raw vm.qcow2 /dev/vg/vm
   qcowtool convert -n -O qcow2 vm.qcow2 existing.qcow2
   qcowtool convert -o help
@@ -85,10 +88,14 @@ pub(crate) struct Convert {
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT")]
     snapshot: Option<String>,
 
-    /// 0: write all as data, also zeros. Other sizes are accepted for compatibility with qemu-img: zeros are left out in
-    /// whole clusters, or in blocks of 4 KiB of a raw image
+    /// Leave out zeros only in aligned blocks of SIZE (a power of two, else rounded down to one; at most 2M count), not as
+    /// finely as the format can. 0: write all as data, also zeros. Nothing is reflinked then
     #[arg(short = 'S', long = "sparse-size", value_name = "SIZE", value_parser = crate::size::parse)]
     sparse: Option<u64>,
+
+    /// Write at most so many bytes of data a second; 0 is no limit. Nothing is reflinked then
+    #[arg(short, long = "rate-limit", value_name = "RATE", value_parser = crate::size::parse)]
+    rate: Option<u64>,
 
     /// Write into the existing DST, which must be large enough and not in use. It keeps what follows the disk. An
     /// interrupted run leaves it partly overwritten
@@ -119,6 +126,15 @@ pub(crate) struct Convert {
     /// Continue past damage: unreadable ranges become zeros in DST and are listed; the exit code is then 7
     #[arg(long, conflicts_with_all = ["digest", "backing"])]
     salvage: bool,
+
+    /// Carry the persistent bitmaps of the source over: name, granularity, dirty ranges, and whether they record writes.
+    /// DST is qcow2 of version 3; with -n it keeps its own bitmaps
+    #[arg(long, conflicts_with = "snapshot")]
+    bitmaps: bool,
+
+    /// Leave out bitmaps that were not stored cleanly, and say so, instead of refusing them
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
 
     /// Also print the CRC-32 of the guest-visible content
     #[arg(long, conflicts_with = "backing")]
@@ -160,10 +176,7 @@ impl Convert {
         let dst = dst.ok_or_else(|| Error::usage("SRC or DST is missing").hint("see --help"))?;
         self.check()?;
         let given = self.given(items)?;
-        let mut target = given.target()?;
-        if self.sparse == Some(0) {
-            all_as_data(&mut target);
-        }
+        let target = given.target()?;
         let backing = self.backing(&given)?;
         let open = self.source.open_options(self.snapshot.as_deref());
         let operation = Operation::start(&self.common, &self.work)?;
@@ -190,15 +203,18 @@ impl Convert {
             several && self.backing.is_some(),
             "several sources do not go onto one backing file",
         )?;
+        refuse(
+            several && self.bitmaps,
+            "bitmaps are carried over from one source, not from several",
+        )?;
+        refuse(
+            self.bitmaps && self.part.is_part(),
+            "bitmaps are of the whole disk, and not carried over with a part of it",
+        )?;
         let sparse = self.sparse.unwrap_or_default();
         refuse(
             !sparse.is_multiple_of(512) || sparse > MOST_SPARSE,
             "the size given with -S is a multiple of 512, at most 16M",
-        )?;
-        let data = self.sparse == Some(0);
-        refuse(
-            data && (self.no_create || self.compress),
-            "-S 0 goes neither with -n nor with -c: all would be data",
         )
     }
 
@@ -297,7 +313,10 @@ impl Convert {
             .compress(self.compress)
             .target_is_zero(self.target_is_zero)
             .replace(self.replace.replace())
-            .threads(self.threads());
+            .threads(self.threads())
+            .bitmaps(self.bitmaps())
+            .sparse(self.sparse)
+            .rate(self.rate);
         let job = match (backing, &target) {
             (Some(backing), TargetOptions::Qcow2(target)) => {
                 CopyJob::onto(chain, dst, target, backing, &copy)?
@@ -331,6 +350,17 @@ impl Convert {
             .target_is_zero(self.target_is_zero)
             .direct(direct)
             .salvage(self.salvage)
+            .bitmaps(self.bitmaps())
+            .sparse(self.sparse)
+            .rate(self.rate)
+    }
+
+    fn bitmaps(&self) -> CarryBitmaps {
+        match (self.bitmaps, self.skip_broken_bitmaps) {
+            (false, _) => CarryBitmaps::None,
+            (true, false) => CarryBitmaps::All,
+            (true, true) => CarryBitmaps::Sound,
+        }
     }
 
     fn threads(&self) -> usize {
@@ -358,6 +388,7 @@ impl Convert {
                     let mut text = String::new();
                     if !quiet {
                         text = summary("converted", src, dst, &outcome);
+                        text.push_str(&carried(&outcome.bitmaps));
                         text.extend(outcome.damage.iter().map(damage_text));
                     }
                     if let Some(crc32) = &outcome.crc32 {
@@ -369,6 +400,7 @@ impl Convert {
             }
             Outcome::Into(outcome) => {
                 warn_truncated(&outcome.truncated);
+                report_not_carried(&self.common.verbosity, src, &outcome.not_carried_over);
                 warn(&outcome.warnings);
                 match (json, quiet) {
                     (true, _) => print_json(&Lacking { outcome: &outcome, left_out }),
@@ -398,14 +430,14 @@ fn copied(src: &Path, dst: &Path, outcome: &CopyOutcome) -> String {
         human(outcome.data_bytes),
         human(outcome.zero_bytes),
     );
+    text.push_str(&carried(&outcome.bitmaps));
     text.push_str(&proof(&outcome.crc32, outcome.verified, None));
     text
 }
 
-fn all_as_data(target: &mut TargetOptions) {
-    match target {
-        TargetOptions::Qcow2(qcow2) => qcow2.preallocation = Preallocation::Full,
-        TargetOptions::Raw(raw) => raw.preallocation = Preallocation::Full,
-        _ => {}
-    }
+/// The bitmaps that were carried over, on a line of its own.
+fn carried(bitmaps: &[BitmapSummary]) -> String {
+    let names: Vec<_> =
+        bitmaps.iter().map(|bitmap| format!("'{}'", Escaped(&bitmap.name))).collect();
+    if names.is_empty() { String::new() } else { format!("bitmaps: {}\n", names.join(", ")) }
 }

@@ -57,6 +57,11 @@ const REMEDIES: &[(&str, &str, &str)] = &[
         "give --bitmaps drop",
         "snapshot::bitmaps_are_kept_and_an_image_with_some_is_not_changed_behind_their_backs",
     ),
+    (
+        "SkipBrokenBitmaps",
+        "give --skip-broken-bitmaps",
+        "carrying_bitmaps::one_that_was_not_stored_cleanly_is_refused_by_name_or_left_out_and_said",
+    ),
     ("ListSnapshots", "`qcowtool info` lists", "advice::advice_about_options_is_right"),
     ("ConvertFrom", "convert it with", "foreign::what_is_in_another_format"),
     ("Decompress", "decompress it first", "foreign::what_is_in_another_format"),

@@ -37,7 +37,7 @@ const fn repairing(name: &'static str, line: &'static str, image: &'static str) 
 }
 
 /// Those that make something.
-pub(crate) const MAKERS: [Case; 17] = [
+pub(crate) const MAKERS: [Case; 19] = [
     making("create raw", "create new 64k"),
     making("create raw, full", "create -o preallocation=full new 64k"),
     making("create qcow2", "create -f qcow2 new 1M"),
@@ -59,6 +59,11 @@ pub(crate) const MAKERS: [Case; 17] = [
         ..case("flatten with data file", "flatten --threads 1 -o data_file=data SRC/top new")
     },
     Case { input: Some("small.raw"), ..making("flatten a stream", "flatten --threads 1 - new") },
+    making("convert --bitmaps", "convert --threads 1 --bitmaps SRC/marked new"),
+    making(
+        "convert --bitmaps onto a backing file",
+        "convert --threads 1 --bitmaps -o cluster_size=4k -B SRC/base -F qcow2 SRC/marked new",
+    ),
     making("checksum --manifest", "checksum --threads 1 --manifest new SRC/top"),
     making("map --picture", "map --picture new.svg SRC/top").drawing(),
 ];

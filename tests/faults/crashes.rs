@@ -174,6 +174,9 @@ pub(crate) fn left_after(before: &Before, events: &[Event], kept: Kept) -> Left 
             Event::Zero(file, offset, len) => {
                 let start = usize::try_from(*offset).unwrap();
                 let end = start + usize::try_from(*len).unwrap();
+                // No file becomes longer by it, and what it had may be lost.
+                let there = files[*file].len();
+                let (start, end) = (start.min(there), end.min(there));
                 for sector in files[*file][start..end].chunks_mut(SECTOR) {
                     if durable(*file, at) || lucky() {
                         sector.fill(0);

@@ -59,6 +59,10 @@ impl Place {
             &["write -c -P 7 8k 4k".to_owned(), write("32k 12k"), "write -z 68k 4k".to_owned()],
         );
         fs::write(src.join("same.raw"), qemu::raw_of("qcow2", &top)).unwrap();
+        let marked = src.join("marked");
+        fs::copy(&top, &marked).unwrap();
+        qemu::qemu_img(&args!["bitmap", "--add", marked, "b"]);
+        qemu::qemu_img(&args!["bitmap", "--add", "--disable", marked, "other"]);
         damaged(&src);
         Self {
             dir: dir.to_path_buf(),
@@ -327,7 +331,8 @@ pub(crate) fn judged(place: &Place, case: &Case, room: &Room) {
     let new = room.0.join("new");
     if case.line.contains("-r ") {
         qemu_img(args!["check", "-q", "image"]);
-    } else if case.name.starts_with("flatten") && new.exists() {
+    } else if ["flatten", "convert"].iter().any(|name| case.name.starts_with(name)) && new.exists()
+    {
         let source = match () {
             () if case.changes.is_some() => "sound.raw",
             () if case.input.is_some() || case.line.contains("small.raw") => "small.raw",
@@ -338,6 +343,11 @@ pub(crate) fn judged(place: &Place, case: &Case, room: &Room) {
         qemu_img(args!["compare", "-q", "-f", "raw", "-F", format, source, "new"]);
         if format == "qcow2" {
             qemu_img(args!["check", "-q", "new"]);
+        }
+        if case.line.contains("--bitmaps") {
+            let bitmaps =
+                |image: &Path| qemu::info(image)["format-specific"]["data"]["bitmaps"].clone();
+            assert_eq!(bitmaps(&new), bitmaps(&place.source("marked")));
         }
     } else if case.line.contains("-f qcow2") && new.exists() {
         qemu_img(args!["check", "-q", "new"]);

@@ -12,14 +12,14 @@ use fixtures::{Holder, Scratch, args, needs_qemu, qemu, qemu_img, try_qemu_img};
 use serde_json::Value;
 
 /// The bitmaps as `qemu-img info` shows them.
-fn bitmaps(image: &Path) -> Value {
+pub(crate) fn bitmaps(image: &Path) -> Value {
     let info = qemu::info(image);
     info["format-specific"]["data"]["bitmaps"].clone()
 }
 
 /// Where the bitmap is dirty, as qemu-nbd tells a client: `qemu-img map` of it. A copy is looked at, in which it
 /// does not record.
-fn dirty_by_qemu(image: &Path, name: &str, scratch: &Scratch) -> Value {
+pub(crate) fn dirty_by_qemu(image: &Path, name: &str, scratch: &Scratch) -> Value {
     let (copy, socket) = (scratch.path("shown.qcow2"), scratch.path("socket"));
     fs::copy(image, &copy).unwrap();
     let _ = fs::remove_file(&socket);
@@ -198,4 +198,15 @@ fn a_row_of_commands_leaves_what_qemu_img_leaves() {
         }
         assert!(qemu::raw_of("qcow2", &ours) == qemu::raw_of("qcow2", &theirs), "seed {seed}");
     }
+}
+
+#[test]
+fn what_a_bitmap_of_an_image_with_a_data_file_has_as_dirty_is_listed() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let image = scratch.path("vm.qcow2");
+    qemu::create(&image, &format!("data_file={}", scratch.path("data").display()), "1M");
+    qemu_img(&args!["bitmap", "--add", image, "b"]);
+    qemu::qemu_io("qcow2", &image, &["write 64k 64k"]);
+    assert_eq!(qcowtool(args!["bitmap", image, "b"]).ok(), "65536 65536\n");
 }

@@ -255,3 +255,34 @@ fn a_kill_at_any_moment_leaves_what_the_guest_read_and_the_commit_can_be_repeate
         },
     );
 }
+
+#[test]
+fn bitmaps_stay_where_they_are_and_those_that_the_base_does_not_get_are_named() {
+    needs_qemu!();
+    for drop in [false, true] {
+        let dirty = |ours: bool| {
+            let scratch = Scratch::new();
+            let (base, top) = (scratch.path("base.qcow2"), scratch.path("top.qcow2"));
+            qemu::create(&base, "", "4M");
+            qemu_img(&args!["bitmap", "--add", base, "on"]);
+            qemu_img(&args!["bitmap", "--add", "--disable", base, "off"]);
+            qemu::overlay(&top, "base.qcow2", "qcow2", "", "");
+            qemu_img(&args!["bitmap", "--add", top, "backup"]);
+            qemu::qemu_io("qcow2", &top, &["write -P 1 1M 64k", "write -z 3M 64k"]);
+            let commit =
+                [args!["commit"], drop.then(|| "-d".into()).into_iter().collect(), args![top]];
+            if ours {
+                let done = qcowtool(commit.concat());
+                assert!(done.succeeded(), "{}", done.stderr());
+                let named = done.stderr().contains("does not get the persistent bitmaps")
+                    && done.stderr().contains("'backup'");
+                assert_eq!(named, drop, "{}", done.stderr());
+            } else {
+                qemu_img(&commit.concat());
+            }
+            let of = |image: &Path, name: &str| qcowtool(args!["bitmap", image, name]).ok();
+            [of(&base, "on"), of(&base, "off"), of(&top, "backup")]
+        };
+        assert_eq!(dirty(true), dirty(false), "-d: {drop}");
+    }
+}

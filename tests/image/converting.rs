@@ -30,11 +30,14 @@ fn new_images_have_the_content_that_qemu_img_gives_them() {
     let small = [scratch.file("one.raw", &[1; 1000]), scratch.file("two.raw", &[2; 700])];
     qemu_img(&args!["snapshot", "-c", "s", top]);
     qemu::qemu_io("qcow2", &top, &["write -P 8 0 64k"]);
-    let cases: [(&str, &str, &[&PathBuf]); 8] = [
+    let cases: [(&str, &str, &[&PathBuf]); 11] = [
         ("-O qcow2", "", &[&top]),
         ("-O qcow2", "-c -o cluster_size=4k,size=1M -m 2 -W -t none", &[&top]),
         ("-O raw", "-S 0", &[&top]),
         ("-O raw", "-S 64k -C -T none", &[&top]),
+        ("-O qcow2", "-S 0", &[&top]),
+        ("-O qcow2", "-S 0 -c", &[&top]),
+        ("-O qcow2", "-S 128k -o extended_l2=on -r 1G", &[&top]),
         ("-O qcow2", "-l s", &[&top]),
         ("-O raw", "-l snapshot.name=s", &[&top]),
         ("-O qcow2", "-f raw", &[&small[0], &small[1]]),

@@ -4,6 +4,7 @@
 
 mod amend;
 mod bitmap;
+mod carrying_bitmaps;
 mod chains;
 mod committing;
 mod compare;

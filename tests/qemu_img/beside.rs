@@ -72,7 +72,7 @@ impl Beside {
         run(&self.scratch.path("qemu-img"), &self.ours_dir(), words)
     }
 
-    fn theirs(&self, words: &[&str]) -> Said {
+    pub(crate) fn theirs(&self, words: &[&str]) -> Said {
         run(Path::new("qemu-img"), &self.theirs_dir(), words)
     }
 

@@ -278,9 +278,46 @@ fn overlays_are_rebased_and_committed_as_cinder_ovirt_and_opennebula_do() {
 fn existing_images_several_sources_and_parts_are_copied_as_proxmox_and_ovirt_do() {
     needs_qemu!();
     let beside = images();
+    beside.set_up("truncate -s 4M volume; qemu-img snapshot -c s base.qcow2");
     beside.set_up("qemu-img create -q -f qcow2 ready.qcow2 4M; qemu-io -f qcow2 -c 'write -P 8 0 4M' ready.qcow2 >/dev/null");
+    beside.set_up("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2");
+    beside.same("convert -t none -T none -n -f qcow2 -O qcow2 -B base.qcow2 top.qcow2 over.qcow2");
+    beside.same_content("over.qcow2", "qcow2");
+    let [ours, theirs] = beside.dirs().map(|dir| {
+        let map = fixtures::args!["map", "--output", "json", dir.join("over.qcow2")];
+        let map: serde_json::Value = serde_json::from_str(&fixtures::qemu_img(&map)).unwrap();
+        let own = map.as_array().unwrap().iter().filter(|range| range["depth"] == 0);
+        own.map(|range| range["length"].as_u64().unwrap()).sum::<u64>()
+    });
+    assert_eq!(ours, theirs, "what the backing file has is left to it");
+    // Whatever the image had, it reads as the source then, and keeps what follows the disk.
+    beside.set_up(
+        "qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 full.qcow2 5M
+         qemu-io -f qcow2 -c 'write -P 8 0 5M' full.qcow2 >/dev/null",
+    );
+    let onto = "convert -n -f qcow2 -O qcow2 -B base.qcow2 top.qcow2 full.qcow2";
+    assert_eq!(beside.ours(&onto.split(' ').collect::<Vec<_>>()).ok(), "");
+    let whole = "convert -n -f qcow2 -O qcow2 top.qcow2 full.qcow2";
+    assert_eq!(beside.theirs(&whole.split(' ').collect::<Vec<_>>()).ok(), "");
+    beside.same_content("full.qcow2", "qcow2");
     for (line, made, format) in [
         ("convert -n -f qcow2 -O qcow2 top.qcow2 ready.qcow2", "ready.qcow2", "qcow2"),
+        (
+            "convert -n -l snapshot.name=s --target-image-opts -f qcow2 base.qcow2 \
+             driver=qcow2,discard-no-unref=true,file.driver=file,file.filename=ready.qcow2",
+            "ready.qcow2",
+            "qcow2",
+        ),
+        (
+            "convert -n -T none -r 1G -f qcow2 --target-image-opts top.qcow2 driver=raw,file.filename=volume",
+            "volume",
+            "raw",
+        ),
+        (
+            "convert -n --target-image-opts top.qcow2 file.filename=ready.qcow2",
+            "ready.qcow2",
+            "qcow2",
+        ),
         (
             "convert -t none -T none -f qcow2 -O qcow2 -o compat=1.1,backing_file=base.qcow2,backing_fmt=qcow2 top.qcow2 1.img",
             "1.img",
@@ -298,6 +335,21 @@ fn existing_images_several_sources_and_parts_are_copied_as_proxmox_and_ovirt_do(
     beside.set_up("qemu-img create -q -f qcow2 small.qcow2 1M");
     let said = beside.both(&small.split(' ').collect::<Vec<_>>()).refused();
     assert_eq!(said, "qemu-img: output file is smaller than input file\n");
+    for (target, why) in [
+        ("ready.qcow2", "Cannot find device='ready.qcow2' nor node-name='ready.qcow2'"),
+        (
+            "driver=qcow2,file.filename=a,foo=1",
+            "Block format 'qcow2' does not support the option 'foo'",
+        ),
+        ("driver=qcow2,file.filename=gone", "Could not open 'gone': No such file or directory"),
+    ] {
+        let words = ["convert", "-n", "--target-image-opts", "top.qcow2", target];
+        let said = beside.both(&words).refused();
+        assert_eq!(said, format!("qemu-img: Could not open '{target}': {why}\n"));
+    }
+    let part = "driver=raw,file.filename=volume,offset=512";
+    let said = beside.ours(&["convert", "-n", "--target-image-opts", "top.qcow2", part]).refused();
+    assert!(said.contains("a target cannot have the option 'offset'"), "{said}");
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 mod arguments;
 mod beside;
+mod bitmaps;
 mod clients;
 mod differential;
 mod on_purpose;
+mod sparse;

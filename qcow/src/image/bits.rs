@@ -167,10 +167,22 @@ impl Bits {
     /// # Errors
     /// As [`Edit::allocate`] and [`Edit::lower`].
     pub(crate) fn store(self, edit: &mut Edit) -> Result<(HostOffset, u32)> {
-        for host in self.left {
-            let clusters = edit.clusters(host, 1)?;
+        for host in &self.left {
+            let clusters = edit.clusters(*host, 1)?;
             edit.lower(clusters)?;
         }
+        self.place(|bytes| edit.write_new(bytes))
+    }
+
+    /// Has what of the bitmap changed, and its table, written by `place`, which gives the place of each in new
+    /// clusters. Gives the place and length of the table.
+    ///
+    /// # Errors
+    /// As `place`.
+    pub(crate) fn place(
+        self,
+        mut place: impl FnMut(Vec<u8>) -> Result<HostOffset>,
+    ) -> Result<(HostOffset, u32)> {
         let mut table = Vec::with_capacity(self.parts.len());
         for part in self.parts {
             let entry = match part {
@@ -178,13 +190,13 @@ impl Bits {
                 Part::Changed(bytes) if bytes.iter().all(|byte| *byte == 0) => {
                     BitmapTableEntry::AllZeros
                 }
-                Part::Changed(bytes) => BitmapTableEntry::Stored(edit.write_new(bytes)?),
+                Part::Changed(bytes) => BitmapTableEntry::Stored(place(bytes)?),
             };
             table.push(entry.encode());
         }
         let entries = u32::try_from(table.len())
             .map_err(|_| Error::internal("a bitmap's table of more than 2^32 entries"))?;
-        Ok((edit.write_new(encode_table(&table))?, entries))
+        Ok((place(encode_table(&table))?, entries))
     }
 }
 

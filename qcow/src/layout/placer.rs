@@ -262,6 +262,21 @@ impl Placer {
         Ok(host)
     }
 
+    /// Places a structure of its own, which nothing in the tables leads to: a bitmap's, for one.
+    pub(crate) fn place_structure(
+        &mut self,
+        bytes: &[u8],
+        sink: &mut impl Sink,
+    ) -> Result<HostOffset> {
+        self.packing = None;
+        let clusters = self.rules.geometry.clusters_for(bytes.len() as u64);
+        let place = self.refcounts.allocate(clusters)?;
+        let offset = self.refcounts.offset_of(place)?;
+        sink.metadata(offset, bytes)?;
+        self.write_complete_blocks(sink)?;
+        Ok(offset)
+    }
+
     /// Writes out everything that is still open.
     pub(crate) fn finish(mut self, sink: &mut impl Sink) -> Result<Finished> {
         self.flush_l2(sink)?;

@@ -6,6 +6,7 @@
 //! at all.
 
 mod actions;
+mod carry;
 mod resize;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,9 @@ use crate::setters::setters;
 use crate::{CancelToken, Observer, Result};
 
 use actions::Directory;
+pub(crate) use actions::set_extension;
+pub(crate) use carry::Carried;
+pub use carry::CarryBitmaps;
 pub(crate) use resize::resize_all;
 
 /// What to do with a bitmap.

@@ -14,6 +14,7 @@ use super::resize::{NewSize, ResizeOptions, resize};
 use super::users;
 use super::work::overwrite::{Holes, Overwrite};
 use super::work::snapshots;
+use super::work::sparse::Sparse;
 use super::work::transfer::{self, Transferred};
 use super::work::writes::Settings;
 use crate::chain::{Chain, Format, Layer, OpenOptions, local_path};
@@ -95,6 +96,9 @@ pub struct CommitOutcome {
     /// else.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changed_snapshots: Vec<String>,
+    /// Names of the overlay's persistent bitmaps, which stay there: the base does not get them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overlay_bitmaps: Vec<String>,
     /// The overlay was emptied.
     pub emptied: bool,
     /// Nothing was written.
@@ -212,6 +216,8 @@ impl CommitJob {
             dry_run: options.dry_run,
             verify: !options.no_verify,
             compress: false,
+            sparse: Sparse::Finest,
+            rate: None,
             zeros_by_entry: true,
             observer,
             cancel,
@@ -226,6 +232,10 @@ impl CommitJob {
                 return Err(another_content(&base));
             }
         }
+        let active = upper.layers().first().and_then(|layer| layer.image());
+        let bitmaps = active.map(Image::bitmaps).unwrap_or_default().iter();
+        let names = bitmaps.map(|bitmap| String::from_utf8_lossy(&bitmap.name).into_owned());
+        let overlay_bitmaps = names.collect();
         let base_virtual_size = disk.size().max(size);
         let emptied = self.emptied.is_some();
         if !options.dry_run {
@@ -247,6 +257,7 @@ impl CommitJob {
             disk_crc32,
             other_overlays: self.other_overlays,
             changed_snapshots: self.changed_snapshots,
+            overlay_bitmaps,
             emptied,
             dry_run: options.dry_run,
         })

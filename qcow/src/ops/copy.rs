@@ -2,14 +2,21 @@
 //! only what differs is stored.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::bitmap::{Carried, CarryBitmaps};
 use super::create::write_empty;
+use super::edit::{Opened, change};
+use super::info::BitmapSummary;
+use super::not_carried::{NotCarried, SourceFacts, losses};
 use super::rebase::{NewBacking, open_new};
 use super::users;
 use super::work::differences::Differences;
 use super::work::overwrite::{Holes, Overwrite};
+use super::work::rate::Rate;
+use super::work::sparse::Sparse;
 use super::work::transfer::{self, Transferred};
 use super::work::writes::Settings;
 use super::{Preallocation, Qcow2Options, begin};
@@ -17,9 +24,11 @@ use crate::chain::{Chain, Format, OpenOptions};
 use crate::codec::Compressor;
 use crate::disk::{Disk, WriteOptions};
 use crate::extent::Truncation;
+use crate::format::Version;
+use crate::image::edit::Edit;
 use crate::io::{FileStorage, OutputFile, Replace, WritableFile};
 use crate::setters::setters;
-use crate::{CancelToken, Error, ErrorKind, Escaped, Observer, Remedy, Result};
+use crate::{CancelToken, Error, ErrorKind, Escaped, Observer, Remedy, Result, Silent};
 
 /// How to copy.
 #[derive(Debug, Clone, Default)]
@@ -29,21 +38,37 @@ pub struct CopyOptions {
     pub compress: bool,
     /// The existing image reads as zeros: do not write zeros.
     pub target_is_zero: bool,
+    /// The existing image, with what it is backed by, reads nearly as the source: write only where it does not.
+    pub differences: bool,
     /// Whether a file that exists is replaced, for [`CopyJob::onto`].
     pub replace: Replace,
     /// Do not read back what was written.
     pub no_verify: bool,
     /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
+    /// Which persistent bitmaps of the source's active layer the image gets. An existing image keeps its own, and is
+    /// refused if it has one of the same name, or a disk of another size.
+    pub bitmaps: CarryBitmaps,
+    /// Zeros in data are left out only in aligned blocks of so many bytes, rounded down to a power of two, at most 2 MiB;
+    /// with 0 not at all: everything is written as data. `None` leaves out what the format can. Compression
+    /// leaves out whole clusters whatever the size, but not with 0.
+    pub sparse: Option<u64>,
+    /// At most so many bytes of data are written in a second; 0 and `None` are no limit.
+    pub rate: Option<u64>,
 }
 
 setters!(CopyOptions {
     compress: bool,
     target_is_zero: bool,
+    differences: bool,
     replace: Replace,
     no_verify: bool,
     threads: usize,
-} into {});
+    bitmaps: CarryBitmaps,
+} into {
+    sparse: Option<u64>,
+    rate: Option<u64>,
+});
 
 /// What was copied.
 #[derive(Debug, Clone, Serialize)]
@@ -68,6 +93,12 @@ pub struct CopyOutcome {
     /// Files of the source that end before what their images refer to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub truncated: Vec<Truncation>,
+    /// Persistent bitmaps of the source's active layer that the image has, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapSummary>,
+    /// What the source's active layer has and the image does not get, and could not have again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_carried_over: Vec<NotCarried>,
     /// What could not be kept of a file that was replaced, and what a power cut may undo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -79,6 +110,7 @@ pub struct CopyJob<'a> {
     source: &'a Chain,
     path: PathBuf,
     options: CopyOptions,
+    carried: Carried,
     disk: Disk,
     /// The new image and what it is backed by.
     new: Option<(OutputFile, Chain)>,
@@ -122,7 +154,11 @@ impl<'a> CopyJob<'a> {
         }
         let disk = Disk::open(path, open, WriteOptions::new())?;
         Overwrite::new(source, disk.size(), Holes::Zero).map_err(|error| error.file(path))?;
-        Ok(Self { source, path: path.to_path_buf(), options: options.clone(), disk, new: None })
+        let version = if disk.has_zero_clusters() { Version::V3 } else { Version::V2 };
+        let carried = Carried::of(source, options.bitmaps, Some(version))
+            .map_err(|error| error.file(path))?;
+        let (path, options) = (path.to_path_buf(), options.clone());
+        Ok(Self { source, path, options, carried, disk, new: None })
     }
 
     /// Starts a new image at `path` with this backing file. It appears there when it is complete.
@@ -146,6 +182,9 @@ impl<'a> CopyJob<'a> {
         if options.compress {
             Compressor::new(target.compression_type, None)?;
         }
+        let carried = Carried::of(source, options.bitmaps, Some(target.version))
+            .and_then(|carried| carried.check(target.geometry()?).map(|()| carried))
+            .map_err(|error| error.file(path))?;
         let below = open_new(path, backing)?;
         if below.contains_file(path) {
             return Err(Error::usage("the image would be its own backing file").file(path));
@@ -157,12 +196,12 @@ impl<'a> CopyJob<'a> {
         let file = output.file().try_clone();
         let file =
             file.map_err(|error| Error::io("could not use the new file", error).file(path))?;
-        let storage = std::sync::Arc::new(WritableFile::from_file(file)?);
+        let storage = Arc::new(WritableFile::from_file(file)?);
         let write = WriteOptions::new().backing(below.clone());
         let disk =
             Disk::from_storage(storage, Format::Qcow2, write).map_err(|error| error.file(path))?;
         let (path, options) = (path.to_path_buf(), options.clone());
-        Ok(Self { source, path, options, disk, new: Some((output, below)) })
+        Ok(Self { source, path, options, carried, disk, new: Some((output, below)) })
     }
 
     /// Copies, flushes, reads back what was written, and gives a new image its name.
@@ -171,23 +210,41 @@ impl<'a> CopyJob<'a> {
     /// What reading and writing raise; [`Interrupted`](crate::ErrorKind::Interrupted). Of a new image nothing is left
     /// then.
     pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<CopyOutcome> {
-        let Self { source, path, options, disk, new } = self;
+        let Self { source, path, options, carried, disk, new } = self;
+        let rate = Rate::of(options.rate);
         let settings = Settings {
             threads: options.threads,
             dry_run: false,
             verify: !options.no_verify,
             compress: options.compress,
+            sparse: Sparse::of(options.sparse),
+            rate: rate.as_ref(),
             zeros_by_entry: new.is_none() || disk.has_zero_clusters(),
             observer,
             cancel,
         };
+        if new.is_none() {
+            // What cannot be added is known before anything is overwritten.
+            let storage = Arc::clone(&disk.storage()) as _;
+            let plan = Opened { storage, target: None };
+            add_bitmaps(&carried, &plan, &settings).map_err(|error| error.file(&path))?;
+        }
         let done = match &new {
             Some((_, below)) => {
                 let steps = Differences::new(source, below, &disk, options.compress)?;
                 transfer::run(&steps, &disk, settings)
             }
+            None if options.differences => {
+                let now = disk.chain()?;
+                let steps = Differences::over(source, &now, &disk, options.compress)?;
+                transfer::run(&steps, &disk, settings)
+            }
             None => {
-                let holes = if options.target_is_zero { Holes::Skip } else { Holes::Zero };
+                let holes = if options.target_is_zero && options.sparse != Some(0) {
+                    Holes::Skip
+                } else {
+                    Holes::Zero
+                };
                 transfer::run(&Overwrite::new(source, disk.size(), holes)?, &disk, settings)
             }
         };
@@ -195,7 +252,11 @@ impl<'a> CopyJob<'a> {
             done.map_err(|error| partly(error, &path, new.is_none()))?;
         source.check_unchanged()?;
         let virtual_size = disk.size();
+        let storage = disk.storage();
         disk.close().map_err(|error| error.file(&path))?;
+        add_bitmaps(&carried, &Opened::storage(storage), &settings)
+            .and_then(|()| source.check_unchanged())
+            .map_err(|error| without_bitmaps(error.file(&path), &path, new.is_none()))?;
         let warnings = match new {
             Some((output, below)) => {
                 below.check_unchanged()?;
@@ -203,6 +264,7 @@ impl<'a> CopyJob<'a> {
             }
             None => Vec::new(),
         };
+        let active = source.layers().first().and_then(|layer| layer.image());
         Ok(CopyOutcome {
             filename: path,
             format: Format::Qcow2,
@@ -212,6 +274,8 @@ impl<'a> CopyJob<'a> {
             crc32,
             verified: settings.verify,
             truncated: source.truncations()?,
+            bitmaps: carried.summaries(),
+            not_carried_over: losses(&SourceFacts::of(active).without(&carried)),
             warnings,
         })
     }
@@ -222,6 +286,24 @@ fn refuse_source(source: &Chain, path: &Path) -> Result<()> {
         return Err(Error::usage("the target is one of the images being read").file(path));
     }
     Ok(())
+}
+
+/// Adds the bitmaps to the image that was copied to, or only finds out whether they can be.
+fn add_bitmaps(carried: &Carried, opened: &Opened, settings: &Settings<'_>) -> Result<()> {
+    if carried.is_empty() {
+        return Ok(());
+    }
+    let add = |edit: &mut Edit| carried.add_to(edit, settings.cancel);
+    change(opened, settings.threads, &Silent, settings.cancel, add).map(drop)
+}
+
+/// Says of an existing image that it has the disk, and not the bitmaps.
+fn without_bitmaps(error: Error, path: &Path, existing: bool) -> Error {
+    if !existing {
+        return error;
+    }
+    let name = path.to_string_lossy();
+    error.remark(&format!(" (the image '{}' has the disk, but not the bitmaps)", Escaped(&name)))
 }
 
 /// Says of an existing image that it is neither what it was nor a copy.

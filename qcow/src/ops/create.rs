@@ -354,7 +354,13 @@ impl Sink for ReserveSink<'_> {
     }
 }
 
-fn write_zeros(output: &OutputFile, offset: u64, len: u64, cancel: &CancelToken) -> Result<()> {
+/// Writes `len` zeros at `offset`.
+pub(super) fn write_zeros(
+    output: &OutputFile,
+    offset: u64,
+    len: u64,
+    cancel: &CancelToken,
+) -> Result<()> {
     let (mut at, end) = (offset, offset.plus(len)?);
     while at < end {
         cancel.check()?;

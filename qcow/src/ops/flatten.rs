@@ -10,6 +10,7 @@ mod runs;
 mod sinks;
 mod stream;
 mod totals;
+mod widen;
 
 use std::path::Path;
 

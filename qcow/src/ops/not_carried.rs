@@ -1,8 +1,11 @@
 //! What of a source a new image does not get. One pure function decides it for `flatten` and
 //! `create --like`; `docs/flatten.md` has the same as a table.
 
+use std::collections::HashSet;
+
 use serde::Serialize;
 
+use super::bitmap::Carried;
 use super::{Qcow2Options, TargetOptions};
 use crate::format::{
     Compatible, CompressionType, CryptMethod, Extension, Header, Incompatible, Version,
@@ -70,6 +73,8 @@ impl NotCarried {
 pub(crate) struct SourceFacts {
     snapshots: Vec<String>,
     bitmaps: Vec<String>,
+    /// Bitmaps that were to be carried over, and could not be.
+    broken_bitmaps: Vec<String>,
     unknown_extensions: usize,
     encryption: Option<&'static str>,
     backing: Option<String>,
@@ -97,6 +102,7 @@ impl SourceFacts {
         let unknown = |extension: &&Extension| matches!(extension, Extension::Unknown { .. });
         Self {
             snapshots: image.snapshots().iter().map(|snapshot| text(&snapshot.name)).collect(),
+            broken_bitmaps: Vec::new(),
             bitmaps: image.bitmaps().iter().map(|bitmap| text(&bitmap.name)).collect(),
             unknown_extensions: area.extensions.0.iter().filter(unknown).count(),
             encryption: match header.crypt_method {
@@ -111,6 +117,16 @@ impl SourceFacts {
                 .then(|| area.data_file_name().map(text).unwrap_or_default()),
             stored: Some(Stored::of(image, header)),
         }
+    }
+}
+
+impl SourceFacts {
+    /// Without the bitmaps that the new image gets.
+    pub(crate) fn without(mut self, carried: &Carried) -> Self {
+        let carried_or_broken: HashSet<String> = carried.names().collect();
+        self.bitmaps.retain(|name| !carried_or_broken.contains(name));
+        self.broken_bitmaps = carried.skipped().to_vec();
+        self
     }
 }
 
@@ -137,6 +153,10 @@ pub(crate) fn not_carried(source: &SourceFacts, target: &TargetOptions) -> Vec<N
     }
     if !source.bitmaps.is_empty() {
         add(Property::Bitmaps, listed("persistent bitmap", &source.bitmaps));
+    }
+    if !source.broken_bitmaps.is_empty() {
+        let what = listed("broken persistent bitmap", &source.broken_bitmaps);
+        add(Property::Bitmaps, what);
     }
     if source.unknown_extensions > 0 {
         let what = counted("unknown header extension", source.unknown_extensions);
@@ -201,6 +221,13 @@ fn counted(what: &str, count: usize) -> String {
     format!("{count} {what}{plural}")
 }
 
+/// What is lost with a copy whose other properties are those of what it is copied into.
+pub(crate) fn losses(source: &SourceFacts) -> Vec<NotCarried> {
+    let mut found = not_carried(source, &TargetOptions::default());
+    found.retain(NotCarried::is_loss);
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +261,7 @@ mod tests {
         let source = SourceFacts {
             snapshots: ["a", "b", "c", "d", "e"].map(str::to_owned).into(),
             bitmaps: vec!["backup".into()],
+            broken_bitmaps: vec!["old".into()],
             unknown_extensions: 2,
             encryption: Some("LUKS"),
             backing: Some("base.qcow2".into()),
@@ -250,6 +278,7 @@ mod tests {
         let content = [
             "5 internal snapshots ('a', 'b', 'c' and 2 more)",
             "1 persistent bitmap ('backup')",
+            "1 broken persistent bitmap ('old')",
             "2 unknown header extensions",
             "encryption (LUKS)",
             "backing file 'base.qcow2'",
@@ -268,7 +297,7 @@ mod tests {
         assert_eq!(names(&source, &TargetOptions::Raw(RawOptions::default())), content);
         let losses = not_carried(&source, &TargetOptions::default());
         let losses: Vec<_> = losses.iter().filter(|found| found.is_loss()).collect();
-        assert_eq!(losses.len(), 4);
+        assert_eq!(losses.len(), 5);
     }
 
     #[test]

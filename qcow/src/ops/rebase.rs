@@ -11,6 +11,7 @@ use super::compare::{CompareOptions, compare};
 use super::digest::crc32_of_start;
 use super::work::differences::Differences;
 use super::work::snapshots;
+use super::work::sparse::Sparse;
 use super::work::transfer::{self, Transferred};
 use super::work::writes::Settings;
 use crate::chain::{Chain, Format, OpenOptions, resolve_name};
@@ -182,6 +183,8 @@ impl RebaseJob {
             dry_run: options.dry_run,
             verify: !options.no_verify,
             compress: options.compress,
+            sparse: Sparse::Finest,
+            rate: None,
             zeros_by_entry: disk.has_zero_clusters(),
             observer,
             cancel,

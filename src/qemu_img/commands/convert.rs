@@ -1,5 +1,8 @@
 //! `qemu-img convert`.
 
+mod bitmaps;
+mod target;
+
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
@@ -74,6 +77,8 @@ struct Request {
     items: Vec<Item>,
     format: String,
     snapshot: Option<String>,
+    sparse: Option<u64>,
+    rate: Option<u64>,
     cache: Cache,
     threads: usize,
 }
@@ -81,13 +86,10 @@ struct Request {
 impl Request {
     fn of(given: &Parsed, format: &str, items: Vec<Item>) -> Result<Self, Stop> {
         let snapshot = given.last(Key::Snapshot).map(snapshot_of).transpose()?;
-        if let Some(text) = given.last(Key::SparseSize) {
-            sparse_size(text)?;
-        }
+        let sparse = given.last(Key::SparseSize).map(sparse_size).transpose()?;
         let threads = parallel(given)?;
-        if let Some(text) = given.last(Key::RateLimit) {
-            number::size("rate limit", text)?;
-        }
+        let rate = given.last(Key::RateLimit);
+        let rate = rate.map(|text| number::size("rate limit", text)).transpose()?;
         refuse_what_does_not_go_together(given, &items)?;
         let cache = match given.text(Key::Cache) {
             None => Cache { direct: false, unsafely: true },
@@ -107,7 +109,7 @@ impl Request {
             return Err(Stop::error("Copying bitmaps only possible with single source"));
         }
         let (sources, target, format) = (sources.to_vec(), target.clone(), format.to_owned());
-        Ok(Self { sources, target, items, format, snapshot, cache, threads })
+        Ok(Self { sources, target, items, format, snapshot, sparse, rate, cache, threads })
     }
 
     fn run(&self, given: &Parsed) -> Result<(), Stop> {
@@ -122,9 +124,11 @@ impl Request {
             let format = open::driver(given, Key::Format, &source.shown)?;
             sources.push((source, opening.options(format).snapshot(self.snapshot.clone())));
         }
-        let target_format = new::format(&self.format)?;
+        let (path, target_format) = match given.has(Key::TargetImageOpts) {
+            true => target::existing(&self.target)?,
+            false => (names::target(&self.target)?, new::format(&self.format)?),
+        };
         let image = self.image(given, target_format)?;
-        let path = names::target(&self.target)?;
         let flatten = self.flatten_options(given, &image)?;
         let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
         let mut plan = self.outputs(given, &path, &flatten.target);
@@ -135,12 +139,16 @@ impl Request {
         let chains: Result<Vec<Chain>, Stop> =
             sources.iter().map(|(source, options)| self.open(source, options)).collect();
         let chain = joined(chains?, &sources)?;
+        bitmaps::check(given, &chain, &image)?;
         let to = To { path: &path, format: target_format, sandbox: &sandbox, progress: &progress };
         let result = match (given.has(Key::NoCreate), image.get("backing_file")) {
             (true, _) if target_format != Format::Raw => self.existing(&chain, given, &to),
             (false, Some(name)) => self.onto(&chain, name, &image, given, &to),
             _ => self.flatten(&chain, &flatten, &to),
         };
+        if result.is_ok() {
+            bitmaps::warn_of_skipped(given, &chain);
+        }
         progress.finish(result.is_ok());
         progress.end_line();
         result
@@ -162,9 +170,11 @@ impl Request {
     fn existing(&self, chain: &Chain, given: &Parsed, to: &To<'_>) -> Result<(), Stop> {
         let options = self.copy_options(given);
         let open = Opening::default().options(Some(to.format));
-        let job = CopyJob::into(chain, to.path, &open, &options)
-            .map_err(|error| self.not_begun(to.path, to.format, true, &error))?;
-        self.copy(job, to)
+        let job = CopyJob::into(chain, to.path, &open, &options).map_err(|error| {
+            bitmaps::refused(&error, chain, to.format)
+                .unwrap_or_else(|| self.not_begun(to.path, to.format, true, &error))
+        })?;
+        self.copy(job, chain, to)
     }
 
     /// Writes a new QCOW2 image that keeps what its backing file is said to have.
@@ -189,7 +199,7 @@ impl Request {
         let options = self.copy_options(given).replace(Replace::Overwrite);
         let job = CopyJob::onto(chain, to.path, &target, &backing, &options)
             .map_err(|error| self.not_begun(to.path, to.format, false, &error))?;
-        self.copy(job, to)
+        self.copy(job, chain, to)
     }
 
     fn copy_options(&self, given: &Parsed) -> CopyOptions {
@@ -197,13 +207,20 @@ impl Request {
             .compress(given.has(Key::Compress))
             .target_is_zero(given.has(Key::TargetIsZero))
             .no_verify(true)
+            .differences(given.has(Key::Backing))
             .threads(self.threads)
+            .bitmaps(bitmaps::wanted(given))
+            .sparse(self.sparse)
+            .rate(self.rate)
     }
 
-    fn copy(&self, job: CopyJob<'_>, to: &To<'_>) -> Result<(), Stop> {
+    fn copy(&self, job: CopyJob<'_>, chain: &Chain, to: &To<'_>) -> Result<(), Stop> {
         open::all_is_open(to.sandbox)?;
         let done = job.run(to.progress, &CancelToken::new());
-        let done = done.map_err(|error| not_copied(to.path, &error))?;
+        let done = done.map_err(|error| {
+            bitmaps::refused(&error, chain, to.format)
+                .unwrap_or_else(|| not_copied(to.path, &error))
+        })?;
         done.warnings.iter().for_each(warning);
         Ok(())
     }
@@ -232,7 +249,7 @@ impl Request {
                     "Having a backing file for the target makes no sense when concatenating multiple input images",
                 ));
             }
-            if image.get("backing_fmt").is_none() {
+            if image.get("backing_fmt").is_none() && !given.has(Key::NoCreate) {
                 return Err(Stop::error("Use of backing file requires explicit backing format"));
             }
         }
@@ -252,9 +269,6 @@ impl Request {
 
     fn flatten_options(&self, given: &Parsed, image: &NewImage) -> Result<FlattenOptions, Stop> {
         let existing = given.has(Key::NoCreate);
-        if given.has(Key::Bitmaps) {
-            return Err(Stop::error("Bitmaps cannot be copied as yet"));
-        }
         let creating = |stop: Stop| self.while_converting(stop, image.format);
         Ok(FlattenOptions::default()
             .target(image.target().map_err(creating)?)
@@ -266,7 +280,10 @@ impl Request {
             .direct(self.cache.direct)
             .unsynced(self.cache.unsafely)
             .no_reflink(!given.has(Key::CopyRange))
-            .salvage(given.has(Key::Salvage)))
+            .salvage(given.has(Key::Salvage))
+            .bitmaps(bitmaps::wanted(given))
+            .sparse(self.sparse)
+            .rate(self.rate))
     }
 
     fn while_converting(&self, stop: Stop, format: Format) -> Stop {

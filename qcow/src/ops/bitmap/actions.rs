@@ -1,7 +1,7 @@
 //! The directory of bitmaps while it is changed.
 
 use crate::format::{
-    Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Extension, HostOffset,
+    Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Extension, HeaderArea, HostOffset,
     MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAP_GRANULARITY_BITS, MAX_BITMAP_NAME, MAX_BITMAPS,
     MIN_BITMAP_GRANULARITY_BITS, Version,
 };
@@ -208,24 +208,8 @@ impl Directory {
             let clusters = edit.clusters(old.directory_offset, old.directory_size)?;
             edit.lower(clusters)?;
         }
-        area.extensions.0.retain(|extension| !matches!(extension, Extension::Bitmaps(_)));
-        area.header.autoclear.set(Autoclear::BITMAPS, count > 0);
-        if count > 0 {
-            let directory_size = directory.len() as u64;
-            if directory_size > MAX_BITMAP_DIRECTORY_BYTES {
-                return Err(Error::limit(format!(
-                    "the bitmap directory would have {directory_size} bytes, and may have \
-                     {MAX_BITMAP_DIRECTORY_BYTES}"
-                )));
-            }
-            let directory_offset = edit.write_new(directory)?;
-            let extension = BitmapsExtension { count, directory_size, directory_offset };
-            // Before the names of features, so that it lies within the first sector.
-            let names = |extension: &Extension| matches!(extension, Extension::FeatureNames(_));
-            let at = area.extensions.0.iter().position(names);
-            let at = at.unwrap_or(area.extensions.0.len());
-            area.extensions.0.insert(at, Extension::Bitmaps(extension));
-        }
+        let extension = place_directory(count, directory, |bytes| edit.write_new(bytes))?;
+        set_extension(&mut area, extension);
         edit.set_area(area);
         Ok(())
     }
@@ -243,6 +227,43 @@ impl Item {
             None => Bits::stored(image, &self.entry)?,
         };
         Ok(self.bits.insert(bits))
+    }
+}
+
+/// Has the directory of `count` bitmaps written by `place`, and gives the extension that leads to it; `None` for no
+/// bitmaps.
+///
+/// # Errors
+/// [`Limit`](crate::ErrorKind::Limit) if it is longer than it may be; as `place`.
+pub(super) fn place_directory(
+    count: u32,
+    directory: Vec<u8>,
+    place: impl FnOnce(Vec<u8>) -> Result<HostOffset>,
+) -> Result<Option<BitmapsExtension>> {
+    if count == 0 {
+        return Ok(None);
+    }
+    let directory_size = directory.len() as u64;
+    if directory_size > MAX_BITMAP_DIRECTORY_BYTES {
+        return Err(Error::limit(format!(
+            "the bitmap directory would have {directory_size} bytes, and may have \
+             {MAX_BITMAP_DIRECTORY_BYTES}"
+        )));
+    }
+    let directory_offset = place(directory)?;
+    Ok(Some(BitmapsExtension { count, directory_size, directory_offset }))
+}
+
+/// Replaces the header's word of the bitmap directory.
+pub(crate) fn set_extension(area: &mut HeaderArea, extension: Option<BitmapsExtension>) {
+    area.extensions.0.retain(|extension| !matches!(extension, Extension::Bitmaps(_)));
+    area.header.autoclear.set(Autoclear::BITMAPS, extension.is_some());
+    if let Some(extension) = extension {
+        // Before the names of features, so that it lies within the first sector.
+        let names = |extension: &Extension| matches!(extension, Extension::FeatureNames(_));
+        let at = area.extensions.0.iter().position(names);
+        let at = at.unwrap_or(area.extensions.0.len());
+        area.extensions.0.insert(at, Extension::Bitmaps(extension));
     }
 }
 

@@ -5,10 +5,12 @@ use crc32fast::Hasher;
 
 use super::options::FlattenOptions;
 use super::runs::runs_of;
-use super::sinks::{Collect, Metadata, Places, Write};
+use super::sinks::{Collect, Joined, Metadata, Places, Write};
 use super::totals::Totals;
+use super::widen::{Holes, widened};
 use crate::codec::{Compressor, is_zero};
 use crate::exact::{Exact, to_usize};
+use crate::extent::Extent;
 use crate::format::{CompressionType, HostOffset};
 use crate::io::OutputFile;
 use crate::layout::Placer;
@@ -16,12 +18,14 @@ use crate::ops::create::ReserveSink;
 use crate::ops::work::crc::hash;
 use crate::ops::work::offload::{Offload, OffloadRange, Place};
 use crate::ops::work::pipeline::Job;
+use crate::ops::work::rate::{Rate, wait};
 use crate::ops::work::salvage::Salvage;
+use crate::ops::work::sparse::Sparse;
 use crate::ops::{Preallocation, Qcow2Options};
-use crate::{CancelToken, Result};
+use crate::{CancelToken, Error, Result};
 
 /// So many bytes of zeros, aligned, inside a larger data cluster are a hole in the file.
-const HOLE: usize = 64 << 10;
+const HOLE: u64 = 64 << 10;
 
 /// Where things are written.
 #[derive(Clone, Copy)]
@@ -43,6 +47,8 @@ pub(super) struct Qcow2Job<'a> {
     level: Option<i32>,
     digest: bool,
     preallocation: Preallocation,
+    zeros: Sparse,
+    rate: Option<Rate>,
     /// What is not written reads as zeros, and its space was not asked for.
     pub(super) sparse: bool,
     cancel: &'a CancelToken,
@@ -51,11 +57,13 @@ pub(super) struct Qcow2Job<'a> {
 pub(super) struct State {
     pub(super) placer: Placer,
     pub(super) totals: Totals,
+    /// A compressed cluster of zeros, if one was needed.
+    zeros: Vec<u8>,
 }
 
 impl State {
     pub(super) fn new(placer: Placer, digest: bool) -> Self {
-        Self { placer, totals: Totals::new(digest) }
+        Self { placer, totals: Totals::new(digest), zeros: Vec::new() }
     }
 }
 
@@ -108,11 +116,22 @@ impl Job for Qcow2Job<'_> {
     }
 
     fn prepare(&self, worker: &mut Worker, guest: u64, bytes: &[u8]) -> Result<Ready> {
+        self.prepare_extents(worker, guest, bytes, &[])
+    }
+
+    fn prepare_extents(
+        &self,
+        worker: &mut Worker,
+        guest: u64,
+        bytes: &[u8],
+        extents: &[Extent],
+    ) -> Result<Ready> {
         worker.packed.clear();
         let mut clusters = Vec::with_capacity(bytes.len().div_ceil(self.cluster_size.max(1)));
         for cluster in bytes.chunks(self.cluster_size.max(1)) {
             clusters.push(self.classify(worker, cluster)?);
         }
+        self.widen(&mut clusters, bytes.len(), &Holes::of(guest, extents)?)?;
         let data = bytes
             .chunks(self.cluster_size.max(1))
             .zip(&clusters)
@@ -134,18 +153,25 @@ impl Job for Qcow2Job<'_> {
 
     fn place_zeros(&self, state: &mut State, guest: u64, len: u64) -> Result<()> {
         state.totals.add_zeros(len);
-        if self.preallocation == Preallocation::Off {
+        let all = self.zeros == Sparse::Nothing;
+        if self.preallocation == Preallocation::Off && !all {
             return Ok(());
         }
         let size = self.cluster_size as u64;
         let first = guest.checked_div(size).unwrap_or_default();
         let count = len.div_ceil(size.max(1));
+        if let (true, Some(kind)) = (all, self.compress) {
+            return self.place_compressed_zeros(state, kind, first, count);
+        }
         let Some(files) = self.files else {
             return state.placer.reserve_run(first, count, &mut Metadata::Dropped);
         };
         let full = self.preallocation == Preallocation::Full && !self.data_file;
         let (output, cancel) = (files.image, self.cancel);
         let mut sink = ReserveSink { output, cluster_size: size, full, cancel };
+        if all {
+            return state.placer.place_run(first, count, &mut sink);
+        }
         state.placer.reserve_run(first, count, &mut sink)
     }
 
@@ -182,10 +208,11 @@ impl Job for Qcow2Job<'_> {
         &self,
         worker: &mut Worker,
         bytes: &[u8],
-        _ready: Ready,
+        ready: Ready,
         placed: Vec<Write>,
     ) -> Result<()> {
         let Some(files) = self.files else { return Ok(()) };
+        wait(self.rate.as_ref(), ready.data_bytes, self.cancel)?;
         for write in placed {
             if let Write::Data { from, to, host } = write
                 && to > bytes.len()
@@ -221,6 +248,8 @@ impl<'a> Qcow2Job<'a> {
             level: options.compression_level,
             digest: options.digest,
             preallocation: target.preallocation,
+            zeros: Sparse::of(options.sparse),
+            rate: Rate::of(options.rate),
             sparse: files.is_some_and(|files| files.data.fixed_len().is_none())
                 && matches!(target.preallocation, Preallocation::Off | Preallocation::Metadata),
             cancel,
@@ -228,7 +257,7 @@ impl<'a> Qcow2Job<'a> {
     }
 
     fn classify(&self, worker: &mut Worker, cluster: &[u8]) -> Result<Cluster> {
-        let keep_zeros = self.preallocation != Preallocation::Off;
+        let keep_zeros = self.preallocation != Preallocation::Off || self.zeros == Sparse::Nothing;
         if is_zero(cluster) && !keep_zeros {
             return Ok(Cluster::Zero);
         }
@@ -247,6 +276,65 @@ impl<'a> Qcow2Job<'a> {
             return Ok(if mask == u32::MAX { Cluster::Data } else { Cluster::Partial(mask) });
         }
         Ok(Cluster::Data)
+    }
+
+    /// Takes zeros for data that lie in one block with data. Items begin where blocks do.
+    fn widen(&self, clusters: &mut [Cluster], len: usize, holes: &Holes) -> Result<()> {
+        let (Sparse::Blocks(block), None) = (self.zeros, self.compress) else { return Ok(()) };
+        let (block, size) = (to_usize(block), self.cluster_size);
+        let subcluster = if self.subclusters { size >> 5 } else { size };
+        let in_block = block.checked_div(subcluster).and_then(|count| u32::try_from(count).ok());
+        let in_block = if block >= size { 32 } else { in_block.unwrap_or(32).clamp(1, 32) };
+        let mut from = 0;
+        for block in clusters.chunks_mut(block.checked_div(size).unwrap_or(1).max(1)) {
+            let any = block.iter().any(|cluster| *cluster != Cluster::Zero);
+            for cluster in block {
+                let end = from.plus(size)?;
+                let mask = match cluster {
+                    Cluster::Zero => Some(0),
+                    Cluster::Partial(mask) => Some(*mask),
+                    Cluster::Data | Cluster::Compressed { .. } => None,
+                };
+                if let (true, Some(mask)) = (any, mask) {
+                    let range = (from, end.min(len));
+                    *cluster = match widened(mask, in_block, range, subcluster, holes)? {
+                        0 => Cluster::Zero,
+                        mask if self.subclusters && mask != u32::MAX => Cluster::Partial(mask),
+                        _ => Cluster::Data,
+                    };
+                }
+                from = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Places `count` clusters of zeros as compressed ones, and writes them.
+    fn place_compressed_zeros(
+        &self,
+        state: &mut State,
+        kind: CompressionType,
+        first: u64,
+        count: u64,
+    ) -> Result<()> {
+        if state.zeros.is_empty()
+            && !Compressor::new(kind, self.level)?
+                .compress(&vec![0; self.cluster_size], &mut state.zeros)?
+        {
+            return Err(Error::internal("zeros that cannot be compressed"));
+        }
+        let mut metadata = Metadata::to(self.files.map(|files| files.image));
+        let mut run =
+            Joined { file: self.files.map(|files| files.image), at: 0, bytes: Vec::new() };
+        let end = first.plus(count)?;
+        state.placer.reach(end)?;
+        for cluster in first..end {
+            self.cancel.check()?;
+            let len = state.zeros.len() as u64;
+            let host = state.placer.place_compressed(cluster, len, &mut metadata)?;
+            run.add(host.0, &state.zeros)?;
+        }
+        run.write()
     }
 
     pub(super) fn place_clusters(
@@ -299,10 +387,11 @@ impl<'a> Qcow2Job<'a> {
             // What the item does not have (at the end of the disk) is a hole and reads as zeros.
             Write::Data { from, to, host } => {
                 let bytes = bytes.get(from..to.min(bytes.len())).unwrap_or_default();
-                if !self.sparse || self.cluster_size <= HOLE {
+                let hole = to_usize(self.zeros.block(HOLE));
+                if !self.sparse || self.cluster_size <= hole {
                     return each(host.0, bytes);
                 }
-                for (start, end) in runs_of(bytes, HOLE, |run| !is_zero(run)) {
+                for (start, end) in runs_of(bytes, hole, |run| !is_zero(run)) {
                     let run = bytes.get(start..end).unwrap_or_default();
                     each(host.plus(start as u64)?.0, run)?;
                 }
@@ -315,7 +404,9 @@ impl<'a> Qcow2Job<'a> {
                 debug_assert!(mask != 0);
                 let end = from.plus(self.cluster_size)?.min(bytes.len());
                 let cluster = bytes.get(from..end).unwrap_or_default();
-                for (start, end) in runs_of(cluster, self.cluster_size >> 5, |run| !is_zero(run)) {
+                let mut masked = (0u32..32).map(|bit| mask >> bit & 1 == 1);
+                let mut keep = |_: &[u8]| masked.next() == Some(true);
+                for (start, end) in runs_of(cluster, self.cluster_size >> 5, &mut keep) {
                     let run = cluster.get(start..end).unwrap_or_default();
                     each(host.plus(start as u64)?.0, run)?;
                 }

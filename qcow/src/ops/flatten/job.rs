@@ -4,11 +4,12 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-use super::options::FlattenOptions;
+use super::options::{FlattenOptions, carried};
 use super::outcome::{FlattenOutcome, outcome, with_losses};
 use super::{qcow2, raw, stream};
 use crate::chain::{Chain, Format};
 use crate::ops::TargetOptions;
+use crate::ops::bitmap::Carried;
 use crate::{CancelToken, Error, Observer, Result};
 
 type Work<'a> = dyn FnOnce(&dyn Observer, &CancelToken) -> Result<FlattenOutcome> + 'a;
@@ -48,27 +49,29 @@ impl<'a> FlattenJob<'a> {
             )
             .hint("take it of the new image"));
         }
+        let carried = carried(chain, options).map_err(|error| error.file(path))?;
         // Where a sector cannot be read, the page cache loses what it would read together with it.
         if options.direct || options.salvage {
             chain.read_direct();
         }
-        let finish = move |format, done| {
+        let finish = move |format, carried: &Carried, done| {
             let outcome = outcome(path, format, chain.virtual_size(), done);
-            with_losses(chain, &options.target, outcome)
+            with_losses(chain, &options.target, carried, outcome)
         };
         Ok(match &options.target {
             TargetOptions::Raw(target) => {
                 let output = raw::begin(path, options)?;
                 Self::new(move |observer, cancel| {
                     let done = raw::flatten(chain, output, target, options, observer, cancel)?;
-                    finish(Format::Raw, done)
+                    finish(Format::Raw, &carried, done)
                 })
             }
             TargetOptions::Qcow2(target) => {
-                let begun = qcow2::begin(chain, path, target, options)?;
+                let begun = qcow2::begin(chain, path, target, &carried, options)?;
                 Self::new(move |observer, cancel| {
-                    let done = qcow2::flatten(chain, begun, options, observer, cancel)?;
-                    finish(Format::Qcow2, done)
+                    let source = (chain, &carried);
+                    let done = qcow2::flatten(source, begun, options, observer, cancel)?;
+                    finish(Format::Qcow2, &carried, done)
                 })
             }
         })

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use crate::chain::Chain;
 use crate::io::{OutputFile, Replace};
+use crate::ops::bitmap::{Carried, CarryBitmaps};
 use crate::ops::work::salvage::Salvage;
 use crate::ops::{TargetOptions, users};
 use crate::setters::setters;
@@ -46,6 +48,16 @@ pub struct FlattenOptions {
     /// Do not wait until the new image is on the disk: a power cut soon after the end may lose it. For callers that
     /// sync later, or that can make it again.
     pub unsynced: bool,
+    /// Which persistent bitmaps of the active layer the new image gets: a QCOW2 image of version 3, and no stream. With
+    /// an internal snapshot for the source they are still those of the current state.
+    pub bitmaps: CarryBitmaps,
+    /// Zeros in data are left out only in aligned blocks of so many bytes, rounded down to a power of two, at most 2 MiB;
+    /// with 0 not at all: everything is written as data. `None` leaves out what the format can. Compression leaves
+    /// out whole clusters whatever the size, but not with 0. Where it is given nothing is cloned, since that does not look.
+    pub sparse: Option<u64>,
+    /// At most so many bytes of data are written in a second; 0 and `None` are no limit. With a limit nothing is cloned
+    /// or copied by the kernel. Not for streams.
+    pub rate: Option<u64>,
 }
 
 setters!(FlattenOptions {
@@ -61,10 +73,22 @@ setters!(FlattenOptions {
     raw_stated: bool,
     salvage: bool,
     unsynced: bool,
+    bitmaps: CarryBitmaps,
 } into {
     target: TargetOptions,
     compression_level: Option<i32>,
+    sparse: Option<u64>,
+    rate: Option<u64>,
 });
+
+/// The bitmaps of the source that the new image is to have.
+pub(super) fn carried(chain: &Chain, options: &FlattenOptions) -> Result<Carried> {
+    let version = match &options.target {
+        TargetOptions::Qcow2(target) => Some(target.version),
+        TargetOptions::Raw(_) => None,
+    };
+    Carried::of(chain, options.bitmaps, version)
+}
 
 /// Where damage is listed, if it is to be passed over.
 pub(super) fn salvage(options: &FlattenOptions) -> Option<Salvage> {

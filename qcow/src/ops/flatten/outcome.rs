@@ -8,6 +8,8 @@ use super::totals::Totals;
 use crate::Result;
 use crate::chain::{Chain, Foreign, Format};
 use crate::extent::Truncation;
+use crate::ops::bitmap::Carried;
+use crate::ops::info::BitmapSummary;
 use crate::ops::not_carried::{SourceFacts, not_carried};
 use crate::ops::work::offload::TransferStats;
 use crate::ops::{DamageReport, NotCarried, TargetOptions};
@@ -42,6 +44,9 @@ pub struct FlattenOutcome {
     /// Files of the chain that end before what their images refer to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub truncated: Vec<Truncation>,
+    /// Persistent bitmaps of the active layer that the new image has, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps: Vec<BitmapSummary>,
     /// What the active layer has and the new image does not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_carried_over: Vec<NotCarried>,
@@ -70,11 +75,13 @@ pub(super) type Received = (u64, Done);
 pub(super) fn with_losses(
     chain: &Chain,
     target: &TargetOptions,
+    carried: &Carried,
     outcome: FlattenOutcome,
 ) -> Result<FlattenOutcome> {
     let active = chain.layers().first().and_then(|layer| layer.image());
-    let not_carried_over = not_carried(&SourceFacts::of(active), target);
-    Ok(FlattenOutcome { truncated: chain.truncations()?, not_carried_over, ..outcome })
+    let not_carried_over = not_carried(&SourceFacts::of(active).without(carried), target);
+    let (truncated, bitmaps) = (chain.truncations()?, carried.summaries());
+    Ok(FlattenOutcome { truncated, bitmaps, not_carried_over, ..outcome })
 }
 
 pub(super) fn outcome(
@@ -94,6 +101,7 @@ pub(super) fn outcome(
         crc32: done.totals.digest(),
         damage: done.damage,
         truncated: Vec::new(),
+        bitmaps: Vec::new(),
         not_carried_over: Vec::new(),
         looks_like: None,
         warnings: done.warnings,

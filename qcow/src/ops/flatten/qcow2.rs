@@ -4,15 +4,17 @@
 use std::path::Path;
 
 use super::clusters::{Files, Qcow2Job, State};
-use super::options::{FlattenOptions, output, salvage};
+use super::options::{FlattenOptions, carried, output, salvage};
 use super::outcome::{Done, Received};
 use super::raw::refuse_on_device;
 use super::sinks::Metadata;
 use crate::chain::Chain;
 use crate::codec::Compressor;
 use crate::exact::Exact;
+use crate::format::BitmapsExtension;
 use crate::io::OutputFile;
 use crate::layout::{Finished, NewImage, Placer};
+use crate::ops::bitmap::{Carried, CarryBitmaps, set_extension};
 use crate::ops::create::DataFile;
 use crate::ops::work::offload::{Offload, TransferStats};
 use crate::ops::work::pipeline::{self, Input};
@@ -34,9 +36,12 @@ pub(super) fn begin(
     chain: &Chain,
     path: &Path,
     target: &Qcow2Options,
+    carried: &Carried,
     options: &FlattenOptions,
 ) -> Result<Begun> {
-    let (target, placer) = prepared(chain, target, options).map_err(|error| error.file(path))?;
+    let (target, placer) = prepared(chain, target, options)
+        .and_then(|prepared| carried.check(prepared.0.geometry()?).map(|()| prepared))
+        .map_err(|error| error.file(path))?;
     let output = output(path, options)?;
     let data_file = data_file(chain, &target)
         .filter(|_| output.fixed_len().is_none())
@@ -60,7 +65,7 @@ fn data_file<'a>(chain: &Chain, target: &'a Qcow2Options) -> Option<DataFile<'a>
 
 /// Writes the image that was begun.
 pub(super) fn flatten(
-    chain: &Chain,
+    (chain, carried): (&Chain, &Carried),
     begun: Begun,
     options: &FlattenOptions,
     observer: &dyn Observer,
@@ -77,16 +82,20 @@ pub(super) fn flatten(
     let files = Files { image: &output, data: data_file.as_ref().unwrap_or(&output) };
     let mut job = Qcow2Job::new(Some(files), &target, options, cancel);
     job.salvage = salvage(options);
-    if job.sparse && !options.compress && !options.no_reflink && !options.salvage {
+    let may_share = !options.compress && !options.no_reflink && !options.salvage;
+    if job.sparse && may_share && options.sparse.is_none() && options.rate.is_none() {
         let offload = Offload::find(chain, files.data, Some(target.cluster_size), options.digest)?;
         let anywhere = target.preallocation == Preallocation::Off && data_file.is_none();
         job.offload = if anywhere { offload.map(Offload::in_source_order) } else { offload };
     }
     let state = State::new(placer, options.digest);
     let partly = |error| output.abandoned(error);
-    let state =
+    let mut state =
         pipeline::run(chain, &job, state, options.threads, observer, cancel).map_err(partly)?;
-    let file_length = finish(state.placer, &output, &target, size).map_err(partly)?;
+    let bitmaps = place(carried, &target, &mut state.placer, Some(&output), cancel)
+        .and_then(|bitmaps| chain.check_unchanged().map(|()| bitmaps))
+        .map_err(partly)?;
+    let file_length = finish(state.placer, &output, &target, size, bitmaps).map_err(partly)?;
     cancel.check().map_err(partly)?;
     let written: Vec<_> = [&output].into_iter().chain(&data_file).collect();
     let transfer = TransferStats::of(job.offload.as_ref(), &written);
@@ -95,10 +104,32 @@ pub(super) fn flatten(
     Ok(Done { file_length, transfer, totals: state.totals, warnings, damage })
 }
 
+/// Places the bitmaps of the new image, behind its data.
+fn place(
+    carried: &Carried,
+    target: &Qcow2Options,
+    placer: &mut Placer,
+    output: Option<&OutputFile>,
+    cancel: &CancelToken,
+) -> Result<Option<BitmapsExtension>> {
+    let mut sink = Metadata::to(output);
+    carried.place(target.geometry()?, cancel, |bytes| placer.place_structure(&bytes, &mut sink))
+}
+
 /// Completes the image of a disk of `size` bytes, all but its name; returns the length of the file.
-fn finish(placer: Placer, output: &OutputFile, target: &Qcow2Options, size: u64) -> Result<u64> {
+fn finish(
+    placer: Placer,
+    output: &OutputFile,
+    target: &Qcow2Options,
+    size: u64,
+    bitmaps: Option<BitmapsExtension>,
+) -> Result<u64> {
     let reserve = target.preallocation == Preallocation::Falloc;
-    let header = |finished: &Finished| target.header_area(size, finished, None);
+    let header = |finished: &Finished| {
+        let mut area = target.header_area(size, finished, None)?;
+        set_extension(&mut area, bitmaps);
+        Ok(area)
+    };
     NewImage { placer, output, cut: false }.finish(&mut Metadata::Written(output), reserve, header)
 }
 
@@ -111,13 +142,15 @@ fn start_device(
     options: &FlattenOptions,
     cancel: &CancelToken,
 ) -> Result<()> {
-    refuse_on_device(target.preallocation)?;
+    if options.sparse != Some(0) {
+        refuse_on_device(target.preallocation)?;
+    }
     if target.data_file.is_some() {
         return Err(Error::usage("an image on a device cannot have a data file"));
     }
     // The metadata of any image is far less than this.
     let most = chain.virtual_size().plus(chain.virtual_size() >> 4)?.plus(64 << 20)?;
-    if len < most {
+    if len < most || options.bitmaps != CarryBitmaps::None {
         let exact = measure(chain, target, options, &Silent, cancel)?;
         output.set_len(exact.file_length)?;
     }
@@ -158,7 +191,7 @@ pub(super) fn receive(
     let size = new_disk_size(len)?;
     state.totals.add_zeros(size.minus(len)?);
     state.placer.grow(size)?;
-    let file_length = finish(state.placer, &output, &target, size)?;
+    let file_length = finish(state.placer, &output, &target, size, None)?;
     cancel.check()?;
     let transfer = TransferStats::of(None, &[&output]);
     let warnings = output.publish()?;
@@ -177,7 +210,8 @@ pub(super) fn measure(
     let (target, placer) = prepared(chain, target, options)?;
     let job = Qcow2Job::new(None, &target, options, cancel);
     let state = State::new(placer, false);
-    let state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
+    let mut state = pipeline::run(chain, &job, state, options.threads, observer, cancel)?;
+    place(&carried(chain, options)?, &target, &mut state.placer, None, cancel)?;
     let finished = state.placer.finish(&mut Metadata::Dropped)?;
     let transfer = TransferStats::default();
     let (file_length, totals, warnings) = (finished.file_length, state.totals, Vec::new());
@@ -190,8 +224,11 @@ pub(super) fn prepared(
     target: &Qcow2Options,
     options: &FlattenOptions,
 ) -> Result<(Qcow2Options, Placer)> {
-    let target = target.checked(false)?;
+    let mut target = target.checked(false)?;
     check_compression(&target, options)?;
+    if options.sparse == Some(0) && !options.compress {
+        target.preallocation = Preallocation::Full;
+    }
     let placer = Placer::new(target.rules()?, target.refcount_width()?, chain.virtual_size())?;
     Ok((target, placer))
 }

@@ -8,16 +8,20 @@ use super::options::{FlattenOptions, output, salvage};
 use super::outcome::{Done, Received};
 use super::runs::runs_of;
 use super::totals::Totals;
+use super::widen::Holes;
 
 use crate::chain::Chain;
 use crate::codec::is_zero;
-use crate::exact::Exact;
+use crate::exact::{Exact, to_usize};
+use crate::extent::Extent;
 use crate::io::OutputFile;
-use crate::ops::create::preallocate_raw;
+use crate::ops::create::{preallocate_raw, write_zeros};
 use crate::ops::work::crc::hash;
 use crate::ops::work::offload::{Offload, OffloadRange, Place, TransferStats};
 use crate::ops::work::pipeline::{self, Input, Job};
+use crate::ops::work::rate::{Rate, wait};
 use crate::ops::work::salvage::Salvage;
+use crate::ops::work::sparse::Sparse;
 use crate::ops::{DamageReport, Preallocation, RawOptions, new_disk_size};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
@@ -61,20 +65,28 @@ fn write(
     cancel: &CancelToken,
 ) -> Result<(TransferStats, Totals, Option<DamageReport>)> {
     // What exists is overwritten, not shared: trying that out would change its length.
-    let may_share = target.preallocation == Preallocation::Off
+    let preallocation = match options.sparse {
+        Some(0) if output.fixed_len().is_none() => Preallocation::Full,
+        _ => target.preallocation,
+    };
+    let may_share = preallocation == Preallocation::Off
+        && options.sparse.is_none()
+        && options.rate.is_none()
         && !options.no_reflink
         && !options.salvage
         && output.fixed_len().is_none();
     let offload =
         if may_share { Offload::find(chain, output, None, options.digest)? } else { None };
     // Of what exists this only says whether the disk fits.
-    preallocate_raw(output, chain.virtual_size(), target.preallocation, cancel)?;
+    preallocate_raw(output, chain.virtual_size(), preallocation, cancel)?;
     let job = RawJob {
         output,
         offload,
         digest: options.digest,
         // With falloc the zeros are there already, and with full they have been written.
-        keep_zeros: target.preallocation == Preallocation::Full,
+        keep_zeros: preallocation == Preallocation::Full || options.sparse == Some(0),
+        sparse: Sparse::of(options.sparse),
+        rate: Rate::of(options.rate),
         salvage: salvage(options),
         cancel,
     };
@@ -114,6 +126,8 @@ fn write_stream(
         offload: None,
         digest: options.digest,
         keep_zeros: false,
+        sparse: Sparse::Finest,
+        rate: None,
         salvage: None,
         cancel,
     };
@@ -163,6 +177,8 @@ struct RawJob<'a> {
     offload: Option<Offload<'a>>,
     digest: bool,
     keep_zeros: bool,
+    sparse: Sparse,
+    rate: Option<Rate>,
     salvage: Option<Salvage>,
     cancel: &'a CancelToken,
 }
@@ -193,8 +209,25 @@ impl Job for RawJob<'_> {
     }
 
     fn prepare(&self, (): &mut (), guest: u64, bytes: &[u8]) -> Result<Ready> {
-        let size = if self.output.is_blank() { BLOCK } else { ZEROED };
-        let runs = runs_of(bytes, size, |block| self.keep_zeros || !is_zero(block));
+        self.prepare_extents(&mut (), guest, bytes, &[])
+    }
+
+    fn prepare_extents(
+        &self,
+        (): &mut (),
+        guest: u64,
+        bytes: &[u8],
+        extents: &[Extent],
+    ) -> Result<Ready> {
+        let size = match self.sparse {
+            Sparse::Blocks(size) => to_usize(size),
+            _ if self.output.is_blank() => BLOCK,
+            _ => ZEROED,
+        };
+        let mut runs = runs_of(bytes, size, |block| self.keep_zeros || !is_zero(block));
+        if matches!(self.sparse, Sparse::Blocks(_)) && !self.keep_zeros {
+            runs = Holes::of(guest, extents)?.cut_out_of(runs);
+        }
         Ok(Ready { guest, runs, hash: self.digest.then(|| hash(bytes)) })
     }
 
@@ -207,6 +240,9 @@ impl Job for RawJob<'_> {
 
     fn place_zeros(&self, totals: &mut Totals, guest: u64, len: u64) -> Result<()> {
         totals.add_zeros(len);
+        if self.keep_zeros && !self.output.is_blank() {
+            return write_zeros(self.output, guest, len, self.cancel);
+        }
         blank(self.output, guest, len, self.cancel)
     }
 
@@ -231,6 +267,7 @@ impl Job for RawJob<'_> {
     fn write(&self, (): &mut (), bytes: &[u8], ready: Ready, (): ()) -> Result<()> {
         let mut at = 0;
         for (from, to) in ready.runs {
+            wait(self.rate.as_ref(), to.minus(from)? as u64, self.cancel)?;
             self.blank_in_item(ready.guest, at, from)?;
             at = to;
             let run = bytes.get(from..to).unwrap_or_default();

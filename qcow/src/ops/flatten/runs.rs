@@ -5,7 +5,7 @@
 pub(super) fn runs_of(
     bytes: &[u8],
     size: usize,
-    keep: impl Fn(&[u8]) -> bool,
+    mut keep: impl FnMut(&[u8]) -> bool,
 ) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     let mut at: usize = 0;

@@ -8,6 +8,9 @@ use crate::layout::Sink;
 use crate::ops::target;
 use crate::ops::work::offload::Place;
 
+/// Compressed zeros are written in pieces of about so many bytes.
+const AT_ONCE: usize = 1 << 20;
+
 /// What becomes of metadata, where there is no data to place.
 pub(super) enum Metadata<'a> {
     /// Nothing: only its place matters.
@@ -97,6 +100,32 @@ impl Sink for Places<'_> {
     fn data(&mut self, first: u64, clusters: u64, host: HostOffset) -> Result<()> {
         let (guest, len) = (first.times(self.cluster_size)?, clusters.times(self.cluster_size)?);
         self.places.push(Place { guest, len, to: host.0 });
+        Ok(())
+    }
+}
+
+/// Bytes that lie side by side in a file, to be written at once.
+pub(super) struct Joined<'a> {
+    pub(super) file: Option<&'a OutputFile>,
+    pub(super) at: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Joined<'_> {
+    pub(super) fn add(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        if self.at.plus(self.bytes.len() as u64)? != at || self.bytes.len() >= AT_ONCE {
+            self.write()?;
+            self.at = at;
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self) -> Result<()> {
+        if let Some(file) = self.file.filter(|_| !self.bytes.is_empty()) {
+            file.write_at(&self.bytes, self.at)?;
+        }
+        self.bytes.clear();
         Ok(())
     }
 }

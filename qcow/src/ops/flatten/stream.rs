@@ -24,6 +24,7 @@ use crate::chain::{Chain, Format};
 use crate::codec::is_zero;
 use crate::exact::Exact;
 use crate::io::{OutputFile, zeros};
+use crate::ops::bitmap::{Carried, CarryBitmaps};
 use crate::ops::work::crc::hash;
 use crate::ops::work::offload::TransferStats;
 use crate::ops::work::pipeline::{self, Input, Job};
@@ -37,6 +38,9 @@ const COLLECTED: usize = 256 << 10;
 /// Refuses what a stream cannot hold.
 pub(super) fn check_sending(options: &FlattenOptions) -> Result<()> {
     refuse(options.salvage, "salvaging")?;
+    refuse(options.bitmaps != CarryBitmaps::None, "bitmaps")?;
+    refuse(options.sparse.is_some(), "a size of zeros to leave out")?;
+    refuse(options.rate.is_some(), "a limit of bytes a second")?;
     match &options.target {
         TargetOptions::Raw(target) => {
             raw::refuse_compression(options)?;
@@ -64,7 +68,8 @@ pub(super) fn send(
         }
     };
     let outcome = outcome(Path::new("-"), format, chain.virtual_size(), done);
-    with_losses(chain, &options.target, outcome)
+    let none = Carried::of(chain, CarryBitmaps::None, None)?;
+    with_losses(chain, &options.target, &none, outcome)
 }
 
 /// What a stream is written to.
@@ -76,6 +81,9 @@ pub(super) enum Receiver {
 /// Refuses what needs the size of the disk before its end, and starts the image at `path`.
 pub(super) fn begin_receiving(path: &Path, options: &FlattenOptions) -> Result<Receiver> {
     refuse(options.salvage, "salvaging")?;
+    refuse(options.bitmaps != CarryBitmaps::None, "bitmaps")?;
+    refuse(options.sparse.is_some(), "a size of zeros to leave out")?;
+    refuse(options.rate.is_some(), "a limit of bytes a second")?;
     match &options.target {
         TargetOptions::Raw(target) => {
             refuse(target.preallocation != Preallocation::Off, "preallocation")?;

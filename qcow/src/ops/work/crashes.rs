@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::differences::Differences;
 use super::overwrite::{Holes, Overwrite};
+use super::sparse::Sparse;
 use super::transfer;
 use super::writes::Settings;
 use crate::chain::{Chain, Format};
@@ -101,6 +102,8 @@ fn settings<'a>(cancel: &'a CancelToken, disk: &Disk, compress: bool) -> Setting
         dry_run: false,
         verify: true,
         compress,
+        sparse: Sparse::Finest,
+        rate: None,
         zeros_by_entry: disk.has_zero_clusters(),
         observer: &Silent,
         cancel,

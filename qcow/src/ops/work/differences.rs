@@ -1,4 +1,5 @@
-//! Copies into an image what it leaves to its backing file, wherever two backing chains differ.
+//! Copies into an image what it leaves to its backing file, wherever two backing chains differ; or what it does not read
+//! as already.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use crate::ops::work::transfer::{ITEM, Steps};
 use crate::ops::work::writes::Writes;
 use crate::{Error, Result};
 
-/// Writes what `old` has into the image wherever the image has nothing and `new` reads as something else. The
+/// Unless it is [`over`](Self::over) the image itself: writes what `old` has into the image wherever the image has nothing and `new` reads as something else. The
 /// image's disk is open over `new`; what it reads as over `old` does not change, because only whole clusters
 /// (subclusters) are written, and with what they read as already.
 pub(in crate::ops) struct Differences<'a> {
@@ -21,6 +22,8 @@ pub(in crate::ops) struct Differences<'a> {
     size: u64,
     /// What is compared and written at once.
     unit: u64,
+    /// What the image has is compared, too.
+    all: bool,
 }
 
 impl<'a> Differences<'a> {
@@ -34,7 +37,19 @@ impl<'a> Differences<'a> {
             return Err(Error::usage("a raw image has no backing file"));
         };
         let unit = if compress { cluster } else { disk.write_unit() };
-        Ok(Self { old, new, size: disk.size(), unit })
+        Ok(Self { old, new, size: disk.size(), unit, all: false })
+    }
+
+    /// Writes what `old` has into the image wherever that, which is `now`, reads as something else. What it has behind the
+    /// end of `old` stays.
+    pub(in crate::ops) fn over(
+        old: &'a Chain,
+        now: &'a Chain,
+        disk: &Disk,
+        compress: bool,
+    ) -> Result<Self> {
+        let differences = Self::new(old, now, disk, compress)?;
+        Ok(Self { size: old.virtual_size().min(disk.size()), all: true, ..differences })
     }
 
     /// The units that may differ, as ranges in ascending order.
@@ -134,6 +149,10 @@ impl<'a> Steps for Differences<'a> {
     fn carry_out(&self, sides: &mut Sides, work: Work, writes: &mut Writes<'_>) -> Result<()> {
         for units in self.units(&work)? {
             let len = units.end.minus(units.start)?;
+            if self.all {
+                self.compare(sides, units, writes)?;
+                continue;
+            }
             for found in writes.disk().ranges(units.start, len)? {
                 if found.kind == RangeKind::Backing {
                     self.compare(sides, found.at..found.at.plus(found.len)?, writes)?;

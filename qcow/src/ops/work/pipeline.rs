@@ -38,6 +38,17 @@ pub(in crate::ops) trait Job: Sync {
     fn worker(&self) -> Result<Self::Worker>;
     /// In parallel: looks at the item's bytes.
     fn prepare(&self, worker: &mut Self::Worker, guest: u64, bytes: &[u8]) -> Result<Self::Ready>;
+    /// As [`prepare`](Self::prepare), of an item that consists of `extents`.
+    fn prepare_extents(
+        &self,
+        worker: &mut Self::Worker,
+        guest: u64,
+        bytes: &[u8],
+        _extents: &[Extent],
+    ) -> Result<Self::Ready> {
+        self.prepare(worker, guest, bytes)
+    }
+
     /// In disk order: gives the item its place. Must be quick.
     fn place(&self, ordered: &mut Self::Ordered, ready: &Self::Ready) -> Result<Self::Placed>;
     /// In disk order: `len` bytes from `guest` on are zeros.
@@ -302,7 +313,7 @@ fn work_through<J: Job>(
         };
         let bytes = read_item(&mut reader, &mut buffer, guest, len, &extents)?;
         let damage = reader.take_damage();
-        let ready = job.prepare(&mut worker, guest, bytes)?;
+        let ready = job.prepare_extents(&mut worker, guest, bytes, &extents)?;
         let placed = sequencer.in_turn(number, len, |ordered| {
             if let Some(salvage) = job.salvage() {
                 salvage.add_data(damage);

@@ -5,6 +5,8 @@ use std::ops::Range;
 use crc32fast::Hasher;
 
 use super::crc::hash;
+use super::rate::{Rate, wait};
+use super::sparse::Sparse;
 use crate::codec::is_zero;
 use crate::disk::Disk;
 use crate::exact::{Exact, to_usize};
@@ -24,6 +26,10 @@ pub(in crate::ops) struct Settings<'a> {
     pub(in crate::ops) verify: bool,
     /// Compress what fills a cluster.
     pub(in crate::ops) compress: bool,
+    /// Which zeros in data are written as zeros.
+    pub(in crate::ops) sparse: Sparse,
+    /// How many bytes are written in a second.
+    pub(in crate::ops) rate: Option<&'a Rate>,
     /// Zeros may be written by entries; else they are written as data.
     pub(in crate::ops) zeros_by_entry: bool,
     pub(in crate::ops) observer: &'a dyn Observer,
@@ -60,10 +66,11 @@ impl<'a> Writes<'a> {
 
     /// Writes `bytes` at `at`; whole units of zeros are written as zeros.
     pub(in crate::ops) fn data(&mut self, bytes: &[u8], at: u64) -> Result<()> {
-        let unit = if self.settings.compress {
-            self.disk.cluster_size().unwrap_or(HOLE)
-        } else {
-            zero_unit(self.disk)
+        let cluster = self.disk.cluster_size().unwrap_or(HOLE);
+        let unit = match self.settings.sparse {
+            Sparse::Nothing => return self.plain(bytes, at, cluster),
+            _ if self.settings.compress => cluster,
+            sparse => sparse.block(zero_unit(self.disk)),
         };
         let (mut rest, mut at) = (bytes, at);
         while !rest.is_empty() {
@@ -101,6 +108,7 @@ impl<'a> Writes<'a> {
 
     fn plain(&mut self, bytes: &[u8], at: u64, unit: u64) -> Result<()> {
         if !self.settings.dry_run {
+            wait(self.settings.rate, bytes.len() as u64, self.settings.cancel)?;
             match self.settings.compress {
                 true => self.compressed(bytes, at, unit)?,
                 false => self.disk.write_at(bytes, at)?,
@@ -126,8 +134,9 @@ impl<'a> Writes<'a> {
 
     /// Makes `len` bytes from `at` on zeros.
     pub(in crate::ops) fn zeros(&mut self, at: u64, len: u64) -> Result<()> {
+        let by_entry = self.settings.zeros_by_entry && self.settings.sparse != Sparse::Nothing;
         if !self.settings.dry_run {
-            match self.settings.zeros_by_entry {
+            match by_entry {
                 true => self.disk.write_zeroes(at, len, Zeroes::Unmap)?,
                 false => self.zeros_as_data(at, len)?,
             }
@@ -138,9 +147,14 @@ impl<'a> Writes<'a> {
     fn zeros_as_data(&self, at: u64, len: u64) -> Result<()> {
         let (mut at, end) = (at, at.plus(len)?);
         while at < end {
-            let cluster = self.disk.cluster_size().unwrap_or(HOLE).max(HOLE);
-            let next = (at | cluster.wrapping_sub(1)).plus(1)?.min(end);
-            self.disk.write_at(&vec![0; to_usize(next.minus(at)?)], at)?;
+            let cluster = self.disk.cluster_size().unwrap_or(HOLE);
+            let next = (at | cluster.max(HOLE).wrapping_sub(1)).plus(1)?.min(end);
+            wait(self.settings.rate, next.minus(at)?, self.settings.cancel)?;
+            let zeros = vec![0; to_usize(next.minus(at)?)];
+            match self.settings.compress {
+                true => self.compressed(&zeros, at, cluster)?,
+                false => self.disk.write_at(&zeros, at)?,
+            }
             at = next;
         }
         Ok(())
