@@ -11,4 +11,5 @@ mod crashes;
 mod faults;
 pub(super) mod images;
 mod operations;
+mod steps;
 mod threads;
