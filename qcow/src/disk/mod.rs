@@ -31,7 +31,19 @@
 //!
 //! # What it cannot write to yet
 //!
-//! Encrypted images, images with persistent bitmaps, and images marked dirty or corrupt are refused.
+//! Encrypted images, and images marked dirty or corrupt, are refused.
+//!
+//! # Which door
+//!
+//! | who moves the data | with |
+//! |---|---|
+//! | the disk, within the call | [`Disk::read_at`], [`Disk::write_at`] and their like, from any number of threads |
+//! | the disk, later; the caller awaits it or waits | [`queue`], for asynchronous programs |
+//! | the caller, with a ring or threads of its own | [`steps`]: where a range lies, where a write goes, its commit |
+
+pub mod queue;
+pub mod steps;
+mod vectored;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -171,6 +171,40 @@ impl RefcountWidth {
         Ok(())
     }
 
+    /// Index of the first refcount from `from` on that is zero, if `zero`, or else that is not; `None` if the
+    /// block has none.
+    pub(crate) fn find(self, block: &[u8], from: u64, zero: bool) -> Option<u64> {
+        let per_byte = 8 >> self.order.min(3);
+        let width = self.locate(0).0.len();
+        let fits = |index: &u64| self.get(block, *index).is_ok_and(|count| (count == 0) == zero);
+        if per_byte > 1 {
+            let end = (block.len() as u64).saturating_mul(per_byte);
+            // Bytes that have none of the kind are passed over.
+            let passed = if zero { Some(0xff) } else { Some(0) };
+            let mut at = from;
+            while at < end {
+                let byte = block.get(usize::try_from(at >> (3 ^ self.order)).ok()?).copied();
+                let next = (at | per_byte.wrapping_sub(1)).saturating_add(1);
+                if byte != passed
+                    && let Some(found) = (at..next).find(fits)
+                {
+                    return Some(found);
+                }
+                at = next;
+            }
+            return None;
+        }
+        let rest = block.get(usize::try_from(from).ok()?.checked_mul(width)?..)?;
+        // One loop for each width: the compiler makes wide comparisons of those it knows.
+        let found = match width {
+            1 => rest.iter().position(|field| (*field == 0) == zero),
+            2 => rest.as_chunks().0.iter().position(|field| (*field == [0; 2]) == zero),
+            4 => rest.as_chunks().0.iter().position(|field| (*field == [0; 4]) == zero),
+            _ => rest.as_chunks().0.iter().position(|field| (*field == [0; 8]) == zero),
+        };
+        found.and_then(|at| from.checked_add(at as u64))
+    }
+
     /// The bytes that hold the refcount at `index`, and how far it is shifted in them.
     fn locate(self, index: u64) -> (Range<usize>, u32) {
         let bytes = usize::try_from(self.bits() >> 3).unwrap_or(usize::MAX).max(1);

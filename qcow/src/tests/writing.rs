@@ -11,4 +11,6 @@ mod crashes;
 mod faults;
 pub(super) mod images;
 mod operations;
+mod queue;
+mod steps;
 mod threads;

@@ -21,11 +21,13 @@ examples! {
     flatten "../../examples/flatten.rs";
     incremental "../../examples/incremental.rs";
     info "../../examples/info.rs";
+    io_uring_blocks "../../examples/io_uring.rs";
     own_storage "../../examples/own_storage.rs";
     read_untrusted "../../examples/read_untrusted.rs";
     seek "../../examples/seek.rs";
     snapshot "../../examples/snapshot.rs";
     threads "../../examples/threads.rs";
+    tokio_tasks "../../examples/tokio.rs";
 }
 
 fn image(name: &str) -> PathBuf {
@@ -145,4 +147,44 @@ fn each_error_leads_somewhere() {
     assert_eq!(errors::run(&image("bad-version.qcow2")), "convert it");
     assert_eq!(errors::run(&image("bad-reftable.qcow2")), "restore it from a backup");
     assert_eq!(errors::run(&image("chain.qcow2")), "do not open it");
+}
+
+#[test]
+fn a_ring_and_a_runtime_move_the_data_of_a_disk_and_qemu_finds_it() {
+    fixtures::needs_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let (base, path) = (dir.path().join("base.qcow2"), dir.path().join("disk.qcow2"));
+    let size = 8 << 20;
+    fixtures::qemu::create(&base, "", &size.to_string());
+    let over = format!("cluster_size=16k,backing_file={},backing_fmt=qcow2", base.display());
+    fixtures::qemu::create(&path, &over, &size.to_string());
+    let image = path.to_str().unwrap();
+    match io_uring_blocks::run(&path, 5000) {
+        Ok(written) => {
+            assert!(written > 1000);
+            let raw = dir.path().join("disk.raw");
+            let convert = ["convert", "-O", "raw", image, raw.to_str().unwrap()];
+            fixtures::qemu::qemu_img(&convert);
+            let bytes = fs::read(raw).unwrap();
+            let blocks = bytes.chunks(4096).enumerate();
+            let is = |(number, block): &(usize, &[u8])| {
+                *block == io_uring_blocks::block(*number as u64 * 4096)
+            };
+            let found = blocks.clone().filter(is).count();
+            let zeros = blocks.filter(|(_, block)| block.iter().all(|byte| *byte == 0)).count();
+            assert_eq!(found + zeros, size / 4096);
+            // 2,500 writes to 2,048 blocks.
+            assert!(found > 1000, "{found}");
+        }
+        // As in most containers.
+        Err(error) if error.to_string().contains("does not allow io_uring") => {
+            assert!(std::env::var_os("CI").is_none(), "{error}");
+            eprintln!("SKIPPED: {error}");
+        }
+        Err(error) => panic!("{error}"),
+    }
+    tokio_tasks::run(&path).unwrap();
+    fixtures::qemu::qemu_img(&["check", "-q", image]);
+    let reads: Vec<String> = (0..16).map(|n| format!("read -P {n} {}k 64k", n * 64)).collect();
+    fixtures::qemu::qemu_io("qcow2", &path, &reads);
 }

@@ -8,6 +8,7 @@
 //! | [`images`] | targets for whole images: read, check, repair, flatten |
 //! | [`qemu`] | whole images, judged by `qemu-img` |
 //! | [`migration`] | targets for domain XML and plans |
+//! | [`writes`](mod@writes) | the target for sequences of writes to an image |
 //! | [`network`] | targets for both sides of the network block device protocol |
 //!
 //! Each target is a function of bytes that panics when something is wrong.
@@ -20,12 +21,13 @@ pub mod network;
 pub mod place;
 pub mod qemu;
 pub mod reference;
+pub mod writes;
 
 /// A target: takes any bytes, panics when something is wrong.
 pub type Target = fn(&[u8]);
 
 /// All targets by name, but the one that needs `qemu-img`.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("header", format::header),
     ("entries", format::entries),
     ("compressed", format::compressed),
@@ -37,6 +39,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("check", images::check),
     ("repair", images::repair),
     ("flatten", images::flatten),
+    ("writes", writes::writes),
     ("domain", migration::domain),
     ("plan", migration::plan),
     ("nbd_server", network::nbd_server),

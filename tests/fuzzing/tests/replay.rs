@@ -149,6 +149,7 @@ generated! {
     generated_images_are_checked_alike_by_any_number_of_threads: "check",
     generated_images_are_repaired_without_loss: "repair",
     generated_images_are_flattened_whole: "flatten",
+    generated_images_hold_what_is_written_to_them: "writes",
     generated_domains: "domain",
     generated_plans: "plan",
     generated_nbd_clients: "nbd_server",

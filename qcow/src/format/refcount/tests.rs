@@ -101,3 +101,22 @@ fn trap_69_an_empty_table_entry_has_no_block() {
     assert_eq!(entry.block_offset(), Some(HostOffset(0xffff_ffff_ffff_fe00)));
     assert_eq!(entry.reserved(), 0);
 }
+
+#[test]
+fn the_next_refcount_that_is_zero_or_is_not_is_found_from_everywhere() {
+    for order in 0..=6 {
+        let width = width(order);
+        let count = BYTES as u64 * 8 / u64::from(width.bits());
+        for pattern in [0, 1, 0b1000_0100, 0x00ff_0f01, 0xffff_fffe, u64::MAX] {
+            let mut block = [0; BYTES];
+            (0..count).filter(|n| pattern >> (n % 32) & 1 == 1).for_each(|n| {
+                width.set(&mut block, n, 1 << (n % u64::from(width.bits()).min(63))).unwrap()
+            });
+            for (from, zero) in (0..=count).step_by(STEP).flat_map(|n| [(n, true), (n, false)]) {
+                let is = |n: &u64| (width.get(&block, *n).unwrap() == 0) == zero;
+                let found = width.find(&block, from, zero);
+                assert_eq!(found, (from..count).find(is), "order {order}, from {from}");
+            }
+        }
+    }
+}

@@ -200,7 +200,7 @@ impl Edit {
     ) -> Result<()> {
         while !clusters.is_empty() {
             let now = clusters.clone();
-            clusters = self.with_space(|space| space.counts.shift(now.clone(), times, raise))?;
+            clusters = self.with_space(|space| space.shift(now.clone(), times, raise))?;
         }
         Ok(())
     }

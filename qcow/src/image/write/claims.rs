@@ -13,8 +13,8 @@ pub(super) struct Claims {
     released: Condvar,
 }
 
-/// A claimed range of guest clusters. A thread has at most one, so that none can wait for another in a
-/// circle.
+/// A claimed range of guest clusters. A thread that waits for one has no other, so that none can wait for
+/// another in a circle; whoever keeps several has [tried](Claims::try_take) for them.
 #[derive(Debug)]
 pub(super) struct Claim<'a> {
     claims: &'a Claims,
@@ -31,6 +31,16 @@ impl Claims {
         }
         ranges.push(range.clone());
         Claim { claims: self, range }
+    }
+
+    /// Claims these clusters, if no other request has claimed any of them.
+    pub(super) fn try_take(&self, range: Range<u64>) -> Option<Claim<'_>> {
+        let mut ranges = lock(&self.ranges);
+        if ranges.iter().any(|other| other.start < range.end && range.start < other.end) {
+            return None;
+        }
+        ranges.push(range.clone());
+        Some(Claim { claims: self, range })
     }
 }
 

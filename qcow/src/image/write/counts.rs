@@ -6,9 +6,10 @@
 
 #[cfg(feature = "ops")]
 mod before;
+mod search;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::{Put, SECTOR_ENTRY_BITS, sectors, table_sectors};
 use crate::exact::{Exact, to_usize};
@@ -161,14 +162,11 @@ impl Counts {
     /// Sets the cluster's refcount, whose block there must be.
     pub(in crate::image) fn set(&mut self, cluster: u64, count: u64) -> Got<()> {
         let (index, at) = self.locate(cluster);
-        let host = self
-            .block_host(index)
-            .ok_or_else(|| Error::internal(format!("no refcount block for cluster {cluster}")))?;
+        let host = self.block_host(index).ok_or_else(|| no_block(cluster))?;
         let block = self.blocks.get_mut(&index).ok_or(Need::Block(index, host))?;
         keep(&mut self.before, index, block);
         self.width.set(&mut block.bytes, at, count)?;
-        let bit = at.times(self.width.bits().into())?;
-        block.dirty.insert(bit >> 3 >> SECTOR.trailing_zeros());
+        block.dirty.extend(sectors_of(self.width, at, 1)?);
         self.dirty_blocks.insert(index);
         Ok(())
     }
@@ -244,7 +242,7 @@ impl Counts {
                 sectors(&block.bytes, block.host.0, &dirty, &mut frozen.changed)?;
             }
         }
-        let dirty = std::mem::take(&mut self.table_dirty);
+        let mut dirty = std::mem::take(&mut self.table_dirty);
         if std::mem::take(&mut self.moved) {
             let clusters = u32::try_from(self.clusters)
                 .map_err(|_| Error::internal("the refcount table passes 32 bits"))?;
@@ -252,7 +250,10 @@ impl Counts {
             frozen.unnamed.push(Put { offset: self.place.0, bytes });
             let HeaderPatch { offset, bytes } = HeaderPatch::refcount_table(self.place, clusters);
             frozen.changed.push(Put { offset, bytes });
-        } else if !dirty.is_empty() {
+        } else {
+            // Behind the table's place lies something else, for as long as it has no longer one.
+            let place = self.clusters.times(self.geometry.cluster_size())?;
+            self.table_dirty = dirty.split_off(&(place >> SECTOR.trailing_zeros()));
             table_sectors(&self.table, self.place.0, &dirty, &mut frozen.changed)?;
         }
         Ok(frozen)
@@ -270,6 +271,17 @@ fn keep(before: &mut Option<BTreeMap<u64, Vec<u8>>>, index: u64, block: &Block) 
     if let Some(before) = before.as_mut().filter(|_| !block.fresh) {
         before.entry(index).or_insert_with(|| block.bytes.clone());
     }
+}
+
+/// The sectors of a block that have these refcounts, of which there is one at least.
+fn sectors_of(width: RefcountWidth, first: u64, count: u64) -> Result<RangeInclusive<u64>> {
+    let sector =
+        |at: u64| Ok::<_, Error>(at.times(width.bits().into())? >> 3 >> SECTOR.trailing_zeros());
+    Ok(sector(first)?..=sector(first.plus(count)?.minus(1)?)?)
+}
+
+fn no_block(cluster: u64) -> Error {
+    Error::internal(format!("no refcount block for cluster {cluster}"))
 }
 
 pub(in crate::image) fn free_already(cluster: u64) -> Error {

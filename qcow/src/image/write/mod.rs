@@ -25,6 +25,7 @@ pub(in crate::image) mod counts;
 mod gate;
 mod lookup;
 mod open;
+mod prepared;
 mod slices;
 pub(in crate::image) mod space;
 mod store;
@@ -32,6 +33,7 @@ mod zero;
 
 pub(crate) use lookup::{Kind as PieceKind, Piece};
 pub(crate) use open::WriterOptions;
+pub(crate) use prepared::{Mapped, Part, Prepared};
 pub(crate) use zero::NoBacking;
 
 use std::collections::{BTreeSet, HashSet};

@@ -7,7 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
-use super::counts::{Counts, Got, free_already};
+use super::counts::{Counts, Got, Need, free_already};
 use super::gate::Gate;
 use crate::exact::Exact;
 use crate::format::{Geometry, HOST_OFFSET_LIMIT, HostOffset};
@@ -19,6 +19,8 @@ pub(in crate::image) struct Space {
     geometry: Geometry,
     /// No cluster below is free.
     low_water_mark: u64,
+    /// No row of this many free clusters begins below this cluster: where a search for one goes on.
+    no_row: (u64, u64),
     /// Clusters of metadata that was there when the image was opened: whatever their refcounts say, they
     /// are not free.
     metadata: HashSet<u64>,
@@ -55,6 +57,7 @@ impl Space {
             counts,
             geometry,
             low_water_mark: 1,
+            no_row: (0, 1),
             metadata: HashSet::new(),
             fixed_end,
             wanted_table: None,
@@ -92,10 +95,9 @@ impl Space {
             if !self.make_covered(first)? {
                 continue;
             }
-            let mut end = first.plus(1)?;
-            while end.minus(first)? < most && self.counts.covers(end) && self.is_free(end)? {
-                end = end.plus(1)?;
-            }
+            let until = first.plus(most.max(1))?;
+            let until = self.counts.first_uncovered(first..until)?.unwrap_or(until);
+            let end = self.counts.end_of_free(first, until)?;
             self.take(first..end)?;
             self.low_water_mark = end;
             self.never_used = self.never_used.max(end);
@@ -127,10 +129,31 @@ impl Space {
         let count = count.checked_sub(1).ok_or_else(|| free_already(cluster))?;
         self.counts.set(cluster, count)?;
         if count == 0 {
-            self.low_water_mark = self.low_water_mark.min(cluster);
+            self.is_free_from_now_on(cluster);
             self.forget_packing(cluster);
         }
         Ok(())
+    }
+
+    /// As [`Counts::shift`]: gives the clusters that are left.
+    #[cfg(feature = "ops")]
+    pub(in crate::image) fn shift(
+        &mut self,
+        clusters: Range<u64>,
+        times: u64,
+        raise: bool,
+    ) -> Got<Range<u64>> {
+        let (rest, free) = self.counts.shift(clusters, times, raise)?;
+        if let Some(free) = free {
+            self.is_free_from_now_on(free);
+        }
+        Ok(rest)
+    }
+
+    fn is_free_from_now_on(&mut self, cluster: u64) {
+        self.low_water_mark = self.low_water_mark.min(cluster);
+        // A row that begins further down may have become long enough.
+        self.no_row = (0, 1);
     }
 
     fn forget_packing(&mut self, cluster: u64) {
@@ -143,20 +166,19 @@ impl Space {
     }
 
     fn first_free(&mut self, from: u64) -> Got<u64> {
-        let mut cluster = from.max(1);
-        loop {
-            match self.is_free(cluster) {
-                Ok(true) => return Ok(cluster),
-                Ok(false) => cluster = cluster.plus(1)?,
-                Err(need) => {
-                    // Who asks again goes on from here.
-                    if from <= self.low_water_mark {
-                        self.low_water_mark = self.low_water_mark.max(cluster);
-                    }
-                    return Err(need);
-                }
+        let from = from.max(1);
+        let found = self.counts.next_free(from);
+        if let Err(Need::Block(index, _)) = &found {
+            // Who asks again goes on from here.
+            let reached = self.counts.first_of(*index)?;
+            if from <= self.low_water_mark {
+                self.low_water_mark = self.low_water_mark.max(reached);
+            }
+            if from <= self.no_row.1 {
+                self.no_row.1 = self.no_row.1.max(reached);
             }
         }
+        found
     }
 
     /// Sees to it that there is a refcount for the free cluster. False if the search must begin again.
@@ -175,14 +197,14 @@ impl Space {
     }
 
     fn make_wanted_table(&mut self) -> Got<()> {
-        let Some(clusters) = self.wanted_table else { return Ok(()) };
-        self.counts.lengthen(clusters)?;
-        let range = self
-            .allocate_row(clusters, 0)?
-            .ok_or_else(|| Error::limit("the refcount table cannot become large enough"))?;
-        self.left_table.extend(self.counts.table_clusters()?);
-        self.counts.move_table(range)?;
-        self.wanted_table = None;
+        while let Some(clusters) = self.wanted_table {
+            self.counts.lengthen(clusters)?;
+            // If that does not reach the place found either, a longer one is wanted now.
+            let Some(range) = self.allocate_row(clusters, 0)? else { continue };
+            self.left_table.extend(self.counts.table_clusters()?);
+            self.counts.move_table(range)?;
+            self.wanted_table = None;
+        }
         Ok(())
     }
 
@@ -208,42 +230,47 @@ impl Space {
 
     /// Allocates exactly `len` clusters in a row, none below `from`; `None` if the refcount table must grow first.
     fn allocate_row(&mut self, len: u64, from: u64) -> Got<Option<Range<u64>>> {
-        let lowest = self.first_free(from.max(self.low_water_mark))?;
-        if from <= self.low_water_mark {
-            self.low_water_mark = lowest;
+        if len < self.no_row.0 {
+            self.no_row = (len, 1);
         }
-        let mut first = lowest;
-        let (mut end, mut covered) = (first, first);
+        let known = self.no_row.1.max(self.low_water_mark);
+        let goes_on = from <= known;
+        if goes_on {
+            self.no_row = (len, known);
+        }
+        let mut first = self.first_free(from.max(known))?;
+        if from <= self.low_water_mark && known == self.low_water_mark {
+            self.low_water_mark = first;
+        }
         loop {
-            while end.minus(first)? < len && self.is_free(end)? {
-                end = end.plus(1)?;
+            if goes_on {
+                self.no_row.1 = first;
             }
+            let end = self.counts.end_of_free(first, first.plus(len)?)?;
             if end.minus(first)? < len {
-                first = self.first_free(end.plus(1)?)?;
-                (end, covered) = (first, first);
+                if goes_on {
+                    self.no_row.1 = end;
+                }
+                first = self.first_free(end)?;
                 continue;
             }
-            covered = covered.max(first);
-            while covered < end && self.counts.covers(covered) {
-                covered = covered.plus(1)?;
-            }
-            if covered == end {
+            let Some(uncovered) = self.counts.first_uncovered(first..end)? else {
                 self.take(first..end)?;
                 self.never_used = self.never_used.max(end);
                 if self.low_water_mark == first {
                     self.low_water_mark = end;
                 }
                 return Ok(Some(first..end));
-            }
-            if !self.counts.reaches(covered) {
-                self.wanted_table = Some(self.counts.larger_table(covered)?);
+            };
+            if !self.counts.reaches(uncovered) {
+                self.wanted_table = Some(self.counts.larger_table(uncovered)?);
                 return Ok(None);
             }
             // The missing block takes the row's first cluster. (In that of its own the row would have to begin
             // behind it, and would need another one at its end, and so on.)
             self.check_place(first)?;
             if self.counts.covers(first) {
-                self.counts.add_block_at(covered, first)?;
+                self.counts.add_block_at(uncovered, first)?;
             } else {
                 self.counts.add_block(first)?;
             }
@@ -258,7 +285,7 @@ impl Space {
     /// Counts free clusters, whose blocks are loaded, as used.
     fn take(&mut self, clusters: Range<u64>) -> Got<()> {
         clusters.clone().try_for_each(|cluster| self.check_place(cluster))?;
-        clusters.into_iter().try_for_each(|cluster| self.counts.set(cluster, 1))
+        self.counts.set_ones(clusters)
     }
 
     /// Whether a free cluster can be used at all.
@@ -317,3 +344,6 @@ impl Space {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

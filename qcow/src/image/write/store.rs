@@ -20,7 +20,7 @@ const JOINED: u64 = 256 << 10;
 
 /// Where the data of a cluster that is written to goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     /// Where it is: no entry changes.
     InPlace,
     /// To the cluster that is kept for it, and that nothing else uses.
@@ -31,15 +31,25 @@ enum Target {
 
 /// Host clusters that take the data of guest clusters.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     /// The first guest cluster.
-    first: u64,
+    pub(super) first: u64,
     /// Where the first host cluster lies.
-    host: HostOffset,
+    pub(super) host: HostOffset,
     /// The guest clusters' old places are left.
-    new: bool,
+    pub(super) new: bool,
     /// The host clusters read as zeros.
-    zeros: bool,
+    pub(super) zeros: bool,
+}
+
+/// What is filled in around data that is written, so that only whole subclusters are.
+#[derive(Debug)]
+pub(super) struct Around {
+    /// The data with what is filled in.
+    pub(super) filled: Range<u64>,
+    /// The bytes before the data and behind it; empty if they need not be written.
+    pub(super) head: Vec<u8>,
+    pub(super) tail: Vec<u8>,
 }
 
 /// An entry to be changed.
@@ -109,23 +119,18 @@ impl Writer {
     fn write_new(&self, buf: &[u8], at: u64) -> Result<u64> {
         let geometry = self.geometry();
         let bits = geometry.cluster_bits();
-        let (first, table) = (at >> bits, at >> bits >> geometry.l2_bits());
-        let last = at.plus(buf.len() as u64)?.minus(1)? >> bits;
-        let end = last.plus(1)?.min(table.plus(1)? << geometry.l2_bits());
-        let end = end.min(first.plus((AT_ONCE >> bits).max(1))?);
+        let Range { start: first, end } = self.at_once(at, buf.len() as u64)?;
         let _claim = self.claims.take(first..end);
-        self.own_table(table)?;
+        self.own_table(first >> geometry.l2_bits())?;
         let stop = at.plus(buf.len() as u64)?.min(end << bits);
-        let (mut old, mut targets) = (Vec::new(), Vec::new());
-        for cluster in first..end {
-            let entry = self.entry(cluster)?;
-            targets.push(self.target(entry, cluster, at.max(cluster << bits)..stop));
-            old.push(entry);
-        }
+        let (old, targets) = self.targets(first..end, at..stop)?;
         match targets.first() {
             None | Some(Target::InPlace) => Ok(0),
             Some(Target::Kept(host)) => {
-                let stop = stop.min(first.plus(1)? << bits);
+                let Some(stop) = self.end_of_unallocated(at, stop.min(first.plus(1)? << bits))?
+                else {
+                    return Ok(0);
+                };
                 self.check_no_metadata(host.0 >> bits..(host.0 >> bits).plus(1)?)?;
                 let old = old.get(..1).unwrap_or_default();
                 let place = Place { first, host: *host, new: false, zeros: false };
@@ -151,6 +156,32 @@ impl Writer {
         }
     }
 
+    /// The first guest clusters of a range, as many as are allocated at once: of one L2 table.
+    pub(super) fn at_once(&self, at: u64, len: u64) -> Result<Range<u64>> {
+        let geometry = self.geometry();
+        let (bits, l2_bits) = (geometry.cluster_bits(), geometry.l2_bits());
+        let first = at >> bits;
+        let last = at.plus(len)?.minus(1)? >> bits;
+        let end = last.plus(1)?.min((first >> l2_bits).plus(1)? << l2_bits);
+        Ok(first..end.min(first.plus((AT_ONCE >> bits).max(1))?))
+    }
+
+    /// The entries of guest clusters, and where the bytes of `range` go.
+    pub(super) fn targets(
+        &self,
+        clusters: Range<u64>,
+        range: Range<u64>,
+    ) -> Result<(Vec<RawL2Entry>, Vec<Target>)> {
+        let bits = self.geometry().cluster_bits();
+        let (mut old, mut targets) = (Vec::new(), Vec::new());
+        for cluster in clusters {
+            let entry = self.entry(cluster)?;
+            targets.push(self.target(entry, cluster, range.start.max(cluster << bits)..range.end));
+            old.push(entry);
+        }
+        Ok((old, targets))
+    }
+
     /// Where bytes `range` of a guest cluster go, of which only those within it count.
     fn target(&self, entry: RawL2Entry, cluster: u64, range: Range<u64>) -> Target {
         let geometry = self.geometry();
@@ -174,6 +205,14 @@ impl Writer {
         if allocated && exists { Target::InPlace } else { Target::Kept(host) }
     }
 
+    /// Where the subclusters from `at` on end, or `stop` if that is less, which are not allocated; `None` if the first
+    /// is. Others may be writing to those that are, so that nothing must be filled in there.
+    pub(super) fn end_of_unallocated(&self, at: u64, stop: u64) -> Result<Option<u64>> {
+        let piece = self.piece(at, stop.minus(at)?)?;
+        let end = at.plus(piece.len)?;
+        Ok((!matches!(piece.kind, Kind::Data { own: true, .. })).then_some(end))
+    }
+
     /// The subclusters of the cluster at `guest` that have bytes of `range`.
     pub(super) fn touched(&self, guest: u64, range: Range<u64>) -> u32 {
         let geometry = self.geometry();
@@ -193,30 +232,13 @@ impl Writer {
     /// Writes the start of `buf`, which covers `range`, to host clusters, fills up what of them is not
     /// written, and makes the mapping lead there. `old` are the entries of the guest clusters.
     fn fill(&self, buf: &[u8], range: Range<u64>, place: Place, old: &[RawL2Entry]) -> Result<()> {
-        let Place { first, host, new, zeros } = place;
-        let geometry = self.geometry();
-        let guest = first << geometry.cluster_bits();
-        // Whole subclusters are written; of a compressed cluster, which has none, all of it.
-        let unit =
-            |entry: Option<&RawL2Entry>| match entry.is_some_and(|entry| entry.is_compressed()) {
-                true => geometry.cluster_size(),
-                false => geometry.subcluster_size(),
-            };
-        let start = range.start & !unit(old.first()).wrapping_sub(1);
-        let end = range.end.next_multiple_of(unit(old.last()));
-        let at = |offset: u64| host.0.plus(offset.minus(guest)?);
         let data = buf.get(..to_usize(range.end.minus(range.start)?)).unwrap_or_default();
-        let filled = start..end;
-        let old_bytes = |range: Range<u64>| match zeros && self.is_zero(range.clone())? {
-            true => Ok(Vec::new()),
-            false => self.old_bytes(range),
-        };
-        let head = old_bytes(start..range.start)?;
-        let tail = old_bytes(range.end..end)?;
-        let start = if head.is_empty() { range.start } else { start };
+        let Around { filled, head, tail } = self.around(&range, place, old)?;
+        let at = |offset: u64| self.place_of(place, offset);
+        let start = if head.is_empty() { range.start } else { filled.start };
         if head.is_empty() && tail.is_empty() {
             put(self.data(), data, at(start)?)?;
-        } else if end.minus(start)? <= JOINED {
+        } else if filled.end.minus(start)? <= JOINED {
             put(self.data(), &[&head, data, &tail].concat(), at(start)?)?;
         } else {
             for (bytes, from) in [(&*head, start), (data, range.start), (&*tail, range.end)] {
@@ -225,18 +247,60 @@ impl Writer {
                 }
             }
         }
+        self.publish(&self.changes(&filled, place, old)?)
+    }
+
+    /// Where guest offset `offset` lies, within `place`.
+    pub(super) fn place_of(&self, place: Place, offset: u64) -> Result<u64> {
+        place.host.0.plus(offset.minus(place.first << self.geometry().cluster_bits())?)
+    }
+
+    /// What is to be filled in around `range`.
+    pub(super) fn around(
+        &self,
+        range: &Range<u64>,
+        place: Place,
+        old: &[RawL2Entry],
+    ) -> Result<Around> {
+        let geometry = self.geometry();
+        // Whole subclusters are written; of a compressed cluster, which has none, all of it.
+        let unit =
+            |entry: Option<&RawL2Entry>| match entry.is_some_and(|entry| entry.is_compressed()) {
+                true => geometry.cluster_size(),
+                false => geometry.subcluster_size(),
+            };
+        let start = range.start & !unit(old.first()).wrapping_sub(1);
+        let end = range.end.next_multiple_of(unit(old.last()));
+        let old_bytes = |range: Range<u64>| match place.zeros && self.is_zero(range.clone())? {
+            true => Ok(Vec::new()),
+            false => self.old_bytes(range),
+        };
+        let head = old_bytes(start..range.start)?;
+        let tail = old_bytes(range.end..end)?;
+        Ok(Around { filled: start..end, head, tail })
+    }
+
+    /// What the entries of guest clusters become, whose bytes `filled` are at `place` now or will be. Copies what else
+    /// a cluster with subclusters has.
+    pub(super) fn changes(
+        &self,
+        filled: &Range<u64>,
+        place: Place,
+        old: &[RawL2Entry],
+    ) -> Result<Vec<Change>> {
+        let geometry = self.geometry();
         let mut changes = Vec::new();
         for (index, entry) in (0u64..).zip(old) {
-            let cluster = first.plus(index)?;
-            let own = HostOffset(host.0.plus(index << geometry.cluster_bits())?);
+            let cluster = place.first.plus(index)?;
+            let own = HostOffset(place.host.0.plus(index << geometry.cluster_bits())?);
             let touched = self.touched(cluster << geometry.cluster_bits(), filled.clone());
-            if new && geometry.extended_l2() && !entry.is_compressed() {
+            if place.new && geometry.extended_l2() && !entry.is_compressed() {
                 self.copy_subclusters(*entry, touched, own)?;
             }
             let to = self.data_entry(*entry, touched, own)?;
-            changes.push(Change { cluster, from: *entry, to, drops: new });
+            changes.push(Change { cluster, from: *entry, to, drops: place.new });
         }
-        self.publish(&changes)
+        Ok(changes)
     }
 
     /// Whether the mapping alone says that a range reads as zeros.
@@ -354,7 +418,7 @@ impl Writer {
     }
 
     /// Takes back clusters that were allocated in vain.
-    fn give_back(&self, clusters: Range<u64>) -> Result<()> {
+    pub(super) fn give_back(&self, clusters: Range<u64>) -> Result<()> {
         for cluster in clusters {
             self.with_space(|space| space.give_back(cluster))?;
         }

@@ -7,6 +7,8 @@ use crate::chain::{Chain, Format};
 use crate::format::{GuestOffset, Version};
 use crate::image::Image;
 use crate::ops::amend::{AmendOptions, amend, amend_in};
+use crate::ops::create::{CreateOptions, create};
+use crate::ops::{Preallocation, Qcow2Options, TargetOptions};
 use crate::{ErrorKind, Result};
 
 /// What amending changes, and what it must not: the guest's view, of all snapshots.
@@ -279,4 +281,32 @@ fn a_data_file_is_renamed_if_the_new_one_has_the_same_content() {
     let off = AmendOptions::default().data_file_raw(false);
     let image = old_or_new("raw off", &image, dir, |storage| change(storage, &off), seen);
     assert!(!seen(Arc::new(MemoryStorage::new(image))).raw);
+}
+
+/// The refcounts of an image with small clusters are a row of thousands of clusters, which have refcounts too.
+#[test]
+fn a_change_of_refcounts_in_a_full_image_with_small_clusters_takes_little_more_than_its_refcounts()
+{
+    fixtures::needs_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    for (from, to) in [(1, 64), (64, 1), (16, 64)] {
+        let what = format!("refcounts of {from} bits, then of {to}");
+        let path = dir.path().join(format!("{from}-{to}.qcow2"));
+        let target = Qcow2Options::default()
+            .cluster_size(512)
+            .refcount_bits(from)
+            .preallocation(Preallocation::Metadata);
+        let options = CreateOptions::default().size(24 << 20).target(TargetOptions::Qcow2(target));
+        create(&path, &options).unwrap();
+        let storage = Arc::new(MemoryStorage::new(std::fs::read(&path).unwrap()));
+        let before = storage.len();
+        change(storage.clone(), &AmendOptions::default().refcount_bits(to)).unwrap();
+        let image = storage.bytes();
+        assert_eq!(leaks(&image, &what), 0, "{what}");
+        // New refcounts of all clusters, and the old ones of those; the rest is a table, and blocks cut short.
+        let clusters = before / 512 * 11 / 10;
+        let most = before + clusters / 8 * u64::from(from + to) * 5 / 4 + (64 << 10);
+        assert!(image.len() as u64 <= most, "{what}: {before}, then {}, {most}", image.len());
+        by_qemu(&image, dir.path(), &what);
+    }
 }

@@ -32,7 +32,7 @@ pub(in crate::tests) struct Kind {
 }
 
 /// All kinds. Disks end in the middle of a cluster where clusters are larger than a sector.
-pub(in crate::tests) const KINDS: [Kind; 14] = [
+pub(in crate::tests) const KINDS: [Kind; 15] = [
     Kind { name: "plain", options: "cluster_size=4k", cluster: 4096, clusters: 24, ..NONE },
     Kind {
         name: "default clusters",
@@ -124,6 +124,14 @@ pub(in crate::tests) const KINDS: [Kind; 14] = [
             "write -c -P 5 48k 16k",
             "write -z 34k 2k",
         ],
+        ..NONE
+    },
+    Kind {
+        name: "subclusters of two sectors",
+        options: "cluster_size=32k,extended_l2=on",
+        cluster: 32768,
+        clusters: 3,
+        before: &["write -P 3 1k 3k", "write -P 4 34k 3k", "write -z 40k 2k"],
         ..NONE
     },
     Kind {

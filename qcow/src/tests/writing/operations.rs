@@ -5,16 +5,46 @@ use std::sync::Arc;
 use fixtures::pattern::Random;
 
 use super::images::{KINDS, Made, leaks};
+use super::steps::read_in_steps;
+use crate::Error;
 use crate::disk::Disk;
+use crate::disk::steps::{PreparedWrite, WritePlace};
 use crate::io::{MemoryStorage, Zeroes};
 
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Request {
-    Write { at: u64, len: u64, value: u8 },
-    Compressed { at: u64, len: u64, value: u8 },
-    Zero { at: u64, len: u64, how: Zeroes },
-    Discard { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+        value: u8,
+    },
+    /// Prepared, written by the caller, and committed.
+    Steps {
+        at: u64,
+        len: u64,
+        value: u8,
+    },
+    /// Prepared and written, as far as that is not seen, and dropped.
+    Dropped {
+        at: u64,
+        len: u64,
+        value: u8,
+    },
+    Compressed {
+        at: u64,
+        len: u64,
+        value: u8,
+    },
+    Zero {
+        at: u64,
+        len: u64,
+        how: Zeroes,
+    },
+    Discard {
+        at: u64,
+        len: u64,
+    },
     Flush,
 }
 
@@ -29,7 +59,11 @@ impl Request {
         let first = at / cluster * cluster;
         let whole = (size - first).min((random.below(3) + 1) * cluster);
         match random.below(16) {
-            0..=5 => Self::Write { at, len, value },
+            0..=2 => Self::Write { at, len, value },
+            3..=4 => Self::Steps { at, len, value },
+            // Bits are set for what was to be written.
+            5 if made.kind.bitmap => Self::Steps { at, len, value },
+            5 => Self::Dropped { at, len, value },
             6 => Self::Write { at: first, len: whole, value },
             7 | 8 if made.compresses() => {
                 Self::Compressed { at: first, len: (size - first).min(cluster), value }
@@ -47,6 +81,21 @@ impl Request {
     pub(super) fn run(self, disk: &Disk) -> crate::Result<()> {
         match self {
             Self::Write { at, len, value } => disk.write_at(&vec![value; len as usize], at),
+            Self::Steps { at, len, value } => {
+                let prepared = prepared(disk, at, len)?;
+                for WritePlace { len, host, .. } in prepared.places() {
+                    write(disk, &vec![value; *len as usize], host.0)?;
+                }
+                prepared.commit()
+            }
+            Self::Dropped { at, len, value } => {
+                let prepared = prepared(disk, at, len)?;
+                let unseen = |place: &&WritePlace| !place.in_place;
+                for WritePlace { len, host, .. } in prepared.places().iter().filter(unseen) {
+                    write(disk, &vec![value; *len as usize], host.0)?;
+                }
+                Ok(())
+            }
             Self::Compressed { at, len, value } => {
                 disk.write_compressed(&vec![value; len as usize], at)
             }
@@ -60,9 +109,9 @@ impl Request {
     pub(super) fn effect(self, made: &Made) -> Option<(std::ops::Range<usize>, u8)> {
         let range = |at: u64, len: u64| at as usize..(at + len) as usize;
         match self {
-            Self::Write { at, len, value } | Self::Compressed { at, len, value } => {
-                Some((range(at, len), value))
-            }
+            Self::Write { at, len, value }
+            | Self::Steps { at, len, value }
+            | Self::Compressed { at, len, value } => Some((range(at, len), value)),
             Self::Zero { at, len, .. } => Some((range(at, len), 0)),
             Self::Discard { at, len } => {
                 let (cluster, size) = (made.kind.cluster, made.kind.size());
@@ -70,9 +119,28 @@ impl Request {
                 let start = at.next_multiple_of(cluster);
                 (made.discards() && start < end).then(|| (range(start, end - start), 0))
             }
-            Self::Flush => None,
+            Self::Dropped { .. } | Self::Flush => None,
         }
     }
+}
+
+/// Waits for other requests that have these clusters.
+fn prepared(disk: &Disk, at: u64, len: u64) -> crate::Result<PreparedWrite<'_>> {
+    loop {
+        if let Some(prepared) = disk.prepare_write(at, len)? {
+            let places = prepared.places();
+            let end = places
+                .iter()
+                .try_fold(at, |next, place| (place.at == next).then_some(next + place.len));
+            assert_eq!(end, Some(at + len), "places without gaps: {places:?}");
+            return Ok(prepared);
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn write(disk: &Disk, bytes: &[u8], at: u64) -> crate::Result<()> {
+    disk.data_storage().write_at(bytes, at).map_err(|error| Error::io("could not write", error))
 }
 
 #[test]
@@ -104,7 +172,11 @@ fn one_run(made: &Made, seed: u64) {
         }
         if number % 10 == 9 {
             let mut bytes = vec![0; model.len()];
-            disk.read_at(&mut bytes, 0).unwrap();
+            if number % 20 == 9 {
+                disk.read_at(&mut bytes, 0).unwrap();
+            } else {
+                read_in_steps(&disk, &mut bytes);
+            }
             if let Some(at) = (0..bytes.len()).find(|at| bytes[*at] != model[*at]) {
                 panic!(
                     "{what}, after {request:?}: byte {at:#x} is {}, not {}",

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use fixtures::pattern::Random;
+use fixtures::{pattern::Random, qemu};
 
 use super::images::{KINDS, leaks};
 use super::operations::Request;
-use crate::io::{MemoryStorage, Zeroes};
+use crate::chain::Format;
+use crate::disk::{Disk, RangeKind, WriteOptions};
+use crate::io::{Capabilities, MemoryStorage, Storage, WriteStorage, Zeroes};
 
 /// Threads that own every n-th sector each write to clusters that they share.
 #[test]
@@ -121,5 +123,88 @@ fn a_read_never_returns_another_clusters_bytes() {
         disk.close().unwrap();
         assert_eq!(leaks(&storage.bytes(), kind.name), 0, "{}", kind.name);
         made.qemu_agrees(&storage.bytes(), false, kind.name);
+    }
+}
+
+/// Another thread's write, which comes just after these bytes are read.
+#[derive(Debug)]
+struct Interrupted {
+    memory: MemoryStorage,
+    /// Where, and what.
+    write: std::sync::Mutex<Option<(u64, Vec<u8>)>>,
+}
+
+impl Storage for Interrupted {
+    fn len(&self) -> u64 {
+        self.memory.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let read = self.memory.read_at(buf, offset);
+        let mut write = self.write.lock().unwrap();
+        let end = offset + buf.len() as u64;
+        if let Some((at, bytes)) = write.take_if(|(at, _)| (offset..end).contains(at)) {
+            self.memory.write_at(&bytes, at)?;
+        }
+        read
+    }
+}
+
+impl WriteStorage for Interrupted {
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.memory.write_at(bytes, offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> std::io::Result<()> {
+        self.memory.write_zeroes(offset, len, how)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.memory.discard(offset, len)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.memory.set_len(len)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.memory.sync()
+    }
+}
+
+/// A subcluster of four sectors is allocated: one thread writes its first sector and the unallocated subcluster in
+/// front, the other its last sector, at the same time.
+#[test]
+fn what_is_written_to_an_allocated_subcluster_is_not_undone_by_a_write_to_its_neighbour() {
+    fixtures::needs_qemu!();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    qemu::create(&path, "cluster_size=64k,extended_l2=on", "1M");
+    qemu::qemu_io("qcow2", &path, &["write -P 1 2k 2k"]);
+    for in_steps in [false, true] {
+        let memory = MemoryStorage::new(std::fs::read(&path).unwrap());
+        let storage = Arc::new(Interrupted { memory, write: std::sync::Mutex::default() });
+        let options = WriteOptions::new();
+        let disk = Disk::from_storage(storage.clone(), Format::Qcow2, options).unwrap();
+        let ranges = disk.ranges(2048, 2048).unwrap();
+        let RangeKind::Data { host } = ranges[0].kind else { panic!("{ranges:?}") };
+        *storage.write.lock().unwrap() = Some((host.0 + 1536, vec![9; 512]));
+        let (at, len) = (512, 2048 - 512 + 512);
+        match in_steps {
+            false => disk.write_at(&vec![5; len], at).unwrap(),
+            true => Request::Steps { at, len: len as u64, value: 5 }.run(&disk).unwrap(),
+        }
+        // If nobody read it, the other thread writes now.
+        if let Some((at, bytes)) = storage.write.lock().unwrap().take() {
+            storage.memory.write_at(&bytes, at).unwrap();
+        }
+        let mut bytes = vec![0; 4096];
+        disk.read_at(&mut bytes, 0).unwrap();
+        let sectors: Vec<u8> = bytes.chunks(512).map(|sector| sector[0]).collect();
+        assert_eq!(sectors, [0, 5, 5, 5, 5, 1, 1, 9], "in steps: {in_steps}");
     }
 }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Counts, Got, Need, SECTOR_ENTRY_BITS, free_already, keep};
+use super::{Counts, Got, Need, SECTOR_ENTRY_BITS, free_already, keep, sectors_of};
 use crate::exact::{Exact, to_usize};
-use crate::format::{Geometry, HostOffset, RefcountWidth, SECTOR};
+use crate::format::{Geometry, HostOffset, RefcountWidth};
 use crate::{Error, Remedy, Result};
 
 impl Counts {
@@ -15,7 +15,7 @@ impl Counts {
     }
 
     /// Raises, or else lowers, by `times` the refcounts of those of `clusters` that are in the block of the first:
-    /// gives the others.
+    /// gives the others, and the first cluster that is free now.
     ///
     /// # Errors
     /// [`Limit`](crate::ErrorKind::Limit) if a refcount would be larger than its width allows,
@@ -25,13 +25,15 @@ impl Counts {
         clusters: Range<u64>,
         times: u64,
         raise: bool,
-    ) -> Got<Range<u64>> {
+    ) -> Got<(Range<u64>, Option<u64>)> {
         let (index, first) = self.locate(clusters.start);
         let per_block = self.width.entries_per_block(self.geometry);
         let count = clusters.end.minus(clusters.start)?.min(per_block.minus(first)?);
         let host = self.block_host(index).ok_or_else(|| free_already(clusters.start))?;
         let block = self.blocks.get_mut(&index).ok_or(Need::Block(index, host))?;
         keep(&mut self.before, index, block);
+        let before = self.before.as_ref().and_then(|before| before.get(&index));
+        let mut free = None;
         for step in 0..count {
             let at = first.plus(step)?;
             let old = self.width.get(&block.bytes, at)?;
@@ -46,12 +48,14 @@ impl Counts {
                 new.ok_or_else(|| full(self.width, self.geometry, cluster, old))?
             };
             self.width.set(&mut block.bytes, at, new)?;
+            let was = before.map(|before| self.width.get(before, at)).transpose()?;
+            if new == 0 && was.unwrap_or(0) == 0 {
+                free.get_or_insert(cluster);
+            }
         }
-        let bit = |at: u64| Ok::<_, Error>(at.times(self.width.bits().into())? >> 3);
-        let last = bit(first.plus(count.minus(1)?)?)? >> SECTOR.trailing_zeros();
-        block.dirty.extend(bit(first)? >> SECTOR.trailing_zeros()..=last);
+        block.dirty.extend(sectors_of(self.width, first, count)?);
         self.dirty_blocks.insert(index);
-        Ok(clusters.start.plus(count)?..clusters.end)
+        Ok((clusters.start.plus(count)?..clusters.end, free))
     }
 
     /// The blocks that differ from what is on disk, and lie where they do there.
