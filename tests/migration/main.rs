@@ -18,7 +18,6 @@ mod mkdir;
 mod opennebula;
 mod preflight;
 mod rescue;
-
 mod serving;
 mod third_machine;
 mod trial;
