@@ -37,6 +37,22 @@ pub struct Stats {
 }
 
 /// Counters of one export. They only grow, but for `connections`.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use qcow::chain::{Chain, Format};
+/// # use qcow::io::MemoryStorage;
+/// use nbd::wire::Command;
+/// use nbd::{ChainBackend, Export};
+/// # let disk = Arc::new(MemoryStorage::new(vec![0; 512]));
+/// # let chain = Chain::builder().layer("memory", disk, Format::Raw).open()?;
+/// let export = Export::new("disk", Box::new(ChainBackend::new(chain)));
+/// let stats = Arc::clone(export.stats());
+/// // Any thread may ask, while a server has the export and afterwards.
+/// let reads = stats.of(Command::Read);
+/// assert_eq!((reads.requests, reads.errors, reads.bytes), (0, 0, 0));
+/// # Ok::<(), qcow::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct ExportStats {
     connections: AtomicU64,
