@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::backend::Backend;
-use crate::connection::Link;
 use crate::context::Context;
+use crate::link::Link;
 use crate::stats::ExportStats;
 use crate::wire::{MAX_PAYLOAD, TransmissionFlags, cut};
 

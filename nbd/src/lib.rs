@@ -24,6 +24,7 @@ mod budget;
 mod connection;
 mod context;
 mod export;
+mod link;
 mod listener;
 mod pool;
 mod server;

@@ -11,8 +11,9 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 use crate::budget::{Budget, lock};
-use crate::connection::{self, Common, Link};
+use crate::connection::{self, Common};
 use crate::export::Export;
+use crate::link::Link;
 use crate::listener::Listener;
 use crate::pool::Pool;
 use crate::stats::Stats;
@@ -170,7 +171,7 @@ impl Server {
 
     /// Serves one client, in this thread, until it goes.
     pub fn serve(&self, transport: Arc<dyn Transport>) {
-        connection::serve(&self.common, &connection::link(transport));
+        connection::serve(&self.common, &Arc::new(Link::new(transport)));
     }
 
     /// Serves those who connect to `listeners`, until something can be read from `until` or, if the options say so, the
@@ -239,7 +240,7 @@ impl Server {
 
     /// Starts a thread for a client; without a thread, the client is sent away.
     fn start(&self, transport: Arc<dyn Transport>) {
-        let link = connection::link(transport);
+        let link = Arc::new(Link::new(transport));
         let mut list = lock(&self.clients.list);
         let (common, clients) = (Arc::clone(&self.common), Arc::clone(&self.clients));
         let started = {

@@ -2,53 +2,24 @@
 //!
 //! One thread receives. Short requests it answers itself, as long as they take no time to speak of, and sends
 //! the replies of all that came together at once; the others go to the pool, whose threads send what they
-//! have. Nobody else waits for a client that does not read: see [`out`].
+//! have. Nobody else waits for a client that does not read: see [`Out`](crate::link::Out).
 
+mod common;
 mod input;
-mod link;
 mod negotiate;
-mod out;
 mod perform;
 mod requests;
+mod session;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::budget::{Budget, lock};
-use crate::export::Export;
-use crate::pool::Pool;
-use crate::stats::Stats;
-use crate::transport::Transport;
+use crate::budget::lock;
+use crate::link::Link;
 
-pub(crate) use link::Link;
+pub(crate) use common::Common;
+use common::End;
 use negotiate::Negotiated;
-use requests::Session;
-
-/// What all connections of a server share.
-#[derive(Debug)]
-pub(crate) struct Common {
-    pub(crate) exports: Vec<Export>,
-    pub(crate) budget: Arc<Budget>,
-    pub(crate) pool: Pool,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) handshake: Duration,
-    #[cfg(feature = "tls")]
-    pub(crate) tls: Option<crate::tls::TlsConfig>,
-}
-
-/// How a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// The client said so, or the server is ending: what was asked for is answered.
-    Orderly,
-    /// The client is gone, or what it sends makes no sense.
-    Lost,
-}
-
-/// A connection before its first byte.
-pub(crate) fn link(transport: Arc<dyn Transport>) -> Arc<Link> {
-    Arc::new(Link::new(transport))
-}
+use session::Session;
 
 /// Serves a client until it goes. `link` is what others stop it by.
 pub(crate) fn serve(common: &Arc<Common>, link: &Arc<Link>) {

@@ -3,9 +3,10 @@
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
+use super::common::Common;
 use super::input::Input;
-use super::{Common, Link};
 use crate::handshake::{Agreed, Encryption, Handshake, Step};
+use crate::link::Link;
 use crate::transport::{Transport, Wait};
 use crate::wire::{ClientFlags, OPTION_HEAD, OptionHead, ServerFlags, greeting};
 

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use qcow::codec::is_zero;
 
-use super::out::{Part, Reply};
-use super::requests::Session;
+use super::session::Session;
 use crate::backend::{Backend, Failed, Result, Zero};
 use crate::budget::{Buffer, OWN, lock};
 use crate::context::{Context, Extents, MAX_EXTENTS};
+use crate::link::{Part, Reply};
 use crate::wire::{
     ChunkKind, ChunkStatus, Command, CommandFlags, Errno, Headers, Request, write_chunk_head,
     write_error, write_hole, write_simple, write_status,
@@ -296,7 +296,7 @@ pub(super) fn read_in_pieces(session: &Arc<Session>, request: Request, asked: In
             Err(_) => done(session, &request, &result, &mut reply.heads),
         }
         session.stats().done(&request, asked.elapsed());
-        session.link().out().push(session.link(), reply);
+        session.link().out().push(reply);
     };
     let mut at = request.offset;
     let end = request.offset.saturating_add(request.len);
@@ -316,7 +316,7 @@ pub(super) fn read_in_pieces(session: &Arc<Session>, request: Request, asked: In
                 Ok(()) => {
                     let status = ChunkStatus { done: false, ..last(&request) };
                     chunks(session.headers(), status, place, false, &mut reply);
-                    session.link().out().push(session.link(), reply);
+                    session.link().out().push(reply);
                 }
                 Err(failed) => *lock(&left.1) = Err(failed),
             }

@@ -4,14 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::common::End;
 use super::input::Input;
-use super::out::Reply;
-use super::{Common, End, Link, perform};
+use super::perform;
+use super::session::Session;
 use crate::backend::Failed;
-use crate::budget::{OWN, Permit};
-use crate::export::Export;
-use crate::handshake::Agreed;
-use crate::stats::ExportStats;
+use crate::budget::OWN;
+use crate::link::Reply;
 use crate::wire::{Command, CommandFlags, Errno, Headers, MAX_PAYLOAD, Request};
 
 /// Requests up to this length may be done by the thread that takes them.
@@ -23,53 +22,6 @@ const BATCH: usize = 64 << 10;
 /// A payload that is too long is taken off the stream up to this length; behind a longer one the connection ends.
 const SKIPPED: u64 = 2 * MAX_PAYLOAD as u64;
 
-/// A connection that takes requests.
-#[derive(Debug)]
-pub(super) struct Session {
-    common: Arc<Common>,
-    link: Arc<Link>,
-    agreed: Agreed,
-    stats: Arc<ExportStats>,
-}
-
-impl Session {
-    pub(super) fn new(common: &Arc<Common>, link: &Arc<Link>, agreed: Agreed) -> Self {
-        let export = common.exports.get(agreed.export);
-        let stats = export.map(|export| Arc::clone(export.stats())).unwrap_or_default();
-        Self { common: Arc::clone(common), link: Arc::clone(link), agreed, stats }
-    }
-
-    pub(super) fn link(&self) -> &Arc<Link> {
-        &self.link
-    }
-
-    pub(super) fn common(&self) -> &Common {
-        &self.common
-    }
-
-    pub(super) fn stats(&self) -> &ExportStats {
-        &self.stats
-    }
-
-    pub(super) fn headers(&self) -> Headers {
-        self.agreed.headers
-    }
-
-    pub(super) fn contexts(&self) -> &[u32] {
-        &self.agreed.contexts
-    }
-
-    pub(super) fn export(&self) -> Option<&Export> {
-        self.common.exports.get(self.agreed.export)
-    }
-
-    /// Waits for memory; `None` if there is none, or nobody to answer.
-    pub(super) fn permit(&self, len: usize) -> Option<Permit> {
-        let lives = || !self.link.is_gone();
-        self.common.budget.take(self.link.own(), len, lives)
-    }
-}
-
 /// Takes requests until the client goes.
 pub(super) fn take(session: &Arc<Session>, input: Input) -> End {
     let mut taker = Taker { session, input, batch: Vec::new() };
@@ -77,7 +29,7 @@ pub(super) fn take(session: &Arc<Session>, input: Input) -> End {
         match taker.next() {
             Ok(None) => {}
             Ok(Some(end)) => break end,
-            Err(_) if session.link.is_stopping() => break End::Orderly,
+            Err(_) if session.link().is_stopping() => break End::Orderly,
             Err(_) => break End::Lost,
         }
     };
@@ -98,7 +50,7 @@ impl Taker<'_> {
     /// Takes one request and has it done. How it ended, if it did.
     fn next(&mut self) -> io::Result<Option<End>> {
         let session = self.session;
-        let link = &session.link;
+        let link = session.link();
         if link.is_stopping() {
             return Ok(Some(End::Orderly));
         }
@@ -135,7 +87,7 @@ impl Taker<'_> {
     fn send_batch(&mut self) {
         if !self.batch.is_empty() {
             let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-            self.session.link.out().push_waiting(&self.session.link, Reply::of(batch));
+            self.session.link().out().push_waiting(Reply::of(batch));
         }
     }
 
@@ -143,12 +95,12 @@ impl Taker<'_> {
     fn is_short(&self, request: &Request) -> bool {
         let durable = request.flags.contains(CommandFlags::FUA)
             && !matches!(request.command, Command::Read | Command::BlockStatus);
-        request.len <= SHORT && !durable && self.session.link.is_quick()
+        request.len <= SHORT && !durable && self.session.link().is_quick()
     }
 
     fn write(&mut self, request: Request) -> io::Result<()> {
         let session = self.session;
-        let transport = session.link.transport();
+        let transport = session.link().transport();
         let len = usize::try_from(request.len).unwrap_or(usize::MAX);
         let short = self.is_short(&request);
         if short && request.len <= SMALL {
@@ -158,24 +110,24 @@ impl Taker<'_> {
             let payload = self.input.need(transport, len, None)?;
             let start = Instant::now();
             perform::write(session, &request, payload, start, &mut self.batch);
-            session.link.took(start.elapsed(), request.len);
+            session.link().took(start.elapsed(), request.len);
             self.input.consume(len);
             return Ok(());
         }
         self.send_batch();
         if short {
-            let mut payload = session.common.budget.buffer(len);
+            let mut payload = session.common().budget.buffer(len);
             self.input.read(transport, &mut payload)?;
             let start = Instant::now();
             perform::write(session, &request, &payload, start, &mut self.batch);
-            session.link.took(start.elapsed(), request.len);
+            session.link().took(start.elapsed(), request.len);
             return Ok(());
         }
-        let slot = session.link.slot();
+        let slot = session.link().slot();
         let Some(permit) = session.permit(len.min(OWN)) else {
             return Err(io::ErrorKind::ConnectionAborted.into());
         };
-        let mut payload = session.common.budget.buffer(len.min(OWN));
+        let mut payload = session.common().budget.buffer(len.min(OWN));
         if len > OWN {
             // In pieces, so that a client that is slow to send holds no more than others.
             let mut pieces = perform::Pieces::new(session, request);
@@ -190,18 +142,18 @@ impl Taker<'_> {
         self.input.read(transport, &mut payload)?;
         let asked = Instant::now();
         let session = Arc::clone(session);
-        self.session.common.pool.run(Box::new(move || {
-            if session.link.is_gone() {
+        self.session.common().pool.run(Box::new(move || {
+            if session.link().is_gone() {
                 return;
             }
             let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
             let start = Instant::now();
             perform::write(&session, &request, &payload, asked, &mut reply.heads);
             if !request.flags.contains(CommandFlags::FUA) {
-                session.link.took(start.elapsed(), request.len);
+                session.link().took(start.elapsed(), request.len);
             }
             drop((payload, permit));
-            session.link.out().push(&session.link, reply);
+            session.link().out().push(reply);
         }));
         Ok(())
     }
@@ -213,17 +165,17 @@ impl Taker<'_> {
         let status = request.command == Command::BlockStatus;
         let inline =
             matches!(request.command, Command::Read | Command::WriteZeroes | Command::Trim);
-        if (inline && self.is_short(&request)) || (status && session.link.is_quick()) {
+        if (inline && self.is_short(&request)) || (status && session.link().is_quick()) {
             let long = request.command == Command::Read && request.len > SMALL;
             if long {
                 self.send_batch();
                 let mut reply = Reply::default();
                 perform::read(session, &request, asked, &mut reply);
-                session.link.took(asked.elapsed(), request.len);
-                session.link.out().push_waiting(&session.link, reply);
+                session.link().took(asked.elapsed(), request.len);
+                session.link().out().push_waiting(reply);
             } else {
                 perform::short(session, &request, asked, &mut self.batch);
-                session.link.took(asked.elapsed(), SMALL);
+                session.link().took(asked.elapsed(), SMALL);
             }
             return;
         }
@@ -235,15 +187,15 @@ impl Taker<'_> {
             }
             Command::Read | Command::BlockStatus => self.start_read(request, asked),
             _ => {
-                let slot = session.link.slot();
+                let slot = session.link().slot();
                 let session = Arc::clone(session);
-                self.session.common.pool.run(Box::new(move || {
-                    if session.link.is_gone() {
+                self.session.common().pool.run(Box::new(move || {
+                    if session.link().is_gone() {
                         return;
                     }
                     let mut reply = Reply { _slot: Some(slot), ..Reply::default() };
                     perform::short(&session, &request, asked, &mut reply.heads);
-                    session.link.out().push(&session.link, reply);
+                    session.link().out().push(reply);
                 }));
             }
         }
@@ -256,14 +208,14 @@ impl Taker<'_> {
             Command::BlockStatus => perform::status_room(&request),
             _ => usize::try_from(request.len).unwrap_or(usize::MAX),
         };
-        let slot = session.link.slot();
+        let slot = session.link().slot();
         let Some(permit) = session.permit(len) else {
             let failed = Failed::new(Errno::Memory, "too much is being read at once");
             return perform::refused(session, &request, &failed, &mut self.batch);
         };
         let session = Arc::clone(session);
-        self.session.common.pool.run(Box::new(move || {
-            if session.link.is_gone() {
+        self.session.common().pool.run(Box::new(move || {
+            if session.link().is_gone() {
                 return;
             }
             let mut reply = Reply { _slot: Some(slot), permit: Some(permit), ..Reply::default() };
@@ -275,13 +227,13 @@ impl Taker<'_> {
             }
             if timed {
                 let len = if request.command == Command::Read { request.len } else { 0 };
-                session.link.took(start.elapsed(), len);
+                session.link().took(start.elapsed(), len);
             }
             let len = reply.heads.len().saturating_add(reply.data.len());
             if let Some(permit) = &mut reply.permit {
                 permit.shrink(len);
             }
-            session.link.out().push(&session.link, reply);
+            session.link().out().push(reply);
         }));
     }
 }

@@ -1,15 +1,21 @@
 //! What the threads of one connection share.
 
+mod flight;
+mod out;
+mod stream;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::out::Out;
-use crate::budget::{Own, lock};
+use crate::budget::Own;
 use crate::transport::Transport;
 
-/// Requests of one connection that are in flight at once: taken, and not answered yet.
-const IN_FLIGHT: usize = 64;
+use flight::Flight;
+pub(crate) use flight::Slot;
+pub(crate) use out::{Out, Part, Reply};
+use stream::Stream;
+
 /// Requests that take longer than this, on average, are given to other threads.
 const QUICK: u64 = 60_000;
 /// One request counts as this long at most: a single one that waited for a processor says nothing.
@@ -20,13 +26,10 @@ const UNIT: u64 = 64 << 10;
 /// The shared part of a connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    transport: Arc<dyn Transport>,
-    /// What took its place when encryption began.
-    encrypted: OnceLock<Arc<dyn Transport>>,
-    out: Out,
+    stream: Arc<Stream>,
+    out: Arc<Out>,
     own: Arc<Own>,
-    state: Mutex<State>,
-    changed: Condvar,
+    flight: Arc<Flight>,
     /// Nobody wants replies any more: what has not begun is not to begin.
     gone: AtomicBool,
     /// No more requests are to be taken.
@@ -35,25 +38,15 @@ pub(crate) struct Link {
     pace: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    in_flight: usize,
-    finished: bool,
-}
-
-/// A request in flight, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Slot(Arc<Link>);
-
 impl Link {
+    /// A connection before its first byte.
     pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
+        let stream = Arc::new(Stream::new(transport));
         Self {
-            transport,
-            encrypted: OnceLock::new(),
-            out: Out::default(),
+            out: Arc::new(Out::new(Arc::clone(&stream))),
+            stream,
             own: Arc::default(),
-            state: Mutex::default(),
-            changed: Condvar::new(),
+            flight: Arc::default(),
             gone: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             pace: AtomicU64::new(0),
@@ -61,7 +54,7 @@ impl Link {
     }
 
     pub(crate) fn transport(&self) -> &dyn Transport {
-        &**self.encrypted.get().unwrap_or(&self.transport)
+        self.stream.transport()
     }
 
     /// From now on everything goes through what `encrypt` makes of the stream.
@@ -70,12 +63,10 @@ impl Link {
         &self,
         encrypt: impl FnOnce(Arc<dyn Transport>) -> std::io::Result<T>,
     ) -> std::io::Result<()> {
-        let encrypted = encrypt(Arc::clone(&self.transport))?;
-        let _ = self.encrypted.set(Arc::new(encrypted));
-        Ok(())
+        self.stream.encrypt(encrypt)
     }
 
-    pub(crate) fn out(&self) -> &Out {
+    pub(crate) fn out(&self) -> &Arc<Out> {
         &self.out
     }
 
@@ -84,53 +75,32 @@ impl Link {
     }
 
     /// Waits until another request may be in flight.
-    pub(crate) fn slot(self: &Arc<Self>) -> Slot {
-        let mut state = lock(&self.state);
-        while state.in_flight >= IN_FLIGHT {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.in_flight = state.in_flight.saturating_add(1);
-        Slot(Arc::clone(self))
+    pub(crate) fn slot(&self) -> Slot {
+        self.flight.slot()
     }
 
     /// One more in flight, whatever the bound: the end of a reply whose pieces had their places.
-    pub(crate) fn slot_beyond(self: &Arc<Self>) -> Slot {
-        let mut state = lock(&self.state);
-        state.in_flight = state.in_flight.saturating_add(1);
-        Slot(Arc::clone(self))
+    pub(crate) fn slot_beyond(&self) -> Slot {
+        self.flight.slot_beyond()
     }
 
     /// Waits until nothing is in flight.
     pub(crate) fn wait_until_idle(&self) {
-        let mut state = lock(&self.state);
-        while state.in_flight > 0 {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.flight.wait_until_idle();
     }
 
     /// Says that nothing of this connection will happen any more.
     pub(crate) fn finish(&self) {
-        lock(&self.state).finished = true;
-        self.changed.notify_all();
+        self.flight.finish();
     }
 
     /// Waits until nothing of this connection can happen any more, at most until `deadline`; whether that is so.
     pub(crate) fn wait_until_finished(&self, deadline: Instant) -> bool {
-        let mut state = lock(&self.state);
-        while !state.finished {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let step = left.min(Duration::from_millis(100));
-            let waited = self.changed.wait_timeout(state, step);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        self.flight.wait_until_finished(deadline)
     }
 
     pub(crate) fn is_finished(&self) -> bool {
-        lock(&self.state).finished
+        self.flight.is_finished()
     }
 
     pub(crate) fn is_gone(&self) -> bool {
@@ -150,12 +120,12 @@ impl Link {
     /// Takes no more requests.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, SeqCst);
-        self.transport.stop_receiving();
+        self.stream.stop_receiving();
     }
 
     /// Ends the stream now.
     pub(crate) fn cut(&self) {
-        self.transport.cut();
+        self.stream.cut();
     }
 
     /// Whether short requests are answered by the thread that takes them.
@@ -170,13 +140,5 @@ impl Link {
         let pace = self.pace.load(SeqCst);
         let pace = pace.saturating_sub(pace >> 3).saturating_add(time >> 3);
         self.pace.store(pace, SeqCst);
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut state = lock(&self.0.state);
-        state.in_flight = state.in_flight.saturating_sub(1);
-        self.0.changed.notify_all();
     }
 }

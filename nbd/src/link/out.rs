@@ -5,8 +5,8 @@ use std::io::{self, IoSlice};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::Link;
-use super::link::Slot;
+use super::flight::Slot;
+use super::stream::Stream;
 use crate::budget::{Buffer, Permit, lock};
 use crate::transport::{Transport, Wait};
 
@@ -78,8 +78,9 @@ impl Reply {
 }
 
 /// The queue of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Out {
+    stream: Arc<Stream>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -98,17 +99,21 @@ struct State {
 }
 
 impl Out {
+    pub(super) fn new(stream: Arc<Stream>) -> Self {
+        Self { stream, state: Mutex::default(), changed: Condvar::new() }
+    }
+
     /// Adds a reply. If nobody sends, this thread does, as long as the other side reads.
-    pub(crate) fn push(&self, link: &Arc<Link>, reply: Reply) {
+    pub(crate) fn push(self: &Arc<Self>, reply: Reply) {
         if self.add(reply) {
-            self.drain(link, Wait::No);
+            self.drain(Wait::No);
         }
     }
 
     /// Adds a reply and waits until there is room for more.
-    pub(crate) fn push_waiting(&self, link: &Arc<Link>, reply: Reply) {
+    pub(crate) fn push_waiting(self: &Arc<Self>, reply: Reply) {
         if self.add(reply) {
-            return self.drain(link, Wait::Forever);
+            return self.drain(Wait::Forever);
         }
         let mut state = lock(&self.state);
         while state.queued > QUEUED && !state.failed {
@@ -129,7 +134,7 @@ impl Out {
     }
 
     /// Sends until nothing is left, or the other side does not read and the writer has to go on.
-    fn drain(&self, link: &Arc<Link>, wait: Wait) {
+    fn drain(self: &Arc<Self>, wait: Wait) {
         loop {
             let mut taken: VecDeque<Reply> = {
                 let mut state = lock(&self.state);
@@ -144,7 +149,7 @@ impl Out {
                 let most = SLICES.min(state.queue.len());
                 state.queue.drain(..most).collect()
             };
-            match send(link.transport(), &mut taken, wait) {
+            match send(self.stream.transport(), &mut taken, wait) {
                 Ok(sent) => {
                     let mut state = lock(&self.state);
                     state.queued = state.queued.saturating_sub(sent);
@@ -157,31 +162,31 @@ impl Out {
                         state.queue.push_front(reply);
                     }
                     state.handed = true;
-                    if state.writer.is_none() && !self.start_writer(link, &mut state) {
+                    if state.writer.is_none() && !self.start_writer(&mut state) {
                         drop(state);
                         self.fail();
-                        link.cut();
+                        self.stream.cut();
                     }
                     self.changed.notify_all();
                     return;
                 }
                 Err(_) => {
                     self.fail();
-                    link.cut();
+                    self.stream.cut();
                 }
             }
         }
     }
 
     /// Starts the thread that waits for a client that does not read.
-    fn start_writer(&self, link: &Arc<Link>, state: &mut State) -> bool {
-        let link = Arc::clone(link);
+    fn start_writer(self: &Arc<Self>, state: &mut State) -> bool {
+        let out = Arc::clone(self);
         let writer = thread::Builder::new().name("nbd-writer".to_owned());
-        state.writer = writer.spawn(move || link.out().write(&link)).ok();
+        state.writer = writer.spawn(move || out.write()).ok();
         state.writer.is_some()
     }
 
-    fn write(&self, link: &Arc<Link>) {
+    fn write(self: &Arc<Self>) {
         loop {
             let mut state = lock(&self.state);
             while !state.handed && !state.closed {
@@ -191,7 +196,7 @@ impl Out {
                 return;
             }
             drop(state);
-            self.drain(link, Wait::Forever);
+            self.drain(Wait::Forever);
         }
     }
 
