@@ -147,7 +147,7 @@ impl CommitJob {
     /// # Errors
     /// [`InUse`](crate::ErrorKind::InUse) if a process uses one of the images, or an image next to them is backed
     /// by one of them; [`Usage`](crate::ErrorKind::Usage) if there is no backing file, if the base is none of the
-    /// chain, or if a snapshot would change; otherwise as [`resize`](super::resize::resize) and
+    /// chain, or if a snapshot would change; otherwise as [`resize`] and
     /// [`Disk::open`].
     pub fn begin(path: &Path, open: &OpenOptions, options: &CommitOptions) -> Result<Self> {
         let found = Found::look(path, open, options.base.as_deref())?;
