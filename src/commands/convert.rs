@@ -1,6 +1,8 @@
 //! `qcowtool convert`: writes one or several disks as a new image, or into an existing one, with the options
 //! of `qemu-img convert`.
 
+mod report;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,24 +13,20 @@ use qcow::ops::TargetOptions;
 use qcow::ops::bitmap::CarryBitmaps;
 use qcow::ops::copy::{CopyJob, CopyOptions, CopyOutcome};
 use qcow::ops::flatten::{FlattenJob, FlattenOptions, FlattenOutcome};
-use qcow::ops::info::BitmapSummary;
 use qcow::ops::rebase::NewBacking;
-use qcow::{CancelToken, Error, Escaped, Observer};
+use qcow::{CancelToken, Error, Observer};
 
-use super::commit::proof;
-use super::flatten::{damage_text, how_to_salvage, salvaged, summary};
+use super::flatten::how_to_salvage;
 use crate::args::{
     CacheArgs, Common, PartArgs, ReplaceArgs, SourceArgs, WorkArgs, exit_codes, format_parser,
 };
 use crate::commands::create::outputs;
 use crate::failure::Failure;
-use crate::left_out::{Lacking, warn_left_out};
-use crate::losses::{report_not_carried, warn_truncated};
+use crate::left_out::warn_left_out;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
-use crate::output::{OutputFormat, print, print_json, shown, warn};
+use crate::output::print;
 use crate::sandbox::Plan;
 use crate::session::{Operation, Session};
-use crate::size::human;
 
 /// Zeros of up to so many bytes can be asked to stay.
 const MOST_SPARSE: u64 = 16 << 20;
@@ -367,49 +365,6 @@ impl Convert {
         let parallel = self.parallel.and_then(|threads| usize::try_from(threads).ok());
         parallel.unwrap_or_else(|| self.work.threads())
     }
-
-    fn report(
-        &self,
-        dst: &Path,
-        outcome: Outcome,
-        left_out: Option<&qcow::extent::LeftOut>,
-    ) -> Result<(), Failure> {
-        let src = self.files.first().map_or(Path::new(""), PathBuf::as_path);
-        let (json, quiet) =
-            (self.common.format() == OutputFormat::Json, self.common.verbosity.quiet);
-        match outcome {
-            Outcome::Whole(outcome) => {
-                warn_truncated(&outcome.truncated);
-                report_not_carried(&self.common.verbosity, src, &outcome.not_carried_over);
-                warn(&outcome.warnings);
-                if json {
-                    print_json(&Lacking { outcome: &*outcome, left_out })?;
-                } else {
-                    let mut text = String::new();
-                    if !quiet {
-                        text = summary("converted", src, dst, &outcome);
-                        text.push_str(&carried(&outcome.bitmaps));
-                        text.extend(outcome.damage.iter().map(damage_text));
-                    }
-                    if let Some(crc32) = &outcome.crc32 {
-                        text.push_str(&format!("crc32: {crc32}\n"));
-                    }
-                    print(text)?;
-                }
-                salvaged(src, &outcome)
-            }
-            Outcome::Into(outcome) => {
-                warn_truncated(&outcome.truncated);
-                report_not_carried(&self.common.verbosity, src, &outcome.not_carried_over);
-                warn(&outcome.warnings);
-                match (json, quiet) {
-                    (true, _) => print_json(&Lacking { outcome: &outcome, left_out }),
-                    (false, true) => Ok(()),
-                    (false, false) => print(copied(src, dst, &outcome)),
-                }
-            }
-        }
-    }
 }
 
 /// Refuses to write over what is read.
@@ -418,26 +373,4 @@ pub(super) fn refuse_source(chain: &Chain, dst: &Path) -> qcow::Result<()> {
         true => Err(Error::usage("the target is one of the images being read").file(dst)),
         false => Ok(()),
     }
-}
-
-fn copied(src: &Path, dst: &Path, outcome: &CopyOutcome) -> String {
-    let mut text = format!(
-        "converted '{}' to '{}': {}, {} virtual, {} data and {} zeros written\n",
-        shown(src),
-        shown(dst),
-        outcome.format,
-        human(outcome.virtual_size),
-        human(outcome.data_bytes),
-        human(outcome.zero_bytes),
-    );
-    text.push_str(&carried(&outcome.bitmaps));
-    text.push_str(&proof(&outcome.crc32, outcome.verified, None));
-    text
-}
-
-/// The bitmaps that were carried over, on a line of its own.
-fn carried(bitmaps: &[BitmapSummary]) -> String {
-    let names: Vec<_> =
-        bitmaps.iter().map(|bitmap| format!("'{}'", Escaped(&bitmap.name))).collect();
-    if names.is_empty() { String::new() } else { format!("bitmaps: {}\n", names.join(", ")) }
 }

@@ -64,3 +64,17 @@ fn a_snapshot_that_cannot_be_taken_changes_nothing() {
     assert_eq!(said, "qemu-img: Could not create snapshot 's': Invalid argument\n");
     assert!(fs::read(beside.ours_dir().join("a")).unwrap() == before);
 }
+
+#[test]
+fn an_existing_image_that_cannot_have_the_bitmaps_is_not_written_to() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(crate::bitmaps::SOURCE);
+    beside.set_up(
+        "qemu-img bitmap --add ready b1; qemu-io -f qcow2 -c 'write -P 3 0 1M' ready >/dev/null",
+    );
+    let ready = beside.ours_dir().join("ready");
+    let before = fs::read(&ready).unwrap();
+    beside.ours(&["convert", "--bitmaps", "-n", "-O", "qcow2", "a", "ready"]).refused();
+    assert!(fs::read(&ready).unwrap() == before);
+}

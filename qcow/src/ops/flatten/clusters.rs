@@ -7,7 +7,7 @@ use super::options::FlattenOptions;
 use super::runs::runs_of;
 use super::sinks::{Collect, Joined, Metadata, Places, Write};
 use super::totals::Totals;
-use super::widen::{Holes, widened};
+use super::widen::{Holes, Sizes};
 use crate::codec::{Compressor, is_zero};
 use crate::exact::{Exact, to_usize};
 use crate::extent::Extent;
@@ -92,7 +92,7 @@ impl Ready {
 
 /// What becomes of one cluster of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cluster {
+pub(super) enum Cluster {
     Zero,
     Data,
     /// Only these subclusters hold data.
@@ -131,7 +131,10 @@ impl Job for Qcow2Job<'_> {
         for cluster in bytes.chunks(self.cluster_size.max(1)) {
             clusters.push(self.classify(worker, cluster)?);
         }
-        self.widen(&mut clusters, bytes.len(), &Holes::of(guest, extents)?)?;
+        if let (Sparse::Blocks(block), None) = (self.zeros, self.compress) {
+            let sizes = Sizes { block, cluster: self.cluster_size, subclusters: self.subclusters };
+            sizes.widen(&mut clusters, bytes.len(), &Holes::of(guest, extents)?)?;
+        }
         let data = bytes
             .chunks(self.cluster_size.max(1))
             .zip(&clusters)
@@ -276,37 +279,6 @@ impl<'a> Qcow2Job<'a> {
             return Ok(if mask == u32::MAX { Cluster::Data } else { Cluster::Partial(mask) });
         }
         Ok(Cluster::Data)
-    }
-
-    /// Takes zeros for data that lie in one block with data. Items begin where blocks do.
-    fn widen(&self, clusters: &mut [Cluster], len: usize, holes: &Holes) -> Result<()> {
-        let (Sparse::Blocks(block), None) = (self.zeros, self.compress) else { return Ok(()) };
-        let (block, size) = (to_usize(block), self.cluster_size);
-        let subcluster = if self.subclusters { size >> 5 } else { size };
-        let in_block = block.checked_div(subcluster).and_then(|count| u32::try_from(count).ok());
-        let in_block = if block >= size { 32 } else { in_block.unwrap_or(32).clamp(1, 32) };
-        let mut from = 0;
-        for block in clusters.chunks_mut(block.checked_div(size).unwrap_or(1).max(1)) {
-            let any = block.iter().any(|cluster| *cluster != Cluster::Zero);
-            for cluster in block {
-                let end = from.plus(size)?;
-                let mask = match cluster {
-                    Cluster::Zero => Some(0),
-                    Cluster::Partial(mask) => Some(*mask),
-                    Cluster::Data | Cluster::Compressed { .. } => None,
-                };
-                if let (true, Some(mask)) = (any, mask) {
-                    let range = (from, end.min(len));
-                    *cluster = match widened(mask, in_block, range, subcluster, holes)? {
-                        0 => Cluster::Zero,
-                        mask if self.subclusters && mask != u32::MAX => Cluster::Partial(mask),
-                        _ => Cluster::Data,
-                    };
-                }
-                from = end;
-            }
-        }
-        Ok(())
     }
 
     /// Places `count` clusters of zeros as compressed ones, and writes them.

@@ -1,5 +1,6 @@
 //! Which zeros are kept, because they lie in one block with data.
 
+use super::clusters::Cluster;
 use crate::Result;
 use crate::exact::{Exact, to_usize};
 use crate::extent::Extent;
@@ -47,10 +48,52 @@ impl Holes {
     }
 }
 
+/// How much is kept at once, and how much is left out at least.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    /// Bytes of a block.
+    pub(super) block: u64,
+    /// Bytes of a cluster.
+    pub(super) cluster: usize,
+    pub(super) subclusters: bool,
+}
+
+impl Sizes {
+    /// Takes zeros for data that lie in one block with data. Items begin where blocks do.
+    pub(super) fn widen(&self, clusters: &mut [Cluster], len: usize, holes: &Holes) -> Result<()> {
+        let (block, size) = (to_usize(self.block), self.cluster);
+        let subcluster = if self.subclusters { size >> 5 } else { size };
+        let in_block = block.checked_div(subcluster).and_then(|count| u32::try_from(count).ok());
+        let in_block = if block >= size { 32 } else { in_block.unwrap_or(32).clamp(1, 32) };
+        let mut from = 0;
+        for block in clusters.chunks_mut(block.checked_div(size).unwrap_or(1).max(1)) {
+            let any = block.iter().any(|cluster| *cluster != Cluster::Zero);
+            for cluster in block {
+                let end = from.plus(size)?;
+                let mask = match cluster {
+                    Cluster::Zero => Some(0),
+                    Cluster::Partial(mask) => Some(*mask),
+                    Cluster::Data | Cluster::Compressed { .. } => None,
+                };
+                if let (true, Some(mask)) = (any, mask) {
+                    let range = (from, end.min(len));
+                    *cluster = match widened(mask, in_block, range, subcluster, holes)? {
+                        0 => Cluster::Zero,
+                        mask if self.subclusters && mask != u32::MAX => Cluster::Partial(mask),
+                        _ => Cluster::Data,
+                    };
+                }
+                from = end;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The cluster at `from..to` of an item, of which the subclusters in `mask` hold data, if each block of `in_block`
 /// subclusters (a power of two; 32 for any block that holds data outside of the cluster, too) with data is kept as a whole,
 /// but for what `holes` has. Without subclusters, `from..to` is one.
-pub(super) fn widened(
+fn widened(
     mask: u32,
     in_block: u32,
     (from, to): (usize, usize),
