@@ -64,6 +64,7 @@ def route(module):
     for name in ("connect", "rsh", "rsh_program", "state_dir", "policy", "target_dir", "verify", "bandwidth"):
         add(words, "--" + name.replace("_", "-"), module.params.get(name))
     add(words, "--map-path", module.params.get("map_path"))
+    add(words, "--mkdir", module.params.get("mkdir"))
     return words + list(module.params.get("options") or [])
 
 
@@ -78,6 +79,7 @@ def route_arguments():
         policy=dict(type="str", choices=["auto", "thin", "full"]),
         target_dir=dict(type="path"),
         map_path=dict(type="list", elements="str"),
+        mkdir=dict(type="bool", default=False),
         verify=dict(type="str", choices=["none", "meta", "sample", "content"]),
         bandwidth=dict(type="str"),
         options=dict(type="list", elements="str"),

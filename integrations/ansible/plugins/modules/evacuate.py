@@ -64,6 +64,10 @@ options:
     description: Path changes, C(OLD=NEW).
     type: list
     elements: str
+  mkdir:
+    description: Make directories that a destination lacks, with owner, mode and SELinux label of the source's.
+    type: bool
+    default: false
   verify:
     description: How much is compared.
     type: str

@@ -23,7 +23,7 @@ options:
 extends_documentation_fragment: []
 author: The qcowtool contributors
 notes:
-  - C(binary), C(state_dir), C(connect), C(rsh), C(rsh_program), C(policy), C(target_dir), C(map_path), C(verify), C(bandwidth) and
+  - C(binary), C(state_dir), C(connect), C(rsh), C(rsh_program), C(policy), C(target_dir), C(map_path), C(mkdir), C(verify), C(bandwidth) and
     C(options) are as those of M(qcowtool.kvm.evacuate).
 """
 
