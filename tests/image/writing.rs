@@ -163,7 +163,8 @@ fn an_image_on_a_block_device_is_written_to_until_it_is_full() {
     qemu_img(&args!["check", "-f", "qcow2", path]);
 }
 
-/// A real process, killed at any moment.
+/// A real process, killed at any moment, again and again; QEMU writes to what is left. What was flushed is there, and
+/// what was not is old or new. `QCOWTOOL_KILLS` says how often.
 #[test]
 fn a_killed_process_leaves_a_sound_image() {
     needs_qemu!();
@@ -172,19 +173,29 @@ fn a_killed_process_leaves_a_sound_image() {
     qemu::create(&image, "cluster_size=4k", "8M");
     qemu::qemu_io("qcow2", &image, &["write -P 1 0 8M"]);
     qemu_img(&args!["snapshot", "-c", "one", image]);
-    let mut script = String::new();
-    for round in 2..60u64 {
-        for cluster in 0..64 {
-            let at = (cluster * 37 + round * 11) % 2048 * 4096;
-            script.push_str(&format!("write {at} 4k {round}\n"));
-            if cluster % 16 == 0 {
-                script.push_str(&format!("flush\ndiscard {} 8k\n", (at + 65536) % (8 << 20)));
+    // The script, which of its lines are flushes, and for each cluster the lines that change it, and to what.
+    let (mut script, mut flushes) = (Vec::new(), Vec::new());
+    let mut changes: Vec<Vec<(usize, u8)>> = vec![Vec::new(); 2048];
+    for round in 2..60usize {
+        for number in 0..64 {
+            let at = (number * 37 + round * 11) % 2048;
+            changes[at].push((script.len(), round as u8));
+            script.push(format!("write {} 4k {round}", at * 4096));
+            if number % 16 == 0 {
+                flushes.push(script.len());
+                script.push("flush".into());
+                let at = (at + 16) % 2046;
+                changes[at].push((script.len(), 0));
+                changes[at + 1].push((script.len(), 0));
+                script.push(format!("discard {} 8k", at * 4096));
             }
         }
     }
-    let script = scratch.file("script", script.as_bytes());
+    let script = scratch.file("script", script.join("\n").as_bytes());
+    let kills = std::env::var("QCOWTOOL_KILLS").ok().and_then(|kills| kills.parse().ok());
     let mut random = Random::new(u64::from(std::process::id()));
-    for _ in 0..20 {
+    let mut model = vec![1; 2048];
+    for kill in 0..kills.unwrap_or(20) {
         let mut child = command(&args!["io", "-q", image])
             .stdin(fs::File::open(&script).unwrap())
             .stdout(Stdio::null())
@@ -193,19 +204,45 @@ fn a_killed_process_leaves_a_sound_image() {
         std::thread::sleep(Duration::from_millis(random.below(300)));
         let _ = child.kill();
         child.wait().unwrap();
-        sound(&image);
+        let found = sound(&image);
+        // What is new tells how far it came at least, and so which flush had returned.
+        let line = |cluster: &usize| {
+            let value = found[*cluster];
+            let new = value != model[*cluster] && value != 0;
+            let wrote = |(_, written): &&(usize, u8)| new && *written == value;
+            changes[*cluster].iter().find(wrote).map(|(line, _)| *line)
+        };
+        let reached = (0..2048).filter_map(|cluster| line(&cluster)).max().unwrap_or(0);
+        let flushed = flushes.iter().copied().rfind(|line| *line < reached).unwrap_or(0);
+        for (cluster, found) in found.iter().enumerate() {
+            let (before, later): (Vec<_>, Vec<_>) =
+                changes[cluster].iter().partition(|(line, _)| *line < flushed);
+            let durable = before.last().map_or(model[cluster], |(_, value)| *value);
+            assert!(
+                durable == *found || later.iter().any(|(_, value)| value == found),
+                "kill {kill} after line {reached}, flushed at {flushed}: cluster {cluster} has \
+                 {found}, it had {durable}, then {later:?}"
+            );
+        }
+        model = found;
+        // Life goes on, with QEMU.
+        let at = random.below(2048);
+        qemu::qemu_io("qcow2", &image, &[format!("write -P 200 {} 4k", at * 4096)]);
+        model[at as usize] = 200;
     }
 }
 
-/// No corruption; each cluster has one value; the snapshot has what it had.
-fn sound(image: &Path) {
+/// No corruption; each cluster has one value, which is given; the snapshot has what it had.
+fn sound(image: &Path) -> Vec<u8> {
     let run = qcowtool(args!["check", image]);
     assert!(matches!(run.code(), Some(0 | 3)), "{}{}", run.stdout(), run.stderr());
     let theirs = std::process::Command::new("qemu-img").arg("check").arg(image).output().unwrap();
     assert!(matches!(theirs.status.code(), Some(0 | 3)), "{theirs:?}");
-    for (number, cluster) in qemu::raw_of("qcow2", image).chunks(4096).enumerate() {
+    let raw = qemu::raw_of("qcow2", image);
+    for (number, cluster) in raw.chunks(4096).enumerate() {
         assert!(cluster.iter().all(|byte| byte == &cluster[0]), "cluster {number}");
     }
     let snapshot = common::snapshot_like_qemu(image, "one");
     assert!(snapshot.iter().all(|byte| *byte == 1), "the snapshot");
+    raw.chunks(4096).map(|cluster| cluster[0]).collect()
 }
