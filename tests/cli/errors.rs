@@ -286,6 +286,8 @@ fn the_library_names_no_option_and_no_program() {
         "/etc/qcowtool/",
         "/var/log/libvirt/qemu/qcowtool-hook.log",
         "urn:qcowtool:disks:1",
+        "-----BEGIN CERTIFICATE-----",
+        "-----END CERTIFICATE-----",
     ];
     const OPTIONS_OF_OTHERS: &[&str] = &["-flat", "-uuid", "-name", "-c"];
     let data = |text: &str| {
