@@ -4,6 +4,7 @@
 mod report;
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,6 +52,7 @@ Examples:
   qcowtool convert --bitmaps vm.qcow2 copy.qcow2
   qcowtool convert -n -O raw vm.qcow2 /dev/vg/vm
   qcowtool convert -n -O qcow2 vm.qcow2 existing.qcow2
+  qcowtool convert -n --bitmap since-sunday vm.qcow2 sunday.qcow2
   qcowtool convert -o help
 
 ", exit_codes!(), "
@@ -130,6 +132,12 @@ pub(crate) struct Convert {
     #[arg(long, conflicts_with = "snapshot")]
     bitmaps: bool,
 
+    /// Copy only what the persistent bitmap NAME of SRC has as dirty: DST is an earlier copy of the same disk, or an overlay on one,
+    /// and with that a copy of the disk as it is now. A run that was interrupted can be repeated
+    #[arg(long = "bitmap", value_name = "NAME", requires = "no_create",
+          conflicts_with_all = ["snapshot", "compress", "target_is_zero", "salvage", "digest"])]
+    dirty_in: Option<OsString>,
+
     /// Leave out bitmaps that were not stored cleanly, and say so, instead of refusing them
     #[arg(long, requires = "bitmaps")]
     skip_broken_bitmaps: bool,
@@ -206,6 +214,10 @@ impl Convert {
             "bitmaps are carried over from one source, not from several",
         )?;
         refuse(
+            self.dirty_in.is_some() && (several || self.part.is_part()),
+            "a bitmap is of one whole disk: not of several sources, nor of a part of one",
+        )?;
+        refuse(
             self.bitmaps && self.part.is_part(),
             "bitmaps are of the whole disk, and not carried over with a part of it",
         )?;
@@ -262,8 +274,8 @@ impl Convert {
         for source in &self.files {
             plan = plan.chain(source, open);
         }
-        if self.no_create && self.target_format == Format::Qcow2 {
-            plan = plan.chain(dst, open);
+        if self.no_create && (self.target_format == Format::Qcow2 || self.dirty_in.is_some()) {
+            plan = plan.chain(dst, &open.clone().format(self.target_format));
         }
         if let Some(backing) = backing
             && let Ok(name) = resolve_name(&backing.name, dst, &open.working_directory)
@@ -313,6 +325,7 @@ impl Convert {
             .replace(self.replace.replace())
             .threads(self.threads())
             .bitmaps(self.bitmaps())
+            .dirty_in(self.dirty_in.as_ref().map(|name| name.as_bytes().to_vec()))
             .sparse(self.sparse)
             .rate(self.rate);
         let job = match (backing, &target) {
@@ -320,8 +333,10 @@ impl Convert {
                 CopyJob::onto(chain, dst, target, backing, &copy)?
             }
             (None, TargetOptions::Qcow2(_)) if self.no_create => {
-                let open = self.source.trust.binding(self.source.chain.open_options());
-                CopyJob::into(chain, dst, &open.format(Format::Qcow2), &copy)?
+                CopyJob::into(chain, dst, &self.existing(), &copy)?
+            }
+            (None, _) if self.dirty_in.is_some() => {
+                CopyJob::into(chain, dst, &self.existing(), &copy)?
             }
             _ => {
                 let options = self.flatten(target);
@@ -333,6 +348,12 @@ impl Convert {
         };
         session.all_is_open()?;
         job.run(observer, cancel).map(Outcome::Into)
+    }
+
+    /// How an existing image is opened.
+    fn existing(&self) -> OpenOptions {
+        let open = self.source.trust.binding(self.source.chain.open_options());
+        open.format(self.target_format)
     }
 
     fn flatten(&self, target: TargetOptions) -> FlattenOptions {

@@ -114,10 +114,13 @@ fn judge(
         if after == golden.after {
             return Ok(());
         }
-        // Where less could be cloned, clusters lie in another order: qemu-img judges such an image by itself.
+        // Where less could be cloned, clusters lie in another order; where the file system could not take back the space of old
+        // tables, their bytes are still there: qemu-img judges such an image by itself.
+        let kept = call.name == "fallocate" && case.line.contains("-B ");
         let names =
             |files: &[(String, _)]| files.iter().map(|file| file.0.clone()).collect::<Vec<_>>();
-        if golden.calls.iter().any(clones) && names(&after) == names(&golden.after) {
+        let other = kept || golden.calls.iter().any(clones);
+        if other && names(&after) == names(&golden.after) {
             judged(place, case, room);
             return Ok(());
         }

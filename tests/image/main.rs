@@ -10,6 +10,7 @@ mod committing;
 mod compare;
 mod compressed_runs;
 mod converting;
+mod copying_dirty;
 mod create;
 mod create_targets;
 mod devices;

@@ -1,6 +1,7 @@
 //! Copies a disk to where something is already: into an existing QCOW2 image, or onto a backing file from which
 //! only what differs is stored.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,6 +31,9 @@ use crate::io::{FileStorage, OutputFile, Replace, WritableFile};
 use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Escaped, Observer, Remedy, Result, Silent};
 
+/// The most ranges of a bitmap that are listed.
+const MOST_RANGES: usize = 1 << 20;
+
 /// How to copy.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -46,6 +50,9 @@ pub struct CopyOptions {
     pub no_verify: bool,
     /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
+    /// Copy only what the persistent bitmap of this name has as dirty, which the source's active layer has. The existing image is an
+    /// earlier copy, and with that becomes a copy of the source as it is now. Only for [`CopyJob::into`].
+    pub dirty_in: Option<Vec<u8>>,
     /// Which persistent bitmaps of the source's active layer the image gets. An existing image keeps its own, and is
     /// refused if it has one of the same name, or a disk of another size.
     pub bitmaps: CarryBitmaps,
@@ -66,6 +73,7 @@ setters!(CopyOptions {
     threads: usize,
     bitmaps: CarryBitmaps,
 } into {
+    dirty_in: Option<Vec<u8>>,
     sparse: Option<u64>,
     rate: Option<u64>,
 });
@@ -112,14 +120,17 @@ pub struct CopyJob<'a> {
     options: CopyOptions,
     carried: Carried,
     disk: Disk,
+    format: Format,
+    /// What is copied of the source, if that is not all of it.
+    only: Option<Vec<Range<u64>>>,
     /// The new image and what it is backed by.
     new: Option<(OutputFile, Chain)>,
 }
 
 impl<'a> CopyJob<'a> {
-    /// Opens the existing QCOW2 image at `path`, which must not be smaller than the disk of `source` nor be in use. It
-    /// keeps its size, its snapshots and what it has behind the disk. An interrupted copy leaves it partly
-    /// overwritten.
+    /// Opens the existing image at `path`, QCOW2 or a raw disk whose format is stated, which must not be smaller than the disk of
+    /// `source` nor be in use. It keeps its size, its snapshots and what it has behind the disk. An interrupted copy leaves it
+    /// partly overwritten; one of what is dirty can be repeated.
     ///
     /// ```no_run
     /// use std::path::Path;
@@ -136,7 +147,8 @@ impl<'a> CopyJob<'a> {
     ///
     /// # Errors
     /// As [`Disk::open`]; [`InUse`](crate::ErrorKind::InUse) if an image next to it is backed by it;
-    /// [`Usage`](crate::ErrorKind::Usage) if it is too small.
+    /// [`Usage`](crate::ErrorKind::Usage) if it is too small, if there is no bitmap of the name given, or if an earlier copy has
+    /// another size; as [`Bitmap::dirty_ranges`](crate::image::Bitmap::dirty_ranges).
     pub fn into(
         source: &'a Chain,
         path: &Path,
@@ -152,13 +164,20 @@ impl<'a> CopyJob<'a> {
                 return Err(Error::new(ErrorKind::InUse, what).file(path).hint(Remedy::StopUser));
             }
         }
+        let only = options.dirty_in.as_deref().map(|name| dirty(source, name)).transpose()?;
         let disk = Disk::open(path, open, WriteOptions::new())?;
+        if only.is_some() && disk.size() != source.virtual_size() {
+            let (here, there) = (disk.size(), source.virtual_size());
+            let message = format!("the earlier copy has {here} bytes, and the disk {there}");
+            return Err(Error::usage(message).file(path));
+        }
         Overwrite::new(source, disk.size(), Holes::Zero).map_err(|error| error.file(path))?;
         let version = if disk.has_zero_clusters() { Version::V3 } else { Version::V2 };
         let carried = Carried::of(source, options.bitmaps, Some(version))
             .map_err(|error| error.file(path))?;
+        let format = if disk.cluster_size().is_some() { Format::Qcow2 } else { Format::Raw };
         let (path, options) = (path.to_path_buf(), options.clone());
-        Ok(Self { source, path, options, carried, disk, new: None })
+        Ok(Self { source, path, options, carried, disk, format, only, new: None })
     }
 
     /// Starts a new image at `path` with this backing file. It appears there when it is complete.
@@ -173,6 +192,11 @@ impl<'a> CopyJob<'a> {
         options: &CopyOptions,
     ) -> Result<Self> {
         refuse_source(source, path)?;
+        if options.dirty_in.is_some() {
+            let message =
+                "what a bitmap has as dirty is copied onto an earlier copy, not into a new image";
+            return Err(Error::usage(message).file(path));
+        }
         let target = target.checked(true).map_err(|error| error.file(path))?;
         if target.data_file.is_some() || target.preallocation != Preallocation::Off {
             let message =
@@ -201,7 +225,8 @@ impl<'a> CopyJob<'a> {
         let disk =
             Disk::from_storage(storage, Format::Qcow2, write).map_err(|error| error.file(path))?;
         let (path, options) = (path.to_path_buf(), options.clone());
-        Ok(Self { source, path, options, carried, disk, new: Some((output, below)) })
+        let (format, only, new) = (Format::Qcow2, None, Some((output, below)));
+        Ok(Self { source, path, options, carried, disk, format, only, new })
     }
 
     /// Copies, flushes, reads back what was written, and gives a new image its name.
@@ -210,7 +235,7 @@ impl<'a> CopyJob<'a> {
     /// What reading and writing raise; [`Interrupted`](crate::ErrorKind::Interrupted). Of a new image nothing is left
     /// then.
     pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<CopyOutcome> {
-        let Self { source, path, options, carried, disk, new } = self;
+        let Self { source, path, options, carried, disk, format, only, new } = self;
         let rate = Rate::of(options.rate);
         let settings = Settings {
             threads: options.threads,
@@ -245,7 +270,11 @@ impl<'a> CopyJob<'a> {
                 } else {
                     Holes::Zero
                 };
-                transfer::run(&Overwrite::new(source, disk.size(), holes)?, &disk, settings)
+                let steps = Overwrite::new(source, disk.size(), holes)?;
+                match only {
+                    Some(ranges) => transfer::run(&steps.only(ranges), &disk, settings),
+                    None => transfer::run(&steps, &disk, settings),
+                }
             }
         };
         let Transferred { data_bytes, zero_bytes, crc32 } =
@@ -253,10 +282,10 @@ impl<'a> CopyJob<'a> {
         source.check_unchanged()?;
         let virtual_size = disk.size();
         let storage = disk.storage();
-        disk.close().map_err(|error| error.file(&path))?;
+        disk.close().map_err(|error| at_target(error, &path, new.is_none()))?;
         add_bitmaps(&carried, &Opened::storage(storage), &settings)
             .and_then(|()| source.check_unchanged())
-            .map_err(|error| without_bitmaps(error.file(&path), &path, new.is_none()))?;
+            .map_err(|error| without_bitmaps(error, &path, new.is_none()))?;
         let warnings = match new {
             Some((output, below)) => {
                 below.check_unchanged()?;
@@ -267,7 +296,7 @@ impl<'a> CopyJob<'a> {
         let active = source.layers().first().and_then(|layer| layer.image());
         Ok(CopyOutcome {
             filename: path,
-            format: Format::Qcow2,
+            format,
             virtual_size,
             data_bytes,
             zero_bytes,
@@ -279,6 +308,29 @@ impl<'a> CopyJob<'a> {
             warnings,
         })
     }
+}
+
+/// What the source's bitmap of this name has as dirty, in ascending order. Of very many ranges the last is a long one, with what
+/// lies between them: to copy that, too, does no harm.
+fn dirty(source: &Chain, name: &[u8]) -> Result<Vec<Range<u64>>> {
+    let active = source.layers().first();
+    let Some(image) = active.and_then(|layer| layer.image()) else {
+        return Err(Error::usage("only qcow2 images have bitmaps"));
+    };
+    let at_file = |error: Error| match active {
+        Some(layer) => error.file(layer.path()),
+        None => error,
+    };
+    let mut ranges = Vec::<Range<u64>>::new();
+    for range in image.bitmap(name).and_then(|bitmap| bitmap.dirty_ranges()).map_err(at_file)? {
+        let Range { start, end } = range.map_err(at_file)?;
+        let full = ranges.len() >= MOST_RANGES;
+        match ranges.last_mut() {
+            Some(last) if full => last.end = end.0,
+            _ => ranges.push(start.0..end.0),
+        }
+    }
+    Ok(ranges)
 }
 
 fn refuse_source(source: &Chain, path: &Path) -> Result<()> {
@@ -299,6 +351,7 @@ fn add_bitmaps(carried: &Carried, opened: &Opened, settings: &Settings<'_>) -> R
 
 /// Says of an existing image that it has the disk, and not the bitmaps.
 fn without_bitmaps(error: Error, path: &Path, existing: bool) -> Error {
+    let error = at_target(error, path, existing);
     if !existing {
         return error;
     }
@@ -306,8 +359,18 @@ fn without_bitmaps(error: Error, path: &Path, existing: bool) -> Error {
     error.remark(&format!(" (the image '{}' has the disk, but not the bitmaps)", Escaped(&name)))
 }
 
+/// Names the image, and what helps if a new one does not fit.
+fn at_target(error: Error, path: &Path, existing: bool) -> Error {
+    let error = error.file(path);
+    match error.kind() {
+        ErrorKind::NoSpace if !existing => error.hint(Remedy::FreeSpace),
+        _ => error,
+    }
+}
+
 /// Says of an existing image that it is neither what it was nor a copy.
 fn partly(error: Error, path: &Path, existing: bool) -> Error {
+    let error = at_target(error, path, existing);
     if !existing {
         return error;
     }

@@ -1,6 +1,7 @@
 //! Copies what a chain has into a disk, whatever that has there.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::chain::{Chain, Layer};
 use crate::exact::{Exact, to_usize};
@@ -30,6 +31,8 @@ pub(in crate::ops) enum Holes {
 pub(in crate::ops) struct Overwrite<'a> {
     chain: &'a Chain,
     holes: Holes,
+    /// Only these ranges of the disk, in ascending order.
+    only: Option<Arc<[Range<u64>]>>,
     /// Past this nothing below the chain is seen.
     end_of_below: u64,
 }
@@ -44,7 +47,12 @@ impl<'a> Overwrite<'a> {
             )));
         }
         let sizes = chain.layers().iter().map(Layer::virtual_size);
-        Ok(Self { chain, holes, end_of_below: sizes.min().unwrap_or_default() })
+        Ok(Self { chain, holes, only: None, end_of_below: sizes.min().unwrap_or_default() })
+    }
+
+    /// Copies nothing but these ranges, which are in ascending order.
+    pub(in crate::ops) fn only(self, ranges: Vec<Range<u64>>) -> Self {
+        Self { only: Some(ranges.into()), ..self }
     }
 
     /// What is to be done about the start of an extent, and how many bytes that is.
@@ -94,7 +102,14 @@ enum Kind {
 /// Extents, of which a part may be given back.
 pub(in crate::ops) struct Source {
     extents: Extents,
-    left: Option<Extent>,
+    /// What comes before the next extent, the first last.
+    left: Vec<Extent>,
+    /// What is wanted of the rest of the disk; `None`: everything.
+    only: Option<Arc<[Range<u64>]>>,
+    /// Those of these ranges that are over.
+    over: usize,
+    /// The end of the last item.
+    at: u64,
 }
 
 /// Data within one stretch of [`ITEM`] bytes, or zeros.
@@ -110,7 +125,8 @@ impl Steps for Overwrite<'_> {
     type Item = Item;
 
     fn source(&self) -> Source {
-        Source { extents: self.chain.extents(), left: None }
+        let (extents, only) = (self.chain.extents(), self.only.clone());
+        Source { extents, left: Vec::new(), only, over: 0, at: 0 }
     }
 
     fn next(&self, source: &mut Source) -> Result<Option<(u64, Item)>> {
@@ -119,22 +135,27 @@ impl Steps for Overwrite<'_> {
         match self.kind_of(&first) {
             (Kind::Data, _) => {}
             (kind, len) => {
-                source.give_back(first, start.plus(len)?);
-                let zeros = Item::Zeros { at: start, len };
-                return Ok(Some((len, if kind == Kind::Zeros { zeros } else { Item::Nothing })));
+                let end = start.plus(len)?;
+                source.give_back(first, end);
+                let item = match kind {
+                    Kind::Zeros => Item::Zeros { at: start, len },
+                    _ => Item::Nothing,
+                };
+                return Ok(Some((source.covered(end)?, item)));
             }
         }
         let border = (start | ITEM.wrapping_sub(1)).plus(1)?;
         let (mut at, mut extents, mut next) = (start, Vec::new(), Some(first));
         while let Some(extent) = next.take() {
             let (kind, len) = self.kind_of(&extent);
+            let from = at.max(extent.guest.0);
             let end = extent.guest.0.plus(len)?.min(border);
-            if kind == Kind::Zeros || end <= at {
-                source.give_back(extent, at);
+            if kind == Kind::Zeros || end <= from {
+                source.give_back(extent, from);
                 break;
             }
             if kind == Kind::Data {
-                extents.push(extent.slice(at, end));
+                extents.push(extent.slice(from, end));
             }
             at = end;
             source.give_back(extent, end);
@@ -142,7 +163,7 @@ impl Steps for Overwrite<'_> {
                 next = source.take()?;
             }
         }
-        Ok(Some((at.minus(start)?, Item::Data(extents))))
+        Ok(Some((source.covered(at)?, Item::Data(extents))))
     }
 
     fn worker(&self) -> Result<(Reader, Buffer)> {
@@ -181,8 +202,25 @@ impl Steps for Overwrite<'_> {
 }
 
 impl Source {
+    /// The next extent, or what is wanted of it.
     fn take(&mut self) -> Result<Option<Extent>> {
-        match self.left.take() {
+        while let Some(extent) = self.following()? {
+            let Some(only) = &self.only else { return Ok(Some(extent)) };
+            while only.get(self.over).is_some_and(|range| range.end <= extent.guest.0) {
+                self.over = self.over.plus(1)?;
+            }
+            let Some(range) = only.get(self.over) else { return Ok(None) };
+            let (from, to) = (range.start.max(extent.guest.0), range.end.min(extent.end()));
+            if from < to {
+                self.give_back(extent, to);
+                return Ok(Some(extent.slice(from, to)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn following(&mut self) -> Result<Option<Extent>> {
+        match self.left.pop() {
             Some(extent) => Ok(Some(extent)),
             None => self.extents.next().transpose(),
         }
@@ -190,6 +228,13 @@ impl Source {
 
     /// Keeps what `extent` has from `from` on.
     fn give_back(&mut self, extent: Extent, from: u64) {
-        self.left = (from < extent.end()).then(|| extent.slice(from, extent.end()));
+        if from < extent.end() {
+            self.left.push(extent.slice(from.max(extent.guest.0), extent.end()));
+        }
+    }
+
+    /// Bytes of the disk since the end of the last item, what is not wanted included, if the next one ends here.
+    fn covered(&mut self, end: u64) -> Result<u64> {
+        end.minus(std::mem::replace(&mut self.at, end))
     }
 }
