@@ -1,5 +1,5 @@
-//! Copies a disk to where something is already: into an existing QCOW2 image, or onto a backing file from which
-//! only what differs is stored.
+//! Copies a disk to where something is already: into an existing image, whole or only what a bitmap has as dirty, or
+//! onto a backing file from which only what differs is stored.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
