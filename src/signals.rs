@@ -1,8 +1,9 @@
-//! SIGINT, SIGTERM and SIGHUP ask a long operation to stop; a second signal does not ask.
+//! SIGINT, SIGTERM and SIGHUP ask a long operation to stop; a second signal, some time later, does not ask.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use migrate::evacuate::Stops;
@@ -13,6 +14,10 @@ use signal_hook::iterator::Signals;
 
 use crate::failure::Failure;
 use crate::output::eprint_line;
+
+/// What comes within this time of the first signal is the first once more: `timeout` sends its own twice, to the
+/// process and to its group, and people press Ctrl-C twice.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// Makes a write past the limit for files (`ulimit -f`) an error like any other: without this a signal would end
 /// the process, and what was half made would stay.
@@ -36,7 +41,8 @@ impl Watch {
     /// `Io` if that fails.
     pub(crate) fn start() -> Result<Self> {
         let watch = Self { cancel: CancelToken::new(), caught: Arc::default() };
-        signals().iter().try_for_each(|signal| watch.listen(*signal)).map_err(failed)?;
+        let first = Arc::new(FirstSignal::new());
+        signals().iter().try_for_each(|signal| watch.listen(*signal, &first)).map_err(failed)?;
         Ok(watch)
     }
 
@@ -68,14 +74,23 @@ impl Watch {
         Ok(told)
     }
 
-    /// The first signal of any kind sets the token, and is kept; after it, any ends the process.
-    fn listen(&self, signal: i32) -> io::Result<()> {
-        let cancel = self.cancel.flag();
+    /// The first signal of any kind sets the token, and is kept; some time after it, any ends the process.
+    #[expect(unsafe_code, reason = "the safe handlers of the crate cannot look at the clock")]
+    fn listen(&self, signal: i32, first: &Arc<FirstSignal>) -> io::Result<()> {
+        let (first, caught, cancel) =
+            (Arc::clone(first), Arc::clone(&self.caught), self.cancel.flag());
         let number = usize::try_from(signal).unwrap_or_default();
-        flag::register_conditional_shutdown(signal, signal.saturating_add(128), cancel.clone())?;
-        flag::register_usize(signal, Arc::clone(&self.caught), number)?;
-        flag::register(signal, cancel)?;
-        Ok(())
+        let act = move || match first.turn() {
+            Turn::First => {
+                caught.store(number, Ordering::SeqCst);
+                cancel.store(true, Ordering::SeqCst);
+            }
+            Turn::FirstOnceMore => {}
+            Turn::Later => signal_hook::low_level::exit(signal.saturating_add(128)),
+        };
+        // SAFETY: a handler may only do what is safe in one. This one reads the monotonic clock (clock_gettime), reads
+        // and sets atomic numbers, and calls _exit, all of which are; it allocates, locks and panics nowhere.
+        unsafe { signal_hook::low_level::register(signal, act) }.map(drop)
     }
 
     /// The signal that came.
@@ -112,6 +127,43 @@ impl Watch {
     }
 }
 
+/// When the first signal came.
+#[derive(Debug)]
+struct FirstSignal {
+    start: Instant,
+    /// Milliseconds after `start`; [`FirstSignal::NONE`] before there is one.
+    came: AtomicU64,
+}
+
+/// What a signal is to the one that came first.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    First,
+    FirstOnceMore,
+    Later,
+}
+
+impl FirstSignal {
+    const NONE: u64 = u64::MAX;
+
+    fn new() -> Self {
+        Self { start: Instant::now(), came: AtomicU64::new(Self::NONE) }
+    }
+
+    /// What a signal is that comes now.
+    fn turn(&self) -> Turn {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(Self::NONE);
+        let order = Ordering::SeqCst;
+        match self.came.compare_exchange(Self::NONE, now, order, order) {
+            Ok(_) => Turn::First,
+            Err(first) if Duration::from_millis(now.saturating_sub(first)) <= SAME_SIGNAL => {
+                Turn::FirstOnceMore
+            }
+            Err(_) => Turn::Later,
+        }
+    }
+}
+
 /// For work that has many parts: the first signal lets the parts under way go on to their ends, the second stops those
 /// too, and the third ends the process.
 #[derive(Debug)]
@@ -130,7 +182,12 @@ impl StopsByTurns {
         let mut signals = Signals::new(signals()).map_err(failed)?;
         let (stops, caught) = (this.stops.clone(), Arc::clone(&this.caught));
         let listen = move || {
+            let mut last: Option<Instant> = None;
             for signal in signals.forever() {
+                if last.is_some_and(|last| last.elapsed() <= SAME_SIGNAL) {
+                    continue;
+                }
+                last = Some(Instant::now());
                 caught.store(usize::try_from(signal).unwrap_or_default(), Ordering::SeqCst);
                 if !stops.drain.is_cancelled() {
                     stops.drain.cancel();
@@ -202,6 +259,15 @@ mod tests {
     fn watch_that_heard(signal: i32) -> Watch {
         let caught = Arc::new(AtomicUsize::new(signal.try_into().unwrap()));
         Watch { cancel: CancelToken::new(), caught }
+    }
+
+    #[test]
+    fn a_signal_is_another_one_only_some_time_after_the_first() {
+        let start = Instant::now().checked_sub(SAME_SIGNAL * 3).unwrap();
+        let first = FirstSignal { start, came: AtomicU64::new(FirstSignal::NONE) };
+        assert_eq!([first.turn(), first.turn()], [Turn::First, Turn::FirstOnceMore]);
+        first.came.store(0, Ordering::SeqCst);
+        assert_eq!(first.turn(), Turn::Later);
     }
 
     #[test]

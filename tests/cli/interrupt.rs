@@ -71,6 +71,20 @@ fn sigterm_removes_the_temporary_file_and_exits_with_143() {
 }
 
 #[test]
+fn two_signals_at_once_are_one() {
+    let scratch = Scratch::new();
+    let (chain, out) = long_work(&scratch);
+    let mut child = start(chain.top(), &out.join("target"), &["-c"]);
+    wait_for_work(&mut child, &out);
+    // As `timeout` does; two different ones, because two of a kind can be delivered as one.
+    let kill = format!("kill -TERM {0}; kill -INT {0}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}");
+    assert_eq!(names(&out), [""; 0]);
+}
+
+#[test]
 fn an_interruption_is_reported_as_json_when_asked_for() {
     let (status, stderr, left) = stopped_by("INT", &["--output", "json"]);
     assert_eq!(status.code(), Some(130), "{stderr}");

@@ -97,7 +97,8 @@ fn ctrl_c_lets_guests_arrive_and_a_second_one_takes_them_back() {
     let mut running = Running::start(&rig, &mut evacuate(&rig, &["--resume"]));
     assert_eq!(under_way(&mut running), 1 - first);
     running.signal("INT");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    // Sooner, it would be taken for the first one.
+    std::thread::sleep(std::time::Duration::from_millis(700));
     running.signal("INT");
     let ran = running.end();
     assert_eq!(ran.code(), Some(130), "{ran}");
