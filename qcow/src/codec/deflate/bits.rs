@@ -33,15 +33,15 @@ impl<'a> Bits<'a> {
         let (mut held, mut count, mut written) = (self.held, self.count, self.written);
         let output = self.output.as_mut_slice();
         for (value, bits) in values {
-            held |= value << count;
-            count += bits;
+            held |= value.wrapping_shl(count);
+            count = count.wrapping_add(bits);
             let rest = output.get_mut(written..);
             if let Some(place) = rest.and_then(|rest| rest.first_chunk_mut::<8>()) {
                 *place = held.to_le_bytes();
             }
             let whole = count / 8;
-            written += whole as usize;
-            held >>= whole * 8;
+            written = written.wrapping_add(whole as usize);
+            held = held.wrapping_shr(whole.wrapping_mul(8));
             count %= 8;
         }
         (self.held, self.count, self.written) = (held, count, written);

@@ -10,6 +10,11 @@ const LONGEST: usize = 258;
 /// Matches of three bytes cost more than three literals if they are farther away than this.
 const FAR_FOR_THREE: usize = 1 << 10;
 
+/// After so many bytes of which none began a match, as in what is compressed already, a byte is passed over between two
+/// that are looked for; after twice as many, two, and so on to [`MOST_PASSED`].
+const PATIENCE: usize = 64;
+const MOST_PASSED: usize = 16;
+
 /// A section, the window before it, and what a look past the end may touch. Places are taken modulo
 /// a power of two, so that the compiler knows that they are inside.
 const PLACES: usize = 1 << 17;
@@ -120,6 +125,7 @@ impl Finder {
         search: &Search,
         tokens: &mut Tokens,
     ) -> usize {
+        let mut found_nothing = 0;
         while at < chunk {
             let here = word(&self.text, at);
             let candidates = self.insert(here, at);
@@ -128,7 +134,14 @@ impl Finder {
             if distance == 0 {
                 tokens.literal(here as u8);
                 at += 1;
+                found_nothing += 1;
+                let passed = (found_nothing / PATIENCE).min(MOST_PASSED).min(chunk - at);
+                for byte in &self.text[at..at + passed] {
+                    tokens.literal(*byte);
+                }
+                at += passed;
             } else {
+                found_nothing = 0;
                 tokens.matching(length, distance);
                 self.pass(at + 1, at + length);
                 at += length;
@@ -222,12 +235,13 @@ impl Finder {
         let mut distance = back(at, candidates.four);
         let mut depth = search.depth;
         while distance > last && distance <= reach {
-            let candidate = at - distance;
+            let candidate = at.wrapping_sub(distance);
             if word(text, candidate) == here
-                && text[(candidate + best) % PLACES] == text[(at + best) % PLACES]
+                && text[candidate.wrapping_add(best) % PLACES]
+                    == text[at.wrapping_add(best) % PLACES]
             {
-                let length = 4 + common(text, at + 4, candidate + 4, most);
-                let length = length.min(most);
+                let (after, before) = (at.wrapping_add(4), candidate.wrapping_add(4));
+                let length = common(text, after, before, most).wrapping_add(4).min(most);
                 if length > best {
                     (best, best_distance) = (length, distance);
                     if length >= search.nice || length >= most {
@@ -235,7 +249,7 @@ impl Finder {
                     }
                 }
             }
-            depth -= 1;
+            depth = depth.wrapping_sub(1);
             if depth == 0 {
                 break;
             }
@@ -278,11 +292,12 @@ fn long_word(text: &Text, at: usize) -> u64 {
 fn common(text: &Text, one: usize, other: usize, most: usize) -> usize {
     let mut length = 0;
     while length < most {
-        let different = long_word(text, one + length) ^ long_word(text, other + length);
+        let (here, there) = (one.wrapping_add(length), other.wrapping_add(length));
+        let different = long_word(text, here) ^ long_word(text, there);
         if different != 0 {
-            return length + (different.trailing_zeros() / 8) as usize;
+            return length.wrapping_add((different.trailing_zeros() / 8) as usize);
         }
-        length += 8;
+        length = length.wrapping_add(8);
     }
     length
 }

@@ -91,10 +91,11 @@ impl Tokens {
 
     #[inline]
     fn push(&mut self, token: Token) {
-        self.firsts[token.first()] += 1;
+        let first = &mut self.firsts[token.first()];
+        *first = first.wrapping_add(1);
         // No section has more tokens than bytes.
         self.all[self.count % SECTION] = token;
-        self.count += 1;
+        self.count = self.count.wrapping_add(1);
     }
 
     /// What came since the last chunk stands for `bytes` of input and becomes a chunk.

@@ -299,6 +299,16 @@ fn trap_56_what_does_not_shrink_is_not_compressed() {
 }
 
 #[test]
+fn text_behind_noise_is_found() {
+    for level in super::levels(Codec::Zlib) {
+        let (noise, text) = (noise(CLUSTER / 4 * 3), text(CLUSTER / 4));
+        let alone = compressed(Codec::Zlib, Some(level), &text).len();
+        let both = compressed(Codec::Zlib, Some(level), &[&noise[..], &text].concat()).len();
+        assert!(both < noise.len() + alone + 100, "level {level}: {both}, alone {alone}");
+    }
+}
+
+#[test]
 fn trap_56_one_byte_saved_is_enough_and_none_is_not() {
     for codec in CODECS {
         let mut compressor = Compressor::new(codec, None).unwrap();
