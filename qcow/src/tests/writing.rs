@@ -8,8 +8,10 @@
 
 mod barriers;
 mod crashes;
+mod data_file;
 mod faults;
 pub(super) mod images;
+mod in_flight;
 mod operations;
 mod queue;
 mod steps;
