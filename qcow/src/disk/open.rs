@@ -24,6 +24,7 @@ pub struct WriteOptions {
     table_cache: u64,
     punch: bool,
     trust_refcounts: bool,
+    plan: bool,
     backing: Option<Chain>,
     data_file: Option<Arc<dyn WriteStorage>>,
 }
@@ -34,6 +35,7 @@ impl Default for WriteOptions {
             table_cache: TABLE_CACHE_BYTES,
             punch: true,
             trust_refcounts: false,
+            plan: false,
             backing: None,
             data_file: None,
         }
@@ -64,6 +66,12 @@ impl WriteOptions {
     #[must_use]
     pub fn trust_refcounts(self, trust: bool) -> Self {
         Self { trust_refcounts: trust, ..self }
+    }
+
+    /// Whether nothing will be written after all, so that an image that was not closed properly is left as it is.
+    #[must_use]
+    pub(crate) fn plan(self, plan: bool) -> Self {
+        Self { plan, ..self }
     }
 
     /// What the image is backed by, for [`Disk::from_storage`].
@@ -135,12 +143,15 @@ impl Disk {
         format: Format,
         options: WriteOptions,
     ) -> Result<Self> {
-        let WriteOptions { table_cache, punch, trust_refcounts, backing, data_file } = options;
+        let WriteOptions { table_cache, punch, trust_refcounts, plan, backing, data_file } =
+            options;
+        #[cfg(not(feature = "ops"))]
+        let _ = trust_refcounts;
         #[cfg(feature = "ops")]
         let repaired = match format {
             Format::Raw => None,
             Format::Qcow2 => {
-                let taken = take_over(&storage, trust_refcounts);
+                let taken = take_over(&storage, trust_refcounts, plan);
                 taken.map_err(|error| error.file(&path))?
             }
         };
@@ -153,7 +164,7 @@ impl Disk {
                     Some(chain) => Box::new(chain.clone()),
                     None => Box::new(NoBacking),
                 };
-                let options = WriterOptions { cache: table_cache, punch };
+                let options = WriterOptions { cache: table_cache, punch, plan };
                 let writer = Writer::open(storage, data_file, below, options);
                 Kind::Qcow2(Box::new(writer.map_err(|error| error.file(&path))?))
             }
@@ -194,6 +205,7 @@ impl Disk {
 fn take_over(
     storage: &Arc<dyn WriteStorage>,
     trust: bool,
+    plan: bool,
 ) -> Result<Option<crate::check::Repaired>> {
     use crate::check::takeover;
     use crate::format::{CryptMethod, Incompatible};
@@ -202,7 +214,8 @@ fn take_over(
     let header = crate::image::read_header_area(&**storage, crate::image::Purpose::Read)?.header;
     let refused = header.crypt_method != CryptMethod::None
         || header.incompatible.contains(Incompatible::CORRUPT);
-    if refused || trust && !takeover::is_dirty(&**storage)? {
+    let skipped = if takeover::is_dirty(&**storage)? { plan } else { trust };
+    if refused || skipped {
         return Ok(None);
     }
     let count = if storage.len() <= BY_ONE_THREAD { 1 } else { threads::count(0) };
