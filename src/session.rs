@@ -6,10 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::{Chain, Files, OpenOptions, walk};
+use qcow::disk::{Disk, Repaired, WriteOptions};
 use qcow::{CancelToken, Observer, Result};
 
 use crate::args::{Common, PartArgs, Verbosity, WorkArgs};
 use crate::failure::Failure;
+use crate::format::shown;
+use crate::output::warn_line;
 use crate::progress::{Progress, When};
 use crate::sandbox::{Plan, Sandbox};
 use crate::signals::Watch;
@@ -67,6 +70,21 @@ impl<'a> Session<'a> {
     pub(crate) fn all_is_open(&self) -> Result<()> {
         self.sandbox.all_is_open()
     }
+}
+
+/// Opens a disk to be written to, and warns if its image had not been closed properly.
+///
+/// # Errors
+/// As [`Disk::open`].
+pub(crate) fn open_disk(path: &Path, open: &OpenOptions) -> Result<Disk> {
+    let disk = Disk::open(path, open, WriteOptions::new())?;
+    if let Some(Repaired { corruptions, leaks, .. }) = disk.repaired() {
+        let path = shown(path);
+        warn_line(format_args!(
+            "'{path}' was not closed properly, and its metadata was repaired: {corruptions} errors, {leaks} leaked clusters"
+        ));
+    }
+    Ok(disk)
 }
 
 /// A long operation: shows progress, and stops at the first signal. Started before the sandbox is entered.

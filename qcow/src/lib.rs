@@ -88,6 +88,8 @@
 #![cfg_attr(not(feature = "ops"), allow(dead_code, unused_imports))]
 
 pub mod chain;
+#[cfg(feature = "ops")]
+mod check;
 pub mod codec;
 pub mod disk;
 pub mod extent;
@@ -108,6 +110,8 @@ mod sync;
 #[cfg(test)]
 #[cfg(feature = "ops")]
 mod tests;
+#[cfg(feature = "ops")]
+mod threads;
 
 pub use error::{Error, ErrorKind, Escaped, Place, Result};
 pub use progress::{CancelToken, Observer, Silent};

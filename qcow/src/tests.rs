@@ -2,4 +2,5 @@
 
 mod editing;
 mod metadata;
+mod repairs;
 mod writing;

@@ -4,7 +4,7 @@ use std::io::BufRead;
 use std::path::PathBuf;
 
 use clap::Args;
-use qcow::disk::{Disk, RangeKind, WriteOptions};
+use qcow::disk::{Disk, RangeKind};
 use qcow::io::Zeroes;
 use qcow::{Error, ErrorKind};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
 use crate::script::{FORMS, Step};
-use crate::session::{Session, data_file};
+use crate::session::{Session, data_file, open_disk};
 
 /// Bytes that are read or written at once.
 const PIECE: u64 = 1 << 20;
@@ -103,7 +103,7 @@ impl Io {
             plan = plan.changing(&data);
         }
         let session = Session::start(&self.common, plan)?;
-        let disk = Disk::open(&self.path, &open, WriteOptions::new())?;
+        let disk = open_disk(&self.path, &open)?;
         session.all_is_open()?;
         let mut done = Vec::new();
         let failed = steps.into_iter().try_for_each(|(line, step)| {

@@ -3,6 +3,7 @@
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
 mod amend;
+mod believed;
 mod bitmap;
 mod carrying_bitmaps;
 mod chains;

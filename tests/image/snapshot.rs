@@ -224,12 +224,10 @@ fn what_cannot_be_is_refused_before_anything_is_written() {
     }
     qcowtool(args!["snapshot", "-l", "-U", path]).ok();
     holder.finish("quit\n");
-    for (bits, words) in [(1, "not closed properly"), (2, "marked corrupt")] {
-        let mut marked = Patch::open(&path);
-        let marked_path = scratch.path("marked");
-        marked.or_u64(field::INCOMPATIBLE, bits).save_as(&marked_path);
-        refused(&marked_path, &["-d", "one"], &[words, "check -r all"]);
-    }
+    let mut marked = Patch::open(&path);
+    let marked_path = scratch.path("marked");
+    marked.or_u64(field::INCOMPATIBLE, 2).save_as(&marked_path);
+    refused(&marked_path, &["-d", "one"], &["marked corrupt", "check -r all"]);
     let mut damaged = Patch::open(&path);
     let entry = damaged.l2_entry(0);
     damaged.set_l2_entry(65536, entry).save_as(scratch.path("damaged"));

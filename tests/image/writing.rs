@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{command, qcowtool};
 use fixtures::pattern::Random;
-use fixtures::{Holder, Loop, Scratch, args, assert_bytes, needs_qemu, qemu, qemu_img};
+use fixtures::{Holder, Loop, Mounted, Scratch, args, assert_bytes, needs_qemu, qemu, qemu_img};
 
 #[test]
 fn what_io_writes_qemu_reads_and_the_backing_file_is_left_alone() {
@@ -161,6 +161,42 @@ fn an_image_on_a_block_device_is_written_to_until_it_is_full() {
     qcowtool(args!["io", "-c", "write 4M 4M 6", path]).refused_naming(&["storage space", "grow"]);
     qemu::qemu_io("qcow2", path, &["read -P 5 0 1M"]);
     qemu_img(&args!["check", "-f", "qcow2", path]);
+}
+
+/// W-73, W-74 on a real file system: what does not fit is refused, what was there stays, and with some space all goes on. A
+/// snapshot needs room for the tables that change, also to be deleted; without it the image stays as it was.
+#[test]
+fn on_a_full_file_system_the_image_stays_sound_and_goes_on_when_there_is_space() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let Some(system) = Mounted::ext4(scratch.subdir("full")) else { return };
+    let image = system.0.join("image.qcow2");
+    qemu::create(&image, "cluster_size=4k", "8M");
+    qemu::qemu_io("qcow2", &image, &["write -P 1 0 256k"]);
+    qemu_img(&args!["snapshot", "-c", "one", image]);
+    let filler = system.fill(64 << 10);
+    // The first part finds room, the rest does not.
+    let run =
+        qcowtool(args!["io", "-c", "write 1M 16k 2", "-c", "flush", "-c", "write 2M 4M 3", image]);
+    assert!(!run.succeeded() && run.stderr().contains("No space"), "{}", run.stderr());
+    let kept = ["read -P 1 0 256k", "read -P 2 1M 16k"];
+    qemu::qemu_io("qcow2", &image, &kept);
+    assert!(matches!(qcowtool(args!["check", image]).code(), Some(0 | 3)));
+    let before = fs::read(&image).unwrap();
+    let run = qcowtool(args!["snapshot", "-d", "one", image]);
+    if !run.succeeded() {
+        assert!(run.stderr().contains("No space"), "{}", run.stderr());
+        assert_bytes!(fs::read(&image).unwrap()[..before.len()], before, "a failed deletion");
+    }
+    fs::remove_file(filler).unwrap();
+    if !run.succeeded() {
+        qcowtool(args!["snapshot", "-q", "-d", "one", image]).ok();
+    }
+    qcowtool(args!["io", "-q", "-c", "write 2M 1M 3", image]).ok();
+    qemu::qemu_io("qcow2", &image, &kept);
+    qemu::qemu_io("qcow2", &image, &["read -P 3 2M 1M"]);
+    qcowtool(args!["check", "-q", "-r", "leaks", image]).ok();
+    qemu::assert_clean(&image);
 }
 
 /// A real process, killed at any moment, again and again; QEMU writes to what is left. What was flushed is there, and

@@ -29,9 +29,21 @@
 //! written later. Clusters may be leaked, which costs space and nothing else; `check` finds them and
 //! repairs them. QEMU may open the image as it was left.
 //!
+//! # What is believed
+//!
+//! A cluster that is used, and counted as free, would be given to another range and written over. So opening
+//! reads all metadata once, and refuses an image in which anything but leaked clusters is wrong: a tenth of a
+//! second for 1 TiB of data in clusters of 64 KiB, when its tables are in the page cache.
+//! [`WriteOptions::trust_refcounts`] leaves that out. An image that was not closed properly, which QEMU leaves behind after a crash with lazy refcounts, is repaired
+//! first; an image marked corrupt is refused. (Without the feature `ops`, which has the check, refcounts are believed,
+//! and images that were not closed properly are refused.)
+//!
+//! The lazy refcounts of an image are not made use of: its refcounts are kept as those of any other, and it is
+//! never marked as not closed properly.
+//!
 //! # What it cannot write to yet
 //!
-//! Encrypted images, and images marked dirty or corrupt, are refused.
+//! Encrypted images are refused.
 //!
 //! # Which door
 //!
@@ -41,73 +53,28 @@
 //! | the disk, later; the caller awaits it or waits | [`queue`], for asynchronous programs |
 //! | the caller, with a ring or threads of its own | [`steps`]: where a range lies, where a write goes, its commit |
 
+mod open;
 pub mod queue;
 pub mod steps;
 mod vectored;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::chain::{Chain, Format, OpenOptions, open_writable};
+use crate::chain::{Chain, Format};
 use crate::exact::Exact;
 use crate::format::{GuestOffset, HostOffset, whole_sectors};
-use crate::image::write::{Below, NoBacking, Piece, PieceKind, Writer, WriterOptions};
+use crate::image::write::{Below, Piece, PieceKind, Writer};
 use crate::io::{Storage, WriteStorage, Zeroes, read_padded};
 use crate::{Error, Result};
 
-/// Bytes of L2 tables that are kept in memory unless [`WriteOptions::table_cache`] says otherwise: enough for
-/// 256 GiB of disk at 64 KiB clusters.
-pub const TABLE_CACHE_BYTES: u64 = 32 << 20;
+pub use open::{TABLE_CACHE_BYTES, WriteOptions};
+
+#[cfg(feature = "ops")]
+pub use crate::check::Repaired;
 
 /// Data and holes of a raw image that are told apart at once.
 const RAW_RANGES: usize = 1 << 16;
-
-/// How a disk is written to.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct WriteOptions {
-    table_cache: u64,
-    punch: bool,
-    backing: Option<Chain>,
-    data_file: Option<Arc<dyn WriteStorage>>,
-}
-
-impl Default for WriteOptions {
-    fn default() -> Self {
-        Self { table_cache: TABLE_CACHE_BYTES, punch: true, backing: None, data_file: None }
-    }
-}
-
-impl WriteOptions {
-    /// The default: [`TABLE_CACHE_BYTES`] of tables in memory, and freed space is given back.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Bytes of L2 tables to keep in memory.
-    #[must_use]
-    pub fn table_cache(self, bytes: u64) -> Self {
-        Self { table_cache: bytes, ..self }
-    }
-
-    /// Whether the space of clusters that become free is given back to the file system.
-    #[must_use]
-    pub fn punch(self, punch: bool) -> Self {
-        Self { punch, ..self }
-    }
-
-    /// What the image is backed by, for [`Disk::from_storage`].
-    #[must_use]
-    pub fn backing(self, chain: Chain) -> Self {
-        Self { backing: Some(chain), ..self }
-    }
-
-    /// The image's external data file, for [`Disk::from_storage`].
-    #[must_use]
-    pub fn data_file(self, storage: Arc<dyn WriteStorage>) -> Self {
-        Self { data_file: Some(storage), ..self }
-    }
-}
 
 /// A part of a disk that is of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +114,8 @@ pub struct Disk {
     path: PathBuf,
     image: Kind,
     files: Files,
+    #[cfg(feature = "ops")]
+    repaired: Option<Repaired>,
 }
 
 /// What a disk is made of.
@@ -165,99 +134,6 @@ enum Kind {
 }
 
 impl Disk {
-    /// Opens the image at `path` for writing, with QEMU's image locks, and its backing chain for reading.
-    ///
-    /// # Errors
-    /// [`InUse`](crate::ErrorKind::InUse) if another process uses the image; [`Usage`](crate::ErrorKind::Usage) if its format
-    /// would have to be guessed as raw; [`Corrupt`](crate::ErrorKind::Corrupt),
-    /// [`Encrypted`](crate::ErrorKind::Encrypted) or [`Unsupported`](crate::ErrorKind::Unsupported) for images that cannot be
-    /// written to; otherwise as [`Chain::open`].
-    pub fn open(path: &Path, open: &OpenOptions, write: WriteOptions) -> Result<Self> {
-        let opened = open_writable(path, open)?;
-        let storage: Arc<dyn WriteStorage> = Arc::new(opened.file);
-        let write = WriteOptions { backing: opened.backing, data_file: opened.data, ..write };
-        Self::new(opened.path, storage, opened.format, write)
-    }
-
-    /// Writes to an image in a storage of yours. Its backing chain and data file, if it has them, are given
-    /// with `options`; whatever the image calls them does not matter.
-    ///
-    /// ```
-    /// use std::sync::Arc;
-    /// use qcow::chain::Format;
-    /// use qcow::disk::{Disk, WriteOptions};
-    /// use qcow::io::MemoryStorage;
-    ///
-    /// let storage = Arc::new(MemoryStorage::new(vec![0; 1 << 20]));
-    /// let disk = Disk::from_storage(storage.clone(), Format::Raw, WriteOptions::new())?;
-    /// disk.write_at(&[7; 512], 4096)?;
-    /// assert_eq!(storage.bytes()[4096], 7);
-    /// # Ok::<(), qcow::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Usage`](crate::ErrorKind::Usage) if the image has a backing file or data file and none is given, or the other
-    /// way round; otherwise as [`open`](Self::open).
-    pub fn from_storage(
-        storage: Arc<dyn WriteStorage>,
-        format: Format,
-        options: WriteOptions,
-    ) -> Result<Self> {
-        if format == Format::Qcow2 {
-            let area = crate::image::read_header_area(&*storage, crate::image::Purpose::Read)?;
-            if area.backing_name.is_some() != options.backing.is_some() {
-                return Err(Error::usage(
-                    "an image has a backing chain just if its header names a backing file",
-                ));
-            }
-        }
-        Self::new(PathBuf::new(), storage, format, options)
-    }
-
-    fn new(
-        path: PathBuf,
-        storage: Arc<dyn WriteStorage>,
-        format: Format,
-        options: WriteOptions,
-    ) -> Result<Self> {
-        let WriteOptions { table_cache, punch, backing, data_file } = options;
-        let files = Files { storage, format, data_file, backing };
-        let (storage, data_file) = (files.storage.clone(), files.data_file.clone());
-        let image = match format {
-            Format::Raw => Kind::Raw(storage),
-            Format::Qcow2 => {
-                let below: Box<dyn Below> = match &files.backing {
-                    Some(chain) => Box::new(chain.clone()),
-                    None => Box::new(NoBacking),
-                };
-                let options = WriterOptions { cache: table_cache, punch };
-                let writer = Writer::open(storage, data_file, below, options);
-                Kind::Qcow2(Box::new(writer.map_err(|error| error.file(&path))?))
-            }
-        };
-        Ok(Self { path, image, files })
-    }
-
-    /// Opens the QCOW2 image at `path` for writing as [`open`](Self::open) does, over `backing` instead of what it is
-    /// backed by, which is given back: what is written is what it then reads as over `backing`.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open); [`Usage`](crate::ErrorKind::Usage) if the image is raw.
-    pub(crate) fn open_over(
-        path: &Path,
-        open: &OpenOptions,
-        backing: Option<Chain>,
-        write: WriteOptions,
-    ) -> Result<(Self, Option<Chain>)> {
-        let opened = open_writable(path, open)?;
-        if opened.format == Format::Raw {
-            return Err(Error::usage("a raw image has no backing file").file(path));
-        }
-        let storage: Arc<dyn WriteStorage> = Arc::new(opened.file);
-        let write = WriteOptions { backing, data_file: opened.data, ..write };
-        Ok((Self::new(opened.path, storage, opened.format, write)?, opened.backing))
-    }
-
     /// What the image is stored in.
     pub(crate) fn storage(&self) -> Arc<dyn WriteStorage> {
         self.files.storage.clone()
@@ -293,6 +169,12 @@ impl Disk {
     /// What the image is backed by: what a range of kind [`Backing`](RangeKind::Backing) is made of.
     pub fn backing(&self) -> Option<&Chain> {
         self.files.backing.as_ref()
+    }
+
+    /// What was repaired when the disk was opened, because the image had not been closed properly; `None` if it had.
+    #[cfg(feature = "ops")]
+    pub fn repaired(&self) -> Option<Repaired> {
+        self.repaired
     }
 
     /// Cluster size in bytes; `None` for a raw image.

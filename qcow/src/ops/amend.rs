@@ -75,10 +75,10 @@ pub struct AmendOutcome {
     /// What is different, by the names of `qemu-img`'s options.
     pub changes: Vec<AmendChange>,
     /// Bitmaps that are removed.
-    #[serde(skip_serializing_if = "super::check::is_zero")]
+    #[serde(skip_serializing_if = "crate::check::is_zero")]
     pub bitmaps_dropped: u64,
     /// Bytes of zeros that are written because the version has no other way to say so.
-    #[serde(skip_serializing_if = "super::check::is_zero")]
+    #[serde(skip_serializing_if = "crate::check::is_zero")]
     pub zeros_written: u64,
     /// Length of the file in bytes.
     pub file_length: u64,

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::work::threads;
 use crate::chain::{Chain, OpenOptions};
 use crate::disk::{Disk, WriteOptions};
 use crate::exact::Exact;
 use crate::format::GuestOffset;
 use crate::setters::setters;
 use crate::sync::{Mutex, lock};
+use crate::threads;
 use crate::{CancelToken, Error, Result};
 
 /// Requests that are sent at once, at most: each has a thread.

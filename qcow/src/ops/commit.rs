@@ -176,7 +176,8 @@ impl CommitJob {
         if base_grown > 0 && !options.dry_run {
             grow(&found.base, size, &base_open)?;
         }
-        let disk = Disk::open(&found.base, &base_open, WriteOptions::new())?;
+        let write = WriteOptions::new().plan(options.dry_run);
+        let disk = Disk::open(&found.base, &base_open, write)?;
         if crate::io::FileStorage::identity_of(&found.base) != Some(found.base_identity) {
             let replaced = std::io::ErrorKind::NotFound.into();
             return Err(Error::io("another file has taken its place", replaced).file(&found.base));

@@ -4,8 +4,8 @@
 //! What the operations that are built on this have in common:
 //!
 //! 1. The image is locked as QEMU locks what it changes; one that another process uses is refused.
-//! 2. All its metadata is checked, because what has a refcount that is too low would be written over. An image
-//!    with errors is refused; leaks are not errors.
+//! 2. An image that was not closed properly is repaired first. All metadata is checked, because what has a
+//!    refcount that is too low would be written over. An image with errors is refused; leaks are not errors.
 //! 3. The new state is made in memory, and checked as if it had been written. If it had an error that would
 //!    be a bug of this crate's, and nothing is written.
 //! 4. It is written to space that is free, made durable, and switched to: see `image::edit`.
@@ -13,12 +13,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::check::{CheckOptions, CheckOutcome, check_image};
-use super::work::threads;
 use crate::chain::{Format, local_path, probe_format};
+use crate::check::{CheckOptions, CheckOutcome, check_image, takeover};
 use crate::image::edit::{Change, Edit};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
-use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
+use crate::threads;
+use crate::{CancelToken, Error, Observer, Result, Silent};
 
 /// An image opened for a plan, or to be changed.
 #[derive(Debug)]
@@ -93,9 +93,9 @@ pub(crate) fn change<T: Send>(
     let pool = threads::pool(threads::count(threads))?;
     pool.install(|| {
         let grows = opened.target.as_ref().is_none_or(|target| target.capabilities().resize);
-        let mut edit = Edit::open(Arc::clone(&opened.storage), grows)?;
-        let before = look(&opened.storage, observer, cancel)?;
-        refuse_errors(&before)?;
+        let storage = closed(opened, observer, cancel)?;
+        let mut edit = Edit::open(Arc::clone(&storage), grows)?;
+        let before = takeover::prove(&storage, observer, cancel)?;
         let made = work(&mut edit)?;
         let change = edit.finish()?;
         prove(&change, &before, cancel)?;
@@ -112,29 +112,27 @@ pub(crate) fn change<T: Send>(
     })
 }
 
-fn look(
-    storage: &Arc<dyn Storage>,
+/// The image, repaired first if it was not closed properly: on the disk, or for a plan in memory.
+fn closed(
+    opened: &Opened,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<CheckOutcome> {
-    let options = CheckOptions::default().max_findings(0);
-    check_image(Arc::clone(storage), &options, observer, cancel)
-}
-
-fn refuse_errors(before: &CheckOutcome) -> Result<()> {
-    if before.corruptions == 0 && before.check_errors == 0 {
-        return Ok(());
+) -> Result<Arc<dyn Storage>> {
+    let storage = Arc::clone(&opened.storage);
+    if takeover::is_dirty(&*storage)? {
+        let (plan, _) = takeover::plan(&storage, observer, cancel)?;
+        match &opened.target {
+            Some(target) => plan.changes.apply(&**target)?,
+            None => return Ok(plan.result()),
+        }
     }
-    Err(Error::corrupt(format!(
-        "the image has {} errors in its metadata, and is not changed",
-        before.corruptions.max(before.check_errors)
-    ))
-    .hint(Remedy::Repair))
+    Ok(storage)
 }
 
 /// Checks the image that the change makes, in memory.
 fn prove(change: &Change, before: &CheckOutcome, cancel: &CancelToken) -> Result<()> {
-    let after = look(&change.result(), &Silent, cancel)?;
+    let options = CheckOptions::default().max_findings(0);
+    let after = check_image(change.result(), &options, &Silent, cancel)?;
     if after.corruptions == 0 && after.check_errors == 0 && after.leaks <= before.leaks {
         return Ok(());
     }

@@ -23,11 +23,11 @@ mod target;
 mod users;
 mod work;
 
+pub use crate::threads::usual_threads;
 pub use not_carried::{NotCarried, Property};
 pub use target::{Preallocation, Qcow2Options, RawOptions, TargetOptions};
 pub use users::begin;
 pub use work::salvage::DamageReport;
-pub use work::threads::usual_threads;
 
 pub(crate) use crate::chain::{path_text, path_texts};
 pub(crate) use target::new_disk_size;

@@ -148,7 +148,7 @@ impl RebaseJob {
             Some(backing) => Some(open_new(path, backing)?),
             None => None,
         };
-        let write = WriteOptions::new();
+        let write = WriteOptions::new().plan(options.dry_run);
         let (disk, old) = Disk::open_over(path, open, new.clone(), write)?;
         let nothing = || empty_chain();
         let (old, new) = (old.map_or_else(nothing, Ok)?, new.map_or_else(nothing, Ok)?);

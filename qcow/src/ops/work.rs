@@ -15,6 +15,5 @@ pub(in crate::ops) mod salvage;
 pub(in crate::ops) mod sequencer;
 pub(in crate::ops) mod snapshots;
 pub(in crate::ops) mod sparse;
-pub(in crate::ops) mod threads;
 pub(in crate::ops) mod transfer;
 pub(in crate::ops) mod writes;

@@ -7,6 +7,6 @@
 )]
 
 mod faults;
-mod model;
+pub(super) mod model;
 mod resize;
 mod snapshots;

@@ -8,9 +8,14 @@
 
 mod barriers;
 mod crashes;
+pub(super) mod damaged;
+mod data_file;
 mod faults;
 pub(super) mod images;
+mod in_flight;
+mod lies;
 mod operations;
 mod queue;
 mod steps;
+mod takeover;
 mod threads;

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use nbd::{ChainBackend, Context, DiskBackend, Export};
 use qcow::Error;
 use qcow::chain::{Files, OpenOptions, walk};
-use qcow::disk::{Disk, WriteOptions};
 use serde::Serialize;
 
 use super::Serve;
 use crate::args::PartArgs;
 use crate::sandbox::Plan;
-use crate::session::Session;
+use crate::session::{Session, open_disk};
 
 /// What is to be served.
 #[derive(Debug)]
@@ -106,7 +105,7 @@ impl<'a> Exports<'a> {
             .iter()
             .map(|(path, name)| {
                 let export = if self.writable {
-                    let disk = Disk::open(path, &self.open, WriteOptions::new())?;
+                    let disk = open_disk(path, &self.open)?;
                     Export::new(name, Box::new(DiskBackend::new(disk)))
                 } else {
                     let chain = session.open_chain(path, &self.open, part)?;

@@ -27,6 +27,8 @@ pub(crate) struct WriterOptions {
     pub(crate) cache: u64,
     /// Give the space of freed clusters back to the file system.
     pub(crate) punch: bool,
+    /// Nothing will be written: an image that was not closed properly is as good as any, and writing is an error.
+    pub(crate) plan: bool,
 }
 
 impl Writer {
@@ -42,7 +44,7 @@ impl Writer {
         options: WriterOptions,
     ) -> Result<Self> {
         let image = Image::open(Arc::clone(&storage) as Arc<dyn Storage>)?;
-        check_writable(&image)?;
+        check_writable(&image, options.plan)?;
         if image.has_data_file() != data.is_some() {
             return Err(Error::usage(
                 "an image has an external data file just if its header says so",
@@ -93,18 +95,21 @@ impl Writer {
             changes: AtomicU64::new(0),
             unprepared: AtomicBool::new(!first_change.is_empty()),
             first_change: Mutex::new(first_change),
-            poison: OnceLock::new(),
+            poison: match options.plan {
+                true => (ErrorKind::Internal, "it was opened for a plan".into()).into(),
+                false => OnceLock::new(),
+            },
             decoders: Mutex::default(),
         })
     }
 }
 
-fn check_writable(image: &Image) -> Result<()> {
+fn check_writable(image: &Image, plan: bool) -> Result<()> {
     let header = image.header();
     if header.incompatible.contains(Incompatible::CORRUPT) {
         return Err(Error::corrupt("the image is marked corrupt").hint(Remedy::Repair));
     }
-    if header.incompatible.contains(Incompatible::DIRTY) {
+    if header.incompatible.contains(Incompatible::DIRTY) && !plan {
         let message = "the image was not closed properly, and its refcounts may be wrong";
         return Err(Error::corrupt(message).hint(Remedy::Repair));
     }

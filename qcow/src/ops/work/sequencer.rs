@@ -5,8 +5,8 @@
 
 use std::sync::PoisonError;
 
-use super::threads;
 use crate::sync::{Condvar, Mutex, lock};
+use crate::threads;
 use crate::{Error, Observer, Result};
 
 /// Runs `work` in `threads` workers (0: one per core) and gives back the ordered state.

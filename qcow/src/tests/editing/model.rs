@@ -46,16 +46,16 @@ pub(super) fn seen(made: &Made, image: &[u8]) -> Seen {
     }
 }
 
-pub(super) fn opened(storage: &Arc<SimStorage>) -> Opened {
+pub(in crate::tests) fn opened(storage: &Arc<SimStorage>) -> Opened {
     Opened::storage(Arc::clone(storage) as _)
 }
 
-pub(super) fn task(opened: &Opened, task: Task<'_>) -> Result<()> {
+pub(in crate::tests) fn task(opened: &Opened, task: Task<'_>) -> Result<()> {
     let options = SnapshotOptions::default().threads(1);
     run_on(opened, task, &options, &Silent, &CancelToken::new()).map(|_| ())
 }
 
-pub(super) fn edited(
+pub(in crate::tests) fn edited(
     opened: &Opened,
     work: impl FnOnce(&mut Edit) -> Result<()> + Send,
 ) -> Result<Changed> {

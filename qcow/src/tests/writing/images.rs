@@ -220,11 +220,15 @@ impl Made {
 
     /// Opens `storage`, which has the image or what became of it, for writing.
     pub(in crate::tests) fn open(&self, storage: Arc<dyn WriteStorage>) -> Disk {
+        self.try_open(storage).unwrap()
+    }
+
+    pub(in crate::tests) fn try_open(&self, storage: Arc<dyn WriteStorage>) -> crate::Result<Disk> {
         let mut options = WriteOptions::new().table_cache(64 << 10);
         if let Some(base) = self.base() {
             options = options.backing(base);
         }
-        Disk::from_storage(storage, Format::Qcow2, options).unwrap()
+        Disk::from_storage(storage, Format::Qcow2, options)
     }
 
     /// What `image` reads as, by the reader that shares nothing with the writer.

@@ -115,10 +115,10 @@ fn a_read_never_returns_another_clusters_bytes() {
                     })
                 })
                 .collect();
-            for writer in writers {
-                writer.join().unwrap();
-            }
+            let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+            // Also if one has failed: the readers must end.
             stop.store(true, SeqCst);
+            ended.into_iter().for_each(|ended| ended.unwrap());
         });
         disk.close().unwrap();
         assert_eq!(leaks(&storage.bytes(), kind.name), 0, "{}", kind.name);

@@ -8,14 +8,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::*;
-use crate::chain::{Chain, OpenOptions};
-use crate::io::MemoryStorage;
+use crate::chain::{Chain, Format, OpenOptions};
+use crate::check::{
+    CheckOptions, CheckOutcome, Finding, Kind as FindingKind, RepairOptions, Scope, Severity,
+    check_image, make_plan,
+};
+use crate::image::Image;
 use crate::io::sim::{Crash, Event, Failure, SimStorage};
-use crate::ops::check::{Finding, Severity, check_image};
+use crate::io::{MemoryStorage, Storage};
 use crate::ops::digest::{DigestOptions, digest};
 use crate::ops::flatten::{FlattenOptions, flatten};
 use crate::ops::{Qcow2Options, TargetOptions};
+use crate::{CancelToken, ErrorKind, Result, Silent};
 
 /// A sound image of 150 KiB with data in all of its clusters of 4 KiB.
 fn sound() -> Vec<u8> {

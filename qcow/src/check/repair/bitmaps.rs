@@ -2,9 +2,9 @@
 
 use super::plan::{Action, Plan, Step};
 use crate::Result;
+use crate::check::{Finding, FindingKind, Severity, Structure};
 use crate::format::{Autoclear, HeaderPatch, field};
 use crate::io::{Storage, read_padded};
-use crate::ops::check::{Finding, FindingKind, Severity, Structure};
 
 /// Plans to clear the bit that vouches for the bitmaps; says whether it is set. The image need not
 /// open: QEMU too refuses one whose bitmap directory is broken.

@@ -7,11 +7,11 @@ use byteorder::{BigEndian, ByteOrder};
 use super::Look;
 use super::plan::{Action, Plan, Step};
 use super::refcounts::Target;
+use crate::check::tables::L2Table;
+use crate::check::{Checker, Structure};
 use crate::exact::{Exact, to_usize};
 use crate::format::{L1Entry, RawL2Entry, Version, raw_l2_entry, set_raw_l2_entry};
 use crate::io::read_padded;
-use crate::ops::check::tables::L2Table;
-use crate::ops::check::{Checker, Structure};
 use crate::{Error, Result};
 
 /// L1 tables are read in pieces of this many bytes.

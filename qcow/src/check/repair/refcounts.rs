@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::Look;
 use super::plan::{Action, Plan, Step};
+use crate::check::counters::Counters;
+use crate::check::{Checker, Structure};
 use crate::exact::{Exact, to_usize};
 use crate::format::{
     ClusterIndex, Geometry, HeaderPatch, HostOffset, MAX_REFCOUNT_TABLE_BYTES, RefcountWidth,
@@ -12,8 +14,6 @@ use crate::format::{
 };
 use crate::image::RefcountBlock;
 use crate::image::update::Pieces;
-use crate::ops::check::counters::Counters;
-use crate::ops::check::{Checker, Structure};
 use crate::{Error, Remedy, Result};
 
 /// What refcounts will be when the repair is done.

@@ -26,22 +26,19 @@ mod moves;
 mod plan;
 mod refcounts;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::report::{FindingKind, Report};
-use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure, check, in_pool};
-use crate::chain::{Format, probe_format};
+use super::{CheckOptions, CheckOutcome, CheckState, Checker, Structure};
 use crate::format::{Autoclear, HeaderPatch, Incompatible, Version, field};
 use crate::image::{Image, Purpose};
 use crate::io::Storage;
-use crate::ops::edit::Opened;
 use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result, Silent};
 
-use plan::Plan;
+pub(crate) use plan::Plan;
 pub use plan::{Action, Step};
 use refcounts::Target;
 
@@ -97,79 +94,22 @@ pub struct RepairOutcome {
     #[serde(skip)]
     pub cluster_size: u64,
     /// Leaks that are gone.
-    #[serde(skip_serializing_if = "super::is_zero")]
+    #[serde(skip_serializing_if = "crate::check::is_zero")]
     pub leaks_fixed: u64,
     /// Corruptions that are gone.
-    #[serde(skip_serializing_if = "super::is_zero")]
+    #[serde(skip_serializing_if = "crate::check::is_zero")]
     pub corruptions_fixed: u64,
     /// Whether this is only a plan.
     pub dry_run: bool,
     /// What was, or would be, done, in order.
     pub steps: Vec<Step>,
     /// Steps beyond those.
-    #[serde(skip_serializing_if = "super::is_zero")]
+    #[serde(skip_serializing_if = "crate::check::is_zero")]
     pub steps_left_out: u64,
 }
 
-/// Repairs the image at `path` in place, and checks it again.
-///
-/// ```no_run
-/// use std::path::Path;
-/// use qcow::ops::check::{CheckOptions, RepairOptions, Scope, repair};
-/// use qcow::{CancelToken, Silent};
-///
-/// let options =
-///     RepairOptions::new(Scope::All).dry_run(true).check(CheckOptions::default());
-/// let plan = repair(Path::new("vm.qcow2"), &options, &Silent, &CancelToken::new())?;
-/// for step in &plan.steps {
-///     println!("{} {:#x}: {}", step.structure.as_str(), step.host_offset, step.action.as_str());
-/// }
-/// # Ok::<(), qcow::Error>(())
-/// ```
-///
-/// # Errors
-/// As [`check`]; [`Denied`](crate::ErrorKind::Denied) if another process uses the image;
-/// [`Unsupported`](crate::ErrorKind::Unsupported), with nothing written, if something in it is not
-/// understood.
-pub fn repair(
-    path: &Path,
-    options: &RepairOptions,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-) -> Result<RepairOutcome> {
-    let outcome = in_pool(options.check.threads, || {
-        let opened = Opened::file(path, options.dry_run)?;
-        let format = probe_format(&*opened.storage, path, options.check.format)?;
-        if format != Format::Qcow2 {
-            return Err(Error::unsupported(format!("{format} images have nothing to repair")));
-        }
-        let (before, plan) = make_plan(&opened.storage, options, observer, cancel)?;
-        let mut outcome = RepairOutcome {
-            check: before.clone(),
-            before,
-            cluster_size: cluster_size(&*opened.storage)?,
-            leaks_fixed: 0,
-            corruptions_fixed: 0,
-            dry_run: options.dry_run,
-            steps: plan.steps.clone(),
-            steps_left_out: plan.steps_left_out,
-        };
-        if let Some(target) = opened.target.filter(|_| !plan.changes.is_empty()) {
-            plan.changes.apply(&*target)?;
-            let shared = CheckOptions { force_share: true, ..options.check.clone() };
-            let after = check(path, &shared, &Silent, cancel)?;
-            outcome.leaks_fixed = outcome.check.leaks.saturating_sub(after.leaks);
-            outcome.corruptions_fixed = outcome.check.corruptions.saturating_sub(after.corruptions);
-            outcome.check = after;
-        }
-        outcome.check.filename = path.to_path_buf();
-        Ok(outcome)
-    })?;
-    outcome.map_err(|error| error.file(path))
-}
-
 /// What the header says of the size of clusters.
-fn cluster_size(storage: &dyn Storage) -> Result<u64> {
+pub(crate) fn cluster_size(storage: &dyn Storage) -> Result<u64> {
     let area = crate::image::read_header_area(storage, Purpose::Check)?;
     Ok(area.header.geometry().cluster_size())
 }
@@ -193,7 +133,7 @@ const STAGES: [Stage; 3] = [moves::part_data_from_metadata, drop_dead, moves::co
 ///
 /// Bitmaps say where a backup may skip data: wrong ones are worse than none. So where they stand in
 /// the way of a repair that is otherwise possible, all of them are dropped.
-fn make_plan(
+pub(crate) fn make_plan(
     storage: &Arc<dyn Storage>,
     options: &RepairOptions,
     observer: &dyn Observer,
@@ -438,6 +378,3 @@ fn clear_bits(plan: &mut Plan) -> Result<()> {
     plan.changes.barrier();
     plan.changes.patch(HeaderPatch::incompatible(cleared.bits()))
 }
-
-#[cfg(test)]
-mod tests;

@@ -17,7 +17,7 @@ pub fn usual_threads() -> usize {
 }
 
 /// How many workers are meant by `threads`, as options have it.
-pub(in crate::ops) fn count(threads: usize) -> usize {
+pub(crate) fn count(threads: usize) -> usize {
     match threads {
         0 => usual_threads(),
         threads => threads.min(MOST),
@@ -28,10 +28,22 @@ pub(in crate::ops) fn count(threads: usize) -> usize {
 ///
 /// # Errors
 /// [`Io`](crate::ErrorKind::Io) if threads cannot be started.
-pub(in crate::ops) fn pool(count: usize) -> Result<ThreadPool> {
+pub(crate) fn pool(count: usize) -> Result<ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(count)
         .thread_name(|index| format!("worker-{index}"))
         .build()
+        .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))
+}
+
+/// Runs `work` with as many workers, all of which have ended afterwards.
+///
+/// # Errors
+/// [`Io`](crate::ErrorKind::Io) if threads cannot be started.
+pub(crate) fn within<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .thread_name(|index| format!("worker-{index}"))
+        .build_scoped(rayon::ThreadBuilder::run, |pool| pool.install(work))
         .map_err(|error| Error::io("could not start threads", std::io::Error::other(error)))
 }

@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use super::plan::{Action, Plan, Step};
 use super::{Look, Scope, entries, refcounts};
+use crate::check::{Checker, FindingKind, Structure};
 use crate::exact::{Exact, to_usize};
 use crate::format::{ClusterIndex, HeaderPatch, HostOffset, RawL2Entry, Snapshot, Version, field};
 use crate::image::RefcountBlock;
 use crate::io::read_padded;
-use crate::ops::check::{Checker, FindingKind, Structure};
 use crate::{Error, Remedy, Result};
 
 /// Most data that is moved, in bytes: it is held in memory.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use crate::Result;
+use crate::check::Structure;
 use crate::image::update::Staged;
 use crate::io::Storage;
-use crate::ops::check::Structure;
 
 /// What is done about one thing that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -88,10 +88,10 @@ fn name<S: Serializer>(structure: &Structure, serializer: S) -> Result<S::Ok, S:
 /// All steps in order, and the writes that carry them out. Adding a step to the list writes nothing;
 /// whoever adds one adds its writes to `changes`.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) changes: Staged,
-    pub(super) steps: Vec<Step>,
-    pub(super) steps_left_out: u64,
+pub(crate) struct Plan {
+    pub(crate) changes: Staged,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) steps_left_out: u64,
     most: usize,
 }
 
@@ -102,7 +102,7 @@ impl Plan {
     }
 
     /// The image as it will be.
-    pub(super) fn result(&self) -> Arc<dyn Storage> {
+    pub(crate) fn result(&self) -> Arc<dyn Storage> {
         self.changes.result()
     }
 

@@ -1,0 +1,181 @@
+//! Images with an external data file: two files that a crash stops at different moments (W-24).
+
+use std::sync::{Arc, Mutex};
+
+use fixtures::{pattern::Random, qemu};
+
+use super::images::leaks;
+use crate::chain::{Chain, Format};
+use crate::disk::{Disk, WriteOptions};
+use crate::format::GuestOffset;
+use crate::io::sim::SimStorage;
+use crate::io::{Capabilities, MemoryStorage, Storage, WriteStorage, Zeroes};
+
+/// A call on one of the files, in the order of all calls.
+#[derive(Debug, Clone)]
+enum Call {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Sync,
+}
+
+/// Both files' calls.
+type Calls = Arc<Mutex<Vec<(usize, Call)>>>;
+
+/// One of the files.
+#[derive(Debug)]
+struct File {
+    number: usize,
+    calls: Calls,
+    memory: MemoryStorage,
+}
+
+impl File {
+    fn call(&self, call: Call) {
+        self.calls.lock().unwrap().push((self.number, call));
+    }
+}
+
+impl Storage for File {
+    fn len(&self) -> u64 {
+        self.memory.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.memory.read_at(buf, offset)
+    }
+}
+
+impl WriteStorage for File {
+    fn capabilities(&self) -> Capabilities {
+        self.memory.capabilities()
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+        self.call(Call::Write(offset, bytes.to_vec()));
+        self.memory.write_at(bytes, offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _: Zeroes) -> std::io::Result<()> {
+        self.write_at(&vec![0; len as usize], offset)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        let len = self.len().saturating_sub(offset).min(len);
+        self.write_at(&vec![0; len as usize], offset)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.call(Call::SetLen(len));
+        self.memory.set_len(len)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.call(Call::Sync);
+        Ok(())
+    }
+}
+
+/// What a crash after `calls` leaves of file `number`, drawn by `seed`.
+fn crashed(start: &[u8], number: usize, calls: &[(usize, Call)], seed: u64) -> Vec<u8> {
+    let storage = SimStorage::new(start.to_vec());
+    for (_, call) in calls.iter().filter(|(file, _)| *file == number) {
+        match call {
+            Call::Write(offset, bytes) => storage.write_at(bytes, *offset),
+            Call::SetLen(len) => storage.set_len(*len),
+            Call::Sync => storage.sync(),
+        }
+        .unwrap();
+    }
+    match seed {
+        // The process alone dies.
+        0 => storage.bytes(),
+        seed => storage.crash(seed).bytes,
+    }
+}
+
+fn content(image: &[u8], data: &[u8]) -> Vec<u8> {
+    let image = Arc::new(MemoryStorage::new(image.to_vec()));
+    let data = Arc::new(MemoryStorage::new(data.to_vec()));
+    let chain = Chain::builder().layer("image", image, Format::Qcow2).data_file("data", data);
+    let chain = chain.open().unwrap();
+    let mut bytes = vec![0; chain.virtual_size() as usize];
+    chain.read_at(&mut bytes, GuestOffset(0)).unwrap();
+    bytes
+}
+
+#[test]
+fn a_crash_leaves_both_files_with_what_was_flushed_or_something_newer() {
+    fixtures::needs_qemu!();
+    const CLUSTER: u64 = 4096;
+    const CLUSTERS: u64 = 16;
+    for raw in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, data) = (dir.path().join("image.qcow2"), dir.path().join("data.raw"));
+        let options = format!("cluster_size=4k,data_file={},data_file_raw={raw}", data.display());
+        qemu::create(&path, &options.replace("=true", "=on").replace("=false", "=off"), "64k");
+        let start = [std::fs::read(&path).unwrap(), std::fs::read(&data).unwrap()];
+        for seed in 0..4 {
+            let calls = Calls::default();
+            let file = |number: usize| {
+                let memory = MemoryStorage::new(start[number].clone());
+                Arc::new(File { number, calls: Arc::clone(&calls), memory })
+            };
+            let options = WriteOptions::new().data_file(file(1));
+            let disk = Disk::from_storage(file(0), Format::Qcow2, options).unwrap();
+            let mut random = Random::new(seed);
+            // For each cluster what was written and when it began; when flushes began that have ended, and when that was.
+            let mut written = vec![vec![(0, 0u8)]; CLUSTERS as usize];
+            let mut flushes = vec![(0, 0)];
+            for number in 1..40u8 {
+                let cluster = random.below(CLUSTERS);
+                let before = calls.lock().unwrap().len();
+                match random.below(6) {
+                    0 => {
+                        disk.flush().unwrap();
+                        flushes.push((before, calls.lock().unwrap().len()));
+                        continue;
+                    }
+                    1 => {
+                        disk.write_zeroes(cluster * CLUSTER, CLUSTER, Zeroes::Unmap).unwrap();
+                        written[cluster as usize].push((before, 0));
+                    }
+                    _ => {
+                        disk.write_at(&[number; CLUSTER as usize], cluster * CLUSTER).unwrap();
+                        written[cluster as usize].push((before, number));
+                    }
+                }
+            }
+            disk.close().unwrap();
+            let calls = calls.lock().unwrap().clone();
+            for cut in 0..=calls.len() {
+                for draw in 0..4 {
+                    let what = format!("raw {raw}, seed {seed}, after {cut} calls, draw {draw}");
+                    let [image, data] = [0, 1].map(|number| {
+                        crashed(&start[number], number, &calls[..cut], draw * (7 + number as u64))
+                    });
+                    leaks(&image, &what);
+                    let found = content(&image, &data);
+                    let ended = flushes.iter().rev().find(|(_, ended)| *ended <= cut);
+                    let flushed = ended.map_or(0, |(began, _)| *began);
+                    for (cluster, written) in written.iter().enumerate() {
+                        let last = written.iter().rposition(|(began, _)| *began < flushed);
+                        let allowed = &written[last.unwrap_or(0)..];
+                        let bytes = &found[cluster * CLUSTER as usize..][..CLUSTER as usize];
+                        for sector in bytes.chunks(512) {
+                            let fits = allowed.iter().any(|(began, value)| {
+                                *began <= cut && sector.iter().all(|byte| byte == value)
+                            });
+                            assert!(fits, "{what}: cluster {cluster} has {}", sector[0]);
+                        }
+                    }
+                    if raw {
+                        let shown = data.iter().copied().chain(std::iter::repeat(0));
+                        let same = found.iter().copied().eq(shown.take(found.len()));
+                        assert!(same, "{what}: the data file is not the disk");
+                    }
+                }
+            }
+        }
+    }
+}
