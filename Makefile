@@ -7,7 +7,8 @@ BINARY := $(TARGET)/$(BUILD)/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-long test-migration iotests fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release debug clean
+.PHONY: help demo demo-migration test test-long test-migration iotests fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release \
+  deb package-test static container reproducible crates msrv book soak debug clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +82,42 @@ man: release ## Write man pages and shell completions under target/
 release: ## Build the binary
 	@scripts/setup build
 	cargo build --release --locked -p qcowtool
+
+deb: ## Make Debian packages, qcowtool and qcowtool-libvirt, in target/dist/deb
+	@scripts/setup package
+	@scripts/package deb
+
+package-test: deb ## Install them into a fresh minimal Debian, and run the demo there (as root)
+	@scripts/setup package-test
+	@scripts/package-test $(TARGET)/dist/deb
+
+static: ## Build a static program, without libvirt, and an archive of it, in target/dist/static
+	@scripts/setup static
+	@scripts/package static
+
+container: static ## Make an image of the static program, an OCI archive
+	@scripts/setup container
+	@scripts/package container
+
+reproducible: ## Build the last commit twice in two folders, and compare the bytes
+	@scripts/setup static
+	@scripts/reproducible
+
+crates: ## Make the packages of the crates, each compiled from its package alone
+	@scripts/setup build
+	@scripts/crates
+
+msrv: ## Compile the product with the lowest Rust that it names
+	@scripts/setup msrv
+	@scripts/msrv
+
+book: $(BUILD) ## Make a site of the documents, in target/book/html
+	@scripts/setup book
+	@scripts/book $(BINARY) $(TARGET)/book
+
+soak: ## For HOURS (1): random operations, kills and power cuts on three file systems (MIGRATIONS=on: migrations too; as root)
+	@scripts/setup soak
+	@HOURS=$(or $(HOURS),1) scripts/soak
 
 debug:
 	@test -x $(BINARY) || cargo build --locked --workspace --bins

@@ -5,6 +5,8 @@
 
 #[path = "serving/client.rs"]
 mod client;
+#[path = "serving/examples.rs"]
+mod examples;
 #[path = "serving/limits.rs"]
 mod limits;
 #[path = "serving/power.rs"]

@@ -4,6 +4,7 @@
 
 mod advice;
 mod cves;
+mod documents;
 mod errors;
 mod info;
 mod interrupt;
