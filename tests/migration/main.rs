@@ -4,6 +4,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod annotate;
 mod baseline;
 mod content;
 mod devices;
