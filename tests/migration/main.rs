@@ -16,6 +16,7 @@ mod guest_files;
 mod hook;
 mod live;
 mod mkdir;
+mod network_disk;
 mod opennebula;
 mod preflight;
 mod rescue;

@@ -95,7 +95,7 @@ fn all_reasons_are_told_at_once() {
 
 #[test]
 fn a_disk_without_an_image_is_refused() {
-    for source in [Source::None, Source::Network { protocol: "rbd".into() }] {
+    for source in [Source::None, Source::Network { protocol: "rbd".into(), local: None }] {
         let mut facts = facts();
         (facts.disk.source, facts.disk.chain, facts.needs) = (source, None, None);
         refused(&facts, &Options::default(), &["no-image"]);

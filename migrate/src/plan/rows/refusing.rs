@@ -1,5 +1,7 @@
 //! The rows that refuse a disk or leave it where it is.
 
+use std::path::PathBuf;
+
 use crate::Remedy;
 use crate::facts::{
     Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
@@ -96,12 +98,23 @@ fn is_the_same(destination: &TargetFacts) -> bool {
     })
 }
 
-/// `OverTheNetwork`: the hypervisor reaches it from everywhere.
+/// `OverTheNetwork`: the hypervisor reaches it from everywhere, or from its own host only.
 pub(super) fn over_the_network(disk: &Disk<'_>) -> Option<Verdict> {
-    match &disk.disk.source {
-        Source::Network { protocol } => skip(format!("reached over the network ({protocol})")),
-        _ => None,
-    }
+    let Source::Network { protocol, local } = &disk.disk.source else { return None };
+    let shared = |path: &&PathBuf| disk.policy.shared.iter().any(|dir| path.starts_with(dir));
+    let Some(path) = local.as_ref().filter(|path| !shared(path)) else {
+        return skip(format!("reached over the network ({protocol})"));
+    };
+    let how = match path.as_os_str() == "/" {
+        true => "the loopback address".to_owned(),
+        false => format!("the Unix socket '{}'", path.display()),
+    };
+    refuse(
+        format!(
+            "its {protocol} server is reached by {how}, behind which the destination has another, or none"
+        ),
+        "have its server listen at an address that both hosts reach, and put that into the guest's definition",
+    )
 }
 
 /// `SharedStorage`: both hosts see the same file under the same name, all of its layers included.
