@@ -50,6 +50,10 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
              another one with --map-path",
         ],
         Remedy::Adopt => &["remove it if it is a left-over, or overwrite it with --adopt"],
+        Remedy::MakeDevice(_) => &[
+            "create a device of {} bytes there (lvcreate), and let it be overwritten with --adopt; or map the disk's \
+             path to a file with --map-path",
+        ],
         Remedy::Eject => &[
             "eject the medium, map its path to one that is free with --map-path, or allow --eject",
         ],

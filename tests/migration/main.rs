@@ -24,3 +24,4 @@ mod serving;
 mod third_machine;
 mod trial;
 mod tuning;
+mod volumes;

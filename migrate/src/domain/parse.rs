@@ -157,6 +157,6 @@ pub(super) fn has_chain(disk: Node<'_, '_>) -> bool {
 
 /// Whether a path is taken for a device's where nothing else tells: of a medium, of a lower layer. QEMU
 /// opens devices and files with different drivers, and refuses the wrong one.
-pub(super) fn is_device(path: &Path) -> bool {
+pub(crate) fn is_device(path: &Path) -> bool {
     path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }

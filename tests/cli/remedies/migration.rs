@@ -34,6 +34,7 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     ("EjectOrAllowDirectory", PLANS),
     ("Adopt", PLANS),
+    ("MakeDevice", PLANS),
     ("Eject", PLANS),
     ("AllowDepth", PLANS),
     ("AllowDataFile", PLANS),

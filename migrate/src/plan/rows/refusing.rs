@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::Remedy;
+use crate::domain::is_device;
 use crate::facts::{
     Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
 };
@@ -335,9 +336,21 @@ pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// `PlaceUnusable`: the place cannot be written to, or two disks would go to one.
+/// `PlaceUnusable`: the place cannot be written to, or is a device's that is not there, or two disks would go to one.
 pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
     let destination = disk.destination()?;
+    // A file there would be gone with the host's next start.
+    if destination.object.is_none() && is_device(&destination.path) {
+        let size = match disk.top()?.format {
+            Format::Raw => disk.size(),
+            _ => worst_file(disk),
+        };
+        let path = destination.path.display();
+        return refuse(
+            format!("'{path}' is among the destination's devices, and does not exist"),
+            Remedy::MakeDevice(size.to_string()),
+        );
+    }
     if let Some((why, way_out)) = disk.obstacle() {
         return refuse(
             format!("'{}' cannot be made at the destination: {why}", destination.path.display()),
@@ -364,6 +377,15 @@ pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
         return refuse(
             format!("the destination has '{path}' already, and its content is not known"),
             Remedy::Adopt,
+        );
+    }
+    if !disk.live() && object.block_device {
+        return refuse(
+            format!(
+                "'{path}' is a device, and the disks of a guest that is shut off go to new images only"
+            ),
+            "migrate the guest while it runs, or is paused (virsh start --paused); or map the disk's path to one that \
+             is free",
         );
     }
     if !disk.live() {
