@@ -19,6 +19,7 @@ mod mkdir;
 mod network_disk;
 mod opennebula;
 mod preflight;
+mod relocate;
 mod rescue;
 mod serving;
 mod third_machine;
