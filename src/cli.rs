@@ -6,8 +6,8 @@ use crate::args::exit_codes;
 use crate::commands::{
     Agent, Amend, Annotate, Audit, Bench, Bitmap, Check, Checksum, Commit, Compare, Convert,
     Create, Dd, Dependents, Evacuate, Flatten, Generate, Hook, Info, Io, MapCommand, Measure,
-    Migrate, Monitor, PlanCommand, Preflight, Prepare, Rebase, Rescue, Resize, Resume, Rollback,
-    Serve, Snapshot, Transactions,
+    Migrate, Monitor, PlanCommand, Preflight, Prepare, Rebase, Relocate, Rescue, Resize, Resume,
+    Rollback, Serve, Snapshot, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -125,6 +125,7 @@ commands! {
     Migrate(output) "migrate" "Migrate a guest with its local disks to another host";
     Evacuate(output) "evacuate" "Migrate all guests of a host to one or several others, planned as one";
     Prepare(output) "prepare" "Create and verify a guest's images at the destination, for a manager that calls libvirt itself";
+    Relocate(output) "relocate" "Move disks of a running guest to another directory or storage pool of its host";
     Transactions(output) "transactions" "List runs of migrate and prepare, including interrupted ones";
     Resume(output) "resume" "Continue an interrupted run";
     Rollback(output) "rollback" "Undo an interrupted run, or what prepare created";

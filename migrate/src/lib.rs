@@ -52,6 +52,7 @@
 //! Uses only the public API of the [`qcow`] crate.
 
 pub mod agent;
+pub mod annotate;
 pub mod audit;
 pub mod domain;
 pub mod driver;

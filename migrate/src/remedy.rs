@@ -95,6 +95,12 @@ remedies! {
     AllowDirectoryOfFile "create its directory there, or allow that it is made as it is at the source";
     /// Overwrite what is at the path, or remove it.
     Adopt "remove it if it is a left-over, or allow that it is overwritten";
+    /// Create a block device of so many bytes, and overwrite what it holds.
+    MakeDevice(size) "create a device of {} bytes there, and allow that it is overwritten; or map the disk's path to a \
+                      file";
+    /// Migrate to another host; or tell two hosts apart; or move disks within one.
+    OtherHost "give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one; disks can be \
+               moved within a host";
     /// Eject a removable medium, or find another path for it.
     Eject "eject the medium, map its path to one that is free, or allow that the drive is emptied";
     /// The same, or allow that a directory is made for it at the destination.

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use migrate::driver::{Hypervisor, Metadata};
-use migrate::hook::annotation::{Annotation, Below, NAMESPACE, PREFIX};
+use migrate::ErrorKind;
+use migrate::annotate;
+use migrate::hook::annotation::{Annotation, Below};
 use migrate::plan::Policy;
-use migrate::probe::{Annotated, Probing, annotation};
-use migrate::{Error, Result};
+use migrate::probe::{Annotated, Probing};
 use qcow::Escaped;
 use serde::Serialize;
 
@@ -82,11 +82,11 @@ impl Annotate {
         let hypervisor = host.hypervisor.as_ref();
         let guests = if self.all { hypervisor.names()? } else { self.guests.clone() };
         let operation = Operation::showing(self.progress)?;
-        let mut written = Vec::new();
+        let mut all = Vec::new();
         for guest in &guests {
             let one = operation.run_migration(|observer, cancel| {
                 if self.remove {
-                    return removed(hypervisor, guest);
+                    return annotate::remove(hypervisor, guest).map(removed);
                 }
                 let cache = self.state.digests();
                 // Without it, backing files are just read again.
@@ -94,57 +94,50 @@ impl Annotate {
                 let policy = Policy::default();
                 let cache = kept.then_some(cache.as_path());
                 let probing = Probing::new(&policy, observer, cancel).cache(cache);
-                annotate(hypervisor, guest, &probing)
+                annotate::write(hypervisor, guest, &probing).map(written)
             });
-            written.push(match one {
-                // One guest's fault must not keep the others from their annotation.
-                Err(Failure::Migration(error)) if self.all => Written {
-                    domain: guest.clone(),
-                    annotation: Annotation::default(),
-                    problems: vec![error.to_string()],
-                },
+            all.push(match one {
+                // One guest's fault must not keep the others from their annotation; that they are on another host
+                // is the same for all.
+                Err(Failure::Migration(error))
+                    if self.all && error.kind() != ErrorKind::Refused =>
+                {
+                    Written {
+                        domain: guest.clone(),
+                        annotation: Annotation::default(),
+                        problems: vec![error.to_string()],
+                    }
+                }
                 other => other?,
             });
         }
         match self.output.output {
-            OutputFormat::Json => print_json(&written)?,
+            OutputFormat::Json => print_json(&all)?,
             OutputFormat::Human => {
-                print(text(&written))?;
-                for one in &written {
+                print(text(&all))?;
+                for one in &all {
                     for problem in &one.problems {
                         eprint_line(format_args!("qcowtool: {}: {problem}", one.domain));
                     }
                 }
             }
         }
-        match written.iter().all(|one| one.problems.is_empty()) {
+        match all.iter().all(|one| one.problems.is_empty()) {
             true => Ok(()),
             false => Err(Failure::Verdict(INCOMPLETE)),
         }
     }
 }
 
-fn annotate(hypervisor: &dyn Hypervisor, guest: &str, probing: &Probing<'_>) -> Result<Written> {
-    let Annotated { name, uuid, annotation, incomplete } = annotation(hypervisor, guest, probing)?;
-    let element = annotation.to_xml()?;
-    let (namespace, prefix) = (NAMESPACE, PREFIX);
-    hypervisor.set_metadata(&uuid, &Metadata { namespace, prefix, element: Some(&element) })?;
+fn written(found: Annotated) -> Written {
+    let Annotated { name, annotation, incomplete, .. } = found;
     let problem = |(disk, why): (String, String)| format!("disk '{disk}': {why}");
     let problems = incomplete.into_iter().map(problem).collect();
-    Ok(Written { domain: name, annotation, problems })
+    Written { domain: name, annotation, problems }
 }
 
-fn removed(hypervisor: &dyn Hypervisor, guest: &str) -> Result<Written> {
-    let missing = || Error::usage(format!("there is no domain '{guest}'"));
-    let domain = hypervisor.domain(guest)?.ok_or_else(missing)?;
-    // libvirt refuses to remove what is not there.
-    let there = [Some(&domain.live_xml), domain.inactive_xml.as_ref()];
-    if there.iter().flatten().any(|xml| xml.contains(NAMESPACE)) {
-        let (namespace, prefix) = (NAMESPACE, PREFIX);
-        hypervisor.set_metadata(&domain.uuid, &Metadata { namespace, prefix, element: None })?;
-    }
-    let annotation = Annotation::default();
-    Ok(Written { domain: domain.name, annotation, problems: Vec::new() })
+fn removed(domain: String) -> Written {
+    Written { domain, annotation: Annotation::default(), problems: Vec::new() }
 }
 
 fn text(written: &[Written]) -> String {

@@ -24,6 +24,7 @@ mod migration;
 #[cfg_attr(not(feature = "monitor"), path = "no_monitor.rs")]
 mod monitor;
 mod rebase;
+mod relocate;
 mod rescue;
 mod resize;
 mod serve;
@@ -58,6 +59,7 @@ pub(crate) use migration::{
 };
 pub(crate) use monitor::Monitor;
 pub(crate) use rebase::Rebase;
+pub(crate) use relocate::Relocate;
 pub(crate) use rescue::Rescue;
 pub(crate) use resize::Resize;
 pub(crate) use serve::Serve;

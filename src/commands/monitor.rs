@@ -1,5 +1,6 @@
 //! `qcowtool monitor`: the audit, again and again, as metrics and as a page.
 
+mod annotator;
 mod board;
 mod pace;
 mod page;
@@ -21,11 +22,13 @@ use serde::Serialize;
 
 use crate::args::{OutputArgs, exit_codes};
 use crate::commands::audit::hosts;
+use crate::commands::migration::State;
 use crate::failure::Failure;
 use crate::listen::parse_listen;
 use crate::output::{OutputFormat, eprint_line, print, print_json};
 use crate::signals::Watch;
 
+use self::annotator::Annotator;
 use self::board::Board;
 use self::scanner::Scanner;
 use self::server::{Server, Site};
@@ -34,13 +37,16 @@ use self::watching::Bell;
 /// A scan that hangs, on a host that does not answer, does not keep the program.
 const PARTING: Duration = Duration::from_secs(5);
 
+/// Not everything about the guests' disks could be found out and written.
+const INCOMPLETE: u8 = 6;
+
 /// Arguments of `monitor`.
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
     "Audits as 'qcowtool audit' does, after file events in the examined directories and at every interval;
-writes of running guests are not such events. Nothing is changed. Only directories in PATH and those of the
-pools and domains of --connect are reported.
+writes of running guests are not such events. Nothing is changed, except with --annotate the guests' metadata. Only
+directories in PATH and those of the pools and domains of --connect are reported.
 
 Over HTTP: / (a page), /metrics, /audit.json, /graph.svg, /health; GET and HEAD only. Every client that can
 connect can read it: listen on an address other than loopback only if that is intended. The metrics, rules for
@@ -51,10 +57,12 @@ Examples:
   qcowtool monitor --listen 127.0.0.1:9177 --connect qemu:///system --interval 300
   qcowtool monitor --textfile /var/lib/node_exporter/qcowtool.prom --connect qemu:///system
   qcowtool monitor --once --textfile /var/lib/node_exporter/qcowtool.prom /srv/images
+  qcowtool monitor --listen 9177 --connect qemu:///system --annotate
 
 ", exit_codes!(
 "  0    stopped by SIGINT (Ctrl-C), SIGTERM or SIGHUP; with --once: written
-  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written")))]
+  1    wrong usage, or it could not listen; with --once: nothing could be looked at, or not written
+  6    with --once --annotate: not everything about the guests' disks could be found out and written")))]
 pub(crate) struct Monitor {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -89,6 +97,13 @@ pub(crate) struct Monitor {
     /// Also examine the pools and domains of this libvirt URI (may be repeated)
     #[arg(long, value_name = "URI")]
     connect: Vec<String>,
+
+    /// Keep exact sizes and digests in the metadata of the guests of --connect, as 'qcowtool annotate' writes them
+    #[arg(long, requires = "connect")]
+    annotate: bool,
+
+    #[command(flatten)]
+    state: State,
 
     /// Directories, searched recursively, and images
     #[arg(value_name = "PATH", required_unless_present = "connect")]
@@ -125,6 +140,18 @@ impl Monitor {
         })?;
         let interval = Duration::from_secs(self.interval);
         let board = Arc::new(Board::new(interval));
+        let mut annotator = self
+            .annotate
+            .then(|| {
+                // Without digests that are kept, each round would read all backing files again.
+                let digests = self.state.digests();
+                migrate::journal::make_directory(&digests)?;
+                let (uris, board) = (self.connect.clone(), Arc::clone(&board));
+                let cancel = watch.token().clone();
+                Ok::<_, migrate::Error>(Annotator { uris, digests, interval, board, cancel })
+            })
+            .transpose()?;
+        let annotates_once = annotator.take_if(|_| self.once);
         let scanner = Scanner {
             paths: self.paths,
             uris: self.connect,
@@ -135,9 +162,12 @@ impl Monitor {
             board: Arc::clone(&board),
             bell,
             cancel: watch.token().clone(),
+            annotator: annotator.map(Annotator::start).transpose().map_err(failed)?,
         };
         if self.once {
-            return watch.settle_migration(scanner.once());
+            let complete = annotates_once.is_none_or(|annotator| annotator.once());
+            watch.settle_migration(scanner.once())?;
+            return if complete { Ok(()) } else { Err(Failure::Verdict(INCOMPLETE)) };
         }
         let names = self.allow_host.iter().map(|name| name.to_ascii_lowercase()).collect();
         let site = Site { board, names };

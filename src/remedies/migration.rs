@@ -50,6 +50,14 @@ fn table(remedy: &Remedy) -> &'static [&'static str] {
              another one with --map-path",
         ],
         Remedy::Adopt => &["remove it if it is a left-over, or overwrite it with --adopt"],
+        Remedy::MakeDevice(_) => &[
+            "create a device of {} bytes there (lvcreate), and let it be overwritten with --adopt; or map the disk's \
+             path to a file with --map-path",
+        ],
+        Remedy::OtherHost => &[
+            "give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one; to move disks \
+             within a host, use `qcowtool relocate`",
+        ],
         Remedy::Eject => &[
             "eject the medium, map its path to one that is free with --map-path, or allow --eject",
         ],

@@ -274,6 +274,7 @@ fn the_library_names_no_option_and_no_program() {
         ".qcowtool-",
         "qcowtool tree hash",
         "qcowtool sample of leaves",
+        "qcowtool leaves within a size",
         "qcowtool facts fingerprint",
         "qcowtool plan digest",
         "qcowtool-plan/",

@@ -31,6 +31,7 @@ pub(crate) enum Event {
     Zero(usize, u64, u64),
     Sync(usize),
     MakeDirectory(String),
+    RemoveDirectory(String),
     SyncDirectory(String),
 }
 
@@ -48,6 +49,7 @@ pub(crate) fn events_of(before: &Before, calls: &[Call]) -> Vec<(usize, Event)> 
         before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect();
     let mut lengths: Vec<u64> = before.iter().map(|(_, bytes)| bytes.len() as u64).collect();
     let mut events = Vec::new();
+    let mut directories = HashSet::new();
     let name = |path: &Path| {
         let room = path.ancestors().find(|path| is_room(path));
         let name = room.map_or(path, |room| path.strip_prefix(room).unwrap());
@@ -61,6 +63,15 @@ pub(crate) fn events_of(before: &Before, calls: &[Call]) -> Vec<(usize, Event)> 
         !passing && path.ancestors().any(is_room) || before.iter().any(|(known, _)| name == *known)
     };
     for (at, call) in calls.iter().enumerate().filter(|(_, call)| call.result >= 0) {
+        if matches!(call.name, "mkdir" | "mkdirat") {
+            directories.insert(name(&call.path));
+        }
+        // A directory that was made under a passing name is there when it gets its own.
+        if call.name.starts_with("rename") && directories.contains(&name(&call.path)) {
+            directories.insert(name(&call.to));
+            events.push((at, Event::MakeDirectory(name(&call.to))));
+            continue;
+        }
         if !matters(&call.path) || call.is_on_a_stream() {
             continue;
         }
@@ -99,7 +110,8 @@ pub(crate) fn events_of(before: &Before, calls: &[Call]) -> Vec<(usize, Event)> 
             ("fallocate", Some(file)) => Event::Zero(file, two, three),
             ("fsync" | "fdatasync", Some(file)) => Event::Sync(file),
             ("fsync", None) => Event::SyncDirectory(of),
-            ("mkdir", None) => Event::MakeDirectory(of),
+            ("mkdir" | "mkdirat", None) => Event::MakeDirectory(of),
+            ("rmdir" | "unlinkat", None) => Event::RemoveDirectory(of),
             // It was there, and is opened as it is.
             ("openat", Some(_)) if two as i32 & libc::O_TRUNC == 0 => continue,
             _ => {
@@ -140,6 +152,8 @@ pub(crate) struct Left {
     pub(crate) files: Vec<Vec<u8>>,
     /// Directories that were made, and are not there.
     pub(crate) lost: Vec<String>,
+    /// Directories that were removed, and are there.
+    pub(crate) back: Vec<String>,
 }
 
 /// As [`after`].
@@ -199,7 +213,8 @@ pub(crate) fn left_after(before: &Before, events: &[Event], kept: Kept) -> Left 
             .iter()
             .rposition(|event| matches!(event, Event::SyncDirectory(of) if of == directory))
     };
-    let (mut names, mut losing, mut gone) = (BTreeMap::new(), HashSet::new(), Vec::new());
+    let (mut names, mut losing) = (BTreeMap::new(), HashSet::new());
+    let (mut gone, mut back) = (Vec::new(), Vec::new());
     names.extend(before.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)));
     let mut next = before.len();
     for (at, event) in events.iter().enumerate() {
@@ -207,7 +222,8 @@ pub(crate) fn left_after(before: &Before, events: &[Event], kept: Kept) -> Left 
             Event::Create(name)
             | Event::Rename(_, name)
             | Event::Remove(name)
-            | Event::MakeDirectory(name) => name.rsplit_once('/').map_or("", |(above, _)| above),
+            | Event::MakeDirectory(name)
+            | Event::RemoveDirectory(name) => name.rsplit_once('/').map_or("", |(above, _)| above),
             _ => continue,
         };
         let durable = synced(changed).is_some_and(|sync| at < sync);
@@ -228,6 +244,7 @@ pub(crate) fn left_after(before: &Before, events: &[Event], kept: Kept) -> Left 
             }
             Event::Remove(name) if !lost => drop(names.remove(name)),
             Event::MakeDirectory(name) if lost => gone.push(name.clone()),
+            Event::RemoveDirectory(name) if lost => back.push(name.clone()),
             _ => {}
         }
     }
@@ -235,7 +252,7 @@ pub(crate) fn left_after(before: &Before, events: &[Event], kept: Kept) -> Left 
         name.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
     };
     names.retain(|name, _| !gone.iter().any(|gone| below(name, gone)));
-    Left { names, files, lost: gone }
+    Left { names, files, lost: gone, back }
 }
 
 /// Whether what is left of a target is what was there before, or what was to be there.

@@ -41,25 +41,13 @@ pub(crate) struct Story {
     pub(crate) line: &'static str,
     /// It looks at what others do not look at, and so its calls that only look are disturbed too.
     pub(crate) looks: bool,
-    /// It makes directories or removes them.
-    pub(crate) directories: bool,
     /// Files that it is to make at the destination, and to take away, so that it does something.
     makes: usize,
     removes: usize,
 }
 
 const fn story(name: &'static str, line: &'static str) -> Story {
-    Story {
-        name,
-        first: None,
-        cut: None,
-        aged: false,
-        line,
-        looks: false,
-        directories: false,
-        makes: 0,
-        removes: 0,
-    }
+    Story { name, first: None, cut: None, aged: false, line, looks: false, makes: 0, removes: 0 }
 }
 
 const MIGRATE: &str = "migrate --policy full HOSTS";
@@ -93,10 +81,9 @@ pub(crate) const STORIES: [Story; 10] = [
     Story { makes: 3, removes: 1, ..story("migrate", MIGRATE) },
     Story { makes: 3, removes: 1, looks: true, ..story("migrate, nothing kept", THIN) },
     // Two directories and what is in them.
-    Story { makes: 5, removes: 1, directories: true, ..story("migrate, nowhere to go yet", MADE) },
+    Story { makes: 5, removes: 1, ..story("migrate, nowhere to go yet", MADE) },
     Story {
         first: Some(MADE),
-        directories: true,
         cut: Some(names_a_directory),
         removes: 1,
         ..story("rollback of half the directories", "rollback ID --state-dir state")

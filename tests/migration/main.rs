@@ -4,6 +4,7 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+mod annotate;
 mod baseline;
 mod content;
 mod devices;
@@ -15,10 +16,13 @@ mod guest_files;
 mod hook;
 mod live;
 mod mkdir;
+mod network_disk;
 mod opennebula;
 mod preflight;
+mod relocate;
 mod rescue;
 mod serving;
 mod third_machine;
 mod trial;
 mod tuning;
+mod volumes;

@@ -34,6 +34,22 @@ fn what_a_third_machine_is_refused_it_does_on_the_guests_host() {
         trial.refused(ran, "the guest is on host-a, and this is host-b");
         says(&on_b(&rig, words), "ssh -t host-a qcowtool");
     }
+    // What only looks at files of the guest, or changes them where they are, says the same.
+    let from = format!("qemu+tcp://{}/system", rig.a.name());
+    for words in [
+        &["annotate", &name][..],
+        &["annotate", "--all"],
+        &["rescue", &name],
+        &["flatten", "--live", &name, "vda"],
+        &["relocate", &name, "--target-dir", &elsewhere],
+    ] {
+        let mut command = rig.b.command(binary());
+        command.args(words).args(["--connect", &from]);
+        let ran = Ran::of(words.join(" "), command.output().expect("it starts"));
+        trial.refused(ran, "the guest is on host-a, and this is host-b");
+    }
+    let xml = rig.a.virsh(["dumpxml", &name]).ok();
+    assert!(!xml.contains("urn:qcowtool:disks"), "{xml}");
     assert!(!rig.b.has(&elsewhere));
     assert!(!rig.b.has("/var/lib/libvirt/qcowtool/transactions"), "a journal was begun");
 

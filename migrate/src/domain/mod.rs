@@ -21,6 +21,7 @@ pub(crate) use splice::quoted;
 
 pub use devices::Obstacle;
 pub use files::XmlFiles;
+pub(crate) use parse::is_device;
 
 use std::path::PathBuf;
 

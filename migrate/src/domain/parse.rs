@@ -89,11 +89,27 @@ fn source(node: Node<'_, '_>) -> Source {
             }
             _ => Source::None,
         },
-        "network" => get("protocol")
-            .map_or(Source::None, |protocol| Source::Network { protocol: protocol.to_owned() }),
+        "network" => get("protocol").map_or(Source::None, |protocol| Source::Network {
+            protocol: protocol.to_owned(),
+            local: source.and_then(own_server),
+        }),
         _ if source.is_none() => Source::None,
         kind => Source::Other { kind: kind.to_owned() },
     }
+}
+
+/// The Unix socket of a server, or `/` for one at the loopback address; `None` if all its addresses are others. A name
+/// that other hosts resolve to something else is not known as such.
+fn own_server(source: Node<'_, '_>) -> Option<PathBuf> {
+    children(source, "host").find_map(|host| {
+        let get = |name| attribute(host, name);
+        if get("transport") == Some("unix") {
+            return Some(get("socket").unwrap_or("/").into());
+        }
+        let name = get("name")?;
+        let loopback = name.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
+        (loopback || name == "localhost").then(|| "/".into())
+    })
 }
 
 /// A layer's path, or what stands for it: never something that could be taken for a path on the host.
@@ -101,7 +117,7 @@ fn layer_path(node: Node<'_, '_>, source: &Source) -> PathBuf {
     match source {
         Source::File { path } | Source::Block { path } => path.clone(),
         Source::Volume { pool, volume, .. } => format!("volume:{pool}/{volume}").into(),
-        Source::Network { protocol } => {
+        Source::Network { protocol, .. } => {
             let name = child(node, "source").and_then(|source| attribute(source, "name"));
             format!("{protocol}:{}", name.unwrap_or_default()).into()
         }
@@ -141,6 +157,6 @@ pub(super) fn has_chain(disk: Node<'_, '_>) -> bool {
 
 /// Whether a path is taken for a device's where nothing else tells: of a medium, of a lower layer. QEMU
 /// opens devices and files with different drivers, and refuses the wrong one.
-pub(super) fn is_device(path: &Path) -> bool {
+pub(crate) fn is_device(path: &Path) -> bool {
     path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }

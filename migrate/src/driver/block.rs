@@ -35,4 +35,6 @@ pub struct BlockCopy {
     pub format: Format,
     /// Bytes a second.
     pub bandwidth: Option<u64>,
+    /// Only the active layer is copied: the image has the same backing file.
+    pub shallow: bool,
 }

@@ -228,7 +228,7 @@ pub trait BlockJobs: Send + Sync {
     /// See [`host`](Inventory::host).
     fn block_pull(&self, uuid: &str, target: &str, bandwidth: Option<u64>) -> Result<()>;
 
-    /// Starts to copy the disk `target`, all layers of it, into an image that exists. Returns at once. The copy
+    /// Starts to copy the disk `target`, all layers of it or the active one, into an image that exists. Returns at once. The copy
     /// is kept in step with the disk until it is [taken](Self::pivot) or [given up](Self::abort_block_job).
     ///
     /// # Errors

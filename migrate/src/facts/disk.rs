@@ -48,6 +48,10 @@ pub enum Source {
     Network {
         /// `rbd`, `iscsi`, `nbd`, ...
         protocol: String,
+        /// Its server is reached in a way that each host has for itself: by this Unix socket, or by the loopback
+        /// address, for which `/` stands here.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        local: Option<PathBuf>,
     },
     /// Anything else: `nvme`, `vhostuser`, `vhostvdpa`, `dir`.
     Other {

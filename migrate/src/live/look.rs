@@ -65,7 +65,7 @@ fn place(top: Option<&LayerFacts>, options: &Options) -> Result<Place> {
     let store = LocalStore::new(Path::new("/"))?;
     let path = match options.method {
         Method::Pull => top.path.clone(),
-        Method::Copy => options.target.clone().unwrap_or_else(|| beside(&top.path)),
+        Method::Copy | Method::Move => options.target.clone().unwrap_or_else(|| beside(&top.path)),
     };
     let directory = path.parent().unwrap_or(Path::new("/"));
     let (available, unusable) = match store.available(directory) {
@@ -73,7 +73,7 @@ fn place(top: Option<&LayerFacts>, options: &Options) -> Result<Place> {
         Err(error) => (None, Some(error.to_string())),
     };
     // Also a symbolic link to nowhere has the name.
-    let taken = options.method == Method::Copy && std::fs::symlink_metadata(&path).is_ok();
+    let taken = options.method.copies() && std::fs::symlink_metadata(&path).is_ok();
     Ok(Place { path, taken, available, unusable })
 }
 

@@ -1,5 +1,5 @@
 //! Flattens a disk of a guest that runs: afterwards it has no backing file, and its previous one, deleted or
-//! not, is no longer needed.
+//! not, is no longer needed. Or moves it to another place of its host, where its backing file may stay below it.
 //!
 //! ```text
 //! look (the guest, its chain, what each layer holds) -> plan, or refusals -> mark -> libvirt's job, watched
@@ -15,6 +15,7 @@
 //! again, goes on where it was.
 
 mod allocation;
+mod compare;
 mod look;
 mod plan;
 mod resume_record;

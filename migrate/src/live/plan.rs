@@ -4,6 +4,7 @@ use super::value::{Below, Facts, LivePlan, Method, Options};
 use crate::Remedy;
 use crate::facts::{Device, DomainState, LayerFacts, Source};
 use crate::plan::Refusal;
+use qcow::chain::Format;
 
 /// Bytes that are left free for what the guest writes meanwhile.
 const RESERVE: u64 = 64 << 20;
@@ -42,7 +43,7 @@ impl Refusals<'_> {
 fn guest(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) {
     let name = &facts.domain.name;
     match (facts.domain.state, options.method) {
-        (DomainState::Running, _) | (DomainState::Paused, Method::Copy) => {}
+        (DomainState::Running, _) | (DomainState::Paused, Method::Copy | Method::Move) => {}
         (DomainState::Paused, Method::Pull) => refusals.add(
             "paused",
             format!(
@@ -50,6 +51,11 @@ fn guest(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) {
                      running guest is stopped for a moment"
             ),
             Remedy::ResumeOrCopy,
+        ),
+        (DomainState::ShutOff, Method::Move) => refusals.add(
+            "not-running",
+            format!("{name} does not run"),
+            "copy the image as it is to its new place, and write that into the guest's definition (virsh edit)",
         ),
         (DomainState::ShutOff, _) => {
             refusals.add("not-running", format!("{name} does not run"), Remedy::FlattenOffline)
@@ -113,17 +119,27 @@ fn image(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) -> Optio
             "the running guest's chain differs from the headers of its images",
             Remedy::MigrateOrCompare,
         );
-    } else if chain.missing.is_none() && below.is_empty() {
+    } else if chain.missing.is_none() && below.is_empty() && options.method != Method::Move {
         refusals.add("stands-alone", "the disk has no backing file", "there is nothing to do");
     }
     header(top, facts, options, refusals);
     let needs = facts.needs.unwrap_or_default();
     let pull = options.method == Method::Pull;
-    let grows = if pull { needs.pull } else { needs.whole };
+    // What was deleted cannot be below a new image.
+    let keeps_below = options.method == Method::Move
+        && !options.standalone
+        && !below.is_empty()
+        && !below.iter().any(|layer| layer.deleted);
+    let grows = match options.method {
+        Method::Pull => needs.pull,
+        _ if keeps_below => needs.whole.saturating_sub(needs.below),
+        _ => needs.whole,
+    };
+    let compare = options.compare && !below.iter().any(|layer| layer.deleted);
     // A device is as long as it is: all must fit into it.
     let device = pull && top.block_device;
     let wanted = if device { needs.whole } else { grows };
-    if chain.missing.is_none() && !below.is_empty() {
+    if chain.missing.is_none() && (!below.is_empty() || options.method == Method::Move) {
         if !pull {
             name(facts, refusals);
         }
@@ -137,9 +153,16 @@ fn image(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) -> Optio
         method: options.method,
         image: top.path.clone(),
         becomes: facts.place.path.clone(),
+        format: if options.method == Method::Move { top.format } else { Format::Qcow2 },
+        keeps_below,
+        compare,
         virtual_size: top.virtual_size,
         below: below.iter().map(summary).collect(),
-        copied_bytes: if pull { needs.below } else { chain.guest_bytes.unwrap_or(needs.whole) },
+        copied_bytes: match options.method {
+            Method::Pull => needs.below,
+            _ if keeps_below => grows,
+            _ => chain.guest_bytes.unwrap_or(needs.whole),
+        },
         grows_bytes: grows,
         length_bytes: length,
         available_bytes: facts.place.available,
@@ -149,7 +172,7 @@ fn image(facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) -> Optio
             && !facts.discard
             && top.qcow2.as_ref().is_some_and(|qcow2| qcow2.version >= 3),
         running: facts.domain.state == DomainState::Running,
-        notes: notes(facts, options, top, below, needs.below),
+        notes: notes(facts, options, top, if keeps_below { &[] } else { below }, needs.below),
     })
 }
 
@@ -164,8 +187,16 @@ fn agrees(facts: &Facts, layers: &[LayerFacts]) -> bool {
 }
 
 fn header(top: &LayerFacts, facts: &Facts, options: &Options, refusals: &mut Refusals<'_>) {
-    let Some(qcow2) = &top.qcow2 else { return };
     let image = top.path.display();
+    if let Some(capacity) = facts.disk.live_capacity
+        && options.method.copies()
+        && capacity != top.virtual_size
+    {
+        let size = top.virtual_size;
+        let message = format!("the guest's disk has {capacity} bytes, and '{image}' says {size}");
+        refusals.add("size", message, "look whether the disk is being resized");
+    }
+    let Some(qcow2) = &top.qcow2 else { return };
     if !qcow2.snapshots.is_empty() {
         refusals.add(
             "snapshots",
@@ -187,14 +218,6 @@ fn header(top: &LayerFacts, facts: &Facts, options: &Options, refusals: &mut Ref
     if qcow2.corrupt {
         let message = format!("'{image}' is marked as corrupt");
         refusals.add("corrupt", message, Remedy::Check);
-    }
-    if let Some(capacity) = facts.disk.live_capacity
-        && options.method == Method::Copy
-        && capacity != top.virtual_size
-    {
-        let size = top.virtual_size;
-        let message = format!("the guest's disk has {capacity} bytes, and '{image}' says {size}");
-        refusals.add("size", message, "look whether the disk is being resized");
     }
 }
 
@@ -257,7 +280,7 @@ fn notes(
     if below.iter().any(|layer| layer.deleted) {
         notes.push("what was deleted is lost with the guest's process until this is done".into());
     }
-    if options.method == Method::Copy {
+    if options.method.copies() {
         notes.push(format!(
             "'{}' stays as it is then, and the guest no longer uses it",
             top.path.display()
@@ -265,6 +288,9 @@ fn notes(
         if top.qcow2.as_ref().is_some_and(|qcow2| !qcow2.bitmaps.is_empty()) {
             notes.push("the image's bitmaps do not come along".into());
         }
+    }
+    if options.compare && below.iter().any(|layer| layer.deleted) {
+        notes.push("a layer was deleted, so the content cannot be compared".into());
     }
     if !facts.domain.snapshots.is_empty() {
         notes.push("libvirt can no longer revert to its external snapshots of this disk".into());

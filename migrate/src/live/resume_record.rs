@@ -117,6 +117,7 @@ fn damaged(path: &Path, how: &str) -> Error {
 mod tests {
     use super::*;
     use crate::live::Method;
+    use qcow::chain::Format;
 
     const UUID: &str = "6f1a9b52-6f2b-4a6e-9a53-0d8a6d0a7c11";
 
@@ -128,6 +129,9 @@ mod tests {
             method: Method::Pull,
             image: "/v/web.qcow2".into(),
             becomes: "/v/web.qcow2".into(),
+            format: Format::Qcow2,
+            keeps_below: false,
+            compare: false,
             virtual_size: 1 << 30,
             below: Vec::new(),
             copied_bytes: 0,

@@ -1,20 +1,22 @@
 //! Carries out a plan: libvirt's job, watched; the flush; and the look at what is on the disk.
 
+mod finish;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use qcow::chain::{Chain, Format, OpenOptions};
-use qcow::ops::create::{create, like};
+use qcow::chain::{Chain, OpenOptions};
+use qcow::ops::create::{Backing, create, like};
 use qcow::{CancelToken, Observer};
 
 use super::allocation::AllocationSummary;
 use super::resume_record::ResumeRecord;
 use super::value::{Flattened, LivePlan, Method};
-use crate::domain::{Change, DiskEdit, XmlDisk, parse, persistent_xml};
+use crate::domain::{XmlDisk, parse};
 use crate::driver::{BlockCopy, BlockJobKind, BlockJobs, Hypervisor, TICK};
 use crate::facts::{DomainFacts, DomainState, Source};
 use crate::store::{LocalStore, Store};
-use crate::{Error, ErrorKind, Remedy, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// How long a libvirt that does not answer is asked again: a daemon that is restarted is back by then.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -72,13 +74,15 @@ pub fn flatten(
 /// As [`flatten`].
 pub fn go_on(record: ResumeRecord, context: &RunContext<'_>) -> Result<Option<Flattened>> {
     let mut run = Run::new(record, context);
-    if run.record.stopped {
+    // It stands still for the comparison, which is not done.
+    let compares = run.record.plan.compare && run.backing_state()? == BackingState::Alone;
+    if run.record.stopped && !compares {
         run.let_go()?;
     }
     let (uuid, disk) = (run.record.plan.uuid.clone(), run.record.plan.disk.clone());
     let wanted = match run.record.plan.method {
         Method::Pull => BlockJobKind::Pull,
-        Method::Copy => BlockJobKind::Copy,
+        Method::Copy | Method::Move => BlockJobKind::Copy,
     };
     let jobs = run.jobs()?;
     match run.patiently(|| jobs.block_progress(&uuid, &disk))? {
@@ -121,11 +125,13 @@ struct Run<'a> {
     record: ResumeRecord,
     start: Instant,
     paused: Duration,
+    /// Since when the guest stands still for the comparison.
+    stood: Option<Instant>,
 }
 
 impl<'a> Run<'a> {
     fn new(record: ResumeRecord, context: &'a RunContext<'a>) -> Self {
-        Self { context, record, start: Instant::now(), paused: Duration::ZERO }
+        Self { context, record, start: Instant::now(), paused: Duration::ZERO, stood: None }
     }
 
     fn jobs(&self) -> Result<&'a dyn BlockJobs> {
@@ -164,17 +170,22 @@ impl<'a> Run<'a> {
         let ResumeRecord { plan, .. } = &self.record;
         match plan.method {
             Method::Pull => jobs.block_pull(&plan.uuid, &plan.disk, plan.bandwidth),
-            Method::Copy => {
+            Method::Copy | Method::Move => {
                 let plan = plan.clone();
-                let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
-                create(&plan.becomes, &like(&plan.image, &open)?.create)?;
+                let open = OpenOptions::default().format(plan.format).force_share(true);
+                let mut options = like(&plan.image, &open)?.create;
+                if let Some(base) = plan.below.first().filter(|_| plan.keeps_below) {
+                    options = options.backing(Backing::new(&base.path, base.format.parse()?));
+                }
+                create(&plan.becomes, &options)?;
                 let made = LocalStore::new(Path::new("/"))?.look(&plan.becomes)?;
                 self.record.made = made.map(|object| object.identity);
                 self.record.write(self.context.state)?;
                 let copy = BlockCopy {
                     to: plan.becomes.clone(),
-                    format: Format::Qcow2,
+                    format: plan.format,
                     bandwidth: plan.bandwidth,
+                    shallow: plan.keeps_below,
                 };
                 jobs.block_copy(&plan.uuid, &plan.disk, &copy)
             }
@@ -182,11 +193,16 @@ impl<'a> Run<'a> {
     }
 
     /// Waits for the job, ends it one way or the other, and does what is left to do.
-    fn settle(self, again: bool) -> Result<Flattened> {
+    fn settle(mut self, again: bool) -> Result<Flattened> {
         let stopped = match self.wait()? {
             Waited::Gone => None,
             Waited::Stop(error) => Some(error),
-            Waited::Ready => self.pivot()?,
+            Waited::Ready => {
+                if self.plan().compare {
+                    self.stand_still()?;
+                }
+                self.pivot()?
+            }
         };
         if stopped.is_some() {
             self.abort()?;
@@ -194,6 +210,10 @@ impl<'a> Run<'a> {
         match (self.backing_state()?, stopped) {
             // It was done before it could be stopped.
             (BackingState::Alone, _) => self.finish(again),
+            (_, Some(error)) if self.record.stopped => {
+                self.let_go()?;
+                Err(self.roll_back_after(error))
+            }
             (BackingState::Off, stopped) if self.is_flat_on_disk() => {
                 drop(stopped);
                 self.finish(again)
@@ -241,7 +261,7 @@ impl<'a> Run<'a> {
                 None => return Ok(Waited::Gone),
                 Some(job) => {
                     observer.progress(job.done, job.total);
-                    if plan.method == Method::Copy && job.total > 0 && job.done >= job.total {
+                    if plan.method.copies() && job.total > 0 && job.done >= job.total {
                         return Ok(Waited::Ready);
                     }
                 }
@@ -321,7 +341,7 @@ impl<'a> Run<'a> {
             // What a definition says of layers below is nothing that a job did.
             Method::Pull => !off && disk.chain.layers.len() <= 1,
             // A guest that has ended since goes on from its definition.
-            Method::Copy => is_at(&disk, &plan.becomes),
+            Method::Copy | Method::Move => is_at(&disk, &plan.becomes),
         };
         Ok(match (alone, off) {
             (true, _) => BackingState::Alone,
@@ -340,178 +360,8 @@ impl<'a> Run<'a> {
     }
 
     fn on_disk(&self) -> qcow::Result<Chain> {
-        let open = OpenOptions::default().format(Format::Qcow2).force_share(true);
+        let open = OpenOptions::default().format(self.plan().format).force_share(true);
         Chain::open_alone(&self.plan().becomes, &open)
-    }
-
-    /// The disk has no backing file any more: flushes that to storage, verifies it, and updates the guest's definition.
-    fn finish(mut self, again: bool) -> Result<Flattened> {
-        if self.plan().method == Method::Pull {
-            self.flush()?;
-        }
-        self.prove()?;
-        self.define()?;
-        self.record.remove(self.context.state)?;
-        let plan = self.plan();
-        let old = (plan.method == Method::Copy).then(|| plan.image.clone());
-        let milliseconds =
-            |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Ok(Flattened {
-            domain: plan.domain.clone(),
-            uuid: plan.uuid.clone(),
-            disk: plan.disk.clone(),
-            method: plan.method,
-            image: plan.becomes.clone(),
-            left: old
-                .into_iter()
-                .chain(plan.below.iter().map(|layer| layer.path.clone()))
-                .collect(),
-            length_bytes: std::fs::metadata(&plan.becomes).map_or(0, |metadata| metadata.len()),
-            elapsed_ms: milliseconds(self.start.elapsed()),
-            paused_ms: milliseconds(self.paused),
-            tables_compared: plan.tables_compared,
-            went_on: again,
-        })
-    }
-
-    /// Stops the guest for a moment: QEMU writes all that it keeps in memory of its disks when a guest stops. A
-    /// guest that has stopped already does not do it again.
-    fn flush(&mut self) -> Result<()> {
-        let uuid = self.plan().uuid.clone();
-        let hypervisor = self.context.hypervisor;
-        match self.patiently(|| hypervisor.state(&uuid))? {
-            Some(DomainState::Running) => {}
-            None | Some(DomainState::ShutOff) => return Ok(()),
-            Some(DomainState::Paused | DomainState::Other) => {
-                let message = format!(
-                    "'{}' has no backing file any more, but the guest has stopped, and the pulled data may not all be on disk",
-                    self.plan().becomes.display()
-                );
-                return Err(Error::environment(message).hint(
-                    "do not stop the guest: resume it (virsh resume), and run the same command again",
-                ));
-            }
-        }
-        self.record.stopped = true;
-        self.record.write(self.context.state)?;
-        let stopped = Instant::now();
-        let suspended = self.patiently(|| hypervisor.suspend(&uuid));
-        self.let_go()?;
-        self.paused = stopped.elapsed();
-        suspended
-    }
-
-    /// Lets the guest go on that we stopped.
-    fn let_go(&mut self) -> Result<()> {
-        let uuid = self.plan().uuid.clone();
-        let hypervisor = self.context.hypervisor;
-        let gone_on = self.patiently(|| match hypervisor.state(&uuid)? {
-            Some(DomainState::Paused) => hypervisor.resume(&uuid),
-            _ => Ok(()),
-        });
-        gone_on.map_err(|error| {
-            error.and_also("the guest may be paused").hint("virsh resume resumes it")
-        })?;
-        self.record.stopped = false;
-        self.record.write(self.context.state)
-    }
-
-    /// Verifies what is on storage: the image has no backing file, and its tables lead to all data of the layers.
-    fn prove(&self) -> Result<()> {
-        let plan = self.plan();
-        let chain = self.on_disk()?;
-        let wrong = |what: String| {
-            let error = Error::new(ErrorKind::Unverified, what);
-            let Some(base) = plan.below.first() else { return error };
-            error.hint(Remedy::KeepRunning(
-                base.path.display().to_string(),
-                base.format.clone(),
-                plan.becomes.display().to_string(),
-            ))
-        };
-        let name = plan.becomes.display();
-        if !chain.layers().first().is_some_and(has_no_backing_file) {
-            return Err(wrong(format!("the header of '{name}' still names a layer below")));
-        }
-        if plan.tables_compared {
-            let lacking = self.record.allocation.lacking_in(&AllocationSummary::of(&chain)?);
-            if let Some((offset, bytes)) = lacking {
-                return Err(wrong(format!(
-                    "'{name}' lacks {bytes} bytes that it and the layers below had, from about guest offset \
-                     {offset} on"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the guest's definition say the same as what runs. libvirt usually has seen to that.
-    fn define(&self) -> Result<()> {
-        let plan = self.plan();
-        let Some((domain, _)) = self.look()? else { return Ok(()) };
-        let Some(inactive) = domain.inactive_xml.filter(|_| domain.persistent) else {
-            return Ok(());
-        };
-        let disks = parse(&inactive)?.disks;
-        // The disk of the next start may be another one on purpose.
-        let old = disks.iter().find(|disk| disk.target == plan.disk && is_at(disk, &plan.image));
-        let stale = old.is_some_and(|disk| match plan.method {
-            Method::Pull => disk.chain.layers.len() > 1,
-            Method::Copy => true,
-        });
-        if !stale {
-            return Ok(());
-        }
-        let block = matches!(old.map(|disk| &disk.source), Some(Source::Block { .. }));
-        let change = Change::Move {
-            path: plan.becomes.clone(),
-            block: block && plan.method == Method::Pull,
-            format: Format::Qcow2,
-            below: Vec::new(),
-            slice: None,
-        };
-        let edit = DiskEdit { target: plan.disk.clone(), change };
-        let xml = persistent_xml(&inactive, &[edit])?;
-        self.patiently(|| self.context.hypervisor.define(&xml))
-    }
-
-    /// Takes away what was made, and the mark. The error says what could not be.
-    fn roll_back_after(&self, error: Error) -> Error {
-        let error = match self.look() {
-            Ok(Some((domain, _))) if self.plan().running && domain.state == DomainState::Paused => {
-                error
-                    .and_also("the guest is paused, as when its disk is full")
-                    .hint("make room, then resume it: virsh resume")
-            }
-            _ => error,
-        };
-        match self.forget() {
-            Ok(()) => error,
-            Err(left) => error.and_also(format!("the roll back is incomplete: {left}")),
-        }
-    }
-
-    /// Removes the new image, if it is not in use, and the mark.
-    fn forget(&self) -> Result<()> {
-        if let Some(made) = &self.record.made {
-            let path = &self.plan().becomes;
-            // Where the guest has ended it is not known whether its last writes are in it.
-            let runs = matches!(
-                self.look()?,
-                Some((domain, Some(_))) if domain.state != DomainState::ShutOff
-            );
-            let used = self.patiently(|| self.context.hypervisor.paths_in_use())?.contains(path);
-            if runs && !used {
-                LocalStore::new(Path::new("/"))?.remove(path, made)?;
-            } else {
-                self.record.remove(self.context.state)?;
-                let message = format!("the new image '{}' is left", path.display());
-                return Err(Error::environment(message).hint(
-                    "the guest may have written to it: look at its definition before it is removed",
-                ));
-            }
-        }
-        self.record.remove(self.context.state)
     }
 }
 

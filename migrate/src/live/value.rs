@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use qcow::chain::Format;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{DiskFacts, DomainFacts};
 use crate::setters::setters;
 
-/// How a disk gets rid of its backing file.
+/// How a disk gets rid of its backing file, or to another place.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -16,6 +17,15 @@ pub enum Method {
     Pull,
     /// It is copied into a new image, which the guest uses from then on.
     Copy,
+    /// The same for another reason: its image has to be elsewhere. What is below may stay below.
+    Move,
+}
+
+impl Method {
+    /// A new image is filled, and the guest uses it from then on.
+    pub fn copies(self) -> bool {
+        matches!(self, Self::Copy | Self::Move)
+    }
 }
 
 /// What the operator wants.
@@ -26,6 +36,10 @@ pub struct Options {
     pub method: Method,
     /// The new image of a copy; a name beside the old one if `None`.
     pub target: Option<PathBuf>,
+    /// A disk that is moved has no backing file afterwards.
+    pub standalone: bool,
+    /// A disk that is moved is compared with what it was, while the guest stands still.
+    pub compare: bool,
     /// Bytes a second.
     pub bandwidth: Option<u64>,
     /// Seconds after which a job that has not ended is aborted.
@@ -34,6 +48,8 @@ pub struct Options {
 
 setters!(Options {
     method: Method,
+    standalone: bool,
+    compare: bool,
 } into {
     target: Option<PathBuf>,
     bandwidth: Option<u64>,
@@ -108,6 +124,15 @@ pub struct LivePlan {
     pub image: PathBuf,
     /// The image that has no backing file afterwards: the same, or the new one.
     pub becomes: PathBuf,
+    /// The format of both.
+    #[serde(default = "qcow2")]
+    pub format: Format,
+    /// The new image has the old one's backing file, and only what the old one holds itself is copied.
+    #[serde(default)]
+    pub keeps_below: bool,
+    /// Both are compared before the guest runs on the new one.
+    #[serde(default)]
+    pub compare: bool,
     /// Size of the guest's disk in bytes.
     pub virtual_size: u64,
     /// The disk's backing files, the uppermost first. None of it is written to or removed.
@@ -133,6 +158,11 @@ pub struct LivePlan {
     pub notes: Vec<String>,
 }
 
+/// Of a plan that says nothing else: there was no other.
+fn qcow2() -> Format {
+    Format::Qcow2
+}
+
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -145,9 +175,10 @@ pub struct Flattened {
     pub disk: String,
     /// How.
     pub method: Method,
-    /// The disk's image now, which has no backing file.
+    /// The disk's image now. It has no backing file, unless one was to be kept.
     pub image: PathBuf,
-    /// Its previous backing files; for a copy, the old image first. All of them are unchanged.
+    /// Its previous backing files, unless they were to be kept; for a copy, the old image first. All of them are
+    /// unchanged.
     pub left: Vec<PathBuf>,
     /// Length of the image's file in bytes.
     pub length_bytes: u64,
@@ -157,6 +188,9 @@ pub struct Flattened {
     pub paused_ms: u64,
     /// The tables on the disk were compared with what all layers held before.
     pub tables_compared: bool,
+    /// All of the guest's disk was compared with what it was, while the guest stood still.
+    #[serde(default)]
+    pub compared: bool,
     /// This run went on with an earlier one that had been cut off.
     pub went_on: bool,
 }

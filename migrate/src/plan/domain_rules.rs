@@ -112,7 +112,7 @@ fn two_hosts(facts: &Facts) -> Option<Refusal> {
             "R7",
             None,
             "source and destination have the same host UUID",
-            "give another destination; if they are two hosts, set host_uuid in libvirtd.conf on one",
+            Remedy::OtherHost,
         ));
     }
     // Two directories in place of two hosts: another program moves the guest.

@@ -8,7 +8,7 @@ use crate::driver::Hypervisor;
 use crate::facts::{Device, DomainState};
 use crate::hook::annotation::{Annotation, Below, KnownDisk};
 use crate::probe::PinnedFiles;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A guest and what is known about its disks.
 #[derive(Debug)]
@@ -68,9 +68,14 @@ pub fn annotation(
                 Below::Unknown
             }
             (None, None) => Below::Nothing,
-            (Some(base), None) => Below::Disk {
-                digest: digest(probing, lower, &pinned)?,
-                virtual_size: base.virtual_size,
+            (Some(base), None) => match digest(probing, lower, &pinned) {
+                Ok(digest) => Below::Disk { digest, virtual_size: base.virtual_size },
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+                // The other disks are known nevertheless, and of this one nothing older may stay.
+                Err(error) => {
+                    incomplete.push((disk.target.clone(), error.to_string()));
+                    Below::Unknown
+                }
             },
         };
         let qcow2 = top.qcow2.as_ref();

@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-use qcow::chain::{Chain, OpenOptions};
+use qcow::chain::{Chain, Format, OpenOptions};
 use qcow::ops::digest::LEAF;
 
 use super::{Phase, Run, Verified};
@@ -73,9 +73,14 @@ impl Run<'_> {
                 return Ok(Verified::Structure);
             }
         };
-        let (part, verified) = match level {
-            Verify::Content => (Part::Whole, Verified::Content),
-            _ => (sample(&chain)?, Verified::Sample),
+        let (leaves, verified) = match level {
+            Verify::Content => (None, Verified::Content),
+            _ => (Some(sample(&chain)?), Verified::Sample),
+        };
+        let part = match (leaves, self.larger(disk)) {
+            (leaves, Some(size)) => Part::Within { size, leaves },
+            (None, None) => Part::Whole,
+            (Some(leaves), None) => Part::Leaves(leaves),
         };
         let observer = self.report.observer();
         let found = self.hosts.store.still_digest(path, format, &part, observer, self.cancel)?;
@@ -102,6 +107,15 @@ impl Run<'_> {
         Err(self.unequal(disk, "does not have the content that it had"))
     }
 
+    /// The size of a disk that is on a device which is larger.
+    fn larger(&self, disk: &DiskPlan) -> Option<u64> {
+        let facts = self.facts.disks.iter().find(|facts| facts.target == disk.target)?;
+        let object = facts.destination.as_ref()?.object.as_ref()?;
+        let own = facts.chain.as_ref()?.layers.first()?.virtual_size;
+        let raw = disk.action.format() == Some(Format::Raw);
+        (raw && object.block_device && object.identity.size > own).then_some(own)
+    }
+
     fn unequal(&self, disk: &DiskPlan, how: &str) -> Error {
         Error::new(ErrorKind::Unverified, format!("the disk {} {how}", disk.target))
             .on(&self.facts.destination.hostname)
@@ -117,7 +131,7 @@ impl Run<'_> {
 const SAMPLE: usize = 64;
 
 /// Some of the leaves that hold data, drawn at random; and the last, which has its own ways to go wrong.
-fn sample(chain: &Chain) -> Result<Part> {
+fn sample(chain: &Chain) -> Result<Vec<u64>> {
     let mut with_data = Vec::new();
     for extent in chain.extents() {
         let extent = extent?;
@@ -134,5 +148,5 @@ fn sample(chain: &Chain) -> Result<Part> {
     with_data.push(chain.virtual_size().saturating_sub(1) / LEAF);
     with_data.sort_unstable();
     with_data.dedup();
-    Ok(Part::Leaves(with_data))
+    Ok(with_data)
 }

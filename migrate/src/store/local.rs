@@ -194,7 +194,7 @@ impl Store for LocalStore {
         Ok(Some(ObjectFacts {
             identity: identity_of(&file)?,
             block_device: file.kind() == qcow::io::OpenedAs::BlockDevice,
-            in_use: writer(&file),
+            in_use: writer(&file).or_else(|| pinned.is_claimed().then(|| CLAIMED.to_owned())),
             image: image_facts(file),
         }))
     }
@@ -409,6 +409,9 @@ fn store_layer(layer: &Layer) -> Result<StoreLayer> {
         in_use: writer(file),
     })
 }
+
+/// Of a device that is no process's.
+const CLAIMED: &str = "it is mounted, or part of a volume group, an array or an encrypted device";
 
 fn writer(file: &FileStorage) -> Option<String> {
     file.used_for()

@@ -11,6 +11,7 @@ pub(crate) mod holders;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 mod local;
+mod part;
 pub(crate) mod partial;
 mod remote;
 mod root;
@@ -18,8 +19,7 @@ mod root;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use qcow::chain::{Chain, Format};
-use qcow::ops::digest::{leaves, tree_hash};
+use qcow::chain::Format;
 use qcow::{CancelToken, Observer};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,7 @@ use crate::Result;
 use crate::facts::{DirectoryRights, Identity, NamedLayer, ObjectFacts};
 
 pub use local::LocalStore;
+pub use part::Part;
 pub use remote::RemoteStore;
 pub use root::identity_of;
 
@@ -208,41 +209,6 @@ pub enum Mode {
     Private,
     /// A backing file that must not change: 0444.
     ReadOnly,
-}
-
-/// How much of a disk is hashed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// All of it: the root of its tree hash.
-    Whole,
-    /// These leaves of the tree, together.
-    Leaves(Vec<u64>),
-}
-
-impl Part {
-    /// Digest of this part of the disk that `chain` shows.
-    ///
-    /// # Errors
-    /// Whatever reading the chain raises; [`Interrupted`](crate::ErrorKind::Interrupted).
-    pub fn digest(
-        &self,
-        chain: &Chain,
-        observer: &dyn Observer,
-        cancel: &CancelToken,
-    ) -> Result<String> {
-        match self {
-            Self::Whole => Ok(tree_hash(chain, 0, observer, cancel)?.root.to_string()),
-            Self::Leaves(indexes) => {
-                let mut hasher = blake3::Hasher::new_derive_key("qcowtool sample of leaves 1");
-                hasher.update(&chain.virtual_size().to_be_bytes());
-                for leaf in leaves(chain, indexes, cancel)? {
-                    hasher.update(&leaf.index.to_be_bytes()).update(&leaf.hash.0);
-                }
-                Ok(hasher.finalize().to_hex().to_string())
-            }
-        }
-    }
 }
 
 /// The content that something at the destination is compared with.

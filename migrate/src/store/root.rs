@@ -90,9 +90,17 @@ impl Root {
         }
     }
 
-    /// The regular file or block device at `path`; `None` if nothing is there.
+    /// The regular file or block device at `path`; `None` if nothing is there. The usual name of a volume
+    /// (`/dev/GROUP/VOLUME`) is a link to the device, which is followed: to a device, and only there.
     pub(super) fn pin(&self, path: &Path) -> Result<Option<Pinned>> {
         absolute(path)?;
+        if path.starts_with("/dev")
+            && let Ok(object) = self.at(path, OFlags::PATH)
+            && let Ok(device) = Pinned::new(object, path)
+            && device.is_block_device()
+        {
+            return Ok(Some(device));
+        }
         match self.at(path, OFlags::PATH | OFlags::NOFOLLOW) {
             Ok(object) => Pinned::new(object, path).map(Some),
             Err(Errno::NOENT) => Ok(None),
@@ -132,6 +140,22 @@ impl Pinned {
         };
         let path = path.display();
         Err(Error::environment(format!("{path}: {what}, not a file or a block device")))
+    }
+
+    fn is_block_device(&self) -> bool {
+        FileType::from_raw_mode(self.status.st_mode) == FileType::BlockDevice
+    }
+
+    /// Whether it is a device that the system itself uses: it has a file system that is mounted, or is a part of a volume
+    /// group, an array or an encrypted device.
+    pub(super) fn is_claimed(&self) -> bool {
+        let link = fd_path(&self.object);
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        self.is_block_device()
+            && matches!(
+                retry_on_intr(|| rustix::fs::open(&link, flags, Mode::empty())),
+                Err(Errno::BUSY)
+            )
     }
 
     /// What the system said about it.

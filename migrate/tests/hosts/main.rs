@@ -2,6 +2,8 @@
 
 #![allow(clippy::restriction, clippy::pedantic, reason = "tests assert by panicking")]
 
+#[cfg(feature = "libvirt")]
+mod annotate;
 mod audit_remote;
 #[path = "../../examples/plan.rs"]
 #[allow(dead_code)]

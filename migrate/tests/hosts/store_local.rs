@@ -190,6 +190,21 @@ fn what_is_no_file_is_reported_and_not_opened() {
     assert_eq!(listed, [Path::new("/images/file")]);
 }
 
+/// The usual name of a volume is a link to its device. That it leads to one is tried by `tests/migration/volumes.rs`.
+#[test]
+fn a_link_among_devices_leads_to_a_device_or_nowhere() {
+    let host = Host::new();
+    fs::create_dir_all(host.real("/dev/vg")).unwrap();
+    fs::write(host.real("/images/file"), "x").unwrap();
+    for target in ["../../images/file", "../../images", "../gone", "web"] {
+        let link = host.real("/dev/vg/web");
+        let _ = fs::remove_file(&link);
+        symlink(target, &link).unwrap();
+        let error = host.store.look(Path::new("/dev/vg/web")).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+    }
+}
+
 #[test]
 fn free_space_is_told_only_where_files_can_be_made() {
     let host = Host::new();

@@ -1,8 +1,9 @@
 //! What the planner of live flattening decides, fact by fact.
 
-use crate::plan_facts::{MIB, SIZE, alone, chain, guest, header, overlay};
+use crate::plan_facts::{MIB, SIZE, alone, chain, disk, guest, header, layer, overlay};
 use migrate::facts::{Device, DomainState, Missing, Source};
 use migrate::live::{Facts, LivePlan, Method, Needs, Options, Place, plan};
+use qcow::chain::Format;
 
 /// A running guest with an overlay on a template, and room.
 fn facts() -> Facts {
@@ -95,7 +96,7 @@ fn all_reasons_are_told_at_once() {
 
 #[test]
 fn a_disk_without_an_image_is_refused() {
-    for source in [Source::None, Source::Network { protocol: "rbd".into() }] {
+    for source in [Source::None, Source::Network { protocol: "rbd".into(), local: None }] {
         let mut facts = facts();
         (facts.disk.source, facts.disk.chain, facts.needs) = (source, None, None);
         refused(&facts, &Options::default(), &["no-image"]);
@@ -151,6 +152,36 @@ fn what_is_lost_is_said() {
 }
 
 #[test]
+fn a_move_keeps_what_is_below_unless_it_cannot() {
+    let options = || Options::default().method(Method::Move).compare(true);
+    let mut facts = facts();
+    facts.place.path = "/fast/vda.qcow2".into();
+    let plan = planned(&facts, &options());
+    assert!(plan.keeps_below && plan.compare);
+    assert_eq!((plan.copied_bytes, plan.grows_bytes), (17 * MIB, 17 * MIB));
+    let whole = planned(&facts, &options().standalone(true));
+    assert!(!whole.keeps_below);
+    assert_eq!(whole.grows_bytes, 101 * MIB);
+
+    // What has no backing file goes too, and in its own format.
+    let mut raw = facts.clone();
+    raw.disk = disk("vda", vec![layer("/old/vda.raw", 10, Format::Raw)]);
+    let plan = planned(&raw, &options());
+    assert_eq!((plan.format, plan.keeps_below), (Format::Raw, false));
+    raw.disk.live_capacity = Some(SIZE + 512);
+    refused(&raw, &options(), &["size"]);
+
+    chain(&mut facts.disk).layers[1].deleted = true;
+    let plan = planned(&facts, &options());
+    assert!(!plan.keeps_below && !plan.compare);
+    assert!(plan.notes.join("\n").contains("cannot be compared"), "{:?}", plan.notes);
+    facts.domain.state = DomainState::Paused;
+    planned(&facts, &options());
+    facts.domain.state = DomainState::ShutOff;
+    refused(&facts, &options(), &["not-running"]);
+}
+
+#[test]
 fn the_plan_is_stable_json() {
     let plan = planned(&facts(), &Options::default());
     let json = serde_json::to_value(&plan).unwrap();
@@ -164,6 +195,9 @@ fn the_plan_is_stable_json() {
             "method",
             "image",
             "becomes",
+            "format",
+            "keeps-below",
+            "compare",
             "virtual-size",
             "below",
             "copied-bytes",

@@ -101,6 +101,9 @@ impl World {
             method,
             image: self.at("disk.qcow2"),
             becomes: self.at(becomes),
+            format: Format::Qcow2,
+            keeps_below: false,
+            compare: false,
             virtual_size: SIZE,
             below: vec![Below { path: self.at("base.raw"), format: "raw".into(), deleted: false }],
             copied_bytes: SIZE,
@@ -457,6 +460,65 @@ fn a_guest_that_a_killed_run_had_stopped_is_let_go_on() {
     }
     assert!(go_on(record, &world.context()).unwrap().unwrap().went_on);
     assert_eq!(world.now().state, DomainState::Running);
+}
+
+impl World {
+    /// Moves the disk, and has all of it compared.
+    fn compared(&self) -> LivePlan {
+        let plan = self.plan(Method::Copy);
+        LivePlan { method: Method::Move, compare: true, ..plan }
+    }
+
+    /// How often the guest was stopped, and what it does now.
+    fn still(&self) -> (u32, DomainState) {
+        let now = self.now();
+        (now.suspends, now.state)
+    }
+}
+
+#[test]
+fn a_moved_disk_is_compared_while_the_guest_stands_still() {
+    let world = World::new(Odd::default());
+    let done = flatten(&world.compared(), world.allocation(), &world.context()).unwrap();
+    assert!(done.compared);
+    assert_eq!(world.still(), (1, DomainState::Running));
+    assert_eq!(world.record(), None);
+
+    // A paused guest stays paused.
+    let world = World::new(Odd { stopped_by_others: true, ..Odd::default() });
+    let done = flatten(&world.compared(), world.allocation(), &world.context()).unwrap();
+    assert!(done.compared);
+    assert_eq!(world.still(), (0, DomainState::Paused));
+
+    // Killed while it compared, and called again.
+    let world = World::new(Odd::default());
+    let plan = world.compared();
+    create(&plan.becomes, &CreateOptions::default().size(Some(SIZE))).unwrap();
+    world.write_whole(&plan.becomes);
+    let mut record = ResumeRecord::new(plan.clone(), world.allocation());
+    record.stopped = true;
+    {
+        let mut now = world.now();
+        (now.state, now.disk, now.alone) = (DomainState::Paused, plan.becomes.clone(), true);
+    }
+    let done = go_on(record, &world.context()).unwrap().unwrap();
+    assert!(done.compared && done.went_on);
+    assert_eq!(world.now().state, DomainState::Running);
+}
+
+#[test]
+fn a_moved_disk_that_differs_keeps_the_guest_from_running() {
+    let world = World::new(Odd { tables_lost: true, ..Odd::default() });
+    let error = flatten(&world.compared(), world.allocation(), &world.context()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unverified, "{error}");
+    assert_eq!(world.now().state, DomainState::Paused);
+    assert!(world.record().is_some() && world.at("disk.qcow2").exists());
+
+    // What is no difference is no reason: it goes on with the old image.
+    let world = World::new(Odd { ends_early: true, ..Odd::default() });
+    flatten(&world.compared(), world.allocation(), &world.context()).unwrap_err();
+    assert_eq!(world.now().state, DomainState::Running);
+    assert!(!world.at("new.qcow2").exists());
 }
 
 /// Another kind of job on the disk is nobody's to go on with.

@@ -114,7 +114,7 @@ fn between_directories_a_live_move_can_be_planned_for_somebody_else() {
 fn nothing_to_copy_means_no_storage_flag_and_no_list() {
     // An empty list would mean: all of them.
     let mut network = alone("vda");
-    network.source = Source::Network { protocol: "rbd".into() };
+    network.source = Source::Network { protocol: "rbd".into(), local: None };
     network.destination = None;
     let plan = planned(&guest(vec![network]), &Policy::default());
     assert_eq!(plan.copy, CopyMode::None);
@@ -128,7 +128,7 @@ fn only_copied_disks_are_listed() {
     let mut cdrom = alone("sda");
     cdrom.device = Device::Cdrom;
     let mut network = alone("vdc");
-    network.source = Source::Network { protocol: "nbd".into() };
+    network.source = Source::Network { protocol: "nbd".into(), local: None };
     let facts = guest(vec![overlay(), cdrom, network, alone("vdb")]);
     let plan = planned(&facts, &Policy::default());
     assert_eq!(plan.migrate_disks, ["vda", "vdb"]);

@@ -174,8 +174,17 @@ fn cases() -> Vec<Case> {
         }, Row::ReadOnly, Refused),
         // Storage that both reach.
         case("network", auto(), |f| {
-            vda(f).source = Source::Network { protocol: "rbd".into() };
+            vda(f).source = Source::Network { protocol: "rbd".into(), local: None };
         }, Row::OverTheNetwork, Skip),
+        case("network, a socket of its host", auto(), |f| {
+            vda(f).source = Source::Network { protocol: "nbd".into(), local: Some("/run/nbd/s".into()) };
+        }, Row::OverTheNetwork, Refused),
+        case("network, a socket on both hosts", auto().shared(vec!["/run/nbd".into()]), |f| {
+            vda(f).source = Source::Network { protocol: "nbd".into(), local: Some("/run/nbd/s".into()) };
+        }, Row::OverTheNetwork, Skip),
+        case("network, the loopback address", auto().shared(vec!["/run".into()]), |f| {
+            vda(f).source = Source::Network { protocol: "nbd".into(), local: Some("/".into()) };
+        }, Row::OverTheNetwork, Refused),
         case("shared", auto(), on_same_storage, Row::SharedStorage, Skip),
         case("shared, but another file", auto(), |f| {
             on_same_storage(f);

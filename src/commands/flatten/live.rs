@@ -194,7 +194,7 @@ fn in_words(plan: &LivePlan) -> String {
             shown(&plan.image),
             human(plan.copied_bytes)
         ),
-        Method::Copy => writeln!(
+        Method::Copy | Method::Move => writeln!(
             text,
             "{}, disk {}: '{}' and its backing chain are copied to '{}', {} at most",
             plan.domain,

@@ -48,6 +48,20 @@ pub(super) struct Figures {
     pub(super) textfile_failures: u64,
     pub(super) requests: u64,
     pub(super) refused: u64,
+    pub(super) annotations: Annotations,
+}
+
+/// What `--annotate` did; nothing without it.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Annotations {
+    /// Guests of whose disks all is known and written.
+    pub(super) complete: u64,
+    /// Guests of whose disks something is not known, or could not be written.
+    pub(super) incomplete: u64,
+    /// Times that something was written.
+    pub(super) written: u64,
+    /// When the last round over all guests ended.
+    pub(super) last: Option<SystemTime>,
 }
 
 /// Shared by the scanner and the server.
@@ -145,6 +159,26 @@ impl Figures {
             "counter",
             "Requests that were refused: another method or host.",
             &self.refused,
+        );
+        let Annotations { complete, incomplete, written, last } = self.annotations;
+        one(
+            "annotated_guests",
+            "gauge",
+            "Guests whose metadata has the sizes and digests of all their disks.",
+            &complete,
+        );
+        one(
+            "unannotated_guests",
+            "gauge",
+            "Guests of whose disks something is not known, or could not be written.",
+            &incomplete,
+        );
+        one("annotations_written_total", "counter", "Times that metadata was written.", &written);
+        one(
+            "last_annotation_timestamp_seconds",
+            "gauge",
+            "When the last round over the guests' metadata ended; 0 before the first.",
+            &last.map(since).unwrap_or_default().as_secs_f64(),
         );
         let name = "qcowtool_monitor_scans_total";
         let _ = writeln!(text, "# HELP {name} Scans, by what set them off.\n# TYPE {name} counter");

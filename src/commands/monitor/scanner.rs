@@ -9,6 +9,7 @@ use migrate::audit::{Known, Options, Report, Scan, Survey, report, within};
 use qcow::io::{OutputFile, Replace};
 use qcow::{CancelToken, Error};
 
+use super::annotator::Waker;
 use super::board::{Board, Cause, Shown};
 use super::pace::Pace;
 use super::page;
@@ -34,6 +35,8 @@ pub(super) struct Scanner {
     pub(super) board: Arc<Board>,
     pub(super) bell: Arc<Bell>,
     pub(super) cancel: CancelToken,
+    /// Is told after each scan, if guests are to be annotated.
+    pub(super) annotator: Option<Waker>,
 }
 
 impl Scanner {
@@ -89,6 +92,9 @@ impl Scanner {
                 }
                 Err(_) if self.cancel.check().is_err() => return Ok(()),
                 Err(error) => self.failed(&mut said, &error.to_string()),
+            }
+            if let Some(annotator) = &self.annotator {
+                annotator.wake();
             }
             if let Err(error) = self.write_textfile() {
                 let mut figures = self.board.figures();

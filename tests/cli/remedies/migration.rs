@@ -34,6 +34,11 @@ const REMEDIES: &[(&str, &str)] = &[
     ),
     ("EjectOrAllowDirectory", PLANS),
     ("Adopt", PLANS),
+    ("MakeDevice", PLANS),
+    (
+        "OtherHost",
+        "tests/migration/relocate.rs the_disks_of_a_guest_that_writes_go_to_another_file_system",
+    ),
     ("Eject", PLANS),
     ("AllowDepth", PLANS),
     ("AllowDataFile", PLANS),

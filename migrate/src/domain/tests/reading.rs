@@ -55,8 +55,8 @@ fn every_kind_of_source() {
     let volume =
         Source::Volume { pool: "default".into(), volume: "guest.qcow2".into(), path: None };
     assert_eq!(source(SOURCES, "vda"), volume);
-    assert_eq!(source(SOURCES, "vdb"), Source::Network { protocol: "rbd".into() });
-    assert_eq!(source(SOURCES, "vdc"), Source::Network { protocol: "nbd".into() });
+    assert_eq!(source(SOURCES, "vdb"), Source::Network { protocol: "rbd".into(), local: None });
+    assert_eq!(source(SOURCES, "vdc"), Source::Network { protocol: "nbd".into(), local: None });
     assert_eq!(source(SOURCES, "vdd"), Source::Other { kind: "nvme".into() });
     assert_eq!(source(SOURCES, "vde"), Source::Other { kind: "vhostuser".into() });
     assert_eq!(source(SOURCES, "vdf"), Source::Other { kind: "vhostvdpa".into() });
@@ -66,6 +66,26 @@ fn every_kind_of_source() {
     assert_eq!(source(MEDIA, "sda"), Source::File { path: "/iso/install.iso".into() });
     assert_eq!(source(MEDIA, "sdb"), Source::None);
     assert_eq!(source(MEDIA, "fdb"), Source::None, "an empty name is no name");
+}
+
+#[test]
+fn servers_that_only_the_own_host_reaches() {
+    let own = |host: &str| {
+        let xml = format!(
+            "<domain><devices><disk type='network'><source protocol='nbd' name='x'>{host}</source>\
+             <target dev='vda'/></disk></devices></domain>"
+        );
+        let parsed = parse(&xml).unwrap();
+        let Source::Network { local, .. } = parsed.disks[0].source.clone() else { panic!("{xml}") };
+        local
+    };
+    assert_eq!(own("<host transport='unix' socket='/run/s'/>"), Some("/run/s".into()));
+    assert_eq!(own("<host name='localhost' port='10809'/>"), Some("/".into()));
+    assert_eq!(own("<host name='127.0.0.9'/>"), Some("/".into()));
+    assert_eq!(own("<host name='::1'/>"), Some("/".into()));
+    assert_eq!(own("<host name='192.0.2.1'/>"), None);
+    assert_eq!(own("<host name='nbd.example'/>"), None);
+    assert_eq!(own(""), None);
 }
 
 #[test]

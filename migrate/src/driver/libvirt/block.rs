@@ -37,7 +37,7 @@ pub(super) fn copy(
     if let Some(bandwidth) = copy.bandwidth {
         connection.say(parameters.number(sys::VIR_DOMAIN_BLOCK_COPY_BANDWIDTH, bandwidth))?;
     }
-    connection.say(raw::block_copy(&domain, target, &xml, &parameters))
+    connection.say(raw::block_copy(&domain, target, &xml, &parameters, copy.shallow))
 }
 
 pub(super) fn progress(

@@ -1,6 +1,9 @@
 //! The rows that refuse a disk or leave it where it is.
 
+use std::path::PathBuf;
+
 use crate::Remedy;
+use crate::domain::is_device;
 use crate::facts::{
     Content, Device, FormatFrom, Identity, LayerFacts, Source, Storage, TargetFacts, Version,
 };
@@ -96,12 +99,23 @@ fn is_the_same(destination: &TargetFacts) -> bool {
     })
 }
 
-/// `OverTheNetwork`: the hypervisor reaches it from everywhere.
+/// `OverTheNetwork`: the hypervisor reaches it from everywhere, or from its own host only.
 pub(super) fn over_the_network(disk: &Disk<'_>) -> Option<Verdict> {
-    match &disk.disk.source {
-        Source::Network { protocol } => skip(format!("reached over the network ({protocol})")),
-        _ => None,
-    }
+    let Source::Network { protocol, local } = &disk.disk.source else { return None };
+    let shared = |path: &&PathBuf| disk.policy.shared.iter().any(|dir| path.starts_with(dir));
+    let Some(path) = local.as_ref().filter(|path| !shared(path)) else {
+        return skip(format!("reached over the network ({protocol})"));
+    };
+    let how = match path.as_os_str() == "/" {
+        true => "the loopback address".to_owned(),
+        false => format!("the Unix socket '{}'", path.display()),
+    };
+    refuse(
+        format!(
+            "its {protocol} server is reached by {how}, behind which the destination has another, or none"
+        ),
+        "have its server listen at an address that both hosts reach, and put that into the guest's definition",
+    )
 }
 
 /// `SharedStorage`: both hosts see the same file under the same name, all of its layers included.
@@ -322,9 +336,21 @@ pub(super) fn internal_snapshots(disk: &Disk<'_>) -> Option<Verdict> {
     )
 }
 
-/// `PlaceUnusable`: the place cannot be written to, or two disks would go to one.
+/// `PlaceUnusable`: the place cannot be written to, or is a device's that is not there, or two disks would go to one.
 pub(super) fn place_unusable(disk: &Disk<'_>) -> Option<Verdict> {
     let destination = disk.destination()?;
+    // A file there would be gone with the host's next start.
+    if destination.object.is_none() && is_device(&destination.path) {
+        let size = match disk.top()?.format {
+            Format::Raw => disk.size(),
+            _ => worst_file(disk),
+        };
+        let path = destination.path.display();
+        return refuse(
+            format!("'{path}' is among the destination's devices, and does not exist"),
+            Remedy::MakeDevice(size.to_string()),
+        );
+    }
     if let Some((why, way_out)) = disk.obstacle() {
         return refuse(
             format!("'{}' cannot be made at the destination: {why}", destination.path.display()),
@@ -351,6 +377,15 @@ pub(super) fn occupied(disk: &Disk<'_>) -> Option<Verdict> {
         return refuse(
             format!("the destination has '{path}' already, and its content is not known"),
             Remedy::Adopt,
+        );
+    }
+    if !disk.live() && object.block_device {
+        return refuse(
+            format!(
+                "'{path}' is a device, and the disks of a guest that is shut off go to new images only"
+            ),
+            "migrate the guest while it runs, or is paused (virsh start --paused); or map the disk's path to one that \
+             is free",
         );
     }
     if !disk.live() {

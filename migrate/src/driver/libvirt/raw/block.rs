@@ -24,10 +24,13 @@ pub(crate) fn block_copy(
     target: &str,
     xml: &str,
     parameters: &Parameters,
+    shallow: bool,
 ) -> Outcome<()> {
     let (target, xml) = (CString::new(target)?, CString::new(xml)?);
     // A copy does not outlive the process, which libvirt wants to be told for guests that are defined.
-    let flags = sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
+    let shallow = if shallow { sys::VIR_DOMAIN_BLOCK_COPY_SHALLOW } else { 0 };
+    let flags =
+        sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT | sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB | shallow;
     // SAFETY: valid object, C strings and list of parameters of that length, which libvirt only reads.
     let result = unsafe {
         sys::virDomainBlockCopy(
