@@ -34,7 +34,7 @@ test-migration: ## Install two hosts, and run the tests that migrate guests betw
 	@scripts/setup test-migration
 	@scripts/test migration
 
-iotests: ## Run QEMU's own tests of qemu-img with this program in its place (IOTESTS=quick, or names of tests)
+iotests: ## Run QEMU's own tests of qemu-img with this program in its place (IOTESTS='own quick'; see scripts/iotests)
 	@scripts/setup test
 	@scripts/iotests $(IOTESTS)
 

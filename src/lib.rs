@@ -31,6 +31,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 pub use libvirt::{Access, Connect, Connected};
+#[doc(hidden)]
+pub use qemu_img::shared;
 
 /// Runs the command line of this process. `connect` is how commands reach libvirt; without it, those
 /// that need libvirt are handed to the program that has it, `qcowtool-libvirt`.

@@ -14,6 +14,7 @@ mod objects;
 mod open;
 mod progress;
 mod say;
+pub mod shared;
 mod words;
 mod writing;
 

@@ -8,14 +8,22 @@ use super::say::{Stop, system};
 
 /// Why the image that the command line calls `shown`, in the file `top`, cannot be opened.
 pub(super) fn not_opened(shown: &str, top: &Path, error: &Error) -> Stop {
+    locked(Stop::error(format!("Could not open '{shown}': {}", why(error, top))), shown, error)
+}
+
+/// What happened, and to which layer.
+pub(super) fn why(error: &Error, top: &Path) -> String {
+    let unknown = error.message().strip_prefix("image format '");
+    if let Some(driver) = unknown.and_then(|rest| rest.strip_suffix("' is not supported")) {
+        // One that an option names is looked up before; this one is in a `json:` name, or recorded in an image.
+        let recorded = !top.as_os_str().as_encoded_bytes().starts_with(b"json:");
+        let prefix = if recorded { "Could not open backing file: " } else { "" };
+        return format!("{prefix}Unknown driver '{driver}'");
+    }
     let below = error.place().file.as_deref().is_some_and(|file| file != top)
         && error.place().structure != Some("data file");
     let prefix = if below { "Could not open backing file: " } else { "" };
-    locked(
-        Stop::error(format!("Could not open '{shown}': {prefix}{}", reason(error, top))),
-        shown,
-        error,
-    )
+    format!("{prefix}{}", reason(error, top))
 }
 
 /// As [`not_opened`], where the image was to be written to.

@@ -145,3 +145,20 @@ fn option_lists_explain_themselves() {
         assert_eq!(ours, known, "{line}");
     }
 }
+
+#[test]
+fn a_backing_format_that_is_not_known_is_said_to_be_the_backing_files() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(
+        "qemu-img create -q -f qcow2 base 1M
+         qemu-img create -q -f qcow2 -b base -F qcow2 a
+         at=$(grep -abo qcow2 a | head -n 1 | cut -d : -f 1)
+         printf other | dd of=a bs=1 seek=\"$at\" conv=notrunc status=none",
+    );
+    for line in ["map a", "convert -O raw a b", "compare a base"] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ours = beside.both(&words);
+        assert_eq!(ours, beside.theirs(&words), "{line}");
+    }
+}

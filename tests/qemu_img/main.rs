@@ -6,6 +6,7 @@ mod arguments;
 mod beside;
 mod bitmaps;
 mod clients;
+mod copies;
 mod differential;
 mod on_purpose;
 mod sparse;

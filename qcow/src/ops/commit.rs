@@ -218,6 +218,7 @@ impl CommitJob {
             verify: !options.no_verify,
             compress: false,
             sparse: Sparse::Finest,
+            in_order: false,
             rate: None,
             zeros_by_entry: true,
             observer,

@@ -50,6 +50,9 @@ pub struct CopyOptions {
     pub no_verify: bool,
     /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
+    /// Place clusters in the order of the disk, whatever the number of threads: what is written is written by one of them at
+    /// a time. With compression the order is that in which the threads are done.
+    pub in_order: bool,
     /// Copy only what the persistent bitmap of this name has as dirty, which the source's active layer has. The existing image is an
     /// earlier copy, and with that becomes a copy of the source as it is now. Only for [`CopyJob::into`].
     pub dirty_in: Option<Vec<u8>>,
@@ -71,6 +74,7 @@ setters!(CopyOptions {
     replace: Replace,
     no_verify: bool,
     threads: usize,
+    in_order: bool,
     bitmaps: CarryBitmaps,
 } into {
     dirty_in: Option<Vec<u8>>,
@@ -243,6 +247,7 @@ impl<'a> CopyJob<'a> {
             verify: !options.no_verify,
             compress: options.compress,
             sparse: Sparse::of(options.sparse),
+            in_order: options.in_order,
             rate: rate.as_ref(),
             zeros_by_entry: new.is_none() || disk.has_zero_clusters(),
             observer,

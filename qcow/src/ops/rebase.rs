@@ -184,6 +184,7 @@ impl RebaseJob {
             verify: !options.no_verify,
             compress: options.compress,
             sparse: Sparse::Finest,
+            in_order: false,
             rate: None,
             zeros_by_entry: disk.has_zero_clusters(),
             observer,

@@ -47,6 +47,9 @@ pub struct SnapshotOptions {
     pub duplicate: bool,
     /// When applying one: what becomes of bitmaps.
     pub bitmaps: BitmapRule,
+    /// When applying one: the active image gets the state of the machine too, if the snapshot has one. Otherwise it
+    /// stays with the snapshot.
+    pub vm_state: bool,
 }
 
 setters!(SnapshotOptions {
@@ -54,6 +57,7 @@ setters!(SnapshotOptions {
     threads: usize,
     duplicate: bool,
     bitmaps: BitmapRule,
+    vm_state: bool,
 } into {
     format: Option<Format>,
 });
@@ -199,7 +203,7 @@ pub(crate) fn run_on(
             refuse_data_file(edit)?;
             let made = match task {
                 Task::Create { name, date } => add(edit, name, date, options.duplicate),
-                Task::Apply(wanted) => revert(edit, wanted, options.bitmaps),
+                Task::Apply(wanted) => revert(edit, wanted, options),
                 Task::Delete(wanted) => remove(edit, wanted),
             }?;
             Ok(SnapshotOutcome {
@@ -291,9 +295,9 @@ fn next_id(snapshots: &[Snapshot]) -> u64 {
     snapshots.iter().map(number).max().unwrap_or_default().wrapping_add(1)
 }
 
-fn revert(edit: &mut Edit, wanted: &str, bitmaps: BitmapRule) -> Result<Made> {
+fn revert(edit: &mut Edit, wanted: &str, options: &SnapshotOptions) -> Result<Made> {
     let snapshot = find(edit, wanted)?.1;
-    let bitmaps_dropped = match bitmaps {
+    let bitmaps_dropped = match options.bitmaps {
         _ if edit.image().bitmaps().is_empty() => 0,
         BitmapRule::Drop => edit.drop_bitmaps()?,
         BitmapRule::Refuse => {
@@ -307,8 +311,10 @@ fn revert(edit: &mut Edit, wanted: &str, bitmaps: BitmapRule) -> Result<Made> {
     let size = snapshot.disk_size.unwrap_or(edit.image().virtual_size());
     let entries = to_usize(geometry.new_l1_entries(size)?);
     let mut l1 = edit.read_table(snapshot.l1_table_offset, snapshot.l1_entries.into())?;
-    // VM state stays with the snapshot.
-    l1.resize(entries, 0);
+    if !options.vm_state || l1.len() < entries {
+        // What lies behind the disk's entries is VM state.
+        l1.resize(entries, 0);
+    }
     let old = edit.active_l1()?;
     edit.lower_all(&old)?;
     edit.raise_all(&l1)?;

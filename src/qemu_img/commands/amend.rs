@@ -77,7 +77,7 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     }
     let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
     let done = amend(&source.file(), &options, &progress, &CancelToken::new());
-    progress.finish(done.is_ok());
+    progress.finish_again(done.is_ok());
     progress.end_line();
     let done = done.and_then(|_| match size {
         None => Ok(()),
@@ -132,9 +132,10 @@ fn wanted(items: &[Item], target: &Target, now: &Qcow2Info) -> Result<AmendOptio
         ));
     }
     if stays_old && bits != 16 {
-        return Err(Stop::error(match old {
-            false => "compat=0.10 requires refcount_bits=16",
-            true => {
+        let kept = !old && bits == u64::from(now.refcount_bits);
+        return Err(Stop::error(match kept {
+            true => "compat=0.10 requires refcount_bits=16",
+            false => {
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
             }
         }));

@@ -63,7 +63,7 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         sandbox.all_is_open()?;
         job.run(&progress, &CancelToken::new())
     });
-    progress.finish(done.is_ok());
+    progress.finish_again(done.is_ok());
     progress.end_line();
     match done {
         Err(error) => Err(refused(&source, wanted.as_deref(), &error)),

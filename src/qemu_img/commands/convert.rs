@@ -140,6 +140,7 @@ impl Request {
             sources.iter().map(|(source, options)| self.open(source, options)).collect();
         let chain = joined(chains?, &sources)?;
         bitmaps::check(given, &chain, &image)?;
+        progress.by_data(&chain).map_err(|error| Stop::error(words::plain(&error)))?;
         let to = To { path: &path, format: target_format, sandbox: &sandbox, progress: &progress };
         let result = match (given.has(Key::NoCreate), image.get("backing_file")) {
             (true, _) if target_format != Format::Raw => self.existing(&chain, given, &to),
@@ -149,7 +150,7 @@ impl Request {
         if result.is_ok() {
             bitmaps::warn_of_skipped(given, &chain);
         }
-        progress.finish(result.is_ok());
+        progress.finish_again(result.is_ok());
         progress.end_line();
         result
     }
@@ -209,6 +210,7 @@ impl Request {
             .no_verify(true)
             .differences(given.has(Key::Backing))
             .threads(self.threads)
+            .in_order(!given.has(Key::OutOfOrder))
             .bitmaps(bitmaps::wanted(given))
             .sparse(self.sparse)
             .rate(self.rate)

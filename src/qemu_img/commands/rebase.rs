@@ -124,7 +124,7 @@ fn safely(
         sandbox.all_is_open()?;
         job.run(&progress, &CancelToken::new())
     });
-    progress.finish(done.is_ok());
+    progress.finish_again(done.is_ok());
     progress.end_line();
     let Err(error) = done else { return Ok(()) };
     let own = error.place().file.as_deref().is_none_or(|file| file == source.file());

@@ -83,7 +83,7 @@ fn change(
         return Err(failed("Device has active dirty bitmaps"));
     }
     let snapshots = target.info.snapshots.as_slice();
-    let options = SnapshotOptions::default().format(target.format).duplicate(true);
+    let options = SnapshotOptions::default().format(target.format).duplicate(true).vm_state(true);
     let file = source.file();
     let cancel = CancelToken::new();
     let done = match action {

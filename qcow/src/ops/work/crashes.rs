@@ -103,6 +103,7 @@ fn settings<'a>(cancel: &'a CancelToken, disk: &Disk, compress: bool) -> Setting
         verify: true,
         compress,
         sparse: Sparse::Finest,
+        in_order: false,
         rate: None,
         zeros_by_entry: disk.has_zero_clusters(),
         observer: &Silent,

@@ -1,7 +1,8 @@
 //! Copies ranges of disks into a [`Disk`], in parallel, and reads back what was written.
 //!
 //! What is copied comes from [`Steps`]: items in disk order, each carried out by one worker. Nothing depends
-//! on their order but the digest, which is put together in disk order.
+//! on their order but the digest, which is put together in disk order; and where clusters are placed, unless the settings
+//! say that items write in that order too.
 
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -97,6 +98,7 @@ fn stretch<S: Steps>(
             let mut writes = Writes::new(disk, settings);
             steps.carry_out(&mut worker, item, &mut writes)?;
             let added = sequencer.in_turn(number, len, |sum| {
+                writes.carry_out()?;
                 listed.store(sum.add(len, writes)?, Relaxed);
                 Ok(())
             })?;

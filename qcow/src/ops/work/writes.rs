@@ -28,6 +28,9 @@ pub(in crate::ops) struct Settings<'a> {
     pub(in crate::ops) compress: bool,
     /// Which zeros in data are written as zeros.
     pub(in crate::ops) sparse: Sparse,
+    /// Items write one after another, in disk order: so clusters are placed in that order. Not with compression,
+    /// which is what takes the time then.
+    pub(in crate::ops) in_order: bool,
     /// How many bytes are written in a second.
     pub(in crate::ops) rate: Option<&'a Rate>,
     /// Zeros may be written by entries; else they are written as data.
@@ -48,15 +51,39 @@ pub(in crate::ops) struct Writes<'a> {
     disk: &'a Disk,
     settings: Settings<'a>,
     written: Vec<Written>,
+    /// What waits for its turn.
+    waiting: Vec<Waiting>,
+}
+
+/// A write that is not carried out yet.
+enum Waiting {
+    Data(Vec<u8>, u64),
+    Zeros { at: u64, len: u64 },
 }
 
 impl<'a> Writes<'a> {
     pub(super) fn new(disk: &'a Disk, settings: Settings<'a>) -> Self {
-        Self { disk, settings, written: Vec::new() }
+        Self { disk, settings, written: Vec::new(), waiting: Vec::new() }
     }
 
     pub(super) fn into_written(self) -> Vec<Written> {
         self.written
+    }
+
+    /// Whether writes wait for the item's turn.
+    fn waits(&self) -> bool {
+        self.settings.in_order && !self.settings.compress
+    }
+
+    /// Carries out what has waited for its turn.
+    pub(super) fn carry_out(&mut self) -> Result<()> {
+        for write in std::mem::take(&mut self.waiting) {
+            match write {
+                Waiting::Data(bytes, at) => self.disk.write_at(&bytes, at)?,
+                Waiting::Zeros { at, len } => self.zeros_now(at, len)?,
+            }
+        }
+        Ok(())
     }
 
     /// The disk that is written into.
@@ -111,6 +138,7 @@ impl<'a> Writes<'a> {
             wait(self.settings.rate, bytes.len() as u64, self.settings.cancel)?;
             match self.settings.compress {
                 true => self.compressed(bytes, at, unit)?,
+                false if self.waits() => self.waiting.push(Waiting::Data(bytes.to_vec(), at)),
                 false => self.disk.write_at(bytes, at)?,
             }
         }
@@ -134,14 +162,19 @@ impl<'a> Writes<'a> {
 
     /// Makes `len` bytes from `at` on zeros.
     pub(in crate::ops) fn zeros(&mut self, at: u64, len: u64) -> Result<()> {
-        let by_entry = self.settings.zeros_by_entry && self.settings.sparse != Sparse::Nothing;
-        if !self.settings.dry_run {
-            match by_entry {
-                true => self.disk.write_zeroes(at, len, Zeroes::Unmap)?,
-                false => self.zeros_as_data(at, len)?,
-            }
+        match self.settings.dry_run {
+            true => {}
+            false if self.waits() => self.waiting.push(Waiting::Zeros { at, len }),
+            false => self.zeros_now(at, len)?,
         }
         self.note(at, len, None)
+    }
+
+    fn zeros_now(&self, at: u64, len: u64) -> Result<()> {
+        match self.settings.zeros_by_entry && self.settings.sparse != Sparse::Nothing {
+            true => self.disk.write_zeroes(at, len, Zeroes::Unmap),
+            false => self.zeros_as_data(at, len),
+        }
     }
 
     fn zeros_as_data(&self, at: u64, len: u64) -> Result<()> {
