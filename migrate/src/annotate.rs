@@ -1,6 +1,6 @@
 //! Writes into guests' `<metadata>` what the destination of a migration must know of their disks, and keeps it true.
 //!
-//! What is known comes from [`probe`](crate::probe::annotation), and who reads it is the [`hook`](crate::hook) on the
+//! What is known comes from [`probe`](fn@crate::probe::annotation), and who reads it is the [`hook`](crate::hook) on the
 //! destination. That refuses what is not known, and believes what is written; so what cannot be found out any more is
 //! not left there as it was found earlier.
 
@@ -23,7 +23,7 @@ pub enum Change {
 /// Finds out what is to be known of a guest's disks, and writes it, whatever is written there.
 ///
 /// # Errors
-/// As [`annotation`] and [`Hypervisor::set_metadata`].
+/// As [`annotation`](fn@annotation) and [`Hypervisor::set_metadata`].
 pub fn write(hypervisor: &dyn Hypervisor, guest: &str, probing: &Probing<'_>) -> Result<Annotated> {
     let found = annotation(hypervisor, guest, probing)?;
     set(hypervisor, &found)?;
@@ -34,7 +34,7 @@ pub fn write(hypervisor: &dyn Hypervisor, guest: &str, probing: &Probing<'_>) ->
 /// definition. `None` in place of what was found: a job runs on the guest, and nothing was looked at.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn refresh(
     hypervisor: &dyn Hypervisor,
     guest: &str,

@@ -10,6 +10,7 @@ mod content;
 mod devices;
 mod evacuate;
 mod evacuate_faults;
+mod evacuate_two_hosts;
 mod faults;
 mod flatten;
 mod guest_files;

@@ -54,7 +54,7 @@ fn boot(socket: &Path, console: &Path) -> Running {
 #[track_caller]
 fn reported(console: &Path) -> Option<u32> {
     let text = fs::read_to_string(console).unwrap_or_default();
-    assert!(!text.contains("BAD") && !text.contains("ERROR"), "{text}");
+    assert!(!text.contains("BAD ") && !text.contains("ERROR"), "{text}");
     let whole = &text[..text.rfind('\n')?];
     u32::from_str_radix(whole.lines().last()?, 16).ok()
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 
 use crate::disk::{Kind, Template};
-use crate::host::{Host, IMAGES};
+use crate::host::{Host, IMAGES, OTHER_LIBVIRT};
 use crate::rig::Rig;
 use crate::wait_for;
 
@@ -87,7 +87,7 @@ impl Disk {
     }
 }
 
-/// A guest, with a directory of its own in both hosts' storage. It goes with this value.
+/// A guest, with a directory of its own in all hosts' storage. It goes with this value.
 #[derive(Debug)]
 pub struct Guest<'a> {
     rig: &'a Rig,
@@ -106,7 +106,7 @@ impl<'a> Guest<'a> {
     pub fn new(rig: &'a Rig, name: &str) -> Self {
         let (template, more) = (Template::default(), Vec::new());
         let guest = Self { rig, name: name.into(), template, cache: "none", more };
-        for host in rig.hosts() {
+        for host in rig.all() {
             fs::create_dir_all(host.outside(guest.directory())).unwrap();
             host.run(["chmod", "711", &guest.directory()]).ok();
         }
@@ -177,10 +177,10 @@ impl<'a> Guest<'a> {
         lines.find_map(|l| u32::from_str_radix(l, 16).ok().filter(|_| l.len() == 8)).unwrap_or(0)
     }
 
-    /// What it found wrong with its disk, if anything.
+    /// What it found wrong with its disk, if anything. The number of a write may have the same letters.
     pub fn complaint(&self, host: &Host) -> Option<String> {
         let serial = self.serial(host);
-        serial.lines().find(|l| l.contains("BAD") || l.contains("ERROR")).map(Into::into)
+        serial.lines().find(|l| l.contains("BAD ") || l.contains("ERROR")).map(Into::into)
     }
 
     /// Waits until it has reported `number` writes on a host, and found nothing wrong.
@@ -232,9 +232,14 @@ pub fn xml(name: &str, cache: &str, disks: &[Disk]) -> String {
         disks.iter().zip(0..).map(|(disk, index)| disk.xml(index, cache)).collect()
     };
     let disks = xml(others) + &xml(cdroms);
+    // libvirt before 9.2 has guests without ACPI by an option that QEMU has no more.
+    let features = match std::env::var_os(OTHER_LIBVIRT) {
+        Some(_) => "<features><acpi/></features>\n",
+        None => "",
+    };
     format!(
         "<domain type='qemu'>\n<name>{name}</name>\n<memory unit='MiB'>16</memory>\n<vcpu>1</vcpu>\n\
-         <os><type arch='x86_64' machine='pc'>hvm</type></os>\n<devices>\n{disks}\
+         <os><type arch='x86_64' machine='pc'>hvm</type></os>\n{features}<devices>\n{disks}\
          <controller type='usb' model='none'/>\n\
          <serial type='file'><source path='/var/log/libvirt/qemu/{name}-serial.log' append='on'/>\
          <target port='0'/></serial>\n<memballoon model='none'/>\n</devices>\n</domain>\n"
@@ -243,7 +248,7 @@ pub fn xml(name: &str, cache: &str, disks: &[Disk]) -> String {
 
 impl Drop for Guest<'_> {
     fn drop(&mut self) {
-        for host in self.rig.hosts() {
+        for host in self.rig.all() {
             if std::thread::panicking() {
                 self.dump(host);
             }

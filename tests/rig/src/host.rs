@@ -14,12 +14,15 @@ use crate::wait_for;
 /// Where each host has its local storage.
 pub const IMAGES: &str = "/var/lib/libvirt/images";
 
+/// Environment variable with the directory of another libvirt, which hosts then have in place of the machine's.
+pub(crate) const OTHER_LIBVIRT: &str = "QCOWTOOL_RIG_LIBVIRT";
+
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A host of a [`Rig`](crate::Rig).
 #[derive(Debug)]
 pub struct Host {
-    /// `a` or `b`.
+    /// `a`, `b` or `c`.
     letter: char,
     directory: PathBuf,
     process: Mutex<Option<Child>>,
@@ -47,19 +50,23 @@ impl Host {
         host
     }
 
-    /// The host `a` or `b` of a rig that another process started.
+    /// The host `a`, `b` or `c` of a rig that another process started.
     pub fn at(rig: &Path, letter: char) -> Self {
         Self { letter, directory: rig.join(letter.to_string()), process: Mutex::new(None) }
     }
 
-    /// The host's name, which both hosts can resolve.
+    /// The host's name, which all hosts can resolve.
     pub fn name(&self) -> String {
         format!("host-{}", self.letter)
     }
 
     /// Its address.
     pub fn address(&self) -> &'static str {
-        if self.letter == 'a' { "192.0.2.1" } else { "192.0.2.2" }
+        match self.letter {
+            'a' => "192.0.2.1",
+            'b' => "192.0.2.2",
+            _ => "192.0.2.3",
+        }
     }
 
     /// How the other host reaches its libvirtd.
@@ -82,7 +89,10 @@ impl Host {
             fs::create_dir_all(self.directory.join(part)).unwrap();
         }
         let write = |name: &str, text: &str| fs::write(self.directory.join(name), text).unwrap();
-        write("hosts", "127.0.0.1 localhost\n192.0.2.1 host-a\n192.0.2.2 host-b\n");
+        write(
+            "hosts",
+            "127.0.0.1 localhost\n192.0.2.1 host-a\n192.0.2.2 host-b\n192.0.2.3 host-c\n",
+        );
         // Without PAM, sshd refuses an account whose password is locked.
         write("shadow", "root:*:19000:0:99999:7:::\nsshd:!:19000::::::\n");
         let uuid =
@@ -145,6 +155,7 @@ impl Host {
             ])
             .arg(&self.directory)
             .arg(self.name())
+            .args(std::env::var_os(OTHER_LIBVIRT))
             .stdout(Stdio::piped())
             .stderr(log)
             .process_group(0) // Ctrl-C is not for the host

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # Process 1 of a host, in namespaces of its own: gives them the look of a machine, says under which
 # number it is known outside, and reaps orphans until it is killed, which ends everything in the host.
-# Usage: bash -c "$(cat host.sh)" host.sh DIRECTORY NAME
+# Usage: bash -c "$(cat host.sh)" host.sh DIRECTORY NAME [LIBVIRT]
 set -eu
-directory=$1 name=$2
+directory=$1 name=$2 libvirt=${3-}
 
 read -r outside _ </proc/self/stat # this is still the /proc of outside
 
@@ -41,6 +41,16 @@ mount --bind "$directory/log" /var/log/libvirt
 mount --bind "$directory/cache" /var/cache/libvirt
 mount --bind "$directory/hosts" /etc/hosts
 mount --bind "$directory/shadow" /etc/shadow
+# Another libvirt than the machine's, whose packages are unpacked in that directory, takes its place.
+if [ -n "$libvirt" ]; then
+  for file in usr/sbin/libvirtd usr/bin/virsh usr/share/libvirt usr/lib/libvirt usr/lib/*-linux-gnu/libvirt; do
+    for found in "$libvirt"/$file; do mount --bind "$found" "${found#"$libvirt"}"; done
+  done
+  for library in "$libvirt"/usr/lib/*-linux-gnu/libvirt*.so.0; do
+    there=${library#"$libvirt"}
+    [ ! -e "$there" ] || mount --bind "$(readlink -f "$library")" "$(readlink -f "$there")"
+  done
+fi
 ip link set lo up
 
 echo "$outside"

@@ -1,6 +1,6 @@
 //! Two real libvirt hosts on one machine, and guests that check their own disks.
 //!
-//! Each host, `a` and `b`, is a set of Linux namespaces with its own libvirtd, network, process numbers,
+//! Each host, `a` and `b`, and `c` where three are asked for, is a set of Linux namespaces with its own libvirtd, network, process numbers,
 //! name and UUID, and its own `/etc/libvirt`, `/run`, `/var/lib/libvirt`, `/var/log/libvirt`. Both thus have
 //! local storage at the same path with nothing shared behind it, as two machines have. Everything else
 //! (a checkout, a build, `/tmp`) is the same in both and outside. A veth pair joins them; no port is opened

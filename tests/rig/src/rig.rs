@@ -1,4 +1,4 @@
-//! Both hosts.
+//! The hosts, which are two, or three where guests need a choice of where to go.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -12,7 +12,7 @@ use crate::host::{Host, outside, which};
 /// Where a rig's directory is, and what its name begins with. Sockets have short names.
 const PREFIX: &str = "qcowtool-rig.";
 
-/// Two hosts that see each other. They end with this value or with the process that holds it, however
+/// Hosts that A sees, and that see A. They end with this value or with the process that holds it, however
 /// that ends.
 #[derive(Debug)]
 pub struct Rig {
@@ -20,6 +20,8 @@ pub struct Rig {
     pub a: Host,
     /// Where they go.
     pub b: Host,
+    /// Another place to go to, which only A reaches.
+    third: Option<Host>,
     directory: PathBuf,
     janitor: Child,
     _lock: File,
@@ -78,6 +80,15 @@ fn look_what_is_missing() -> Option<String> {
 impl Rig {
     /// Starts two hosts.
     pub fn up() -> Self {
+        Self::of(None)
+    }
+
+    /// Starts three hosts: B and C each have a cable to A.
+    pub fn up_with_third() -> Self {
+        Self::of(Some('c'))
+    }
+
+    fn of(third: Option<char>) -> Self {
         sweep();
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().unwrap().keep();
         let lock = File::create(directory.join("lock")).unwrap();
@@ -86,16 +97,18 @@ impl Rig {
         let janitor = janitor(&directory).stdin(Stdio::piped()).spawn().expect("bash starts");
         let a = Host::new(&directory, 'a');
         let b = Host::new(&directory, 'b');
-        let rig = Self { a, b, directory, janitor, _lock: lock };
-        std::thread::scope(|scope| {
-            scope.spawn(|| rig.a.start());
-            scope.spawn(|| rig.b.start());
-        });
+        let third = third.map(|letter| Host::new(&directory, letter));
+        let rig = Self { a, b, third, directory, janitor, _lock: lock };
+        let each = |start: fn(&Host)| {
+            std::thread::scope(|scope| {
+                for host in rig.all() {
+                    scope.spawn(move || start(host));
+                }
+            });
+        };
+        each(Host::start);
         rig.join();
-        std::thread::scope(|scope| {
-            scope.spawn(|| rig.a.start_services());
-            scope.spawn(|| rig.b.start_services());
-        });
+        each(Host::start_services);
         rig
     }
 
@@ -105,9 +118,20 @@ impl Rig {
         SHARED.get_or_init(Self::up)
     }
 
-    /// Both hosts.
+    /// A and B.
     pub fn hosts(&self) -> [&Host; 2] {
         [&self.a, &self.b]
+    }
+
+    /// The third host of [`up_with_third`](Self::up_with_third).
+    #[track_caller]
+    pub fn c(&self) -> &Host {
+        self.third.as_ref().expect("a rig of three hosts")
+    }
+
+    /// All hosts.
+    pub fn all(&self) -> Vec<&Host> {
+        self.hosts().into_iter().chain(&self.third).collect()
     }
 
     /// Where the rig keeps everything. It is the same directory in both hosts and outside.
@@ -122,34 +146,48 @@ impl Rig {
         host.start_services();
     }
 
-    /// Lays the cable between the hosts.
+    /// Lays the cables between the hosts.
     fn join(&self) {
-        let b = self.b.pid().to_string();
-        let ip = |host: &Host, words: &str| {
-            let arguments = words.split(' ').map(Into::into).collect::<Vec<std::ffi::OsString>>();
-            outside("nsenter")
-                .args(["-t", &host.pid().to_string(), "-n", "ip"])
-                .args(arguments)
-                .output()
-                .unwrap()
-        };
-        // The end of a cable to a host that died may linger for a moment.
-        ip(&self.a, "link del eth0");
-        ip(&self.b, "link del eth0");
-        let made = ip(&self.a, &format!("link add eth0 type veth peer name eth0 netns {b}"));
-        assert!(made.status.success(), "ip link: {}", String::from_utf8_lossy(&made.stderr));
-        for host in self.hosts() {
-            ip(host, &format!("addr add {}/24 dev eth0", host.address()));
-            ip(host, "link set eth0 up");
+        self.cable("eth0", &self.b);
+        ip(&self.a, &format!("addr add {}/24 dev eth0", self.a.address()));
+        ip(&self.a, "link set eth0 up");
+        if let Some(third) = &self.third {
+            self.cable("eth1", third);
+            // Of the same network as the other cable, so that this one gets what is for that host alone.
+            ip(&self.a, &format!("addr add {}/32 dev eth1", self.a.address()));
+            ip(&self.a, "link set eth1 up");
+            ip(&self.a, &format!("route add {}/32 dev eth1", third.address()));
         }
     }
+
+    /// A cable from A, where its end has this name, to another host.
+    fn cable(&self, name: &str, to: &Host) {
+        // The end of a cable to a host that died may linger for a moment.
+        ip(&self.a, &format!("link del {name}"));
+        ip(to, "link del eth0");
+        let peer = to.pid();
+        let made = ip(&self.a, &format!("link add {name} type veth peer name eth0 netns {peer}"));
+        assert!(made.status.success(), "ip link: {}", String::from_utf8_lossy(&made.stderr));
+        ip(to, &format!("addr add {}/24 dev eth0", to.address()));
+        ip(to, "link set eth0 up");
+    }
+}
+
+/// Sets up a host's network.
+fn ip(host: &Host, words: &str) -> std::process::Output {
+    let arguments = words.split(' ').map(Into::into).collect::<Vec<std::ffi::OsString>>();
+    outside("nsenter")
+        .args(["-t", &host.pid().to_string(), "-n", "ip"])
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 impl Drop for Rig {
     fn drop(&mut self) {
         drop(self.janitor.stdin.take());
         let _ = self.janitor.wait();
-        for host in self.hosts() {
+        for host in self.all() {
             host.reap();
         }
     }

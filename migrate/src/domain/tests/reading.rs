@@ -72,7 +72,7 @@ fn every_kind_of_source() {
 fn servers_that_only_the_own_host_reaches() {
     let own = |host: &str| {
         let xml = format!(
-            "<domain><devices><disk type='network'><source protocol='nbd' name='x'>{host}</source>\
+            "<domain><name>n</name><uuid>11111111-2222-4333-8444-555555555555</uuid><devices><disk type='network'><source protocol='nbd' name='x'>{host}</source>\
              <target dev='vda'/></disk></devices></domain>"
         );
         let parsed = parse(&xml).unwrap();
