@@ -56,8 +56,8 @@ impl Progress {
         let mut before: Vec<u64> = Vec::new();
         let (mut sum, mut mark) = (0_u64, 0_u64);
         let place = |mark: u64| {
-            let place = u128::from(mark).saturating_mul(size.into()) / u128::from(MARKS);
-            u64::try_from(place).unwrap_or(size)
+            let place = u128::from(mark).saturating_mul(size.into()).checked_div(MARKS.into());
+            place.and_then(|place| u64::try_from(place).ok()).unwrap_or(size)
         };
         for entry in map(chain, &MapOptions::default()) {
             let entry = entry?;

@@ -106,10 +106,10 @@ impl Image {
     fn try_open(spec: &Spec) -> Result<Self, String> {
         let path = spec.path()?;
         let file = shared::file_of(&path);
-        let refused = |writing| move |error| shared::not_opened(&error, &file_name(&file), writing);
+        let refused = |error: &qcow::Error, writing| shared::not_opened(error, &file, writing);
         if spec.read_only || spec.snapshot {
             let chain = Chain::open(&path, &spec.open_options(spec.format));
-            let chain = chain.map_err(refused.clone()(false))?;
+            let chain = chain.map_err(|error| refused(&error, false))?;
             if spec.snapshot {
                 return over(&path, &chain).map_err(|error| error.to_string());
             }
@@ -117,10 +117,11 @@ impl Image {
         }
         let format = match spec.format {
             Some(format) => Some(format),
-            None => probe(&path, spec).map_err(refused.clone()(false))?,
+            None => probe(&path, spec).map_err(|error| refused(&error, false))?,
         };
         let disk = Disk::open(&path, &spec.open_options(format), WriteOptions::new());
-        Ok(Self { opened: Opened::Disk(disk.map_err(refused(true))?), _temporary: None })
+        let disk = disk.map_err(|error| refused(&error, true))?;
+        Ok(Self { opened: Opened::Disk(disk), _temporary: None })
     }
 
     /// Whether it can be written to.
@@ -222,10 +223,6 @@ impl Image {
             Opened::Chain(_) => Ok(()),
         }
     }
-}
-
-fn file_name(file: &Path) -> PathBuf {
-    file.to_path_buf()
 }
 
 /// The format that the first bytes tell.

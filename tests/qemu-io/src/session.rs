@@ -64,7 +64,11 @@ impl Session {
 
     /// Waits for the requests under way, and tells of them in the order in which they were given.
     fn wait(&mut self) -> bool {
-        self.beside.drain(..).fold(true, |all, thread| thread.join().is_ok_and(printed) && all)
+        let mut succeeded = true;
+        for thread in self.beside.drain(..) {
+            succeeded &= thread.join().is_ok_and(printed);
+        }
+        succeeded
     }
 
     /// Carries out one line.
