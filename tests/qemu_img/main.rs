@@ -7,5 +7,6 @@ mod beside;
 mod bitmaps;
 mod clients;
 mod differential;
+mod invocations;
 mod on_purpose;
 mod sparse;
