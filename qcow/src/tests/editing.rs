@@ -10,3 +10,4 @@ mod faults;
 mod model;
 mod resize;
 mod snapshots;
+mod sparsify;
