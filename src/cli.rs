@@ -7,7 +7,7 @@ use crate::commands::{
     Agent, Amend, Annotate, Audit, Bench, Bitmap, Check, Checksum, Commit, Compare, Convert,
     Create, Dd, Dependents, Evacuate, Flatten, Generate, Hook, Info, Io, MapCommand, Measure,
     Migrate, Monitor, PlanCommand, Preflight, Prepare, Rebase, Relocate, Rescue, Resize, Resume,
-    Rollback, Serve, Snapshot, Transactions,
+    Rollback, Serve, Snapshot, Sparsify, Transactions,
 };
 use crate::failure::Failure;
 use crate::output::OutputFormat;
@@ -108,6 +108,7 @@ commands! {
     Amend(common) "amend" "Change an image's version, refcount width or data file in place";
     Snapshot(common) "snapshot" "List, take, apply and delete internal snapshots";
     Resize(common) "resize" "Change the size of a disk in place";
+    Sparsify(common) "sparsify" "Give back the space that an image does not need, in place";
     Io(common) "io" "Read and write parts of a disk in place, by a script";
     Serve(common) "serve" "Serve disks over the network block device protocol (NBD)";
     Convert(common) "convert" "Write one or several disks as a new image, or into an existing one, with qemu-img's options";

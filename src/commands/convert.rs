@@ -53,6 +53,7 @@ Examples:
   qcowtool convert -n -O raw vm.qcow2 /dev/vg/vm
   qcowtool convert -n -O qcow2 vm.qcow2 existing.qcow2
   qcowtool convert -n --bitmap since-sunday vm.qcow2 sunday.qcow2
+  qcowtool convert --image-opts driver=qcow2,file.filename=vm.qcow2 copy.qcow2
   qcowtool convert -o help
 
 ", exit_codes!(), "
@@ -138,6 +139,11 @@ pub(crate) struct Convert {
           conflicts_with_all = ["snapshot", "compress", "target_is_zero", "salvage", "digest"])]
     dirty_in: Option<OsString>,
 
+    /// SRC is a list of driver options, as qemu-img takes it: driver=qcow2,file.filename=vm.qcow2. Commas in values are
+    /// doubled
+    #[arg(long, conflicts_with = "format")]
+    image_opts: bool,
+
     /// Leave out bitmaps that were not stored cleanly, and say so, instead of refusing them
     #[arg(long, requires = "bitmaps")]
     skip_broken_bitmaps: bool,
@@ -180,6 +186,11 @@ impl Convert {
         };
         let dst = self.files.pop().filter(|_| !self.files.is_empty());
         let dst = dst.ok_or_else(|| Error::usage("SRC or DST is missing").hint("see --help"))?;
+        if self.image_opts {
+            for source in &mut self.files {
+                *source = crate::qemu_img::image_opts(source.as_os_str())?;
+            }
+        }
         self.check()?;
         let given = self.given(items)?;
         let target = given.target()?;

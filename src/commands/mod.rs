@@ -29,6 +29,7 @@ mod rescue;
 mod resize;
 mod serve;
 mod snapshot;
+mod sparsify;
 
 pub(crate) use amend::Amend;
 pub(crate) use annotate::Annotate;
@@ -64,3 +65,4 @@ pub(crate) use rescue::Rescue;
 pub(crate) use resize::Resize;
 pub(crate) use serve::Serve;
 pub(crate) use snapshot::Snapshot;
+pub(crate) use sparsify::Sparsify;

@@ -47,6 +47,17 @@ pub(crate) fn called(
     (first == "qemu-img").then(|| (first, arguments.collect()))
 }
 
+/// The `json:` name that means what this list of driver options means, for a command that takes the list as well.
+///
+/// # Errors
+/// `Usage` for what is no such list, and for drivers and options that are not known.
+pub(crate) fn image_opts(list: &OsStr) -> qcow::Result<std::path::PathBuf> {
+    names::source(list, true).map(|source| source.path).map_err(|stop| {
+        let lines: Vec<String> = stop.lines().iter().map(ToString::to_string).collect();
+        qcow::Error::usage(lines.join("; "))
+    })
+}
+
 /// Runs the command line of `qemu-img`.
 pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> ExitCode {
     say::called(name);

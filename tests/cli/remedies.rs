@@ -126,6 +126,7 @@ const WORDS: &[(&str, &str)] = &[
         "see 'qcowtool bitmap --help'",
         "bitmap::a_plan_writes_nothing_and_what_is_in_use_or_not_understood_is_refused",
     ),
+    ("give space back without moving clusters", "sparsify::data_files_and_raw_disks_get_holes"),
     (
         "delete the snapshot first",
         "amend::what_cannot_be_amended_is_refused_with_the_reason_and_what_is_advised_works",

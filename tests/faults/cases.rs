@@ -158,6 +158,12 @@ pub(crate) const CHANGES: [Case; 2] = [
     repairing("amend", "amend --threads 1 -o refcount_bits=64 image", "sound"),
 ];
 
+/// Those that give back space: free places, and then the end of the file.
+pub(crate) const SPARSIFIERS: [Case; 2] = [
+    repairing("sparsify", "sparsify --threads 1 image", "wiped"),
+    repairing("sparsify --compact", "sparsify --threads 1 --compact image", "wiped"),
+];
+
 /// Writes into a file that exists.
 pub(crate) const OVERWRITER: Case = Case {
     old: Some(&[0xa5; 256 << 10]),
@@ -167,7 +173,8 @@ pub(crate) const OVERWRITER: Case = Case {
 /// The case of this name.
 pub(crate) fn by_name(name: &str) -> &'static Case {
     static OTHERS: [Case; 1] = [OVERWRITER];
-    static CASES: [&[Case]; 6] = [&MAKERS, &READERS, &REPAIRS, &CHANGES, &SHARERS, &OTHERS];
+    static CASES: [&[Case]; 7] =
+        [&MAKERS, &READERS, &REPAIRS, &CHANGES, &SPARSIFIERS, &SHARERS, &OTHERS];
     let mut cases = CASES.iter().copied().flatten();
     cases.find(|case| case.name == name).unwrap_or_else(|| panic!("no case '{name}'"))
 }

@@ -8,7 +8,7 @@ use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 use nix::libc;
 
-use super::cases::{Case, MAKERS, REPAIRS, SCATTERED};
+use super::cases::{Case, MAKERS, REPAIRS, SCATTERED, SPARSIFIERS};
 use super::place::{Golden, Place, is_room, on_a_sample};
 use super::repairs;
 use super::tracer::{Call, can_trace};
@@ -342,7 +342,7 @@ fn wherever_the_power_goes_a_repair_leaves_leaks_at_worst() {
     }
     let place = Place::new();
     let (mut moments, mut images, mut found) = (0, Vec::new(), 0);
-    let cases = REPAIRS.iter().chain([&SCATTERED]);
+    let cases = REPAIRS.iter().chain([&SCATTERED]).chain(&SPARSIFIERS);
     for case in cases.clone() {
         let golden = Golden::of(&place, case);
         let events = events(&golden);

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use super::cases::{CHANGES, Case, MAKERS, READERS, REPAIRS, SHARERS};
+use super::cases::{CHANGES, Case, MAKERS, READERS, REPAIRS, SHARERS, SPARSIFIERS};
 use super::place::{
     Golden, Place, Room, is_one_error, is_room, judged, on_a_sample, without_temporary,
 };
@@ -202,6 +202,17 @@ fn whatever_call_fails_a_repair_leaves_leaks_at_worst() {
     }
 }
 
+#[test]
+fn whatever_call_fails_while_space_is_given_back_the_disk_is_as_it_was() {
+    needs_qemu!();
+    if can_trace() {
+        // As above; where holes are not found, none are made; and how much space it takes is only told.
+        every_call_fails(&Place::new(), &SPARSIFIERS, |call| {
+            !["fallocate", "ftruncate", "lseek", "statx"].contains(&call.name)
+        });
+    }
+}
+
 /// What differs where space is shared or bytes are copied elsewhere; the rest fails in the other tests.
 fn moves_or_writes(call: &Call) -> bool {
     let found_out = ["ioctl", "fstatfs", "statx", "lseek"];
@@ -247,7 +258,7 @@ fn whenever_the_disk_goes_away_no_target_is_half() {
         return;
     }
     let place = Place::new();
-    let cases: Vec<_> = MAKERS.iter().chain(&REPAIRS).collect();
+    let cases: Vec<_> = MAKERS.iter().chain(&REPAIRS).chain(&SPARSIFIERS).collect();
     let golden: Vec<_> = cases.iter().map(|case| (*case, Golden::of(&place, case))).collect();
     let mut points = Vec::new();
     for (case, golden) in &golden {

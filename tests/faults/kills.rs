@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 
-use super::cases::{Case, MAKERS, MANY_THREADS, REPAIRS};
+use super::cases::{Case, MAKERS, MANY_THREADS, REPAIRS, SPARSIFIERS};
 use super::place::{Golden, Place, Room, on_a_sample, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
@@ -63,7 +63,7 @@ fn killed_at_any_call_on_files_a_target_is_whole_or_as_it_was() {
         return;
     }
     let place = Place::new();
-    let cases: Vec<_> = MAKERS.iter().chain(&REPAIRS).collect();
+    let cases: Vec<_> = MAKERS.iter().chain(&REPAIRS).chain(&SPARSIFIERS).collect();
     let golden: Vec<_> = cases.iter().map(|case| (*case, Golden::of(&place, case))).collect();
     let mut points = Vec::new();
     for (case, golden) in &golden {

@@ -243,9 +243,30 @@ fn damaged(src: &Path) {
     corrupt.set_u64(72, 1);
     corrupt.save_as(src.join("corrupt"));
     scattered(src);
+    wiped(src);
     let mut uncounted = sound.clone();
     uncounted.set(usize::try_from(table).unwrap(), &[0; 8]);
     uncounted.save_as(src.join("uncounted"));
+}
+
+/// Stored zeros, and free places before data that a snapshot has, too.
+fn wiped(src: &Path) {
+    let path = src.join("wiped");
+    let content = src.join("content");
+    let write = |at: &str| format!("write -s {} {at}", content.display());
+    qemu::create(&path, "cluster_size=4k", "256k");
+    qemu::qemu_io(
+        "qcow2",
+        &path,
+        &[write("0 40k"), write("100k 20k"), "write -c -P 5 200k 4k".to_owned()],
+    );
+    qemu::qemu_img(&args!["snapshot", "-c", "s", path]);
+    let then =
+        ["write -P 0 100k 12k", "write -P 0 140k 20k", "write -P 9 240k 12k", "discard 8k 28k"];
+    qemu::qemu_io("qcow2", &path, &then);
+    qemu::qemu_img(&args!["snapshot", "-d", "s", path]);
+    qemu::qemu_img(&args!["snapshot", "-c", "t", path]);
+    qemu::qemu_io("qcow2", &path, &["write -P 8 244k 4k"]);
 }
 
 /// Clusters of one sector: refcounts too low, leaks and lying flags in tables that are far from each other.

@@ -23,6 +23,49 @@ fn overlay(scratch: &Scratch) -> PathBuf {
 }
 
 #[test]
+fn a_source_is_named_by_driver_options_as_qemu_img_takes_them() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let top = overlay(&scratch);
+    let comma = scratch.path("a,b.qcow2");
+    fs::copy(&top, &comma).unwrap();
+    let raw = scratch.file("disk.raw", &fixtures::pattern::noise(1, 1 << 20));
+    let other = scratch.path("other.qcow2");
+    qemu::create(&other, "", "4M");
+    qemu::qemu_io("qcow2", &other, &["write -P 5 0 4M"]);
+    let (top, raw, other) = (top.display(), raw.display(), other.display());
+    for options in [
+        format!("driver=qcow2,file.filename={top}"),
+        format!("driver=qcow2,file.driver=file,file.filename={top},cache.direct=off"),
+        format!("file.filename={top},driver=qcow2,read-only=on,file.locking=off"),
+        format!("driver=qcow2,file.filename={}", comma.display().to_string().replace(',', ",,")),
+        format!("driver=raw,file.filename={raw}"),
+        format!("driver=raw,offset=4096,size=65536,file.filename={raw}"),
+        format!(
+            "driver=qcow2,file.filename={top},backing.driver=qcow2,backing.file.filename={other}"
+        ),
+    ] {
+        let (ours, theirs) = (scratch.path("ours"), scratch.path("theirs"));
+        qcowtool(args!["convert", "-q", "--force", "--image-opts", options, ours]).ok();
+        qemu_img(&args!["convert", "-O", "qcow2", "--image-opts", options, theirs]);
+        qemu::assert_same("qcow2", &ours, "qcow2", &theirs);
+    }
+    let gone = scratch.path("gone");
+    for (options, words) in [
+        (format!("{top}"), "Cannot find device"),
+        (format!("driver=qcow2,file.filename={top},foo=1"), "does not support the option 'foo'"),
+        (format!("driver=vmdk,file.filename={top}"), "Unknown driver 'vmdk'"),
+        (format!("driver=qcow2,file.driver=nbd,file.filename={top}"), "nbd"),
+    ] {
+        let refused = qcowtool(args!["convert", "--image-opts", options, gone]);
+        refused.refused_naming(&[words]);
+        assert!(!gone.exists(), "{options}");
+    }
+    let both = args!["convert", "-f", "qcow2", "--image-opts", "file.filename=x", gone];
+    qcowtool(both).refused_naming(&["cannot be used with"]);
+}
+
+#[test]
 fn new_images_have_the_content_that_qemu_img_gives_them() {
     needs_qemu!();
     let scratch = Scratch::new();

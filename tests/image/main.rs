@@ -42,6 +42,7 @@ mod serve_nbdkit;
 mod serve_qemu;
 mod serve_tls;
 mod snapshot;
+mod sparsify;
 mod traps_bitmaps;
 mod traps_clusters;
 mod traps_compressed;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use common::binary;
 use fixtures::{Scratch, qemu};
@@ -46,6 +46,16 @@ impl Beside {
         Self { scratch }
     }
 
+    /// Two new directories with the same files.
+    pub(crate) fn like(other: &Self) -> Self {
+        let new = Self::new();
+        for (from, to) in other.dirs().into_iter().zip(new.dirs()) {
+            let status = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+            assert!(status.unwrap().success());
+        }
+        new
+    }
+
     pub(crate) fn ours_dir(&self) -> PathBuf {
         self.scratch.path("ours")
     }
@@ -74,6 +84,37 @@ impl Beside {
 
     pub(crate) fn theirs(&self, words: &[&str]) -> Said {
         run(Path::new("qemu-img"), &self.theirs_dir(), words)
+    }
+
+    /// Runs a line of a shell with each program under the names that it is called by. Both end alike and print the same.
+    #[track_caller]
+    pub(crate) fn shell(&self, script: &str) -> Said {
+        let ours = self.our_shell(script);
+        let real = Command::new("sh").args(["-c", "command -v qemu-img"]).output().unwrap();
+        let real = String::from_utf8(real.stdout).unwrap();
+        let theirs = self.in_shell("their-bin", Path::new(real.trim()), &self.theirs_dir(), script);
+        assert_eq!(ours.code, theirs.code, "{script}: {ours:?} {theirs:?}");
+        assert_eq!(masked(&ours.out), masked(&theirs.out), "{script}");
+        ours
+    }
+
+    /// As [`shell`](Self::shell), only ours.
+    pub(crate) fn our_shell(&self, script: &str) -> Said {
+        self.in_shell("our-bin", &binary(), &self.ours_dir(), script)
+    }
+
+    fn in_shell(&self, bin: &str, program: &Path, dir: &Path, script: &str) -> Said {
+        let bin = self.scratch.path(bin);
+        if !bin.exists() {
+            std::fs::create_dir(&bin).unwrap();
+            for name in ["qemu-img", "cloud-qemu-img", "ccp-qemu-img"] {
+                symlink(program, bin.join(name)).unwrap();
+            }
+        }
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(dir).env("PATH", path).stdin(Stdio::null());
+        said(command.output().unwrap())
     }
 
     /// Runs both; they end alike and print the same on standard output. Gives back what ours said.
@@ -127,6 +168,10 @@ fn run(program: &Path, dir: &Path, words: &[&str]) -> Said {
         .stdin(Stdio::null())
         .output()
         .unwrap();
+    said(output)
+}
+
+fn said(output: Output) -> Said {
     Said {
         code: output.status.code(),
         out: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -8,5 +8,6 @@ mod bitmaps;
 mod clients;
 mod copies;
 mod differential;
+mod invocations;
 mod on_purpose;
 mod sparse;

@@ -48,6 +48,8 @@ pub use stated::{BackingFormats, FormatSource};
 pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
 pub use warning::Warning;
 pub(crate) use writable::open_writable;
+#[cfg(feature = "ops")]
+pub(crate) use writable::open_writable_alone;
 
 /// How to open an image and its backing chain.
 #[derive(Debug, Clone, Default)]

@@ -31,10 +31,19 @@ pub(crate) struct Writable {
 /// [`Usage`](crate::ErrorKind::Usage) if its format would have to be guessed as raw, or if it is to be
 /// written to without all that it is backed by.
 pub(crate) fn open_writable(path: &Path, options: &OpenOptions) -> Result<Writable> {
-    open(path, options).map_err(|error| error.file(path))
+    open(path, options, true).map_err(|error| error.file(path))
 }
 
-fn open(path: &Path, options: &OpenOptions) -> Result<Writable> {
+/// As [`open_writable`], without what it is backed by: for what does not depend on that.
+///
+/// # Errors
+/// As [`open_writable`].
+#[cfg(feature = "ops")]
+pub(crate) fn open_writable_alone(path: &Path, options: &OpenOptions) -> Result<Writable> {
+    open(path, options, false).map_err(|error| error.file(path))
+}
+
+fn open(path: &Path, options: &OpenOptions, with_backing: bool) -> Result<Writable> {
     if options.snapshot.is_some() || options.force_share {
         return Err(Error::usage(
             "a snapshot, or an image that another process uses, is only read",
@@ -62,6 +71,9 @@ fn open(path: &Path, options: &OpenOptions) -> Result<Writable> {
     let area = read_header_area(&opened.file, crate::image::Purpose::Read)?;
     options.limits.check_size(area.header.virtual_size())?;
     opened.data = open_data_file(&opened.path, &area, &options.policy)?;
+    if !with_backing {
+        return Ok(opened);
+    }
     let mut active = LayerFound::active(opened.path.clone(), looked, area);
     let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
     let mut layers = Vec::new();

@@ -285,6 +285,12 @@ impl FileStorage {
         self.allocated
     }
 
+    /// Bytes that the file system has allocated for it now.
+    #[cfg(feature = "ops")]
+    pub(crate) fn allocated_now(&self) -> u64 {
+        self.file.metadata().map_or(self.allocated, |status| status.blocks().saturating_mul(512))
+    }
+
     /// What the system knows about the file now; its length may differ from the pinned one.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use crate::codec::Compressor;
 use crate::disk::{Disk, WriteOptions};
 use crate::extent::Truncation;
 use crate::format::Version;
+use crate::image::Image;
 use crate::image::edit::Edit;
 use crate::io::{FileStorage, OutputFile, Replace, WritableFile};
 use crate::setters::setters;
@@ -267,7 +268,7 @@ impl<'a> CopyJob<'a> {
             None if options.differences => {
                 let now = disk.chain()?;
                 let steps = Differences::over(source, &now, &disk, options.compress)?;
-                transfer::run(&steps, &disk, settings)
+                transfer::run(&steps.only(only), &disk, settings)
             }
             None => {
                 let holes = if options.target_is_zero && options.sparse != Some(0) {
@@ -309,9 +310,18 @@ impl<'a> CopyJob<'a> {
             verified: settings.verify,
             truncated: source.truncations()?,
             bitmaps: carried.summaries(),
-            not_carried_over: losses(&SourceFacts::of(active).without(&carried)),
+            not_carried_over: losses(&not_carried(active, &carried, options.dirty_in.as_deref())),
             warnings,
         })
+    }
+}
+
+/// What the source has and the image does not get. Whoever asks for what a bitmap has as dirty knows of that bitmap.
+fn not_carried(active: Option<&Image>, carried: &Carried, dirty_in: Option<&[u8]>) -> SourceFacts {
+    let facts = SourceFacts::of(active).without(carried);
+    match dirty_in {
+        Some(name) => facts.without_bitmap(name),
+        None => facts,
     }
 }
 
@@ -382,3 +392,6 @@ fn partly(error: Error, path: &Path, existing: bool) -> Error {
     let name = path.to_string_lossy();
     error.remark(&format!(" (the image '{}' is partly overwritten)", Escaped(&name)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,22 @@ pub(crate) fn change<T: Send>(
     cancel: &CancelToken,
     work: impl FnOnce(&mut Edit) -> Result<T> + Send,
 ) -> Result<(T, Changed)> {
+    change_if(opened, threads, observer, cancel, work, |_, _| Ok(true))
+}
+
+/// As [`change`], if `judge` finds the change and what `work` gave well: otherwise nothing is written, and nothing is
+/// changed. It may read the [result](Change::result).
+///
+/// # Errors
+/// As [`change`], and those of `judge`.
+pub(crate) fn change_if<T: Send>(
+    opened: &Opened,
+    threads: usize,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+    work: impl FnOnce(&mut Edit) -> Result<T> + Send,
+    judge: impl FnOnce(&Change, &T) -> Result<bool> + Send,
+) -> Result<(T, Changed)> {
     let pool = threads::pool(threads::count(threads))?;
     pool.install(|| {
         let grows = opened.target.as_ref().is_none_or(|target| target.capabilities().resize);
@@ -104,6 +120,10 @@ pub(crate) fn change<T: Send>(
             freed: change.freed()?,
             file_len: change.file_len(),
         };
+        if !judge(&change, &made)? {
+            let file_len = opened.storage.len();
+            return Ok((made, Changed { changed: false, freed: 0, file_len }));
+        }
         cancel.check()?;
         if let Some(target) = &opened.target {
             change.apply(&**target)?;

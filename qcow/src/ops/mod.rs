@@ -19,6 +19,7 @@ mod not_carried;
 pub mod rebase;
 pub mod resize;
 pub mod snapshot;
+pub mod sparsify;
 mod target;
 mod users;
 mod work;

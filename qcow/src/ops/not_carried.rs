@@ -128,6 +128,12 @@ impl SourceFacts {
         self.broken_bitmaps = carried.skipped().to_vec();
         self
     }
+
+    /// Without a bitmap that is there for this copy.
+    pub(crate) fn without_bitmap(mut self, name: &[u8]) -> Self {
+        self.bitmaps.retain(|other| *other != String::from_utf8_lossy(name));
+        self
+    }
 }
 
 impl Stored {

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::edit::{Changed, Opened, change};
 use crate::chain::Format;
 use crate::exact::{Exact, to_usize};
-use crate::format::{HeaderPatch, HostOffset, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot};
+use crate::format::{HeaderPatch, MAX_SNAPSHOTS, Snapshot};
 use crate::image::edit::Edit;
 use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Observer, Remedy, Result};
@@ -256,7 +256,7 @@ fn add(edit: &mut Edit, name: &str, date: (u32, u32), duplicate: bool) -> Result
     edit.lower_all(&vm_state)?;
     let l1 = edit.with_true_flags(&l1)?;
     edit.set_l1(&l1)?;
-    set_snapshots(edit, &snapshots)?;
+    edit.set_snapshots(&snapshots)?;
     Ok(Made { id, name: name.into(), size, ..Made::default() })
 }
 
@@ -338,7 +338,7 @@ fn remove(edit: &mut Edit, wanted: &str) -> Result<Made> {
     edit.replace_l1(&active)?;
     let mut snapshots = edit.image().snapshots().to_vec();
     snapshots.remove(index);
-    set_snapshots(edit, &snapshots)?;
+    edit.set_snapshots(&snapshots)?;
     let Snapshot { id, name, .. } = snapshot;
     let size = edit.image().virtual_size();
     Ok(Made { id, name, size, lost_clusters, bitmaps_dropped: 0 })
@@ -351,32 +351,4 @@ fn find(edit: &Edit, wanted: &str) -> Result<(usize, Snapshot)> {
     let snapshot = snapshot.ok_or_else(|| Error::internal("a snapshot that is not there"))?;
     snapshot.check_l1(edit.geometry())?;
     Ok((index, snapshot))
-}
-
-/// Writes the snapshot table anew, and frees the old one.
-fn set_snapshots(edit: &mut Edit, snapshots: &[Snapshot]) -> Result<()> {
-    let image = edit.image();
-    let (old, old_len) = (image.header().snapshots_offset, image.snapshot_table_len());
-    let mut bytes = Vec::new();
-    for snapshot in snapshots {
-        // Entries begin at multiples of eight; the last one ends where it ends.
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        let entry = snapshot.to_bytes()?;
-        let text = snapshot.id.len().plus(snapshot.name.len())?;
-        let extra = entry.get(..Snapshot::FIXED_BYTES).and_then(|fixed| fixed.last_chunk());
-        let extra = extra.map_or(0, |len| u32::from_be_bytes(*len));
-        let len = Snapshot::FIXED_BYTES.plus(to_usize(extra.into()))?.plus(text)?;
-        bytes.extend_from_slice(entry.get(..len).unwrap_or_default());
-    }
-    if bytes.len() as u64 > MAX_SNAPSHOT_TABLE_BYTES {
-        return Err(Error::limit(format!(
-            "the snapshot table would be longer than {MAX_SNAPSHOT_TABLE_BYTES} bytes"
-        )));
-    }
-    let old = edit.clusters(old, old_len)?;
-    edit.lower(old)?;
-    let place = if bytes.is_empty() { HostOffset(0) } else { edit.write_new(bytes)? };
-    let count = u32::try_from(snapshots.len())
-        .map_err(|_| Error::internal("more snapshots than were there"))?;
-    edit.set_header(&HeaderPatch::snapshots(place, count))
 }

@@ -10,3 +10,4 @@ mod faults;
 pub(super) mod model;
 mod resize;
 mod snapshots;
+mod sparsify;

@@ -21,6 +21,7 @@
 //! | refcounts | [`raise`](Edit::raise), [`lower`](Edit::lower); for all that an L1 table leads to [`raise_all`](Edit::raise_all), [`lower_all`](Edit::lower_all) |
 //! | flags | [`with_true_flags`](Edit::with_true_flags), when all refcounts are what they will be |
 //! | all refcounts | [`set_width`](Edit::set_width) |
+//! | a shorter file | [`survey`](Edit::survey), then [`vacate`](Edit::vacate) |
 //! | header | [`set_header`](Edit::set_header), [`set_l1`](Edit::set_l1), [`replace_l1`](Edit::replace_l1); what is not a table's place, also extensions: [`set_area`](Edit::set_area) |
 //! | after it | [`then`](Edit::then), for what lies in other sectors |
 //! | end | [`finish`](Edit::finish), which gives a [`Change`]: look at its [`result`](Change::result), then [`apply`](Change::apply) it, or drop it and nothing was written |
@@ -31,9 +32,13 @@
 mod area;
 mod bitmaps;
 mod change;
+mod compact;
 mod flags;
 mod references;
+mod release;
 mod remap;
+mod rewrite;
+mod snapshots;
 mod width;
 
 use std::ops::Range;

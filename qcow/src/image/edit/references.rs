@@ -93,7 +93,7 @@ impl Edit {
 }
 
 /// The L2 tables that these entries name, each with how often: a hostile table names one a million times.
-fn tables_of(l1: &[u64]) -> BTreeMap<HostOffset, u64> {
+pub(super) fn tables_of(l1: &[u64]) -> BTreeMap<HostOffset, u64> {
     let mut tables = BTreeMap::new();
     for table in l1.iter().map(|entry| L1Entry(*entry).offset()).filter(|table| table.0 != 0) {
         let times: &mut u64 = tables.entry(table).or_default();

@@ -66,7 +66,7 @@ impl Staged {
                 lay(page, start, &bytes, at);
             }
         }
-        changes.pieces.push(placed);
+        changes.add_pieces(placed)?;
         drop(changes);
         self.update.write_pieces(pieces)
     }
@@ -110,11 +110,40 @@ struct View {
 
 #[derive(Debug, Default)]
 struct Changes {
-    /// Pages lie over these.
-    pieces: Vec<Placed>,
+    /// Pages lie over these. By their starts, and then in the order in which they were added.
+    pieces: BTreeMap<(u64, usize), Placed>,
+    /// Length of the longest of them.
+    longest: u64,
     pages: BTreeMap<u64, Box<[u8]>>,
     /// Where the last change ends.
     end: u64,
+}
+
+impl Changes {
+    fn add_pieces(&mut self, placed: Placed) -> Result<()> {
+        self.longest = self.longest.max(placed.range.end.minus(placed.range.start)?);
+        self.pieces.insert((placed.range.start, self.pieces.len()), placed);
+        Ok(())
+    }
+
+    /// Those that have a part of the range, in the order in which they were added.
+    fn pieces_in(&self, start: u64, end: u64) -> Vec<&Placed> {
+        let first = start.max(self.longest).wrapping_sub(self.longest);
+        let near = self.pieces.range((first, 0)..(end, 0));
+        let mut found: Vec<_> = near
+            .filter(|(_, placed)| placed.range.end > start)
+            .map(|(key, p)| (key.1, p))
+            .collect();
+        found.sort_unstable_by_key(|(number, _)| *number);
+        found.into_iter().map(|(_, placed)| placed).collect()
+    }
+
+    /// The start of the first that ends behind `offset`.
+    fn next_pieces(&self, offset: u64) -> Option<u64> {
+        let first = offset.max(self.longest).wrapping_sub(self.longest);
+        let mut near = self.pieces.range((first, 0)..);
+        near.find(|(_, placed)| offset < placed.range.end).map(|(key, _)| key.0)
+    }
 }
 
 impl View {
@@ -151,7 +180,7 @@ impl View {
     fn read_below(&self, changes: &Changes, buf: &mut [u8], offset: u64) -> Result<()> {
         read_padded(&*self.base, buf, offset)?;
         let end = offset.plus(buf.len() as u64)?;
-        for placed in &changes.pieces {
+        for placed in changes.pieces_in(offset, end) {
             for piece in placed.within(offset..end)? {
                 let (start, bytes) = piece?;
                 lay(buf, offset, &bytes, start);
@@ -202,11 +231,10 @@ impl Storage for View {
     fn next_data(&self, offset: u64) -> std::io::Result<Option<u64>> {
         let base = if offset < self.base.len() { self.base.next_data(offset)? } else { None };
         let changes = self.changes();
-        let placed = changes.pieces.iter().filter(|placed| offset < placed.range.end);
-        let placed = placed.map(|placed| placed.range.start);
+        let placed = changes.next_pieces(offset);
         let page = changes.pages.range(offset >> PAGE_BITS..).next();
         let page = page.map(|(number, _)| number << PAGE_BITS);
-        let changed = placed.chain(page).map(|start| start.max(offset));
+        let changed = placed.into_iter().chain(page).map(|start| start.max(offset));
         Ok(base.into_iter().chain(changed).min())
     }
 }

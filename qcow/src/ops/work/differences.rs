@@ -24,6 +24,8 @@ pub(in crate::ops) struct Differences<'a> {
     unit: u64,
     /// What the image has is compared, too.
     all: bool,
+    /// Only these ranges of the disk, in ascending order.
+    only: Option<Vec<Range<u64>>>,
 }
 
 impl<'a> Differences<'a> {
@@ -37,7 +39,7 @@ impl<'a> Differences<'a> {
             return Err(Error::usage("a raw image has no backing file"));
         };
         let unit = if compress { cluster } else { disk.write_unit() };
-        Ok(Self { old, new, size: disk.size(), unit, all: false })
+        Ok(Self { old, new, size: disk.size(), unit, all: false, only: None })
     }
 
     /// Writes what `old` has into the image wherever that, which is `now`, reads as something else. What it has behind the
@@ -50,6 +52,21 @@ impl<'a> Differences<'a> {
     ) -> Result<Self> {
         let differences = Self::new(old, now, disk, compress)?;
         Ok(Self { size: old.virtual_size().min(disk.size()), all: true, ..differences })
+    }
+
+    /// Compares nothing but these ranges, which are in ascending order.
+    pub(in crate::ops) fn only(self, ranges: Option<Vec<Range<u64>>>) -> Self {
+        Self { only: ranges, ..self }
+    }
+
+    /// What is to be compared of a range.
+    fn wanted(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let Some(only) = &self.only else { return vec![range] };
+        let first = only.partition_point(|wanted| wanted.end <= range.start);
+        let near = only.get(first..).unwrap_or_default().iter();
+        near.take_while(|wanted| wanted.start < range.end)
+            .map(|wanted| wanted.start.max(range.start)..wanted.end.min(range.end))
+            .collect()
     }
 
     /// The units that may differ, as ranges in ascending order.
@@ -150,7 +167,9 @@ impl<'a> Steps for Differences<'a> {
         for units in self.units(&work)? {
             let len = units.end.minus(units.start)?;
             if self.all {
-                self.compare(sides, units, writes)?;
+                for wanted in self.wanted(units) {
+                    self.compare(sides, wanted, writes)?;
+                }
                 continue;
             }
             for found in writes.disk().ranges(units.start, len)? {

@@ -65,6 +65,20 @@ impl Counts {
         blocks.filter(|(_, block)| !block.fresh).map(|(index, block)| (index, block.host)).collect()
     }
 
+    /// The blocks that lie in cluster `from` or behind it, on disk as here: their indices and clusters.
+    pub(in crate::image) fn blocks_from(&self, from: u64) -> Vec<(u64, u64)> {
+        let bits = self.geometry.cluster_bits();
+        let mut found = Vec::new();
+        for index in 0..self.table.len() as u64 {
+            let Some(host) = self.block_host(index) else { continue };
+            let fresh = self.blocks.get(&index).is_some_and(|block| block.fresh);
+            if host.0 >> bits >= from && !fresh {
+                found.push((index, host.0 >> bits));
+            }
+        }
+        found
+    }
+
     /// Gives block `index` another place, where it will be written as a whole.
     pub(in crate::image) fn move_block(&mut self, index: u64, host: HostOffset) -> Result<()> {
         let block = self.blocks.get_mut(&index);
@@ -73,6 +87,7 @@ impl Counts {
                 "refcount block {index} is not there to be moved"
             )));
         };
+        keep(&mut self.before, index, block);
         (block.host, block.fresh, *entry) = (host, true, host.0);
         self.table_dirty.insert(index >> SECTOR_ENTRY_BITS);
         self.dirty_blocks.insert(index);
