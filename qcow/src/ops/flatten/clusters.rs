@@ -7,7 +7,7 @@ use super::options::FlattenOptions;
 use super::runs::runs_of;
 use super::sinks::{Collect, Joined, Metadata, Places, Write};
 use super::totals::Totals;
-use super::widen::{Holes, Sizes};
+use super::widen::{Cluster, Holes, Sizes};
 use crate::codec::{Compressor, is_zero};
 use crate::exact::{Exact, to_usize};
 use crate::extent::Extent;
@@ -88,20 +88,6 @@ impl Ready {
     pub(super) fn count_in(&self, totals: &mut Totals) {
         totals.add(self.data_bytes, self.hash.as_ref());
     }
-}
-
-/// What becomes of one cluster of an item.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cluster {
-    Zero,
-    Data,
-    /// Only these subclusters hold data.
-    Partial(u32),
-    /// `len` bytes from `from` on in the worker's packed bytes.
-    Compressed {
-        from: usize,
-        len: usize,
-    },
 }
 
 impl Job for Qcow2Job<'_> {

@@ -1,9 +1,22 @@
-//! Which zeros are kept, because they lie in one block with data.
+//! What becomes of the clusters of an item, and which zeros are kept, because they lie in one block with data.
 
-use super::clusters::Cluster;
 use crate::Result;
 use crate::exact::{Exact, to_usize};
 use crate::extent::Extent;
+
+/// What becomes of one cluster of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cluster {
+    Zero,
+    Data,
+    /// Only these subclusters hold data.
+    Partial(u32),
+    /// `len` bytes from `from` on in the worker's packed bytes.
+    Compressed {
+        from: usize,
+        len: usize,
+    },
+}
 
 /// Ranges of an item that the tables say to be zeros, ascending and apart: what nothing is asked about.
 #[derive(Debug, Default)]
