@@ -125,7 +125,8 @@ fn whatever_breaks_every_guest_is_on_one_host_and_in_the_end_all_have_arrived() 
     let mut running = Running::start(&rig, &mut evacuate(&rig, &["--resume"]));
     under_way_to_c(&rig, &trials, &mut running);
     running.signal("INT");
-    sleep(Duration::from_millis(300));
+    // Sooner, it would be taken for the first one.
+    sleep(Duration::from_millis(700));
     running.signal("INT");
     let ran = running.end();
     assert_eq!(ran.code(), Some(130), "{ran}");
