@@ -39,6 +39,7 @@ fn commands(image: &Path, overlay: &Path) -> Vec<Vec<std::ffi::OsString>> {
         args!["snapshot", "-d", "one", image],
         args!["bitmap", "--add", image, "monday"],
         args!["amend", "-o", "refcount_bits=64", image],
+        args!["sparsify", "--compact", image],
         args!["commit", "-d", overlay],
         args!["rebase", "-q", "-b", "other.raw", "-F", "raw", image],
         args!["convert", "-q", "-n", "-f", "raw", image.with_file_name("other.raw"), image],

@@ -225,7 +225,7 @@ fn data_files_and_raw_disks_get_holes() {
 }
 
 #[test]
-fn an_image_that_is_in_use_damaged_or_not_closed_is_not_written_to() {
+fn an_image_that_is_in_use_or_damaged_is_not_written_to() {
     needs_qemu!();
     let scratch = Scratch::new();
     let path = wiped(&scratch, "vm.qcow2", "cluster_size=64k");
@@ -235,12 +235,10 @@ fn an_image_that_is_in_use_damaged_or_not_closed_is_not_written_to() {
         qcowtool(args!["sparsify", path]).refused_naming(&["use"]);
     }
     assert!(fs::read(&path).unwrap() == sound);
-    let damage: [(&str, fn(&mut Patch)); 3] = [
+    type Damage = fn(&mut Patch);
+    let damage: [(&str, Damage); 2] = [
         ("marked corrupt", |image| {
             image.set_u64(72, 2);
-        }),
-        ("not closed properly", |image| {
-            image.set_u64(72, 1);
         }),
         ("errors in its metadata", |image| {
             let block = image.u64(usize::try_from(image.u64(48)).unwrap());
