@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::Edit;
 use super::references::{data_of, tables_of};
-use super::rewrite::{NewEntries, Table, add};
+use super::rewrite::{NewEntries, Table};
 use crate::exact::{Exact, to_usize};
 use crate::format::{
     CompressedSpan, EntryRules, HostOffset, L1Entry, RawL2Entry, Snapshot, encode_table,
@@ -104,8 +104,7 @@ impl Edit {
         moves: &Arc<dyn NewEntries>,
         cancel: &CancelToken,
     ) -> Result<BTreeMap<HostOffset, HostOffset>> {
-        let (mut places, mut runs) = (BTreeMap::new(), Vec::new());
-        let storage = Arc::clone(self.image().storage());
+        let (mut places, mut runs) = (BTreeMap::new(), self.rewritten(moves));
         for (old, times) in tables {
             cancel.check()?;
             let place = self.allocate(1)?;
@@ -113,11 +112,10 @@ impl Edit {
             self.shift(new, times.minus(1)?, true)?;
             self.shift(own, times, false)?;
             // Where a cluster moves to does not depend on what it is for.
-            let table = Table { old, first: 0 };
-            add(&mut runs, table, place, self.geometry(), &storage, moves)?;
+            runs.add(place, Table { old, first: 0 })?;
             places.insert(old, place);
         }
-        runs.into_iter().try_for_each(|run| self.write_pieces(Arc::new(run)))?;
+        runs.write(self)?;
         Ok(places)
     }
 

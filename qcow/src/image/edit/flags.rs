@@ -7,12 +7,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Edit;
-use super::references::data_of;
+use super::references::{data_of, named_twice};
+use super::runs::{Make, Runs, read_table};
+use crate::Result;
 use crate::exact::{Exact, to_usize};
 use crate::format::{Geometry, HostOffset, L1Entry, RawL2Entry};
-use crate::image::update::Pieces;
-use crate::io::{Storage, read_padded};
-use crate::{Error, Remedy, Result};
+use crate::io::Storage;
 
 impl Edit {
     /// These entries of an L1 table, with the copied flags of the active image. Tables in which flags are wrong are
@@ -23,7 +23,8 @@ impl Edit {
     /// As [`allocate`](Self::allocate) and [`lower`](Self::lower).
     pub(crate) fn with_true_flags(&mut self, l1: &[u64]) -> Result<Vec<u64>> {
         let mut new = Vec::with_capacity(l1.len());
-        let mut copies: Vec<Copies> = Vec::new();
+        let storage = Arc::clone(self.image().storage());
+        let mut copies = Runs::new(self.geometry(), Copies { storage });
         let mut seen = HashSet::new();
         for entry in l1 {
             let table = L1Entry(*entry).offset();
@@ -32,11 +33,7 @@ impl Edit {
                 continue;
             }
             if !seen.insert(table) {
-                // Each copy of it would be another: no writer makes this, and it has no end.
-                return Err(Error::unsupported("two entries name the same L2 table")
-                    .structure("L1 table")
-                    .host_offset(table)
-                    .hint(Remedy::Flatten));
+                return Err(named_twice(table));
             }
             let own = self.clusters(table, 1)?;
             let Some(flags) = self.changed_flags(table)? else {
@@ -47,17 +44,9 @@ impl Edit {
             let copy = self.allocate(1)?;
             self.lower(own)?;
             new.push(L1Entry::new(copy, true).0);
-            match copies.last_mut() {
-                Some(run) if run.end()? == copy.0 => run.tables.push((table, flags)),
-                _ => copies.push(Copies {
-                    storage: Arc::clone(self.image().storage()),
-                    geometry: self.geometry(),
-                    start: copy.0,
-                    tables: vec![(table, flags)],
-                }),
-            }
+            copies.add(copy, (table, flags))?;
         }
-        copies.into_iter().try_for_each(|run| self.write_pieces(Arc::new(run)))?;
+        copies.write(self)?;
         Ok(new)
     }
 
@@ -109,41 +98,18 @@ impl Flags {
     }
 }
 
-/// Copies of tables with other flags, in clusters one behind the other.
+/// Copies tables with other flags.
 #[derive(Debug)]
 struct Copies {
     storage: Arc<dyn Storage>,
-    geometry: Geometry,
-    start: u64,
-    tables: Vec<(HostOffset, Flags)>,
 }
 
-impl Copies {
-    fn end(&self) -> Result<u64> {
-        self.start.plus(self.count().times(self.piece_len())?)
-    }
-}
+impl Make for Copies {
+    type Table = (HostOffset, Flags);
 
-impl Pieces for Copies {
-    fn start(&self) -> u64 {
-        self.start
-    }
-
-    fn piece_len(&self) -> u64 {
-        self.geometry.cluster_size()
-    }
-
-    fn count(&self) -> u64 {
-        self.tables.len() as u64
-    }
-
-    fn piece(&self, number: u64) -> Result<Vec<u8>> {
-        let table = self.tables.get(to_usize(number));
-        let (from, flags) = table.ok_or_else(|| Error::internal("there is no such L2 table"))?;
-        let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
-        read_padded(&*self.storage, &mut bytes, from.0)
-            .map_err(|error| error.structure("L2 table"))?;
-        let width = to_usize(self.geometry.l2_entry_size());
+    fn make(&self, (from, flags): &(HostOffset, Flags), geometry: Geometry) -> Result<Vec<u8>> {
+        let mut bytes = read_table(&*self.storage, *from, geometry)?;
+        let width = to_usize(geometry.l2_entry_size());
         for (index, field) in (0u64..).zip(bytes.chunks_exact_mut(width)) {
             RawL2Entry::read(field).with_copied(flags.get(index)).write(field);
         }

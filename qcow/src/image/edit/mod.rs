@@ -38,6 +38,7 @@ mod references;
 mod release;
 mod remap;
 mod rewrite;
+mod runs;
 mod snapshots;
 mod width;
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::Edit;
+use super::runs::read_table;
 use crate::exact::{Exact, to_usize};
 use crate::format::{CompressedSpan, EntryRules, HostOffset, L1Entry, RawL2Entry};
-use crate::io::read_padded;
-use crate::{Error, Result};
+use crate::{Error, Remedy, Result};
 
 impl Edit {
     /// The bytes of an L2 table, of the old image or written by this change.
@@ -20,10 +20,7 @@ impl Edit {
                 .structure("L1 table")
                 .host_offset(host));
         }
-        let mut bytes = vec![0; to_usize(self.geometry().cluster_size())];
-        read_padded(&*self.staged.result(), &mut bytes, host.0)
-            .map_err(|error| error.structure("L2 table"))?;
-        Ok(bytes)
+        read_table(&*self.staged.result(), host, self.geometry())
     }
 
     /// Counts one more reference to each L2 table that these entries of an L1 table name, and to each cluster that
@@ -151,4 +148,13 @@ pub(super) fn data_of(entry: RawL2Entry, rules: &EntryRules) -> Result<Option<Ra
 /// Whether the entry has a place for data.
 pub(crate) fn has_data(entry: RawL2Entry, data_file: bool) -> bool {
     entry.is_compressed() || entry.offset().0 != 0 || data_file && entry.is_copied()
+}
+
+/// Two entries of an L1 table lead to one L2 table: no writer makes this. Each would get a table of its own, and that has
+/// no end.
+pub(super) fn named_twice(table: HostOffset) -> Error {
+    Error::unsupported("two entries name the same L2 table")
+        .structure("L1 table")
+        .host_offset(table)
+        .hint(Remedy::Flatten)
 }

@@ -1,13 +1,12 @@
 //! Other entries for ranges of guest clusters.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::Edit;
 use super::references::{for_data, has_data};
+use super::runs::{Make, Runs};
 use crate::exact::{Exact, to_usize};
 use crate::format::{Geometry, HostOffset, L1Entry, RawL2Entry};
-use crate::image::update::Pieces;
 use crate::{Error, Result};
 
 /// What entries become.
@@ -29,7 +28,7 @@ impl Edit {
     /// # Errors
     /// As [`allocate`](Self::allocate) and [`lower`](Self::lower).
     pub(crate) fn remap(&mut self, l1: &mut [u64], range: Range<u64>, to: Remap) -> Result<u64> {
-        let mut runs: Vec<NewTables> = Vec::new();
+        let mut runs = Runs::new(self.geometry(), NewTables);
         let mut dropped = 0u64;
         let (bits, per_table) = (self.geometry().l2_bits(), self.geometry().l2_entries());
         let mut cluster = range.start;
@@ -50,18 +49,11 @@ impl Edit {
             } else if to != Remap::Nothing {
                 let place = self.allocate(1)?;
                 *slot = L1Entry::new(place, true).0;
-                match runs.last_mut() {
-                    Some(run) if run.end()? == place.0 => run.tables.push(fill),
-                    _ => runs.push(NewTables {
-                        geometry: self.geometry(),
-                        start: place.0,
-                        tables: vec![fill],
-                    }),
-                }
+                runs.add(place, fill)?;
             }
             cluster = end;
         }
-        runs.into_iter().try_for_each(|run| self.write_pieces(Arc::new(run)))?;
+        runs.write(self)?;
         Ok(dropped)
     }
 
@@ -135,38 +127,16 @@ impl Fill {
     }
 }
 
-/// New tables, in clusters one behind the other.
+/// Makes tables that have no other entries.
 #[derive(Debug)]
-struct NewTables {
-    geometry: Geometry,
-    start: u64,
-    tables: Vec<Fill>,
-}
+struct NewTables;
 
-impl NewTables {
-    fn end(&self) -> Result<u64> {
-        self.start.plus(self.count().times(self.piece_len())?)
-    }
-}
+impl Make for NewTables {
+    type Table = Fill;
 
-impl Pieces for NewTables {
-    fn start(&self) -> u64 {
-        self.start
-    }
-
-    fn piece_len(&self) -> u64 {
-        self.geometry.cluster_size()
-    }
-
-    fn count(&self) -> u64 {
-        self.tables.len() as u64
-    }
-
-    fn piece(&self, number: u64) -> Result<Vec<u8>> {
-        let fill = self.tables.get(to_usize(number));
-        let fill = fill.ok_or_else(|| Error::internal("there is no such L2 table"))?;
-        let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
-        fill.fill(&mut bytes, self.geometry)?;
+    fn make(&self, fill: &Fill, geometry: Geometry) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; to_usize(geometry.cluster_size())];
+        fill.fill(&mut bytes, geometry)?;
         Ok(bytes)
     }
 }

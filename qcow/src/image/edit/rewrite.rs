@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Edit;
-use super::references::data_of;
+use super::references::{data_of, named_twice};
+use super::runs::{Make, Runs, read_table};
 use crate::exact::{Exact, to_usize};
 use crate::format::{Geometry, HostOffset, L1Entry, RawL2Entry};
-use crate::image::update::Pieces;
-use crate::io::{Storage, read_padded};
-use crate::{CancelToken, Error, Remedy, Result};
+use crate::io::Storage;
+use crate::{CancelToken, Error, Result};
 
 /// What entries become: the same whenever it is asked, because tables are made again when they are written.
 pub(crate) trait NewEntries: fmt::Debug + Send + Sync {
@@ -34,7 +34,7 @@ impl Edit {
         change: &Arc<dyn NewEntries>,
         cancel: &CancelToken,
     ) -> Result<()> {
-        let mut runs: Vec<Rewritten> = Vec::new();
+        let mut runs = self.rewritten(change);
         let mut seen = HashSet::new();
         let per_table = self.geometry().l2_entries();
         for (index, slot) in (0u64..).zip(l1) {
@@ -44,10 +44,7 @@ impl Edit {
                 continue;
             }
             if !seen.insert(old) {
-                return Err(Error::unsupported("two entries name the same L2 table")
-                    .structure("L1 table")
-                    .host_offset(old)
-                    .hint(Remedy::Flatten));
+                return Err(named_twice(old));
             }
             let table = Table { old, first: index.times(per_table)? };
             let bytes = self.read_l2(old)?;
@@ -64,10 +61,15 @@ impl Edit {
             }
             let place = self.allocate(1)?;
             *slot = L1Entry::new(place, true).0;
-            let storage = Arc::clone(self.image().storage());
-            add(&mut runs, table, place, self.geometry(), &storage, change)?;
+            runs.add(place, table)?;
         }
-        runs.into_iter().try_for_each(|run| self.write_pieces(Arc::new(run)))
+        runs.write(self)
+    }
+
+    /// Tables that are rewritten, none yet.
+    pub(super) fn rewritten(&self, change: &Arc<dyn NewEntries>) -> Runs<Rewrite> {
+        let storage = Arc::clone(self.image().storage());
+        Runs::new(self.geometry(), Rewrite { storage, change: Arc::clone(change) })
     }
 
     /// Lowers what entries of `old` lead to and those of `new` do not.
@@ -118,63 +120,18 @@ impl Table {
     }
 }
 
-/// Adds a table that goes to `place` to the run that ends there, or else to a new one.
-pub(super) fn add(
-    runs: &mut Vec<Rewritten>,
-    table: Table,
-    place: HostOffset,
-    geometry: Geometry,
-    storage: &Arc<dyn Storage>,
-    change: &Arc<dyn NewEntries>,
-) -> Result<()> {
-    match runs.last_mut() {
-        Some(run) if run.end()? == place.0 => run.tables.push(table),
-        _ => runs.push(Rewritten {
-            storage: Arc::clone(storage),
-            geometry,
-            start: place.0,
-            tables: vec![table],
-            change: Arc::clone(change),
-        }),
-    }
-    Ok(())
-}
-
-/// Rewritten tables, in clusters one behind the other.
+/// Rewrites tables that are where they were before.
 #[derive(Debug)]
-pub(super) struct Rewritten {
-    storage: Arc<dyn Storage>,
-    geometry: Geometry,
-    start: u64,
-    tables: Vec<Table>,
-    change: Arc<dyn NewEntries>,
+pub(super) struct Rewrite {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) change: Arc<dyn NewEntries>,
 }
 
-impl Rewritten {
-    fn end(&self) -> Result<u64> {
-        self.start.plus(self.count().times(self.piece_len())?)
-    }
-}
+impl Make for Rewrite {
+    type Table = Table;
 
-impl Pieces for Rewritten {
-    fn start(&self) -> u64 {
-        self.start
-    }
-
-    fn piece_len(&self) -> u64 {
-        self.geometry.cluster_size()
-    }
-
-    fn count(&self) -> u64 {
-        self.tables.len() as u64
-    }
-
-    fn piece(&self, number: u64) -> Result<Vec<u8>> {
-        let table = self.tables.get(to_usize(number));
-        let table = table.ok_or_else(|| Error::internal("there is no such L2 table"))?;
-        let mut bytes = vec![0; to_usize(self.geometry.cluster_size())];
-        read_padded(&*self.storage, &mut bytes, table.old.0)
-            .map_err(|error| error.structure("L2 table"))?;
-        table.with(bytes, self.geometry, &*self.change)
+    fn make(&self, table: &Table, geometry: Geometry) -> Result<Vec<u8>> {
+        let bytes = read_table(&*self.storage, table.old, geometry)?;
+        table.with(bytes, geometry, &*self.change)
     }
 }
