@@ -211,10 +211,14 @@ impl Error {
         self
     }
 
-    /// Names the file, unless one is named already (the innermost knows best).
+    /// Names the file, unless one is named already (the innermost knows best). An empty path, as of an image that
+    /// is in no file, names none.
     #[must_use]
     pub fn file(mut self, path: impl AsRef<Path>) -> Self {
-        self.0.place.file.get_or_insert_with(|| path.as_ref().to_path_buf());
+        let path = path.as_ref();
+        if !path.as_os_str().is_empty() {
+            self.0.place.file.get_or_insert_with(|| path.to_path_buf());
+        }
         self
     }
 

@@ -236,7 +236,7 @@ fn an_image_that_is_in_use_or_damaged_is_not_written_to() {
     }
     assert!(fs::read(&path).unwrap() == sound);
     type Damage = fn(&mut Patch);
-    let damage: [(&str, Damage); 2] = [
+    let damage: [(&str, Damage); 3] = [
         ("marked corrupt", |image| {
             image.set_u64(72, 2);
         }),
@@ -244,6 +244,10 @@ fn an_image_that_is_in_use_or_damaged_is_not_written_to() {
             let block = image.u64(usize::try_from(image.u64(48)).unwrap());
             let cluster = (image.l2_entry(5 << 20) & 0x00ff_ffff_ffff_fe00) / 65536;
             image.set_u16(usize::try_from(block + 2 * cluster).unwrap(), 0);
+        }),
+        ("errors in its metadata", |image| {
+            let l1 = usize::try_from(image.u64(40)).unwrap();
+            image.set_u64(l1, u64::MAX);
         }),
     ];
     for (words, damage) in damage {
@@ -256,9 +260,10 @@ fn an_image_that_is_in_use_or_damaged_is_not_written_to() {
             let mut arguments = args!["sparsify"];
             arguments.extend(more.iter().map(Into::into));
             arguments.push(path.clone().into());
-            qcowtool(arguments).refused_naming(&[words]);
-            // Holes were made where zeros are: the bytes are the same.
+            let allocated = space(&path);
+            qcowtool(arguments).refused_naming(&[words, "vm.qcow2", "check -r all"]);
             assert!(fs::read(&path).unwrap() == damaged, "{words}");
+            assert_eq!(space(&path), allocated, "{words}: no hole was made");
         }
     }
 }

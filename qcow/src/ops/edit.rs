@@ -14,10 +14,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{Format, local_path, probe_format};
-use crate::check::{CheckOptions, CheckOutcome, check_image, takeover};
+use crate::check::{CheckOptions, CheckOutcome, check_image, in_pool, takeover};
 use crate::image::edit::{Change, Edit};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
-use crate::threads;
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
 /// An image opened for a plan, or to be changed.
@@ -106,12 +105,8 @@ pub(crate) fn change_if<T: Send>(
     work: impl FnOnce(&mut Edit) -> Result<T> + Send,
     judge: impl FnOnce(&Change, &T) -> Result<bool> + Send,
 ) -> Result<(T, Changed)> {
-    let pool = threads::pool(threads::count(threads))?;
-    pool.install(|| {
-        let grows = opened.target.as_ref().is_none_or(|target| target.capabilities().resize);
-        let storage = closed(opened, observer, cancel)?;
-        let mut edit = Edit::open(Arc::clone(&storage), grows)?;
-        let before = takeover::prove(&storage, observer, cancel)?;
+    in_pool(threads, || {
+        let (mut edit, before) = begin(opened, observer, cancel)?;
         let made = work(&mut edit)?;
         let change = edit.finish()?;
         prove(&change, &before, cancel)?;
@@ -129,7 +124,29 @@ pub(crate) fn change_if<T: Send>(
             change.apply(&**target)?;
         }
         Ok((made, changed))
-    })
+    })?
+}
+
+/// The image as a change will find it, for an operation that makes something of it before.
+///
+/// # Errors
+/// As [`change`].
+pub(crate) fn ready(opened: &Opened, threads: usize, cancel: &CancelToken) -> Result<Opened> {
+    let (edit, _) = in_pool(threads, || begin(opened, &Silent, cancel))??;
+    Ok(Opened { storage: Arc::clone(edit.image().storage()), target: opened.target.clone() })
+}
+
+/// Opens the image for a change, and checks it.
+fn begin(
+    opened: &Opened,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(Edit, CheckOutcome)> {
+    let grows = opened.target.as_ref().is_none_or(|target| target.capabilities().resize);
+    let storage = closed(opened, observer, cancel)?;
+    let edit = Edit::open(Arc::clone(&storage), grows)?;
+    let before = takeover::prove(&storage, observer, cancel)?;
+    Ok((edit, before))
 }
 
 /// The image, repaired first if it was not closed properly: on the disk, or for a plan in memory.

@@ -15,12 +15,13 @@ mod scan;
 mod space;
 mod views;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::edit::{Opened, change_if};
+use super::edit::{Changed, Opened, change_if, ready};
 use crate::chain::{Chain, Format, OpenOptions, open_file, open_writable_alone};
 use crate::format::Autoclear;
 use crate::image::Image;
@@ -30,7 +31,7 @@ use crate::sync::{Mutex, lock};
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
 use scan::{Scanned, scan};
-use views::Views;
+use views::{View, Views};
 
 /// How to give back space.
 #[derive(Debug, Clone, Default)]
@@ -236,7 +237,9 @@ pub(crate) fn sparsify_on(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<SparsifyOutcome> {
-    let (opened, threads) = (&files.image, options.threads);
+    let threads = options.threads;
+    // Before anything is made of what its tables say.
+    let opened = &ready(&files.image, threads, cancel)?;
     let image = Image::open(Arc::clone(&opened.storage))?;
     if options.compact && image.has_data_file() {
         return Err(Error::unsupported(
@@ -253,39 +256,17 @@ pub(crate) fn sparsify_on(
         space::punch_zeros(&**target, &places, cancel)?;
     }
     let before = views.of_active(&opened.storage, &crc32, cancel)?;
-    let stays = image.header().autoclear.contains(Autoclear::DATA_FILE_RAW);
-    let current = Mutex::new(Arc::clone(&opened.storage));
-    let ((), changed) = change_if(
-        opened,
-        threads,
-        &Silent,
-        cancel,
-        |edit| if stays { Ok(()) } else { edit.release(zeros.into(), backed, cancel) },
-        |change, ()| {
-            if change.is_empty() {
-                return Ok(false);
-            }
-            let result = change.result();
-            if !options.no_verify && !options.dry_run {
-                views.check_active(&result, &before, cancel)?;
-            }
-            if opened.target.is_none() {
-                *lock(&current) = result;
-            }
-            Ok(true)
-        },
-    )?;
+    let (changed, current) = release(opened, zeros, &views, &before, options, cancel)?;
     let mut made = compact::Made { file_size: changed.file_len, ..compact::Made::default() };
     // The tables that have changed may lie behind what was the end.
     let least = file_size_before;
     if options.compact || made.file_size > least {
-        let start = Arc::clone(&*lock(&current));
+        let start = Arc::clone(&current);
         made = compact::compact(opened, start, changed.file_len, least, &views, options, cancel)?;
     }
-    made.file_size = match (&opened.target, made.last.take()) {
-        (Some(_), _) => space::give_back(opened, cancel)?,
-        (None, Some(last)) => space::end(&last, cancel)?,
-        (None, None) => space::end(&lock(&current).clone(), cancel)?,
+    made.file_size = match opened.target {
+        Some(_) => space::give_back(opened, cancel)?,
+        None => space::end(made.last.as_ref().unwrap_or(&current), cancel)?,
     };
     Ok(SparsifyOutcome {
         filename: PathBuf::new(),
@@ -303,4 +284,41 @@ pub(crate) fn sparsify_on(
         snapshots_verified: made.snapshots,
         verified: !options.no_verify && !options.dry_run,
     })
+}
+
+/// Gives up what reads as zeros and is stored, by its entries. Gives the image too, as it is then or would be.
+fn release(
+    opened: &Opened,
+    zeros: Vec<Range<u64>>,
+    views: &Views,
+    before: &View,
+    options: &SparsifyOptions,
+    cancel: &CancelToken,
+) -> Result<(Changed, Arc<dyn Storage>)> {
+    let current = Mutex::new(Arc::clone(&opened.storage));
+    let ((), changed) = change_if(
+        opened,
+        options.threads,
+        &Silent,
+        cancel,
+        |edit| match edit.image().header().autoclear.contains(Autoclear::DATA_FILE_RAW) {
+            true => Ok(()),
+            false => edit.release(zeros.into(), views.backed, cancel),
+        },
+        |change, ()| {
+            if change.is_empty() {
+                return Ok(false);
+            }
+            let result = change.result();
+            if !options.no_verify && !options.dry_run {
+                views.check_active(&result, before, cancel)?;
+            }
+            if opened.target.is_none() {
+                *lock(&current) = result;
+            }
+            Ok(true)
+        },
+    )?;
+    let current = Arc::clone(&*lock(&current));
+    Ok((changed, current))
 }
