@@ -24,7 +24,7 @@ use crate::size::human;
     "What the guest sees stays what it is. Everything is validated first, and what is asked for happens as a whole:
 a crash leaves the image as it was or as it is to be. The image must not be in use.
 
-The name of a data file is changed only if the file under the new name has the same content as the old one, or,
+The name of a data file is changed only if the file under the new name has the same content as the old one, or, \
 if that is gone, the size of the disk; the files are not touched.
 
 Examples:

@@ -26,8 +26,8 @@ const INCOMPLETE: u8 = 6;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "The metadata travels in the guest's XML when it migrates, so that 'qcowtool hook' on the destination can create
-targets of the exact size and compare backing files. It tells the state of this moment: annotate again after a
+    "The metadata travels in the guest's XML when it migrates, so that 'qcowtool hook' on the destination can create \
+targets of the exact size and compare backing files. It tells the state of this moment: annotate again after a \
 disk was resized, exchanged, or got a snapshot. Digests are kept, and a backing file is read once.
 
 Examples:

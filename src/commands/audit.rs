@@ -25,8 +25,8 @@ const FOUND_ERRORS: u8 = 2;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Reads only headers, and takes no locks: running guests are not affected. Files are identified by device and
-inode, not by name. With --connect, the pools and domains of a libvirt URI are examined as well; of a remote
+    "Reads only headers, and takes no locks: running guests are not affected. Files are identified by device and \
+inode, not by name. With --connect, the pools and domains of a libvirt URI are examined as well; of a remote \
 host only what its libvirt reports is known.
 
 The codes of findings, the JSON and the metrics are in docs/audit.md.

@@ -16,7 +16,7 @@ use crate::size;
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Requests are sent by as many threads as there are requests at once. They go on at the start of the disk where they
+    "Requests are sent by as many threads as there are requests at once. They go on at the start of the disk where they \
 reach its end; one that does not fit before the end fails. With -w the content of the disk is lost.
 
 Examples:

@@ -24,12 +24,12 @@ use crate::session::{Operation, Session};
 #[command(
     override_usage = "qcowtool bitmap [OPTIONS] [ACTIONS] <PATH> [NAME]",
     after_help = concat!(
-    "Without an action, the bitmaps of the image are listed or, with NAME, the ranges of the disk that the bitmap has
-as dirty: offset and length in bytes. Actions are done in the order given, all of them or,
-if one cannot be done, none. The image must not be in use; of a running guest, libvirt and QEMU change the
+    "Without an action, the bitmaps of the image are listed or, with NAME, the ranges of the disk that the bitmap has \
+as dirty: offset and length in bytes. Actions are done in the order given, all of them or, \
+if one cannot be done, none. The image must not be in use; of a running guest, libvirt and QEMU change the \
 bitmaps.
 
-A bitmap records which parts of the disk are written, for as long as it is enabled, so that a backup copies
+A bitmap records which parts of the disk are written, for as long as it is enabled, so that a backup copies \
 no others. One that was not stored cleanly can only be removed.
 
 Examples:

@@ -30,12 +30,12 @@ const NOT_SUPPORTED: u8 = 63;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Only the image itself is checked. Its backing files and data file must be there, but only headers
-are looked at (with --alone and --untrusted they are not opened at all).
-The counts are those of `qemu-img check`. Findings marked 'note' are qcowtool's own and are not
+    "Only the image itself is checked. Its backing files and data file must be there, but only headers \
+are looked at (with --alone and --untrusted they are not opened at all). \
+The counts are those of `qemu-img check`. Findings marked 'note' are qcowtool's own and are not \
 counted.
 
-A repair is planned and verified in memory first, and is refused, with nothing written, if anything in the
+A repair is planned and verified in memory first, and is refused, with nothing written, if anything in the \
 image is not understood. It needs exclusive access to the image.
 
 Examples:

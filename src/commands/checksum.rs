@@ -26,12 +26,12 @@ const MOST_HASHED: u64 = 4 << 30;
 /// Arguments of `checksum`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The digest is of the guest-visible content, independent of format, backing chain and holes. crc32 is zlib's,
-and that of the output of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too,
-so with --untrusted the disk is limited to 4 GiB unless --max-virtual-size allows more;
+    "The digest is of the guest-visible content, independent of format, backing chain and holes. crc32 is zlib's, \
+and that of the output of `qemu-img convert -O raw PATH OUT`; sha256 reads every byte in order, zeros too, \
+so with --untrusted the disk is limited to 4 GiB unless --max-virtual-size allows more; \
 blake3-tree is fast, cryptographically strong, and shows where two disks differ (docs/tree-hash.md).
 
-A manifest records the tree hash of each 4 MiB and the files that were read. --verify exits with 1 if
+A manifest records the tree hash of each 4 MiB and the files that were read. --verify exits with 1 if \
 the disk differs from it.
 
 Examples:

@@ -20,7 +20,7 @@ use crate::size::human;
 /// Arguments of `commit`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "What the guest reads through the overlay is the same at every moment: the overlay keeps what it has until the
+    "What the guest reads through the overlay is the same at every moment: the overlay keeps what it has until the \
 base has it durably, and what was written is read back. A commit that was stopped or killed can be repeated.
 
 Examples:

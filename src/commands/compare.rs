@@ -33,8 +33,8 @@ const NOT_READ: u8 = 4;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "A longer image may be identical to a shorter one: the rest must read as zeros. The text names
-the first sector that differs, as `qemu-img compare` does; the JSON names the first byte. Ranges
+    "A longer image may be identical to a shorter one: the rest must read as zeros. The text names \
+the first sector that differs, as `qemu-img compare` does; the JSON names the first byte. Ranges \
 that both images share (the same offset of the same file) are not read.
 
 Examples:

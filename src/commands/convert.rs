@@ -37,8 +37,8 @@ const MOST_SPARSE: u64 = 16 << 20;
 #[command(
     override_usage = "qcowtool convert [OPTIONS] <SRC>... <DST>",
     after_help = concat!(
-    "This is `qcowtool flatten` with the options of `qemu-img convert`; without -O the new image is qcow2 (qemu-img makes
-a raw one). Several sources are put one after another. DST is written under a temporary name in the same directory,
+    "This is `qcowtool flatten` with the options of `qemu-img convert`; without -O the new image is qcow2 (qemu-img makes \
+a raw one). Several sources are put one after another. DST is written under a temporary name in the same directory, \
 synced, and renamed when it is complete; with -n it is overwritten in place instead.
 
 With -B, DST keeps a backing file, and has what differs from that: it need not be that of SRC.

@@ -25,7 +25,7 @@ use crate::size;
     override_usage = "qcowtool create [OPTIONS] <PATH> [SIZE]\n       \
                       qcowtool create --like <IMAGE> [-f <FMT>] [--force] <PATH>",
     after_help = concat!(
-    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). The default is the size of
+    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024). The default is the size of \
 the backing file. Without -f the new image is qcow2 (qemu-img makes a raw one).
 
 Examples:

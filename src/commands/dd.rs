@@ -25,8 +25,8 @@ use crate::size;
 #[command(
     override_usage = "qcowtool dd [OPTIONS] if=<SRC> of=<DST> [bs=SIZE] [count=N] [skip=N]",
     after_help = concat!(
-    "bs is the size of a block [default: 512]; count is how many blocks of SRC there are to be, counted from its start as
-qemu-img does, and skip how many of them are left out. The new disk is rounded up to 512 bytes. DST is written under
+    "bs is the size of a block [default: 512]; count is how many blocks of SRC there are to be, counted from its start as \
+qemu-img does, and skip how many of them are left out. The new disk is rounded up to 512 bytes. DST is written under \
 a temporary name and renamed when it is complete; zeros are left out.
 
 Examples:

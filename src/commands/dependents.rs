@@ -22,8 +22,8 @@ const UNDETERMINED: u8 = 6;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "TEMPLATE may be any path to the file, through links and mounts. A file that is already deleted is looked up
-by the name that overlays record. Only what is examined can be found: give all directories and all hosts that
+    "TEMPLATE may be any path to the file, through links and mounts. A file that is already deleted is looked up \
+by the name that overlays record. Only what is examined can be found: give all directories and all hosts that \
 may use it. Of a remote host, only what its libvirt reports is known.
 
 Examples:

@@ -36,9 +36,9 @@ const SALVAGED: u8 = 7;
     override_usage = "qcowtool flatten [OPTIONS] <SRC> <DST>\n       \
                       qcowtool flatten --live [OPTIONS] <DOMAIN> <DISK>",
     after_help = concat!(
-    "DST is written under a temporary name in the same directory, synced, and renamed when it is complete.
-A device (--device) or an existing file (-n) is overwritten in place instead.
-The output is the same byte for byte for any number of threads. With '-' as DST it is written sequentially to
+    "DST is written under a temporary name in the same directory, synced, and renamed when it is complete. \
+A device (--device) or an existing file (-n) is overwritten in place instead. \
+The output is the same byte for byte for any number of threads. With '-' as DST it is written sequentially to \
 standard output, and all messages go to standard error; for qcow2 the source is then read twice.
 
 Examples:

@@ -21,9 +21,9 @@ use crate::output::{OutputFormat, print, print_json, shown};
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Installed on the destination of migrations with local disks, the hook creates missing targets, ends backing
-chains to files that are not there, and refuses an incremental copy (--copy-storage-inc) that would leave
-garbage: see docs/hook.md. Guests need 'qcowtool annotate' on the source host, so that their XML tells exact
+    "Installed on the destination of migrations with local disks, the hook creates missing targets, ends backing \
+chains to files that are not there, and refuses an incremental copy (--copy-storage-inc) that would leave \
+garbage: see docs/hook.md. Guests need 'qcowtool annotate' on the source host, so that their XML tells exact \
 sizes and what their backing files hold.
 
 Examples:

@@ -18,7 +18,7 @@ use crate::session::Session;
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The JSON keys and values are those of `qemu-img info --output json`. No backing or data
+    "The JSON keys and values are those of `qemu-img info --output json`. No backing or data \
 file is opened unless --backing-chain asks for it.
 
 Examples:

@@ -23,7 +23,7 @@ use crate::size;
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "The text lists the ranges with data and the file that holds each; the JSON lists all ranges, with the keys and
+    "The text lists the ranges with data and the file that holds each; the JSON lists all ranges, with the keys and \
 values of `qemu-img map --output json`. Compressed data has no host offset in the text.
 
 Examples:

@@ -26,10 +26,10 @@ use crate::size;
     override_usage = "qcowtool measure [OPTIONS] <PATH>\n       \
                       qcowtool measure [OPTIONS] --size <SIZE>",
     after_help = concat!(
-    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone. Without -O they
-are for a qcow2 image (qemu-img: raw).
---exact reads the data and prints the length of the file that `qcowtool flatten` would write with the
-same options, to the byte; with an external data file, the total of both files, and that of the data file. On a
+    "The figures are those of `qemu-img measure`: an upper bound, taken from the tables alone. Without -O they \
+are for a qcow2 image (qemu-img: raw). \
+--exact reads the data and prints the length of the file that `qcowtool flatten` would write with the \
+same options, to the byte; with an external data file, the total of both files, and that of the data file. On a \
 file system with reflinks, flatten keeps zeros that a source stores as data, unless --no-reflink is given.
 
 Examples:

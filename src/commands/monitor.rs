@@ -44,12 +44,12 @@ const INCOMPLETE: u8 = 6;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Audits as 'qcowtool audit' does, after file events in the examined directories and at every interval;
-writes of running guests are not such events. Nothing is changed, except with --annotate the guests' metadata. Only
+    "Audits as 'qcowtool audit' does, after file events in the examined directories and at every interval; \
+writes of running guests are not such events. Nothing is changed, except with --annotate the guests' metadata. Only \
 directories in PATH and those of the pools and domains of --connect are reported.
 
-Over HTTP: / (a page), /metrics, /audit.json, /graph.svg, /health; GET and HEAD only. Every client that can
-connect can read it: listen on an address other than loopback only if that is intended. The metrics, rules for
+Over HTTP: / (a page), /metrics, /audit.json, /graph.svg, /health; GET and HEAD only. Every client that can \
+connect can read it: listen on an address other than loopback only if that is intended. The metrics, rules for \
 alerts and a dashboard are in docs/monitor.md.
 
 Examples:

@@ -23,8 +23,8 @@ use crate::size::human;
 /// Arguments of `rebase`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Ranges that the image does not have itself are compared through the old and the new backing file; what differs is
-copied into the image, made durable and read back, and only then the header names the new backing file. A rebase
+    "Ranges that the image does not have itself are compared through the old and the new backing file; what differs is \
+copied into the image, made durable and read back, and only then the header names the new backing file. A rebase \
 that was stopped or killed has left an image with its old backing file, only larger: it can be repeated.
 
 With -u nothing is compared: only the name in the header changes, for a backing file that was moved or renamed.

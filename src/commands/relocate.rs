@@ -26,9 +26,9 @@ use crate::size::{self, human};
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Each disk is copied by libvirt while the guest writes to it; then the guest goes on with the copy, and its definition
-names it. A backing file stays below it. The old image is not changed and not removed.
-If it is interrupted or fails, the guest goes on with the old image, and the new one is removed; after a kill, the
+    "Each disk is copied by libvirt while the guest writes to it; then the guest goes on with the copy, and its definition \
+names it. A backing file stays below it. The old image is not changed and not removed. \
+If it is interrupted or fails, the guest goes on with the old image, and the new one is removed; after a kill, the \
 same command continues. Disks go one after the other: those that have gone stay there if a later one fails.
 
 Examples:

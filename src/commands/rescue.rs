@@ -34,12 +34,12 @@ const STOPPED: &str = "Guests that are shut off";
 /// Arguments of `rescue`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A deleted backing file stays readable while QEMU has it open. Its copy is named NAME.rescued-ID, in the
-directory of the deleted file or in --to; with --restore it gets the original name, if that is free. Images that
+    after_help = "A deleted backing file stays readable while QEMU has it open. Its copy is named NAME.rescued-ID, in the \
+directory of the deleted file or in --to; with --restore it gets the original name, if that is free. Images that \
 a guest writes to are never copied. The command needs root, or the user of the QEMU process.
 
-For a guest that is shut off, --candidates searches other files for the backing file: a file is accepted only
-if its content has the digest of a manifest (qcowtool checksum --manifest). Without a manifest, the lost
+For a guest that is shut off, --candidates searches other files for the backing file: a file is accepted only \
+if its content has the digest of a manifest (qcowtool checksum --manifest). Without a manifest, the lost \
 ranges of the disk are listed.
 
 Examples:

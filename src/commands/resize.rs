@@ -23,14 +23,14 @@ use crate::size::{self, human};
 #[command(
     override_usage = "qcowtool resize [OPTIONS] <PATH> [+|-]<SIZE>",
     after_help = concat!(
-    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024); with + or - the disk becomes larger or
+    "SIZE is in bytes, or has a suffix k, M, G, T, P or E (powers of 1024); with + or - the disk becomes larger or \
 smaller by it. The format of a raw disk must be stated with -f raw.
 
-What a disk becomes larger by reads as zeros, whatever a longer backing file has there. What lies behind the end
-of a smaller disk is lost: make the guest's partitions and file systems smaller first. Internal snapshots keep
+What a disk becomes larger by reads as zeros, whatever a longer backing file has there. What lies behind the end \
+of a smaller disk is lost: make the guest's partitions and file systems smaller first. Internal snapshots keep \
 their own size.
 
-A qcow2 image is checked first, the new state is made beside the old one and checked too, and then one write to the
+A qcow2 image is checked first, the new state is made beside the old one and checked too, and then one write to the \
 header switches: a crash leaves the image as it was or as it is to be. An image that a guest uses is refused.
 
 Examples:

@@ -36,12 +36,12 @@ const ENCRYPTION: &str = "Encryption";
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Each image is an export named as its file, or NAME; a single one is also the default export. Images are opened for
-writing, with QEMU's image locks, unless --read-only, --snapshot, --alone or --force-share is given. Whoever can
-connect can read, and write what is not read-only: there are no passwords, only certificates (--tls-dir). Sockets handed over by systemd
+    "Each image is an export named as its file, or NAME; a single one is also the default export. Images are opened for \
+writing, with QEMU's image locks, unless --read-only, --snapshot, --alone or --force-share is given. Whoever can \
+connect can read, and write what is not read-only: there are no passwords, only certificates (--tls-dir). Sockets handed over by systemd \
 (LISTEN_FDS) are used too.
 
-SIGTERM or SIGINT ends the server: requests are finished, everything is flushed, and it exits with 0; a second
+SIGTERM or SIGINT ends the server: requests are finished, everything is flushed, and it exits with 0; a second \
 signal ends it at once. Backups with bitmaps are described in docs/serve.md.
 
 Examples:

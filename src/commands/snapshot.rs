@@ -22,10 +22,10 @@ use crate::size::human;
 #[command(
     override_usage = "qcowtool snapshot [OPTIONS] [-l | -c <NAME> | -a <SNAPSHOT> | -d <SNAPSHOT>] <PATH>",
     after_help = concat!(
-    "SNAPSHOT is an ID or a name, or snapshot.id=ID or snapshot.name=NAME where that would be more than one. Without
+    "SNAPSHOT is an ID or a name, or snapshot.id=ID or snapshot.name=NAME where that would be more than one. Without \
 an action, the snapshots are listed.
 
-The image is checked first, the new state is made beside the old one and checked too, and then one write to the
+The image is checked first, the new state is made beside the old one and checked too, and then one write to the \
 header switches: a crash leaves the image as it was or as it is to be. An image that a guest uses is refused.
 
 Examples:

@@ -16,12 +16,12 @@ use crate::size::human;
 /// Arguments of `sparsify`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "What reads as zeros is not stored any more, what is free within the file becomes a hole, and the file is cut behind
-what it has last. With --compact what lies at its end is moved to free places before, so that the file gets as short
-as what it holds. The guest's disk and all internal snapshots stay what they are: all of it is read again and compared
+    "What reads as zeros is not stored any more, what is free within the file becomes a hole, and the file is cut behind \
+what it has last. With --compact what lies at its end is moved to free places before, so that the file gets as short \
+as what it holds. The guest's disk and all internal snapshots stay what they are: all of it is read again and compared \
 before a change is made. Backing files are not touched, and not opened.
 
-An image that a guest uses is refused. A signal or a crash at any moment leaves the same disk, in a file that is as
+An image that a guest uses is refused. A signal or a crash at any moment leaves the same disk, in a file that is as \
 large as before or smaller; the command can be run again.
 
 Examples:

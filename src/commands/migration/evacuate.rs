@@ -36,11 +36,11 @@ use crate::size;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Plans all guests as one, so that no destination gets more memory, virtual processors or storage \
-than it has, and
-a backing file that several guests share is copied once to each destination. Then --parallel guests at a time are
+than it has, and \
+a backing file that several guests share is copied once to each destination. Then --parallel guests at a time are \
 migrated as 'qcowtool migrate' does; --bandwidth is shared by those under way. What cannot go stays, with the reason.
 
-Ctrl-C lets the guests under way arrive and leaves the others; again, it stops those too and rolls them back.
+Ctrl-C lets the guests under way arrive and leaves the others; again, it stops those too and rolls them back. \
 'evacuate --resume' goes on after that, or after the tool was killed. docs/evacuate.md explains it.
 
 Examples:

@@ -44,9 +44,9 @@ struct Work {
 /// Arguments of `migrate`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Plans, prepares the destination, has libvirt migrate the guest, asks both hosts where it runs, compares, and
-archives the source files under another name. If a step fails, all changes are rolled back and the guest
-continues on the source. A run that was killed is listed by 'qcowtool transactions' and completed by
+    "Plans, prepares the destination, has libvirt migrate the guest, asks both hosts where it runs, compares, and \
+archives the source files under another name. If a step fails, all changes are rolled back and the guest \
+continues on the source. A run that was killed is listed by 'qcowtool transactions' and completed by \
 'qcowtool resume' or undone by 'qcowtool rollback'.
 
 A guest that is shut off is copied as files.
@@ -73,8 +73,8 @@ pub(crate) struct Migrate {
 /// Arguments of `prepare`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "For a manager that calls libvirt itself: creates and verifies the images at the destination, and prints the
-flags, disks and XML with which to call virDomainMigrateToURI3. 'qcowtool rollback ID' removes what was
+    "For a manager that calls libvirt itself: creates and verifies the images at the destination, and prints the \
+flags, disks and XML with which to call virDomainMigrateToURI3. 'qcowtool rollback ID' removes what was \
 created, and nothing else.
 
 Examples:

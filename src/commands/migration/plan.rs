@@ -16,8 +16,8 @@ use crate::signals::Watch;
 /// Arguments of `plan`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Examines both hosts and changes nothing, except for an empty file that is created in the directory of
-each disk and removed again, to find out whether the hosts share it. The JSON is a plan that
+    "Examines both hosts and changes nothing, except for an empty file that is created in the directory of \
+each disk and removed again, to find out whether the hosts share it. The JSON is a plan that \
 'qcowtool migrate --plan FILE' carries out if both hosts are unchanged.
 
 Examples:

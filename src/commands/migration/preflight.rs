@@ -25,12 +25,12 @@ const FAILED: u8 = 6;
 #[derive(Debug, Args)]
 #[command(
     after_help = concat!(
-    "Examines both hosts and every guest as 'plan' does, and what only shows when all guests migrate. Changes
-nothing, except for an empty file that is created in the directory of each disk and removed again. With -e,
-clocks, certificates and ports are checked too: each host listens briefly on two of libvirt's migration
+    "Examines both hosts and every guest as 'plan' does, and what only shows when all guests migrate. Changes \
+nothing, except for an empty file that is created in the directory of each disk and removed again. With -e, \
+clocks, certificates and ports are checked too: each host listens briefly on two of libvirt's migration \
 ports. A guest that cannot be examined is a line of the table; the others are examined all the same.
 
-Guests are listed in the recommended order of migration: those with the fewest bytes to copy first, those that
+Guests are listed in the recommended order of migration: those with the fewest bytes to copy first, those that \
 cannot migrate last. docs/preflight.md explains each check.
 
 Examples:

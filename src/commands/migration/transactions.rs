@@ -21,7 +21,7 @@ use crate::signals::Watch;
 /// Arguments of `transactions`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Lists the runs of migrate and prepare on this host: those that have ended, and interrupted ones that
+    "Lists the runs of migrate and prepare on this host: those that have ended, and interrupted ones that \
 wait for 'qcowtool resume' or 'qcowtool rollback'.
 
 Examples:
@@ -48,7 +48,7 @@ pub(crate) struct Transactions {
 /// Arguments of `resume`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Continues an interrupted run: waits for libvirt's job if it is still running, asks both hosts where the guest
+    "Continues an interrupted run: waits for libvirt's job if it is still running, asks both hosts where the guest \
 runs, then completes the migration or rolls it back.
 
 Examples:
@@ -65,7 +65,7 @@ pub(crate) struct Resume {
 /// Arguments of `rollback`.
 #[derive(Debug, Args)]
 #[command(after_help = concat!(
-    "Stops libvirt if it is still at it, and removes exactly what the transaction made. Refused once the
+    "Stops libvirt if it is still at it, and removes exactly what the transaction made. Refused once the \
 guest has arrived.
 
 Examples:
