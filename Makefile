@@ -8,7 +8,7 @@ BINARY := $(TARGET)/$(BUILD)/qcowtool
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
 .PHONY: help demo demo-migration test test-long test-migration iotests fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release \
-  deb package-test static container reproducible crates msrv book soak debug clean
+  deb rpm package-test static container reproducible crates msrv book soak debug clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -86,6 +86,10 @@ release: ## Build the binary
 deb: ## Make Debian packages, qcowtool and qcowtool-libvirt, in target/dist/deb
 	@scripts/setup package
 	@scripts/package deb
+
+rpm: ## Make RPM packages of the same for Fedora and its relatives, in target/dist/rpm
+	@scripts/setup rpm
+	@scripts/package rpm
 
 package-test: deb ## Install them into a fresh minimal Debian, and run the demo there (as root)
 	@scripts/setup package-test
