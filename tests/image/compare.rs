@@ -208,6 +208,36 @@ fn failures_have_the_codes_of_their_steps() {
     assert_eq!(like_qemu(args![changed.path, patch.path]), 1);
 }
 
+/// Many compressed clusters are read at once.
+#[test]
+fn a_compressed_cluster_that_does_not_decode_hides_no_difference_before_it() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let compressed = |name: &str, byte: u8| {
+        let (raw, image) = (scratch.path(format!("{name}.raw")), scratch.path(name));
+        let mut content = b"a line that compresses\n".repeat(1 << 15);
+        content[70_000] = byte;
+        content.truncate(512 << 10);
+        fs::write(&raw, content).unwrap();
+        qemu_img(&args!["convert", "-c", "-O", "qcow2", raw, image]);
+        image
+    };
+    let (good, other) = (compressed("good", 0), compressed("other", 1));
+    let mut damaged = fixtures::Patch::open(&other);
+    damaged.set_compressed(3 << 16, &[0xff; 400], 0).save();
+    assert_eq!(like_qemu(args![good, other]), 1);
+    let run = qcowtool(args!["compare", good, other, "--threads", "1"]);
+    assert_eq!(
+        (run.code(), run.stdout().contains("offset 69632")),
+        (Some(1), true),
+        "{}",
+        run.stdout()
+    );
+    damaged = fixtures::Patch::open(&good);
+    damaged.set_compressed(3 << 16, &[0xff; 400], 0).save();
+    assert_eq!(qcowtool(args!["compare", good, compressed("third", 0)]).code(), Some(4));
+}
+
 #[test]
 fn random_pairs_of_chains_get_the_verdict_of_qemu_img() {
     needs_qemu!();
