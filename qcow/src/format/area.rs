@@ -65,6 +65,18 @@ impl HeaderArea {
         Ok(area)
     }
 
+    /// How much of the first cluster [`parse`](Self::parse) looks at, if the first bytes of the cluster tell.
+    pub(crate) fn reach(first_bytes: &[u8]) -> Option<usize> {
+        let preamble = Preamble::parse(first_bytes).ok()?;
+        let extensions = Extensions::end(first_bytes, preamble.extension_area())?;
+        let name_len = Reader::new(first_bytes, 16, STRUCTURE).u32().ok()?;
+        let name = match preamble.backing_name_offset {
+            0 => 0,
+            offset => usize::try_from(offset.checked_add(name_len.into())?).ok()?,
+        };
+        Some(extensions.max(name).max(usize::try_from(preamble.header_length).ok()?))
+    }
+
     fn check_extensions(&self) -> Result<()> {
         let geometry = self.header.geometry();
         let luks = self.header.crypt_method == CryptMethod::Luks;

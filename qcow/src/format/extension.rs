@@ -91,6 +91,19 @@ impl Extensions {
         Ok(places)
     }
 
+    /// Where the extensions end, if the first bytes of the cluster tell.
+    pub(super) fn end(first_bytes: &[u8], area: Range<usize>) -> Option<usize> {
+        let seen = area.start..area.end.min(first_bytes.len());
+        let whole = seen.end == area.end;
+        let mut raw = RawExtensions::new(first_bytes, seen);
+        while raw.at < raw.area.len() {
+            if raw.read().ok()?.magic == END {
+                return Some(area.start.saturating_add(raw.at));
+            }
+        }
+        whole.then_some(area.end)
+    }
+
     /// The names of feature bits, as far as the area can be read: the image is about to be refused,
     /// and a broken extension must not hide why.
     pub(super) fn parse_feature_names(

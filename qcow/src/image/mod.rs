@@ -40,6 +40,9 @@ pub(crate) use tables::{Run, RunKind, TableWindow, check_identity, push_run};
 
 /// Bytes that [`Header::peek`] needs.
 const PEEK: usize = 24;
+/// So much of the first cluster is read before it is known whether more of it is used: rarely, and it has up to
+/// 2 MiB.
+const FIRST_PAGE: usize = 4096;
 
 /// QEMU cannot read beyond this offset of a file.
 pub(crate) const MAX_FILE_OFFSET: u64 = (1 << 63) - (1 << 30);
@@ -244,7 +247,7 @@ impl Image {
 
 /// The header, and what follows it in the first cluster.
 pub(crate) fn read_header_area(storage: &dyn Storage, purpose: Purpose) -> Result<HeaderArea> {
-    let mut cluster = read_first_cluster(storage)?;
+    let mut cluster = read_used(storage)?;
     if purpose == Purpose::Read {
         return HeaderArea::parse(&cluster);
     }
@@ -270,11 +273,31 @@ fn refuse_past_any_file(table: &'static str, offset: HostOffset, len: u64) -> Re
 fn read_first_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
     let mut prefix = [0; PEEK];
     read_padded(storage, &mut prefix, 0)?;
-    let (_, cluster_bits) = Header::peek(&prefix)?;
-    let geometry = Geometry::new(cluster_bits, false)?;
-    let mut cluster = vec![0; usize::try_from(geometry.cluster_size()).unwrap_or(PEEK)];
+    let mut cluster = blank_cluster(&prefix)?;
     read_padded(storage, &mut cluster, 0)?;
     Ok(cluster)
+}
+
+/// The same, with zeros where nothing is that [`HeaderArea`] knows.
+fn read_used(storage: &dyn Storage) -> Result<Vec<u8>> {
+    let mut page = [0; FIRST_PAGE];
+    read_padded(storage, &mut page, 0)?;
+    let mut cluster = blank_cluster(&page)?;
+    let known = cluster.len().min(page.len());
+    match (page.get(..known), cluster.get_mut(..known)) {
+        (Some(page), Some(start)) if HeaderArea::reach(page).is_some_and(|end| end <= known) => {
+            start.copy_from_slice(page);
+        }
+        _ => read_padded(storage, &mut cluster, 0)?,
+    }
+    Ok(cluster)
+}
+
+/// Zeros, as many as the first cluster has bytes.
+fn blank_cluster(first_bytes: &[u8]) -> Result<Vec<u8>> {
+    let (_, cluster_bits) = Header::peek(first_bytes)?;
+    let geometry = Geometry::new(cluster_bits, false)?;
+    Ok(vec![0; usize::try_from(geometry.cluster_size()).unwrap_or(PEEK)])
 }
 
 fn read_luks(storage: &dyn Storage, offset: HostOffset) -> Result<LuksHeader> {

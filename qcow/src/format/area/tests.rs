@@ -406,3 +406,46 @@ fn less_than_the_first_cluster_is_refused() {
     let error = HeaderArea::parse(&bytes[..4096]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
 }
+
+/// What is behind the reach of a header area changes nothing.
+#[test]
+fn what_is_parsed_lies_within_reach() {
+    let lengths = [0, 8, 100, 3900, 3960, 3968, 3976, 3984, 3992, 4000, 5000];
+    let mut told = 0;
+    for (length, name) in lengths.into_iter().flat_map(|length| [(length, 0), (length, 60)]) {
+        for version in [Version::V2, Version::V3] {
+            let mut area =
+                with_extensions(version, vec![format("raw"), unknown(7, &vec![1; length])]);
+            area.backing_name = Some(vec![b'b'; name]).filter(|name| !name.is_empty());
+            let whole = cluster(&area);
+            let parsed = HeaderArea::parse(&whole).unwrap();
+            for end in [512, 4096, whole.len()] {
+                let Some(reach) = HeaderArea::reach(&whole[..end]) else { continue };
+                let mut other = whole.clone();
+                other[reach..].fill(0xee);
+                assert_eq!(HeaderArea::parse(&other).unwrap(), parsed, "{length} {name} {end}");
+                told += usize::from(reach <= end);
+            }
+            assert!(HeaderArea::reach(&whole).is_some());
+        }
+    }
+    assert!(told > 70, "{told}");
+}
+
+/// Nor does an extension, a name or a mistake that the first bytes do not show pass for none.
+#[test]
+fn what_the_first_bytes_do_not_show_is_not_within_reach() {
+    for at in [0, 16, 100, 101, 104, 112, 116, 119, 200] {
+        for byte in [0, 1, 0x10, 0xff] {
+            let whole = patched(Version::V3, at, &[byte]);
+            let Some(reach) = HeaderArea::reach(&whole[..4096]).filter(|reach| *reach <= 4096)
+            else {
+                continue;
+            };
+            let mut other = whole.clone();
+            other[reach..].fill(0xee);
+            let shown = |cluster: &[u8]| std::format!("{:?}", HeaderArea::parse(cluster));
+            assert_eq!(shown(&other), shown(&whole), "{byte} at {at}");
+        }
+    }
+}
