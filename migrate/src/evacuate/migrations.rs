@@ -164,5 +164,6 @@ fn moved(finished: Finished) -> Moved {
         transaction: Some(finished.transaction),
         elapsed_ms: finished.elapsed_ms,
         verified: Some(finished.verified),
+        stopped: finished.stopped,
     }
 }

@@ -65,6 +65,8 @@ pub struct Moved {
     pub elapsed_ms: u64,
     /// How thoroughly its disks were compared.
     pub verified: Option<Verified>,
+    /// That it ran when it left, and has stopped at its destination since.
+    pub stopped: Option<String>,
 }
 
 /// How it ended for one guest, with what there is to be said.
@@ -85,7 +87,7 @@ pub struct Outcome {
     pub elapsed_ms: Option<u64>,
     /// How thoroughly its disks were compared, if it arrived.
     pub verified: Option<Verified>,
-    /// What went wrong.
+    /// What went wrong. A guest that arrived has stopped since.
     pub error: Option<String>,
     /// What the operator can do about it.
     pub way_out: Option<Remedy>,
@@ -115,6 +117,7 @@ impl Outcome {
                 transaction: moved.transaction.clone(),
                 elapsed_ms: Some(moved.elapsed_ms),
                 verified: moved.verified,
+                error: moved.stopped.clone(),
                 ..Self::new(guest, Ending::Moved)
             },
             Err(error) => Self {

@@ -6,8 +6,19 @@ use super::outcome::{GuestLocation, guest_location};
 use super::{Finished, Phase, Run, Verified};
 use crate::facts::DomainState;
 use crate::journal::{Ended, Outcome, Record};
-use crate::plan::Flag;
+use crate::plan::{Flag, Mode};
 use crate::{Error, ErrorKind, Remedy, Result};
+
+/// The guest came to its end while it was copied. What its disks hold is what it last wrote to them: nothing of them was
+/// changed here.
+fn stopped(why: Option<Error>) -> Error {
+    let why = why.map(|error| format!(" ({})", error.message())).unwrap_or_default();
+    Error::environment(format!(
+        "the guest stopped while it was copied, before it could move: it is shut off at the source, with its disks as it left \
+         them{why}"
+    ))
+    .hint("find out why it stopped; start it there, or migrate it as it is")
+}
 
 impl Run<'_> {
     /// Where the guest is, also on record.
@@ -15,7 +26,7 @@ impl Run<'_> {
         let uuid = self.plan().uuid.clone();
         let place = guest_location(self.hosts.source, self.hosts.destination, &uuid);
         let guest = match place {
-            GuestLocation::Source => Outcome::AtSource,
+            GuestLocation::Source | GuestLocation::SourceStopped => Outcome::AtSource,
             GuestLocation::Destination => Outcome::AtDestination,
             GuestLocation::Nowhere => Outcome::Lost,
             GuestLocation::SourceAndUnreachable | GuestLocation::Unknown => Outcome::InDoubt,
@@ -54,6 +65,10 @@ impl Run<'_> {
                 self.wake_source();
                 Err(self.roll_back_after(error))
             }
+            GuestLocation::SourceStopped => {
+                let error = stopped(called.err());
+                Err(self.roll_back_after(error))
+            }
             GuestLocation::SourceAndUnreachable => Err(self.unreachable(called.err())),
             other => Err(self.in_doubt(other)),
         }
@@ -87,6 +102,15 @@ impl Run<'_> {
         Error::new(ErrorKind::InDoubt, what).hint(remedy)
     }
 
+    /// What the operator has to know of a guest that arrived and does not run any more.
+    fn stopped_at_destination(&self) -> Option<String> {
+        let live = self.plan().mode == Mode::Live;
+        let state = self.hosts.destination.state(&self.plan().uuid);
+        (live && matches!(state, Ok(Some(DomainState::ShutOff)))).then(|| {
+            "it arrived, and has stopped since: it is shut off at the destination, where its disks are".to_owned()
+        })
+    }
+
     /// The last steps of a guest that has moved.
     pub(super) fn finish(self, start: Instant, verified: Verified) -> Result<Finished> {
         let id = self.id().to_owned();
@@ -106,6 +130,7 @@ impl Run<'_> {
         }
         let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let retained = self.archive()?;
+        let stopped = self.stopped_at_destination();
         self.journal.write(Record::Closed { result: Ended::Done })?;
         let plan = self.plan();
         Ok(Finished {
@@ -118,6 +143,7 @@ impl Run<'_> {
             elapsed_ms,
             verified,
             retained,
+            stopped,
             warnings: plan.warnings.clone(),
         })
     }

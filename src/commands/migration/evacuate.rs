@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use migrate::evacuate::{
-    Ending, Evacuated, Evacuation, EvacuationPlan, Limits, Looking, Migrations, Orders, Way, look,
-    place,
+    Ending, Evacuated, Evacuation, EvacuationPlan, Limits, Looking, Migrations, Orders, Outcome,
+    Way, look, place,
 };
 use migrate::facts::Route;
 use migrate::plan::Policy;
@@ -305,7 +305,11 @@ fn absolute(program: &Path) -> PathBuf {
 /// The exit code: the worst that happened to a guest.
 fn verdict(report: &Evacuated, stops: &StopsByTurns) -> std::result::Result<(), Failure> {
     let any = |ending| report.count(ending) > 0;
-    let failed = any(Ending::Failed) || report.guests.iter().any(|guest| guest.after.is_some());
+    // A guest that arrived with an error has stopped since.
+    let wrong = |guest: &Outcome| {
+        guest.after.is_some() || guest.ending == Ending::Moved && guest.error.is_some()
+    };
+    let failed = any(Ending::Failed) || report.guests.iter().any(wrong);
     let code = match () {
         () if any(Ending::InDoubt) => 5,
         () if any(Ending::Unverified) => 4,
