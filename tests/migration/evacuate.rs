@@ -99,7 +99,7 @@ fn ctrl_c_lets_guests_arrive_and_a_second_one_takes_them_back() {
 fn a_guest_that_dies_while_it_is_copied_stays_with_its_disks_and_the_others_go_on() {
     needs_migration!();
     let rig = Rig::up();
-    let dies = slow_alone(&rig, "dies", true);
+    let dies = slow_alone(&rig, "dies");
     let others = orphans(&rig, &["other"]);
     let (to, shell) = (rig.b.uri(), rig.b.remote_shell());
     let words = ["--to", &to, "-e", &shell, "--parallel", "2", "--bandwidth", "36M"];

@@ -46,7 +46,7 @@ impl World<'_> {
 fn whatever_breaks_every_guest_is_on_one_host_and_in_the_end_all_have_arrived() {
     needs_migration!();
     let rig = Rig::up_with_third();
-    small_images(&rig, 400);
+    small_images(&rig);
     let trials: Vec<_> = GUESTS
         .iter()
         .map(|name| {

@@ -43,21 +43,32 @@ pub(crate) fn copies(rig: &Rig, trial: &Trial<'_>) -> bool {
     done.is_some_and(|amount| !amount.starts_with("0.000"))
 }
 
-/// C's images get a file system of their own, which can be [filled](fill).
-pub(crate) fn small_images(rig: &Rig, mebibytes: u32) {
-    rig.c().small_file_system(IMAGES, mebibytes);
+/// MiB of [`small_images`].
+const ROOM: u32 = 700;
+
+/// C's images get a file system of their own, which can be [full](fill).
+pub(crate) fn small_images(rig: &Rig) {
+    rig.c().small_file_system(IMAGES, ROOM);
 }
 
-/// Takes all room that is left on C.
+/// C has no room any more. The file system shrinks to what is used of it: a file that takes the rest would take as long as
+/// a guest's copy.
 pub(crate) fn fill(rig: &Rig) {
-    let filler = format!("of={IMAGES}/filler");
-    let ran = rig.c().run(["dd", "if=/dev/zero", &filler, "bs=64k", "status=none"]);
-    ran.fails_with("No space left");
+    // What is written meanwhile may be more than that.
+    wait_for(20, "full file system", || {
+        let used = rig.c().run(["df", "--output=used", "-k", IMAGES]).ok();
+        let used: u32 = used.lines().last()?.trim().parse().ok()?;
+        resize(rig, &format!("{}k", used + 1024)).succeeded().then_some(())
+    });
 }
 
-/// Gives it back.
+/// It has room again.
 pub(crate) fn empty(rig: &Rig) {
-    rig.c().run(["rm", "-f", &format!("{IMAGES}/filler")]).ok();
+    resize(rig, &format!("{ROOM}m")).ok();
+}
+
+fn resize(rig: &Rig, size: &str) -> Ran {
+    rig.c().run(["mount", "-o", &format!("remount,size={size}"), IMAGES])
 }
 
 /// Kills the QEMU of a guest on a host. Whether there was one.
@@ -67,8 +78,15 @@ pub(crate) fn kill_qemu(host: &Host, name: &str) -> bool {
 }
 
 /// A guest whose disk stands alone, beside one with data; it takes some seconds.
-pub(crate) fn slow_alone<'a>(rig: &'a Rig, name: &str, runs: bool) -> Trial<'a> {
+pub(crate) fn slow_alone<'a>(rig: &'a Rig, name: &str) -> Trial<'a> {
     let mut trial = Trial::new(rig, name, Way::Agent);
+    alone(&mut trial, true);
+    trial
+}
+
+/// The same of a guest that is there already, which may be shut off.
+pub(crate) fn alone(trial: &mut Trial<'_>, runs: bool) {
+    let rig = trial.rig;
     (trial.guest.template.burst, trial.guest.cache) = (1, "writeback");
     let (disk, data) = (trial.disk(), trial.path("data.qcow2"));
     rig.a.make_template(&disk, &trial.guest.template);
@@ -79,7 +97,6 @@ pub(crate) fn slow_alone<'a>(rig: &'a Rig, name: &str, runs: bool) -> Trial<'a> 
         true => trial.run(&disks),
         false => trial.guest.define(&rig.a, &disks),
     }
-    trial
 }
 
 /// The only host that knows the guest, where it runs; or is shut off, if it `may_be_off`.
@@ -102,7 +119,7 @@ pub(crate) fn whole<'r>(rig: &'r Rig, trial: &Trial<'_>, may_be_off: bool) -> &'
     let (host, guest) = (place(rig, trial, may_be_off), &trial.guest);
     if guest.state(host).as_deref() == Some("running") {
         // They write little, so that their disks can be copied.
-        guest.wait_writes(host, guest.writes(host) + 10);
+        guest.wait_writes(host, guest.writes(host) + 3);
     }
     if std::ptr::eq(host, &rig.a) && trial.lost_its_template() {
         // The template has no name any more: what the guest reads back itself is what is known.

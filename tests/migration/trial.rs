@@ -474,7 +474,14 @@ impl Running {
         assert!(self.try_signal(signal), "it has ended before '{signal}'");
     }
 
-    /// The same if it has not ended.
+    /// Lets it go on that was sent `STOP`, and what waits for it, which stops as well.
+    pub(crate) fn go_on(&self) {
+        let waiting = self.child.id().to_string();
+        Command::new("kill").args(["-s", "CONT", &waiting]).status().unwrap();
+        self.try_signal("CONT");
+    }
+
+    /// As [`signal`](Self::signal), if it has not ended.
     pub(crate) fn try_signal(&self, signal: &str) -> bool {
         let waiting = self.child.id();
         let children = format!("/proc/{waiting}/task/{waiting}/children");
