@@ -485,8 +485,9 @@ impl Running {
     pub(crate) fn try_signal(&self, signal: &str) -> bool {
         let waiting = self.child.id();
         let children = format!("/proc/{waiting}/task/{waiting}/children");
-        let Ok(inner) = fs::read_to_string(children) else { return false };
-        Command::new("kill").args(["-s", signal, inner.trim()]).status().unwrap().success()
+        let inner = fs::read_to_string(children).unwrap_or_default();
+        !inner.is_empty()
+            && Command::new("kill").args(["-s", signal, inner.trim()]).status().unwrap().success()
     }
 
     /// Waits for its end.
