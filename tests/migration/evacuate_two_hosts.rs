@@ -23,7 +23,7 @@ impl World<'_> {
     /// Every guest is on one host, and all that it and its disks hold is right. How many have left A.
     #[track_caller]
     fn all_whole(&self) -> usize {
-        let left = |trial: &&Trial<'_>| !std::ptr::eq(whole(self.rig, trial, false), &self.rig.a);
+        let left = |trial: &&Trial<'_>| !std::ptr::eq(whole(self.rig, trial, &[]), &self.rig.a);
         self.trials.iter().filter(left).count()
     }
 

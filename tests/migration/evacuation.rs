@@ -99,9 +99,9 @@ pub(crate) fn alone(trial: &mut Trial<'_>, runs: bool) {
     }
 }
 
-/// The only host that knows the guest, where it runs; or is shut off, if it `may_be_off`.
+/// The only host that knows the guest, where it runs, or is in one of these states.
 #[track_caller]
-pub(crate) fn place<'r>(rig: &'r Rig, trial: &Trial<'_>, may_be_off: bool) -> &'r Host {
+pub(crate) fn place<'r>(rig: &'r Rig, trial: &Trial<'_>, states: &[&str]) -> &'r Host {
     let guest = &trial.guest;
     // Where a migration has just failed, libvirt takes a moment to forget the guest.
     wait_for(60, &format!("end of the uncertainty about {}", guest.name), || {
@@ -109,14 +109,14 @@ pub(crate) fn place<'r>(rig: &'r Rig, trial: &Trial<'_>, may_be_off: bool) -> &'
             rig.all().into_iter().filter(|host| guest.state(host).is_some()).collect();
         let [only] = known[..] else { return None };
         let state = guest.state(only)?;
-        (state == "running" || may_be_off && state == "shut off").then_some(only)
+        (state == "running" || states.contains(&&*state)).then_some(only)
     })
 }
 
 /// The guest is on one host, goes on if it runs, and all that its disks hold is right: every sector is recomputed. Where it is.
 #[track_caller]
-pub(crate) fn whole<'r>(rig: &'r Rig, trial: &Trial<'_>, may_be_off: bool) -> &'r Host {
-    let (host, guest) = (place(rig, trial, may_be_off), &trial.guest);
+pub(crate) fn whole<'r>(rig: &'r Rig, trial: &Trial<'_>, states: &[&str]) -> &'r Host {
+    let (host, guest) = (place(rig, trial, states), &trial.guest);
     if guest.state(host).as_deref() == Some("running") {
         // They write little, so that their disks can be copied.
         guest.wait_writes(host, guest.writes(host) + 3);
@@ -132,7 +132,7 @@ pub(crate) fn whole<'r>(rig: &'r Rig, trial: &Trial<'_>, may_be_off: bool) -> &'
     let block = [value; 1 << 16];
     let right = data.chunks(block.len()).all(|chunk| chunk == &block[..chunk.len()]);
     assert!(data.len() == length && right, "the data of {} on {}", guest.name, host.name());
-    assert!(guest.writes(host) >= guest.writes(&rig.a) || may_be_off);
+    assert!(guest.writes(host) >= guest.writes(&rig.a) || !states.is_empty());
     host
 }
 

@@ -20,9 +20,9 @@ pub enum Ending {
     Waiting,
     /// Its turn came, and it stayed with nothing changed: it was refused, or the program before it said no.
     Refused,
-    /// It failed, and everything was put back.
+    /// It failed, and everything was put back, unless the outcome is [unfinished](Outcome::unfinished).
     Failed,
-    /// It was stopped, and everything was put back.
+    /// It was stopped, and everything was put back, unless the outcome is [unfinished](Outcome::unfinished).
     Stopped,
     /// Its content at the destination is not what it must be.
     Unverified,
@@ -91,8 +91,24 @@ pub struct Outcome {
     pub error: Option<String>,
     /// What the operator can do about it.
     pub way_out: Option<Remedy>,
+    /// Its transaction is open: something is left to do, at its destination or at its source.
+    #[serde(default)]
+    pub unfinished: bool,
     /// What the program after it said, if that failed.
     pub after: Option<String>,
+}
+
+/// Whether this is the advice of a run that could not end its transaction.
+fn is_open(remedy: &Remedy) -> bool {
+    matches!(
+        remedy,
+        Remedy::Resume(_)
+            | Remedy::ResumeMoved(_)
+            | Remedy::ResumePaused(_)
+            | Remedy::RollBackLater(_)
+            | Remedy::StartThenEnd(_)
+            | Remedy::StopOneThenEnd(_)
+    )
 }
 
 impl Outcome {
@@ -107,6 +123,7 @@ impl Outcome {
             verified: None,
             error: None,
             way_out: None,
+            unfinished: false,
             after: None,
         }
     }
@@ -123,6 +140,7 @@ impl Outcome {
             Err(error) => Self {
                 error: Some(error.message().to_owned()),
                 way_out: error.what_next().cloned(),
+                unfinished: error.what_next().is_some_and(is_open),
                 ..Self::new(guest, Ending::of(error.kind()))
             },
         }

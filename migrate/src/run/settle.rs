@@ -102,6 +102,17 @@ impl Run<'_> {
         Error::new(ErrorKind::InDoubt, what).hint(remedy)
     }
 
+    /// The guest cannot be resumed. Whether that is because its QEMU ends, which libvirt may hear of a moment later.
+    fn stops_at_destination(&self) -> bool {
+        (0..20).any(|again| {
+            if again > 0 {
+                std::thread::sleep(crate::driver::TICK);
+            }
+            let state = self.hosts.destination.state(&self.plan().uuid);
+            matches!(state, Ok(Some(DomainState::ShutOff)))
+        })
+    }
+
     /// What the operator has to know of a guest that arrived and does not run any more.
     fn stopped_at_destination(&self) -> Option<String> {
         let live = self.plan().mode == Mode::Live;
@@ -124,8 +135,11 @@ impl Run<'_> {
             self.phase(Phase::Resume)?;
             let uuid = self.plan().uuid.clone();
             // A run that was cut off may have got so far already.
-            if self.hosts.destination.state(&uuid)? == Some(DomainState::Paused) {
-                self.hosts.destination.resume(&uuid)?;
+            if self.hosts.destination.state(&uuid)? == Some(DomainState::Paused)
+                && let Err(error) = self.hosts.destination.resume(&uuid)
+                && !self.stops_at_destination()
+            {
+                return Err(error);
             }
         }
         let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
