@@ -143,6 +143,17 @@ impl Connections {
         self.source.names()
     }
 
+    /// The same for another guest.
+    pub(crate) fn for_guest(mut self, domain: &str) -> Self {
+        domain.clone_into(&mut self.route.domain);
+        self
+    }
+
+    /// Whether the program at the destination still answers; libvirt is connected to anew where it must be.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.agent.as_ref().is_none_or(|agent| agent.heard().is_ok())
+    }
+
     /// How they were reached.
     pub fn route(&self) -> &Route {
         &self.route

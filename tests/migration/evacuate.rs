@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use crate::evacuation::{copies, evacuate, kill_qemu, slow_alone, told};
 use crate::trial::{Running, Trial, Way, needs_migration};
-use rig::{Ran, Rig, wait_for};
+use rig::{Kind, Ran, Rig, wait_for};
 
 const DISKS: &[&str] = &["disk.qcow2", "data.qcow2"];
 
@@ -15,20 +16,6 @@ fn orphans<'a>(rig: &'a Rig, names: &[&str]) -> Vec<Trial<'a>> {
         trial
     };
     names.iter().map(orphan).collect()
-}
-
-/// `qcowtool evacuate` on A, with these words more.
-fn evacuate(rig: &Rig, words: &[&str]) -> std::process::Command {
-    let mut command = rig.a.command(common::binary());
-    command.args(["evacuate", "--connect", "qemu:///system", "--output", "json"]).args(words);
-    command
-}
-
-/// Whether libvirt copies the guest's disks now.
-fn copies(rig: &Rig, trial: &Trial<'_>) -> bool {
-    let job = rig.a.virsh(["domjobinfo", &trial.guest.name]).stdout();
-    let done = job.lines().find_map(|l| l.strip_prefix("File processed:").map(str::trim));
-    done.is_some_and(|amount| !amount.starts_with("0.000"))
 }
 
 #[track_caller]
@@ -106,4 +93,41 @@ fn ctrl_c_lets_guests_arrive_and_a_second_one_takes_them_back() {
     let resumed = evacuate(&rig, &["--resume"]).output().unwrap();
     report(&Ran::of("evacuate --resume", resumed));
     second.lives_on_b(DISKS);
+}
+
+#[test]
+fn a_guest_that_dies_while_it_is_copied_stays_with_its_disks_and_the_others_go_on() {
+    needs_migration!();
+    let rig = Rig::up();
+    let dies = slow_alone(&rig, "dies");
+    let others = orphans(&rig, &["other"]);
+    let (to, shell) = (rig.b.uri(), rig.b.remote_shell());
+    let words = ["--to", &to, "-e", &shell, "--parallel", "2", "--bandwidth", "36M"];
+    let mut running = Running::start(&rig, &mut evacuate(&rig, &words));
+    wait_for(60, "two migrations under way", || {
+        running.still_runs();
+        [&dies, &others[0]].iter().all(|trial| copies(&rig, trial)).then_some(())
+    });
+    assert!(kill_qemu(&rig.a, &dies.guest.name));
+    let ran = running.end();
+    assert_eq!(ran.code(), Some(6), "{ran}");
+    let report: Value = serde_json::from_str(&ran.stdout()).unwrap();
+    let (name, died) = (&dies.guest.name, told(&report, &dies.guest.name));
+    assert_eq!(died["ending"], "failed", "{report:#}");
+    let why = died["error"].as_str().unwrap();
+    assert!(why.contains("stopped while it was copied") && why.contains("shut off"), "{why}");
+    assert_eq!(told(&report, &others[0].guest.name)["ending"], "moved", "{report:#}");
+    others[0].lives_on_b(DISKS);
+    // It is defined once, what it had written is on its disk, and nothing of the copy is left.
+    let states = (dies.guest.state(&rig.a), dies.guest.state(&rig.b));
+    assert_eq!((states.0.as_deref(), states.1), (Some("shut off"), None));
+    let writes = dies.guest.check_disk(&rig.a, &dies.disk(), Kind::Boot);
+    assert!(rig.b.list(dies.guest.directory()).is_empty());
+
+    // It goes as it is.
+    let resumed = evacuate(&rig, &["--resume"]).output().unwrap();
+    let resumed = Ran::of("evacuate --resume", resumed);
+    assert_eq!(told(&self::report(&resumed), name)["ending"], "moved", "{resumed}");
+    assert_eq!(dies.guest.state(&rig.b).as_deref(), Some("shut off"));
+    assert_eq!(dies.guest.check_disk(&rig.b, &dies.disk(), Kind::Boot), writes);
 }

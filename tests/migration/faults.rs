@@ -1,14 +1,15 @@
 //! What goes wrong in the middle. Whatever it is, afterwards the guest runs on exactly one host with the right
 //! disk, nothing of ours is left but what the journal names, and nothing that is not ours is gone.
 //!
-//! Each story has hosts of its own, because it harms them.
+//! Each story that harms its hosts has hosts of its own.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::thread::sleep;
 use std::time::Duration;
 
 use crate::trial::{CHANGED, INTERRUPTED, REFUSED, Trial, Way, both_ways, needs_migration};
-use rig::{Disk, Rig, wait_for};
+use rig::{Disk, Ran, Rig, wait_for};
 
 const DISKS: &[&str] = &["disk.qcow2", "data.qcow2"];
 
@@ -357,5 +358,34 @@ fn another_guest_of_the_same_name_there_is_refused() {
     let ran = trial.migrate(&[]);
     assert_eq!(ran.code(), Some(REFUSED), "{ran}");
     rig.b.virsh(["undefine", &trial.guest.name]).ok();
+    trial.stayed();
+}
+
+/// qcowtool on B is older, and does not know all that it might be asked for.
+#[test]
+fn an_older_program_at_the_destination_is_refused_before_anything_is_done() {
+    needs_migration!();
+    let rig = Rig::shared();
+    let trial = Trial::on_template(rig, "older", Way::Libvirt);
+    let older = rig.directory().join("older");
+    let hello = r#"{"protocol":3,"program":"0.0.9"}"#;
+    let greets = format!(
+        "#!/bin/sh\nprintf '\\000qcwagt\\n\\001\\000\\000\\000\\{:o}{hello}'\ncat >/dev/null\n",
+        hello.len()
+    );
+    fs::write(&older, greets).unwrap();
+    fs::set_permissions(&older, fs::Permissions::from_mode(0o755)).unwrap();
+    let older = older.to_str().unwrap();
+    let ran = trial.migrate(&["-e", older]);
+    let evacuate = ["--guest", &trial.guest.name, "--to", &rig.b.uri(), "-e", older];
+    let evacuated = crate::evacuation::evacuate(rig, &evacuate).output().unwrap();
+    for ran in [ran, Ran::of("qcowtool evacuate", evacuated)] {
+        assert_eq!(ran.code(), Some(6), "{ran}");
+        for words in ["has version 0.0.9 (protocol 3), and host-a has", "install the same version"]
+        {
+            assert!(ran.stderr().contains(words), "{words}: {ran}");
+        }
+    }
+    assert!(trial.transactions().is_empty());
     trial.stayed();
 }

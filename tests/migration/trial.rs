@@ -133,6 +133,11 @@ impl<'a> Trial<'a> {
         self.watch();
     }
 
+    /// Whether the file under its disk was deleted.
+    pub(crate) fn lost_its_template(&self) -> bool {
+        self.deleted.is_some()
+    }
+
     /// Remembers what is in the guest's directories: from here on, nothing of it may be lost, and what is
     /// new must be explained.
     pub(crate) fn watch(&mut self) {
@@ -453,13 +458,36 @@ impl Running {
         }
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// What it has said on standard error so far, behind the first `from` bytes.
+    pub(crate) fn said_behind(&self, from: usize) -> String {
+        let said = fs::read(self.said[1].path()).unwrap();
+        String::from_utf8_lossy(said.get(from..).unwrap_or_default()).into_owned()
+    }
+
     /// Sends qcowtool itself a signal, not what waits for it.
     pub(crate) fn signal(&self, signal: &str) {
+        assert!(self.try_signal(signal), "it has ended before '{signal}'");
+    }
+
+    /// Lets it go on that was sent `STOP`, and what waits for it, which stops as well.
+    pub(crate) fn go_on(&self) {
+        let waiting = self.child.id().to_string();
+        Command::new("kill").args(["-s", "CONT", &waiting]).status().unwrap();
+        self.try_signal("CONT");
+    }
+
+    /// As [`signal`](Self::signal), if it has not ended.
+    pub(crate) fn try_signal(&self, signal: &str) -> bool {
         let waiting = self.child.id();
         let children = format!("/proc/{waiting}/task/{waiting}/children");
-        let inner = fs::read_to_string(children).unwrap();
-        let status = Command::new("kill").args(["-s", signal, inner.trim()]).status().unwrap();
-        assert!(status.success(), "kill -s {signal} {inner}");
+        let inner = fs::read_to_string(children).unwrap_or_default();
+        !inner.is_empty()
+            && Command::new("kill").args(["-s", signal, inner.trim()]).status().unwrap().success()
     }
 
     /// Waits for its end.

@@ -64,6 +64,39 @@ fn a_device_as_the_target() {
     }
 }
 
+/// A QCOW2 disk goes into a QCOW2 image of its size that the operator has made in a volume.
+#[test]
+fn a_qcow2_image_in_a_volume_as_the_target() {
+    needs_migration!();
+    let rig = Rig::shared();
+    let trial = Trial::alone(rig, "into-volume", Way::Agent);
+    let (guest, a, b, disk) = (&trial.guest, &rig.a, &rig.b, trial.disk());
+    let Some(device) = b.block_device("into-volume", guest.template.size * 2) else {
+        return rig::rig::skipped("no loop devices here");
+    };
+    let volume = "/dev/vg-into/web";
+    b.run(["mkdir", "/dev/vg-into"]).ok();
+    b.run(["ln", "-s", &device, volume]).ok();
+    let map = format!("{disk}={volume}");
+    // There is no image yet.
+    let ran = trial.migrate(&["--map-path", &map, "--adopt"]);
+    assert_eq!(ran.code(), Some(REFUSED), "{ran}");
+    trial.stayed();
+    b.qemu_img(["create", "-q", "-f", "qcow2", volume, &guest.template.size.to_string()]).ok();
+
+    trial.migrate(&["--map-path", &map, "--adopt", "--verify", "content"]).ok();
+    assert_eq!((guest.state(a), guest.state(b).as_deref()), (None, Some("running")));
+    guest.wait_writes(b, guest.writes(a) + 50);
+    let writes = guest.check_disk(b, volume, Kind::Boot);
+    assert!(writes >= guest.writes(a));
+    b.virsh(["suspend", &guest.name]).ok();
+    b.virsh(["destroy", &guest.name]).ok();
+    guest.start(b);
+    guest.goes_on(b);
+    assert!(guest.check_disk(b, volume, Kind::Boot) >= writes);
+    b.virsh(["destroy", &guest.name]).ok();
+}
+
 /// A guest that is shut off goes to new files only, and it is said how it gets onto a device.
 #[test]
 fn a_device_as_the_target_of_a_guest_that_is_shut_off() {

@@ -11,8 +11,9 @@ use crate::store::content::Piece;
 use crate::store::{Mode, Part};
 use crate::{Error, ErrorKind, Remedy};
 
-/// Version of the protocol. Both ends must have the same.
-pub const PROTOCOL: u32 = 3;
+/// Version of the protocol. Both ends must have the same: it is raised whenever a message changes, or is new, so that an older
+/// end is refused before anything is done and not in the middle of it.
+pub const PROTOCOL: u32 = 4;
 /// The first bytes of each direction.
 pub(crate) const MAGIC: &[u8; 8] = b"\x00qcwagt\n";
 /// The far end lists no more files than this.
@@ -29,24 +30,38 @@ pub(crate) struct Hello {
     pub(crate) protocol: u32,
     /// The program's version, for messages.
     pub(crate) program: String,
+    /// The name of its host. Ends before protocol 4 do not say it.
+    #[serde(default)]
+    pub(crate) host: Option<String>,
 }
 
 impl Hello {
     pub(crate) fn ours() -> Self {
-        Self { protocol: PROTOCOL, program: env!("CARGO_PKG_VERSION").to_owned() }
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        Self { protocol: PROTOCOL, program, host: Some(crate::host::name()) }
     }
 
-    pub(crate) fn check(&self) -> crate::Result<()> {
+    /// Whether this is an end that we can speak with; `reached` is how, for messages.
+    pub(crate) fn check(&self, reached: Option<&str>) -> crate::Result<()> {
         if self.protocol == PROTOCOL {
             return Ok(());
         }
+        let own = Self::ours();
+        let there = match (&self.host, reached) {
+            (Some(host), _) => cut(host),
+            (None, Some(words)) => format!("the host at '{words}'"),
+            (None, None) => "the other host".to_owned(),
+        };
+        let older = if self.protocol < PROTOCOL { there.clone() } else { crate::host::name() };
         Err(Error::environment(format!(
-            "the other end has version {} with protocol {}, this one {} with protocol {PROTOCOL}",
+            "{there} has version {} (protocol {}), and {} has {} (protocol {PROTOCOL}): they do not understand each other, and \
+             nothing was done",
             cut(&self.program),
             self.protocol,
-            env!("CARGO_PKG_VERSION")
+            crate::host::name(),
+            own.program,
         ))
-        .hint("install the same version on both hosts"))
+        .hint(format!("install the same version on both: {older} has the older one")))
     }
 }
 
@@ -164,6 +179,18 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    /// To a question that this end does not know.
+    pub(crate) fn unknown(why: &Error) -> Self {
+        let Hello { program, .. } = Hello::ours();
+        let text = format!(
+            "version {program} on {} does not know what it is asked for ({})",
+            crate::host::name(),
+            why.message()
+        );
+        let error = Error::new(ErrorKind::Unsupported, text);
+        Self::failed(&error.hint("install the same version on both hosts"))
+    }
+
     pub(crate) fn failed(error: &Error) -> Self {
         let (kind, _) = KINDS
             .iter()
@@ -205,4 +232,73 @@ const KINDS: &[(&str, ErrorKind)] = &[
 /// Text of the other end.
 pub(crate) fn cut(text: &str) -> String {
     text.chars().take(LONGEST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each message, as it travels.
+    fn all() -> Vec<String> {
+        let path = || PathBuf::from("/p");
+        let made = Identity::default();
+        let rights = DirectoryRights { mode: 1, owner: 1, group: 1, label: None };
+        let pieces = vec![Piece { offset: 1, len: 1, digest: "d".into() }];
+        let size = 1;
+        let parts = [
+            Part::Whole,
+            Part::Leaves(vec![1]),
+            Part::Within { size, leaves: None },
+            Part::Within { size, leaves: Some(vec![1]) },
+        ];
+        let still =
+            parts.map(|part| Request::StillDigest { path: path(), format: Format::Raw, part });
+        let put = |mode| Request::Put { path: path(), key: "k".into(), len: 1, mode };
+        let requests = [
+            Request::Look { path: path() },
+            Request::Available { directory: path() },
+            Request::Filesystem { directory: path() },
+            Request::Setup,
+            Request::Listen { first: 1, last: 2 },
+            Request::Heard,
+            Request::Reach { host: "h".into(), port: 1 },
+            Request::List { directory: path(), limit: 1 },
+            put(Mode::Private),
+            put(Mode::ReadOnly),
+            Request::Lacks { pieces },
+            Request::Zero { offset: 1, len: 1 },
+            Request::Publish,
+            Request::Abandon { discard: true },
+            Request::Fetch { path: path(), limit: 1 },
+            Request::Chain { path: path(), format: None },
+            Request::Digest { path: path(), format: Format::Qcow2 },
+            Request::Remove { path: path(), made },
+            Request::IsDirectory { path: path() },
+            Request::MakeDirectory { path: path(), rights },
+            Request::NameDirectory { from: path(), to: path(), made },
+            Request::RemoveDirectory { path: path(), made },
+            Request::Cancel,
+        ];
+        let hint = Some("h".into());
+        let replies = [
+            Reply::Alive,
+            Reply::Progress { done: 1, total: 1 },
+            Reply::Stop,
+            Reply::Done { value: Value::Null },
+            Reply::Failed { kind: "k".into(), message: "m".into(), hint },
+        ];
+        let requests = requests.iter().chain(&still).map(serde_json::to_string);
+        requests.chain(replies.iter().map(serde_json::to_string)).map(Result::unwrap).collect()
+    }
+
+    /// Whoever changes a message raises the version, so that an older end is refused by it.
+    #[test]
+    fn the_version_is_that_of_these_messages() {
+        let digest = blake3::hash(all().join("\n").as_bytes()).to_hex();
+        assert_eq!(
+            (PROTOCOL, digest.get(..16)),
+            (4, Some("8f7cde58d334afc9")),
+            "messages have changed: raise PROTOCOL, and give the new digest here"
+        );
+    }
 }

@@ -108,7 +108,7 @@ fn greet(reader: &mut impl Read) -> Result<()> {
         return Err(garbage("something else than a greeting"));
     }
     match Frame::read(reader)? {
-        Some(Frame::Message(json)) => wire::parse::<Hello>(&json)?.check(),
+        Some(Frame::Message(json)) => wire::parse::<Hello>(&json)?.check(None),
         _ => Err(garbage("no greeting")),
     }
 }
@@ -181,7 +181,7 @@ impl<W: Write + Send> Server<'_, W> {
                 return Err(garbage("an unrequested piece of a file"));
             };
             let request = wire::parse(&json).inspect_err(|error| {
-                let _ = self.out.say(&Reply::failed(error));
+                let _ = self.out.say(&Reply::unknown(error));
             })?;
             self.out.busy.store(true, Ordering::SeqCst);
             let result = self.serve(request, &cancel);

@@ -119,6 +119,14 @@ pub trait Hypervisor: Inventory {
     /// See [`host`](Inventory::host).
     fn state(&self, uuid: &str) -> Result<Option<DomainState>>;
 
+    /// Whether a paused domain is paused because it is still arriving from another host.
+    ///
+    /// # Errors
+    /// See [`host`](Inventory::host).
+    fn is_arriving(&self, _uuid: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Size in bytes of the disk `target`, as the running hypervisor reports it.
     ///
     /// # Errors

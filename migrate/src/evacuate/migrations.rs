@@ -1,6 +1,7 @@
 //! The work of an evacuation done by migrations of this crate.
 
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use qcow::CancelToken;
 
@@ -31,7 +32,44 @@ pub trait Programs: Sync {
     fn after(&self, outcome: &Outcome) -> Result<()>;
 }
 
-/// Migrates guests as `migrate` does: each is examined and planned anew when its turn comes, with a connection of its own.
+/// Connections that one guest has used, and the next one to the same destination may use. To log in at the destination takes
+/// longer than to examine a guest.
+#[derive(Debug, Default)]
+pub struct Spare(Mutex<Vec<Connections>>);
+
+impl Spare {
+    fn all(&self) -> MutexGuard<'_, Vec<Connections>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps them.
+    pub fn put(&self, connections: Connections) {
+        self.all().push(connections);
+    }
+
+    /// Some that lead to this destination, if there are any that still do.
+    fn take(&self, to: &str) -> Option<Connections> {
+        loop {
+            let found = {
+                let mut all = self.all();
+                let at = all.iter().position(|connections| connections.route().to == to)?;
+                all.swap_remove(at)
+            };
+            if found.is_alive() {
+                return Some(found);
+            }
+        }
+    }
+
+    /// Something is wrong: what is kept may be, too.
+    fn clear(&self) {
+        let old = std::mem::take(&mut *self.all());
+        // They take their leave of the other end, which may take a moment.
+        drop(old);
+    }
+}
+
+/// Migrates guests as `migrate` does: each is examined and planned anew when its turn comes.
 #[derive(Clone, Copy)]
 pub struct Migrations<'a> {
     /// The destinations.
@@ -40,6 +78,8 @@ pub struct Migrations<'a> {
     pub connect: &'a (dyn Fn(&str) -> Result<Connected> + Sync),
     /// Programs around each guest.
     pub programs: &'a dyn Programs,
+    /// Connections that are not in use.
+    pub spare: &'a Spare,
     /// Directory of journals and locks.
     pub state: &'a Path,
     /// Directory where digests are kept; `None` keeps none.
@@ -63,6 +103,44 @@ impl Migrations<'_> {
 
     fn reach(&self, route: &Route) -> Result<Connections> {
         route.connect_by(|uri| (self.connect)(uri))
+    }
+
+    /// Examines the guest, plans and moves it.
+    fn migrate_over(
+        &self,
+        connections: &Connections,
+        policy: &Policy,
+        report: &dyn Report,
+        cancel: &CancelToken,
+    ) -> Result<Moved> {
+        let route = connections.route();
+        let observer = report.observer();
+        let probing = Probing { policy, cache: self.cache, observer, cancel };
+        let Probed { facts, pinned } = probe(&connections.hosts(), &route.domain, &probing)?;
+        let plan = plan(&facts, policy).map_err(|refusals| {
+            let first = refusals.first().map(|refusal| refusal.way_out.clone());
+            let all: Vec<_> = (refusals.iter())
+                .map(|refusal| {
+                    let disk = refusal.disk.as_ref().map(|disk| format!("{disk}: "));
+                    format!("{}: {}{}", refusal.code, disk.unwrap_or_default(), refusal.message)
+                })
+                .collect();
+            let error = Error::refused(all.join("; "));
+            match first {
+                Some(way_out) => error.hint(way_out),
+                None => error,
+            }
+        })?;
+        let context = RunContext {
+            hosts: connections.hosts(),
+            facts: &facts,
+            pinned: &pinned,
+            route,
+            state: self.state,
+            report,
+            cancel,
+        };
+        Ok(moved(Run::begin(&plan, &context)?.migrate()?))
     }
 
     /// The guest's last run since `begun`.
@@ -94,34 +172,16 @@ impl Work for Migrations<'_> {
     ) -> Result<Moved> {
         let (route, policy) = self.way(guest)?;
         let policy = policy.clone().bandwidth(bandwidth);
-        let connections = self.reach(&route)?;
-        let observer = report.observer();
-        let probing = Probing { policy: &policy, cache: self.cache, observer, cancel };
-        let Probed { facts, pinned } = probe(&connections.hosts(), &route.domain, &probing)?;
-        let plan = plan(&facts, &policy).map_err(|refusals| {
-            let first = refusals.first().map(|refusal| refusal.way_out.clone());
-            let all: Vec<_> = (refusals.iter())
-                .map(|refusal| {
-                    let disk = refusal.disk.as_ref().map(|disk| format!("{disk}: "));
-                    format!("{}: {}{}", refusal.code, disk.unwrap_or_default(), refusal.message)
-                })
-                .collect();
-            let error = Error::refused(all.join("; "));
-            match first {
-                Some(way_out) => error.hint(way_out),
-                None => error,
-            }
-        })?;
-        let context = RunContext {
-            hosts: connections.hosts(),
-            facts: &facts,
-            pinned: &pinned,
-            route: &route,
-            state: self.state,
-            report,
-            cancel,
+        let connections = match self.spare.take(&route.to) {
+            Some(spare) => spare.for_guest(&route.domain),
+            None => self.reach(&route)?,
         };
-        Ok(moved(Run::begin(&plan, &context)?.migrate()?))
+        let moved = self.migrate_over(&connections, &policy, report, cancel);
+        match &moved {
+            Ok(_) => self.spare.put(connections),
+            Err(_) => self.spare.clear(),
+        }
+        moved
     }
 
     fn settle(
@@ -164,5 +224,6 @@ fn moved(finished: Finished) -> Moved {
         transaction: Some(finished.transaction),
         elapsed_ms: finished.elapsed_ms,
         verified: Some(finished.verified),
+        stopped: finished.stopped,
     }
 }

@@ -22,7 +22,7 @@ mod value;
 pub use fleet::{Candidate, Capacity, Destination, Fleet};
 pub use journal::Orders;
 pub use look::{Limits, Looking, Way, look};
-pub use migrations::{Migrations, Programs};
+pub use migrations::{Migrations, Programs, Spare};
 pub use place::place;
 pub use report::{Ending, Evacuated, Event, Moved, Outcome, REPORT_SCHEMA, Watcher};
 pub use run::{Evacuation, Stops, Work};

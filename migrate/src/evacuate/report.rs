@@ -20,9 +20,9 @@ pub enum Ending {
     Waiting,
     /// Its turn came, and it stayed with nothing changed: it was refused, or the program before it said no.
     Refused,
-    /// It failed, and everything was put back.
+    /// It failed, and everything was put back, unless the outcome is [unfinished](Outcome::unfinished).
     Failed,
-    /// It was stopped, and everything was put back.
+    /// It was stopped, and everything was put back, unless the outcome is [unfinished](Outcome::unfinished).
     Stopped,
     /// Its content at the destination is not what it must be.
     Unverified,
@@ -65,6 +65,8 @@ pub struct Moved {
     pub elapsed_ms: u64,
     /// How thoroughly its disks were compared.
     pub verified: Option<Verified>,
+    /// That it ran when it left, and has stopped at its destination since.
+    pub stopped: Option<String>,
 }
 
 /// How it ended for one guest, with what there is to be said.
@@ -85,12 +87,28 @@ pub struct Outcome {
     pub elapsed_ms: Option<u64>,
     /// How thoroughly its disks were compared, if it arrived.
     pub verified: Option<Verified>,
-    /// What went wrong.
+    /// What went wrong. A guest that arrived has stopped since.
     pub error: Option<String>,
     /// What the operator can do about it.
     pub way_out: Option<Remedy>,
+    /// Its transaction is open: something is left to do, at its destination or at its source.
+    #[serde(default)]
+    pub unfinished: bool,
     /// What the program after it said, if that failed.
     pub after: Option<String>,
+}
+
+/// Whether this is the advice of a run that could not end its transaction.
+fn is_open(remedy: &Remedy) -> bool {
+    matches!(
+        remedy,
+        Remedy::Resume(_)
+            | Remedy::ResumeMoved(_)
+            | Remedy::ResumePaused(_)
+            | Remedy::RollBackLater(_)
+            | Remedy::StartThenEnd(_)
+            | Remedy::StopOneThenEnd(_)
+    )
 }
 
 impl Outcome {
@@ -105,6 +123,7 @@ impl Outcome {
             verified: None,
             error: None,
             way_out: None,
+            unfinished: false,
             after: None,
         }
     }
@@ -115,11 +134,13 @@ impl Outcome {
                 transaction: moved.transaction.clone(),
                 elapsed_ms: Some(moved.elapsed_ms),
                 verified: moved.verified,
+                error: moved.stopped.clone(),
                 ..Self::new(guest, Ending::Moved)
             },
             Err(error) => Self {
                 error: Some(error.message().to_owned()),
                 way_out: error.what_next().cloned(),
+                unfinished: error.what_next().is_some_and(is_open),
                 ..Self::new(guest, Ending::of(error.kind()))
             },
         }

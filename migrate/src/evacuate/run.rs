@@ -113,14 +113,16 @@ impl Evacuation {
         &self.journal.said.outcomes
     }
 
-    /// The UUIDs of guests that were to go and are not known to have arrived, or to be in doubt.
+    /// The UUIDs of guests that were to go and are not known to have arrived, or to be unfinished or in doubt.
     pub fn remaining(&self) -> Vec<String> {
         let said = &self.journal.said;
         let Some(plan) = &said.plan else { return said.orders.guests.clone() };
         let settled = |uuid: &str| {
             let outcome = said.outcomes.iter().find(|outcome| outcome.uuid == uuid);
             outcome.is_some_and(|outcome| {
-                matches!(outcome.ending, Ending::Moved | Ending::InDoubt | Ending::Unverified)
+                let ending = outcome.ending;
+                outcome.unfinished
+                    || matches!(ending, Ending::Moved | Ending::InDoubt | Ending::Unverified)
             })
         };
         let all = plan.guests.iter().map(|guest| &guest.uuid);
@@ -128,17 +130,16 @@ impl Evacuation {
         all.filter(|uuid| !settled(uuid)).cloned().collect()
     }
 
-    /// Ends what was cut off or is in doubt: every guest that was under way has arrived, or is where it was, or has an
+    /// Ends what was cut off, is unfinished or in doubt: every guest that was under way has arrived, or is where it was, or has an
     /// outcome that says what is wrong with it.
     ///
     /// # Errors
     /// [`Environment`](crate::ErrorKind::Environment) if the journal cannot be written.
     pub fn settle(&mut self, work: &dyn Work, watcher: &dyn Watcher, stops: &Stops) -> Result<()> {
         let said = &self.journal.said;
-        let doubtful = said
-            .outcomes
-            .iter()
-            .filter(|outcome| matches!(outcome.ending, Ending::InDoubt | Ending::Unverified));
+        let doubtful = said.outcomes.iter().filter(|outcome| {
+            outcome.unfinished || matches!(outcome.ending, Ending::InDoubt | Ending::Unverified)
+        });
         let open: BTreeSet<_> =
             doubtful.map(|outcome| &outcome.uuid).chain(&said.under_way).collect();
         let begun = |uuid: &String| said.begun.get(uuid).cloned().unwrap_or_default();

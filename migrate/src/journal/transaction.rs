@@ -23,6 +23,8 @@ pub struct Transaction {
     pub route: Option<Route>,
     /// The phase that was begun last.
     pub phase: Option<(u8, String)>,
+    /// The number of the last phase that was ever begun; a run that is taken up again goes back.
+    pub furthest: u8,
     /// What was made or was going to be made, and is not known to be gone; in that order.
     pub objects: Vec<Made>,
     /// Storage pools that were made.
@@ -80,6 +82,7 @@ impl Transaction {
             facts: None,
             route: None,
             phase: None,
+            furthest: 0,
             objects: Vec::new(),
             pools: Vec::new(),
             migrate_called: false,
@@ -97,7 +100,10 @@ impl Transaction {
                 self.facts = Some(*facts);
                 self.route = Some(*route);
             }
-            Record::Phase { number, name } => self.phase = Some((number, name)),
+            Record::Phase { number, name } => {
+                self.furthest = self.furthest.max(number);
+                self.phase = Some((number, name));
+            }
             Record::Intended { host, path, temporary, proof, directory } => {
                 self.forget(host, &path);
                 let identity = None;

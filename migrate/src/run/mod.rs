@@ -205,7 +205,7 @@ impl<'a> Run<'a> {
         } else {
             let _ = self.hosts.source.abort(&uuid);
             match self.look()? {
-                GuestLocation::Source => {}
+                GuestLocation::Source | GuestLocation::SourceStopped => {}
                 GuestLocation::Destination => {
                     return Err(Error::refused("the guest has arrived at the destination")
                         .hint(Remedy::Resume(self.id().to_owned())));
@@ -229,8 +229,7 @@ impl<'a> Run<'a> {
     }
 
     fn has_begun(&self, phase: Phase) -> bool {
-        let begun = self.journal.transaction().phase.as_ref().map_or(0, |(number, _)| *number);
-        begun >= phase.number()
+        self.journal.transaction().furthest >= phase.number()
     }
 
     /// Whoever asked for a preparation may have moved the guest since. Then the images are its disks.

@@ -17,6 +17,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) enum GuestLocation {
     /// Only on the source: the migration failed, or never began.
     Source,
+    /// Only on the source, where it stopped before it could move: its QEMU was killed, or it shut itself down.
+    SourceStopped,
     /// Only on the destination: it succeeded, even if the call failed.
     Destination,
     /// On the source, and the destination cannot be asked: it may hold a half-made guest.
@@ -35,11 +37,24 @@ fn judge(
     use DomainState::{Paused, Running, ShutOff};
     match (source, destination) {
         (Ok(Some(Running | Paused)), Ok(None)) => Ok(GuestLocation::Source),
+        // libvirt defines a guest at the destination before it runs there, and the source forgets it, or still has its
+        // definition, only after that: one that the destination does not know never ran there.
+        (Ok(Some(ShutOff)), Ok(None)) => Ok(GuestLocation::SourceStopped),
         (Ok(None | Some(ShutOff)), Ok(Some(Running | Paused))) => Ok(GuestLocation::Destination),
+        // It arrived, and has stopped since.
+        (Ok(None), Ok(Some(ShutOff))) => Ok(GuestLocation::Destination),
         // A host that was just reached may still be at it; one that was not may come back.
         (Ok(Some(Running)), Err(_)) => Err(GuestLocation::SourceAndUnreachable),
         (Ok(None | Some(ShutOff)), Ok(None | Some(ShutOff))) => Err(GuestLocation::Nowhere),
         _ => Err(GuestLocation::Unknown),
+    }
+}
+
+/// What the guest does at the destination. One that is still arriving is paused, and goes when the source gives up.
+fn arrived(destination: &dyn Hypervisor, uuid: &str) -> Result<Option<DomainState>> {
+    match destination.state(uuid)? {
+        Some(DomainState::Paused) if destination.is_arriving(uuid)? => Ok(Some(DomainState::Other)),
+        state => Ok(state),
     }
 }
 
@@ -51,7 +66,7 @@ pub(super) fn guest_location(
 ) -> GuestLocation {
     let start = Instant::now();
     loop {
-        match judge(&source.state(uuid), &destination.state(uuid)) {
+        match judge(&source.state(uuid), &arrived(destination, uuid)) {
             Ok(sure) => return sure,
             Err(unsure) if start.elapsed() >= PATIENCE => return unsure,
             Err(_) => thread::sleep(PAUSE),
@@ -74,6 +89,8 @@ mod tests {
             (None, Some(Running), GuestLocation::Destination),
             (None, Some(Paused), GuestLocation::Destination),
             (Some(ShutOff), Some(Running), GuestLocation::Destination),
+            (Some(ShutOff), None, GuestLocation::SourceStopped),
+            (None, Some(ShutOff), GuestLocation::Destination),
         ];
         for (source, destination, expected) in sure {
             assert_eq!(judge(&Ok(source), &Ok(destination)), Ok(expected));
@@ -86,7 +103,10 @@ mod tests {
             (Some(Paused), Some(Running), GuestLocation::Unknown),
             (Some(Other), None, GuestLocation::Unknown),
             (None, None, GuestLocation::Nowhere),
-            (Some(ShutOff), None, GuestLocation::Nowhere),
+            (Some(ShutOff), Some(ShutOff), GuestLocation::Nowhere),
+            // It is still arriving.
+            (Some(ShutOff), Some(Other), GuestLocation::Unknown),
+            (None, Some(Other), GuestLocation::Unknown),
         ];
         for (source, destination, expected) in unsure {
             assert_eq!(judge(&Ok(source), &Ok(destination)), Err(expected));

@@ -117,6 +117,8 @@ pub struct Finished {
     pub verified: Verified,
     /// The source's files.
     pub retained: Vec<Retained>,
+    /// That it ran when it left, and has stopped at the destination since.
+    pub stopped: Option<String>,
     /// What did not come along.
     pub warnings: Vec<Warning>,
 }

@@ -6,8 +6,19 @@ use super::outcome::{GuestLocation, guest_location};
 use super::{Finished, Phase, Run, Verified};
 use crate::facts::DomainState;
 use crate::journal::{Ended, Outcome, Record};
-use crate::plan::Flag;
+use crate::plan::{Flag, Mode};
 use crate::{Error, ErrorKind, Remedy, Result};
+
+/// The guest came to its end while it was copied. What its disks hold is what it last wrote to them: nothing of them was
+/// changed here.
+fn stopped(why: Option<Error>) -> Error {
+    let why = why.map(|error| format!(" ({})", error.message())).unwrap_or_default();
+    Error::environment(format!(
+        "the guest stopped while it was copied, before it could move: it is shut off at the source, with its disks as it left \
+         them{why}"
+    ))
+    .hint("find out why it stopped; start it there, or migrate it as it is")
+}
 
 impl Run<'_> {
     /// Where the guest is, also on record.
@@ -15,7 +26,7 @@ impl Run<'_> {
         let uuid = self.plan().uuid.clone();
         let place = guest_location(self.hosts.source, self.hosts.destination, &uuid);
         let guest = match place {
-            GuestLocation::Source => Outcome::AtSource,
+            GuestLocation::Source | GuestLocation::SourceStopped => Outcome::AtSource,
             GuestLocation::Destination => Outcome::AtDestination,
             GuestLocation::Nowhere => Outcome::Lost,
             GuestLocation::SourceAndUnreachable | GuestLocation::Unknown => Outcome::InDoubt,
@@ -54,6 +65,10 @@ impl Run<'_> {
                 self.wake_source();
                 Err(self.roll_back_after(error))
             }
+            GuestLocation::SourceStopped => {
+                let error = stopped(called.err());
+                Err(self.roll_back_after(error))
+            }
             GuestLocation::SourceAndUnreachable => Err(self.unreachable(called.err())),
             other => Err(self.in_doubt(other)),
         }
@@ -87,6 +102,26 @@ impl Run<'_> {
         Error::new(ErrorKind::InDoubt, what).hint(remedy)
     }
 
+    /// The guest cannot be resumed. Whether that is because its QEMU ends, which libvirt may hear of a moment later.
+    fn stops_at_destination(&self) -> bool {
+        (0..20).any(|again| {
+            if again > 0 {
+                std::thread::sleep(crate::driver::TICK);
+            }
+            let state = self.hosts.destination.state(&self.plan().uuid);
+            matches!(state, Ok(Some(DomainState::ShutOff)))
+        })
+    }
+
+    /// What the operator has to know of a guest that arrived and does not run any more.
+    fn stopped_at_destination(&self) -> Option<String> {
+        let live = self.plan().mode == Mode::Live;
+        let state = self.hosts.destination.state(&self.plan().uuid);
+        (live && matches!(state, Ok(Some(DomainState::ShutOff)))).then(|| {
+            "it arrived, and has stopped since: it is shut off at the destination, where its disks are".to_owned()
+        })
+    }
+
     /// The last steps of a guest that has moved.
     pub(super) fn finish(self, start: Instant, verified: Verified) -> Result<Finished> {
         let id = self.id().to_owned();
@@ -100,12 +135,16 @@ impl Run<'_> {
             self.phase(Phase::Resume)?;
             let uuid = self.plan().uuid.clone();
             // A run that was cut off may have got so far already.
-            if self.hosts.destination.state(&uuid)? == Some(DomainState::Paused) {
-                self.hosts.destination.resume(&uuid)?;
+            if self.hosts.destination.state(&uuid)? == Some(DomainState::Paused)
+                && let Err(error) = self.hosts.destination.resume(&uuid)
+                && !self.stops_at_destination()
+            {
+                return Err(error);
             }
         }
         let elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let retained = self.archive()?;
+        let stopped = self.stopped_at_destination();
         self.journal.write(Record::Closed { result: Ended::Done })?;
         let plan = self.plan();
         Ok(Finished {
@@ -118,6 +157,7 @@ impl Run<'_> {
             elapsed_ms,
             verified,
             retained,
+            stopped,
             warnings: plan.warnings.clone(),
         })
     }

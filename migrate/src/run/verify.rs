@@ -26,11 +26,12 @@ impl Run<'_> {
             return Ok(Verified::Structure);
         }
         let uuid = &self.plan().uuid;
-        if !matches!(
-            self.hosts.destination.state(uuid)?,
-            Some(DomainState::Paused | DomainState::ShutOff)
-        ) {
-            self.report.note("the guest runs already: its content cannot be compared any more");
+        // One that was resumed before, and has stopped since, has written to its disks.
+        let ran = self.has_begun(Phase::Resume);
+        let state = self.hosts.destination.state(uuid)?;
+        if ran || !matches!(state, Some(DomainState::Paused | DomainState::ShutOff)) {
+            self.report
+                .note("the guest has run there already: its content cannot be compared any more");
             return Ok(Verified::Structure);
         }
         let mut verified =

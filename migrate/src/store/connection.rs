@@ -97,7 +97,10 @@ impl Connection {
             called_off: false,
         };
         match new.greet() {
-            Ok(()) => Ok(new),
+            Ok(hello) => {
+                let reached = new.peer.as_ref().map(|peer| &*peer.command);
+                hello.check(reached).map(|()| new)
+            }
             Err(error) => {
                 let error = new.explain(error);
                 if error.what_next().is_some() {
@@ -108,7 +111,7 @@ impl Connection {
         }
     }
 
-    fn greet(&mut self) -> Result<()> {
+    fn greet(&mut self) -> Result<Hello> {
         // If the far end has exited already, what it said is of more interest than that.
         let sent = self.send(&wire::greeting()?);
         while self.received.len() < MAGIC.len() {
@@ -126,7 +129,7 @@ impl Connection {
         }
         sent?;
         match self.frame()? {
-            Frame::Message(json) => wire::parse::<Hello>(&json)?.check(),
+            Frame::Message(json) => wire::parse::<Hello>(&json),
             Frame::Data { .. } => Err(garbage("no greeting")),
         }
     }

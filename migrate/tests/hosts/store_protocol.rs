@@ -99,8 +99,18 @@ fn the_far_end_is_told_that_a_digest_is_not_wanted_any_more() {
 
 #[test]
 fn another_version_is_refused_by_name() {
+    let own = this_host();
+    let both = format!("9.9.9 (protocol {}), and {own} has", PROTOCOL + 1);
     let error = saying(&greeting(PROTOCOL + 1)).unwrap_err();
-    assert!(error.to_string().contains("9.9.9"), "{error}");
+    assert!(error.to_string().contains(&both), "{error}");
+    let advice = |error: &migrate::Error| error.what_next().unwrap().to_string();
+    assert!(advice(&error).contains(&format!("{own} has the older one")), "{error}");
+    // An older one says where it is since protocol 4.
+    let older = br#"{"protocol":3,"program":"0.0.9","host":"host-b"}"#;
+    let older = [b"\x00qcwagt\n".to_vec(), frame(1, older)].concat();
+    let error = saying(&older).unwrap_err();
+    assert!(error.to_string().contains("host-b has version 0.0.9 (protocol 3)"), "{error}");
+    assert!(advice(&error).contains("host-b has the older one"), "{error}");
     saying(&greeting(PROTOCOL)).unwrap();
     // And by the far end.
     let store = Host::new().local();
@@ -110,6 +120,27 @@ fn another_version_is_refused_by_name() {
     let mut said = Vec::new();
     heard.read_to_end(&mut said).unwrap();
     assert!(String::from_utf8_lossy(&said).contains("9.9.9"));
+}
+
+/// A later end that has the same number asks for something that this one does not know.
+#[test]
+fn an_unknown_request_is_answered_with_the_version_that_does_not_know_it() {
+    let store = Host::new().local();
+    let (mut heard, out) = pipe().unwrap();
+    let asked = [greeting(PROTOCOL), message(r#"{"ask":"paint","path":"/a"}"#)].concat();
+    serve(std::io::Cursor::new(asked), out, &store).unwrap_err();
+    let mut said = Vec::new();
+    heard.read_to_end(&mut said).unwrap();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    let own = format!("version {} on {}", env!("CARGO_PKG_VERSION"), this_host());
+    for words in [&*own, "paint", "unsupported", "the same version on both hosts"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
+
+/// This host.
+fn this_host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use migrate::evacuate::{
-    Ending, Evacuated, Evacuation, EvacuationPlan, Limits, Looking, Migrations, Orders, Way, look,
-    place,
+    Ending, Evacuated, Evacuation, EvacuationPlan, Limits, Looking, Migrations, Orders, Outcome,
+    Spare, Way, look, place,
 };
 use migrate::facts::Route;
 use migrate::plan::Policy;
@@ -178,9 +178,12 @@ impl Evacuate {
             return if all { Ok(()) } else { Err(Failure::Verdict(REFUSED)) };
         }
         let bandwidth = reached.first().and_then(|way| way.policy.bandwidth);
-        let ways = reached
-            .into_iter()
-            .map(|way| (way.connections.route().clone(), way.policy.bandwidth(None::<u64>)));
+        let spare = Spare::default();
+        let ways = reached.into_iter().map(|Way { connections, policy }| {
+            let route = connections.route().clone();
+            spare.put(connections);
+            (route, policy.bandwidth(None::<u64>))
+        });
         let orders = Orders {
             guests: names,
             ways: ways.collect(),
@@ -191,7 +194,7 @@ impl Evacuate {
             after: self.after.as_deref().map(absolute),
         };
         let evacuation = Evacuation::begin(self.state.directory(), &orders)?;
-        self.carry_out(evacuation, &orders, plan, stops)
+        self.carry_out(evacuation, &orders, plan, stops, &spare)
     }
 
     /// Ends what was cut off, and plans the rest anew.
@@ -199,13 +202,15 @@ impl Evacuate {
         let id = Some(id).filter(|id| !id.is_empty());
         let mut evacuation = Evacuation::again(self.state.directory(), id)?;
         let orders = evacuation.orders().clone();
-        self.with(&orders, evacuation.id().to_owned(), |work, board| {
+        let spare = Spare::default();
+        self.with(&orders, evacuation.id().to_owned(), &spare, |work, board| {
             stops.settle(evacuation.settle(work, board, stops.tokens()))
         })?;
         let reached = again(&orders.ways)?;
         let names = evacuation.remaining();
         let plan = stops.settle(self.plan(&reached, &names, orders.limits, stops))?;
-        self.carry_out(evacuation, &orders, plan, stops)
+        reached.into_iter().for_each(|way| spare.put(way.connections));
+        self.carry_out(evacuation, &orders, plan, stops, &spare)
     }
 
     fn carry_out(
@@ -214,8 +219,9 @@ impl Evacuate {
         orders: &Orders,
         plan: EvacuationPlan,
         stops: &StopsByTurns,
+        spare: &Spare,
     ) -> std::result::Result<(), Failure> {
-        let report = self.with(orders, evacuation.id().to_owned(), |work, board| {
+        let report = self.with(orders, evacuation.id().to_owned(), spare, |work, board| {
             Ok(evacuation.run(plan, work, board, stops.tokens())?)
         })?;
         let report = reworded(report, "evacuate");
@@ -231,6 +237,7 @@ impl Evacuate {
         &self,
         orders: &Orders,
         id: String,
+        spare: &Spare,
         act: impl FnOnce(&Migrations<'_>, &Board) -> std::result::Result<T, Failure>,
     ) -> std::result::Result<T, Failure> {
         let programs = programs::Programs {
@@ -244,6 +251,7 @@ impl Evacuate {
             orders,
             connect: &connect,
             programs: &programs,
+            spare,
             state: self.state.directory(),
             cache: kept.then_some(cache.as_path()),
         };
@@ -305,7 +313,11 @@ fn absolute(program: &Path) -> PathBuf {
 /// The exit code: the worst that happened to a guest.
 fn verdict(report: &Evacuated, stops: &StopsByTurns) -> std::result::Result<(), Failure> {
     let any = |ending| report.count(ending) > 0;
-    let failed = any(Ending::Failed) || report.guests.iter().any(|guest| guest.after.is_some());
+    // A guest that arrived with an error has stopped since.
+    let wrong = |guest: &Outcome| {
+        guest.after.is_some() || guest.ending == Ending::Moved && guest.error.is_some()
+    };
+    let failed = any(Ending::Failed) || report.guests.iter().any(wrong);
     let code = match () {
         () if any(Ending::InDoubt) => 5,
         () if any(Ending::Unverified) => 4,

@@ -206,7 +206,8 @@ fn read(path: &Path) -> migrate::Result<Plan> {
 
 /// The outcome as text.
 pub(crate) fn in_words(finished: &Finished) -> String {
-    let Finished { domain, to, elapsed_ms, verified, retained, transaction, .. } = finished;
+    let Finished { domain, to, elapsed_ms, verified, retained, stopped, transaction, .. } =
+        finished;
     let seconds = elapsed_ms / 1000;
     let tenths = elapsed_ms % 1000 / 100;
     let compared = match verified {
@@ -221,6 +222,9 @@ pub(crate) fn in_words(finished: &Finished) -> String {
             Some(kept) => format!("kept: '{}'\n", shown(kept)),
             None => format!("removed: '{}'\n", shown(&file.was)),
         };
+    }
+    if let Some(stopped) = stopped {
+        text += &format!("{stopped}\n");
     }
     text += &format!("transaction {transaction}\n");
     text

@@ -25,13 +25,15 @@ pub struct Template {
     pub tag: [u8; 4],
     /// How many disks the guest writes to.
     pub disks: u8,
-    /// Writes to each disk in each of the 18.2 ticks of a second.
+    /// Writes to each disk in each burst.
     pub burst: u16,
+    /// Ticks from one burst to the next; a second has 18.2.
+    pub pause: u8,
 }
 
 impl Default for Template {
     fn default() -> Self {
-        Self { size: 64 << 20, tag: *b"TPL!", disks: 1, burst: 8 }
+        Self { size: 64 << 20, tag: *b"TPL!", disks: 1, burst: 8, pause: 1 }
     }
 }
 
@@ -134,6 +136,7 @@ impl Template {
         let mut sector = *BOOT;
         sector[4..6].copy_from_slice(&self.burst.to_le_bytes());
         sector[6] = self.disks;
+        sector[7] = self.pause;
         sector[8..12].copy_from_slice(&self.tag);
         sector
     }
@@ -206,7 +209,8 @@ mod tests {
         file.write_all(&[byte[0] ^ 1]).unwrap();
     }
 
-    const SMALL: Template = Template { size: 16 << 20, tag: *b"TPL!", disks: 1, burst: 8 };
+    const SMALL: Template =
+        Template { size: 16 << 20, tag: *b"TPL!", disks: 1, burst: 8, pause: 1 };
 
     #[test]
     fn what_was_written_is_right() {

@@ -25,6 +25,7 @@ _start:	jmp	start
 	.org 4				# patched when the template is made:
 burst:	.word	4			#   writes in each of the 18.2 ticks of a second
 disks:	.byte	1			#   disks that are written to
+pause:	.byte	1			#   ticks from one burst to the next
 	.org 8
 tag:	.ascii	"TPL!"			#   second word of each of the template's sectors
 
@@ -110,7 +111,10 @@ each:	mov	eax, [count]
 	mov	byte ptr [quiet], 4
 	mov	eax, [count]
 	call	hex
-4:	hlt				# until the next tick
+4:	mov	al, [pause]
+8:	hlt				# until the next tick
+	dec	al
+	jnz	8b
 	jmp	tick
 
 bad:	mov	[what], dl		# "BAD W" or "BAD T" and the sector

@@ -202,7 +202,7 @@ impl Connection {
             let of_domain = || {
                 let name = domain.name()?;
                 let runs = matches!(
-                    state(raw::state(&domain)?),
+                    state(raw::state(&domain)?.0),
                     DomainState::Running | DomainState::Paused | DomainState::Other
                 );
                 let mut texts = vec![(domain.xml_desc(0)?, runs)];
@@ -407,7 +407,7 @@ impl Hypervisor for Connection {
             Ok(DomainFacts {
                 name: domain.name()?,
                 uuid: domain.uuid_string()?,
-                state: state(raw::state(&domain)?),
+                state: state(raw::state(&domain)?.0),
                 persistent,
                 live_xml: domain.xml_desc(0)?,
                 migratable_xml: domain.xml_desc(secure | sys::VIR_DOMAIN_XML_MIGRATABLE)?,
@@ -422,7 +422,12 @@ impl Hypervisor for Connection {
     }
 
     fn state(&self, uuid: &str) -> Result<Option<DomainState>> {
-        Ok(self.of_domain(uuid, raw::state)?.map(state))
+        Ok(self.of_domain(uuid, raw::state)?.map(|(number, _)| state(number)))
+    }
+
+    fn is_arriving(&self, uuid: &str) -> Result<bool> {
+        let arriving = (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_MIGRATION);
+        Ok(self.of_domain(uuid, raw::state)? == Some(arriving))
     }
 
     fn capacity(&self, uuid: &str, target: &str) -> Result<u64> {

@@ -266,3 +266,53 @@ fn if_the_first_fails_the_next_brings_the_backing_file() {
     let (_, order) = simulate(&plan, 3, 100 * MIB, &["a"].into());
     assert_eq!(order, ["a", "b", "c"]);
 }
+
+/// It arrives, or stays, and its run cannot end because a host does not answer; then it does.
+struct Unfinished(migrate::Remedy);
+
+impl Work for Unfinished {
+    fn migrate(
+        &self,
+        _guest: &Assignment,
+        _bandwidth: Option<u64>,
+        _report: &dyn migrate::run::Report,
+        _cancel: &migrate::CancelToken,
+    ) -> migrate::Result<Moved> {
+        let error = migrate::Error::new(migrate::ErrorKind::Environment, "no answer");
+        Err(error.hint(self.0.clone()))
+    }
+
+    fn settle(
+        &self,
+        _guest: &Assignment,
+        _begun: &str,
+        _report: &dyn migrate::run::Report,
+        _cancel: &migrate::CancelToken,
+    ) -> migrate::Result<Option<Moved>> {
+        let arrived = matches!(self.0, migrate::Remedy::ResumeMoved(_));
+        Ok(arrived.then(Moved::default))
+    }
+}
+
+#[test]
+fn what_a_host_that_does_not_answer_leaves_unfinished_is_ended_first_by_the_next_attempt() {
+    let orders = Orders { at_once: 1, ..Orders::default() };
+    for (remedy, ending) in [
+        (migrate::Remedy::ResumeMoved("id".into()), Ending::Moved),
+        (migrate::Remedy::RollBackLater("id".into()), Ending::Waiting),
+    ] {
+        let state = scratch();
+        let work = Unfinished(remedy);
+        let mut evacuation = Evacuation::begin(state.path(), &orders).unwrap();
+        let report = evacuation.run(place(&small(1)), &work, &Deaf, &Stops::default()).unwrap();
+        assert_eq!(report.guests[0].ending, Ending::Failed);
+        assert!(report.guests[0].unfinished && report.stopped.is_none());
+        drop(evacuation);
+        let mut again = Evacuation::again(state.path(), None).unwrap();
+        assert!(again.remaining().is_empty(), "it is planned again before that is ended");
+        again.settle(&work, &Deaf, &Stops::default()).unwrap();
+        assert_eq!(again.outcomes()[0].ending, ending);
+        let waits = usize::from(ending == Ending::Waiting);
+        assert_eq!(again.remaining().len(), waits);
+    }
+}

@@ -7,7 +7,7 @@ use qcow::Escaped;
 
 /// The end of one guest, in one line.
 pub(super) fn outcome(outcome: &Outcome) -> String {
-    let Outcome { name, to, ending, elapsed_ms, error, way_out, after, .. } = outcome;
+    let Outcome { name, to, ending, elapsed_ms, error, way_out, unfinished, after, .. } = outcome;
     let mut line = match ending {
         Ending::Moved => match elapsed_ms {
             Some(ms) if *ms > 0 => {
@@ -17,6 +17,9 @@ pub(super) fn outcome(outcome: &Outcome) -> String {
         },
         Ending::Waiting => format!("{name} was not begun"),
         Ending::Refused => format!("{name} stays"),
+        Ending::Failed | Ending::Stopped if *unfinished => {
+            format!("{name} {}, and something is left to do", ending.as_str())
+        }
         Ending::Failed => format!("{name} failed, and was rolled back"),
         Ending::Stopped => format!("{name} was stopped, and rolled back"),
         Ending::Unverified => format!("{name} is at {to}, and its content is not what it must be"),

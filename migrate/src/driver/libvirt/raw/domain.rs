@@ -8,14 +8,14 @@ use virt_sys as sys;
 
 use super::{Outcome, borrowed, checked};
 
-/// `virDomainState`. `virt` takes a failed call for a state that it does not know.
-pub(crate) fn state(domain: &Domain) -> Outcome<u32> {
-    let mut state = 0;
-    // SAFETY: the object is valid; a reason may be null.
+/// `virDomainState`, and its reason. `virt` takes a failed call for a state that it does not know.
+pub(crate) fn state(domain: &Domain) -> Outcome<(u32, u32)> {
+    let (mut state, mut reason) = (0, 0);
+    // SAFETY: the object and both numbers are valid.
     let result =
-        unsafe { sys::virDomainGetState(domain.as_ptr(), &raw mut state, ptr::null_mut(), 0) };
+        unsafe { sys::virDomainGetState(domain.as_ptr(), &raw mut state, &raw mut reason, 0) };
     checked(result)?;
-    Ok(state.unsigned_abs())
+    Ok((state.unsigned_abs(), reason.unsigned_abs()))
 }
 
 /// The disk's capacity in bytes. `virt` reads it also where the call failed and wrote nothing.
