@@ -45,6 +45,9 @@ pub struct CommitOptions {
     pub digest: bool,
     /// Do not read back what was written.
     pub no_verify: bool,
+    /// What is zeroed says so itself in the base: see
+    /// [`WriteOptions::explicit_zeroes`](crate::disk::WriteOptions::explicit_zeroes).
+    pub explicit_zeroes: bool,
     /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
 }
@@ -56,6 +59,7 @@ setters!(CommitOptions {
     dry_run: bool,
     digest: bool,
     no_verify: bool,
+    explicit_zeroes: bool,
     threads: usize,
 } into {
     base: Option<PathBuf>,
@@ -176,7 +180,8 @@ impl CommitJob {
         if base_grown > 0 && !options.dry_run {
             grow(&found.base, size, &base_open)?;
         }
-        let write = WriteOptions::new().plan(options.dry_run);
+        let write =
+            WriteOptions::new().plan(options.dry_run).explicit_zeroes(options.explicit_zeroes);
         let disk = Disk::open(&found.base, &base_open, write)?;
         if crate::io::FileStorage::identity_of(&found.base) != Some(found.base_identity) {
             let replaced = std::io::ErrorKind::NotFound.into();

@@ -1,0 +1,70 @@
+//! Zeros that are written into images that are there: what `map` says about them, and about what lies below.
+
+use fixtures::needs_qemu;
+
+use crate::beside::Beside;
+
+#[test]
+fn zeros_are_copied_into_an_existing_image_as_zeros_whatever_it_is_backed_by() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(
+        "qemu-img create -q -f qcow2 empty 8M
+         qemu-img create -q -f qcow2 old 8M
+         qemu-img create -q -f qcow2 -o compat=0.10 oldest 8M
+         qemu-img create -q -f qcow2 base 8M
+         qemu-img create -q -f qcow2 -o cluster_size=4k -b base -F qcow2 over
+         qemu-img create -q -f qcow2 -o compat=0.10 -b base -F qcow2 oldest-over",
+    );
+    for target in ["old", "oldest", "over", "oldest-over"] {
+        beside.same(&format!("convert -n -O qcow2 empty {target}"));
+        let mapped = beside.same(&format!("map --output json {target}"));
+        assert_eq!(mapped.contains("\"present\": true"), target != "oldest", "{mapped}");
+        beside.same_content(target, "qcow2");
+    }
+}
+
+#[test]
+fn zeros_are_committed_as_zeros_where_the_base_has_nothing() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(
+        "qemu-img create -q -f qcow2 base 4M
+         qemu-img create -q -f qcow2 -b base -F qcow2 top 8M
+         qemu-io -f qcow2 -c 'write -z 1M 1M' -c 'write -P 5 3M 64k' top >/dev/null",
+    );
+    beside.same("commit top");
+    let mapped = beside.same("map --output json base");
+    assert!(mapped.contains("\"start\": 1048576, \"length\": 1048576, \"depth\": 0, \"present\": true, \"zero\": true"), "{mapped}");
+    beside.same_content("base", "qcow2");
+}
+
+#[test]
+fn images_with_a_data_file_are_changed_and_so_is_the_data_file() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(
+        "qemu-img create -q -f qcow2 -o data_file=a.raw,data_file_raw=on a 1M
+         qemu-img create -q -f raw source 1M; printf abc | dd of=source conv=notrunc status=none
+         qemu-img create -q -f qcow2 -b a -F qcow2 -o data_file=o.raw over
+         qemu-img create -q -f qcow2 -b a -F qcow2 top
+         qemu-io -f qcow2 -c 'write -P 5 0 64k' top >/dev/null",
+    );
+    // QEMU looks for the data file in the working directory.
+    let holds_the_same = |image: &str| {
+        beside.same(&format!("convert -O raw {image} copy"));
+        beside.same_content("copy", "raw");
+    };
+    for (line, changed) in [
+        ("convert -n -f raw -O qcow2 source a", "a"),
+        ("rebase -b source -F raw over", "over"),
+        ("commit top", "a"),
+        ("resize a 2M", "a"),
+        ("amend -o size=3M a", "a"),
+    ] {
+        beside.same(line);
+        holds_the_same(changed);
+    }
+    beside.same_content("a.raw", "raw");
+    assert!(beside.ours(&["bench", "-w", "-c", "4", "a"]).out.contains("Run completed"));
+}
