@@ -121,6 +121,7 @@ impl Image {
         };
         let disk = Disk::open(&path, &spec.open_options(format), as_qemu());
         let disk = disk.map_err(|error| refused(&error, true))?;
+        shared::check_tuning(&spec.options, disk.cluster_size())?;
         Ok(Self { opened: Opened::Disk(disk), _temporary: None })
     }
 
