@@ -135,7 +135,8 @@ mod tests {
     fn said(list: &[(&str, &str)]) -> String {
         let options: Vec<_> =
             list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        check(&options, Some(1 << 16)).map_or_else(|stop| stop.lines().join("\n"), |()| String::new())
+        check(&options, Some(1 << 16))
+            .map_or_else(|stop| stop.lines().join("\n"), |()| String::new())
     }
 
     #[test]
@@ -156,6 +157,8 @@ mod tests {
         );
         assert_eq!(said(&[("refcount-cache-size", "256T")]), "Refcount cache size too big");
         assert_eq!(said(&[("cache-clean-interval", "-1")]), "Cache clean interval too big");
-        assert!(said(&[("overlap-check.template", "some")]).starts_with("Unsupported value 'some'"));
+        assert!(
+            said(&[("overlap-check.template", "some")]).starts_with("Unsupported value 'some'")
+        );
     }
 }
