@@ -182,8 +182,7 @@ fn from_options(operand: &OsStr) -> Result<Source, Stop> {
     {
         return Err(Stop::error(format!("Unknown driver '{driver}'")));
     }
-    tuning::check(&tuned, None)
-        .map_err(|stop| stop.prepend(format_args!("Could not open '{shown}': ")))?;
+    tuning::check(&tuned, None)?;
     let path = PathBuf::from(format!("json:{}", Value::Object(tree)));
     Ok(Source { path, shown })
 }

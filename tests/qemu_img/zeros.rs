@@ -68,3 +68,42 @@ fn images_with_a_data_file_are_changed_and_so_is_the_data_file() {
     beside.same_content("a.raw", "raw");
     assert!(beside.ours(&["bench", "-w", "-c", "4", "a"]).out.contains("Run completed"));
 }
+
+#[test]
+fn the_size_changes_before_the_version_goes_down() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(
+        "qemu-img create -q -f qcow2 a 4M; qemu-io -f qcow2 -c 'write -P 1 1M 64k' a >/dev/null",
+    );
+    beside.same("amend -o compat=0.10,size=2M,lazy_refcounts=off a");
+    beside.same_content("a", "qcow2");
+    let info = beside.same("info a");
+    assert!(info.contains("compat: 0.10") && info.contains("(2097152 bytes)"), "{info}");
+    // A snapshot of another size is in the way of the version only.
+    beside.set_up("qemu-img amend -o compat=1.1 a; qemu-img snapshot -c s a");
+    let refused = beside.both(&["amend", "-o", "compat=0.10,size=3M", "a"]).refused();
+    assert_eq!(refused, "qemu-img: Internal snapshots prevent downgrade of image\n");
+    assert!(beside.same("info a").contains("(3145728 bytes)"));
+}
+
+#[test]
+fn options_for_qemus_caches_are_held_against_what_it_takes() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up("qemu-img create -q -f qcow2 a 4M");
+    for options in [
+        "cache-size=1M,l2-cache-size=512k",
+        "cache-size=1M,l2-cache-size=2M",
+        "cache-size=1M,refcount-cache-size=2M",
+        "cache-size=1M,l2-cache-size=1M,refcount-cache-size=1M",
+        "overlap-check=some",
+        "overlap-check=all,overlap-check.template=none",
+        "lazy-refcounts=perhaps",
+    ] {
+        let list = format!("driver=qcow2,file.filename=a,{options}");
+        let (ours, theirs) = (["info", "--image-opts", &list], ["info", "--image-opts", &list]);
+        let (ours, theirs) = (beside.ours(&ours), beside.theirs(&theirs));
+        assert_eq!((ours.code, ours.err), (theirs.code, theirs.err), "{options}");
+    }
+}

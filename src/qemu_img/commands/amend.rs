@@ -194,6 +194,9 @@ fn refused(error: &Error) -> Stop {
         (ErrorKind::Unsupported, Some("snapshot table")) => {
             Stop::error("Internal snapshots prevent downgrade of image")
         }
+        (_, _) if message.contains("snapshots of another size") => {
+            Stop::error("Internal snapshots prevent downgrade of image")
+        }
         (ErrorKind::Unsupported, _) if message.contains("zstd") => Stop::error(
             "Cannot downgrade an image with zstd compression type and existing compressed clusters and no way to convert them",
         ),
