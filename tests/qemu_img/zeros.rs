@@ -66,6 +66,12 @@ fn images_with_a_data_file_are_changed_and_so_is_the_data_file() {
         holds_the_same(changed);
     }
     beside.same_content("a.raw", "raw");
+    // What the data file has behind the disk is data, and the list of the map names that file.
+    beside.set_up("truncate -s 4M a.raw; printf more | dd of=a.raw bs=1 seek=3500000 conv=notrunc status=none");
+    beside.same("resize a 4M");
+    beside.same_content("a.raw", "raw");
+    holds_the_same("a");
+    assert!(beside.ours(&["map", "a"]).ok().contains("0x100000        a.raw\n"));
     assert!(beside.ours(&["bench", "-w", "-c", "4", "a"]).out.contains("Run completed"));
 }
 
