@@ -46,6 +46,7 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         .shared(true)
         .change_snapshots(true)
         .explicit_zeroes(true)
+        .in_kernel(true)
         .no_verify(true);
     let file = source.file();
     let open = opening.options(format);
