@@ -7,7 +7,7 @@ BINARY := $(TARGET)/$(BUILD)/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-long test-migration iotests fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release \
+.PHONY: help demo demo-migration test test-long test-migration iotests clients fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release \
   deb rpm package-test static container reproducible crates msrv book soak debug clean
 
 help: ## Say what can be made
@@ -37,6 +37,10 @@ test-migration: ## Install two hosts, and run the tests that migrate guests betw
 iotests: ## Run QEMU's own tests of qemu-img with this program in its place (IOTESTS='own quick'; see scripts/iotests)
 	@scripts/setup test
 	@scripts/iotests $(IOTESTS)
+
+clients: ## Run programs that call qemu-img on this one: libvirt, oslo.utils, libguestfs (CLIENTS='oslo'; see scripts/clients)
+	@scripts/setup test
+	@scripts/clients $(CLIENTS)
 
 fuzz: ## Run each fuzz target for FUZZ_SECONDS (60), or those in FUZZ_TARGETS
 	@scripts/setup fuzz

@@ -149,9 +149,17 @@ impl Operation {
     }
 }
 
-/// The external data file that the image at `path` names, for a command that changes it too. Whatever is wrong with
-/// the image, opening it tells.
-pub(crate) fn data_file(path: &Path, open: &OpenOptions) -> Option<PathBuf> {
+/// The image at `path` is changed in place, with the external data file that it names.
+pub(crate) fn changing(plan: Plan, path: &Path, open: &OpenOptions) -> Plan {
+    let plan = plan.changing(path);
+    match data_file(path, open) {
+        Some(data) => plan.changing(&data),
+        None => plan,
+    }
+}
+
+/// The external data file that the image at `path` names. Whatever is wrong with the image, opening it tells.
+fn data_file(path: &Path, open: &OpenOptions) -> Option<PathBuf> {
     let found = walk(Files::new(open), path, open).next()?.ok()?;
     let name = found.header.as_ref()?.data_file_name()?.to_vec();
     Some(found.path.parent()?.join(OsStr::from_bytes(&name)))

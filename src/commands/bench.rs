@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::progress::When;
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, changing};
 use crate::size;
 
 /// Arguments of `bench`.
@@ -107,7 +107,7 @@ impl Bench {
         let open = self.source.open_options(None);
         let mut plan = Plan::new().chain(&self.path, &open);
         if self.write {
-            plan = plan.changing(&self.path);
+            plan = changing(plan, &self.path, &open);
         }
         let session = Session::start(&self.common, plan)?;
         let text = self.common.format() == OutputFormat::Human;

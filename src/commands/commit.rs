@@ -14,7 +14,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, shown, warn_line};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, changing};
 use crate::size::human;
 
 /// Arguments of `commit`.
@@ -110,6 +110,7 @@ impl Commit {
         let operation = Operation::start(&self.common, &self.work)?;
         let base = base_of(&self.path, &open, self.base.as_deref())?;
         let plan = Plan::new().chain(&self.path, &open).changing(&self.path).overwriting(&base);
+        let plan = changing(plan, &base, &open.clone().format(None));
         let session = Session::start(&self.common, plan)?;
         self.common.verbosity.opening(&self.path, self.format);
         let outcome = operation.run(|observer, cancel| {

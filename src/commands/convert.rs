@@ -27,7 +27,7 @@ use crate::left_out::warn_left_out;
 use crate::options::{ImageOptions, Item, Key, Purpose, Request, help, request};
 use crate::output::print;
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, changing};
 
 /// Zeros of up to so many bytes can be asked to stay.
 const MOST_SPARSE: u64 = 16 << 20;
@@ -286,7 +286,8 @@ impl Convert {
             plan = plan.chain(source, open);
         }
         if self.no_create && (self.target_format == Format::Qcow2 || self.dirty_in.is_some()) {
-            plan = plan.chain(dst, &open.clone().format(self.target_format));
+            let open = open.clone().format(self.target_format);
+            plan = changing(plan.chain(dst, &open), dst, &open);
         }
         if let Some(backing) = backing
             && let Ok(name) = resolve_name(&backing.name, dst, &open.working_directory)

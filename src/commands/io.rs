@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
 use crate::script::{FORMS, Step};
-use crate::session::{Session, data_file, open_disk};
+use crate::session::{Session, changing, open_disk};
 
 /// Bytes that are read or written at once.
 const PIECE: u64 = 1 << 20;
@@ -98,10 +98,7 @@ impl Io {
             .binding(self.chain.open_options())
             .format(self.format)
             .backing_formats(backing_formats(&self.backing_format, false));
-        let mut plan = Plan::new().chain(&self.path, &open).changing(&self.path);
-        if let Some(data) = data_file(&self.path, &open) {
-            plan = plan.changing(&data);
-        }
+        let plan = changing(Plan::new().chain(&self.path, &open), &self.path, &open);
         let session = Session::start(&self.common, plan)?;
         let disk = open_disk(&self.path, &open)?;
         session.all_is_open()?;

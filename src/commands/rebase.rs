@@ -17,7 +17,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, shown, warn_line};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, changing};
 use crate::size::human;
 
 /// Arguments of `rebase`.
@@ -116,7 +116,7 @@ impl Rebase {
             .format(self.format)
             .backing_formats(backing_formats(&self.backing_format, false));
         let new = self.new_backing()?;
-        let mut plan = Plan::new().chain(&self.path, &open).changing(&self.path);
+        let mut plan = changing(Plan::new().chain(&self.path, &open), &self.path, &open);
         if let Some((name, _)) = &new
             && let Ok(file) = resolve_name(name, &self.path, &open.working_directory)
         {

@@ -15,7 +15,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session, data_file};
+use crate::session::{Operation, Session, changing};
 use crate::size::{self, human};
 
 /// Arguments of `resize`.
@@ -97,10 +97,7 @@ impl Resize {
             .backing_formats(backing_formats(&self.backing_format, false));
         let mut plan = Plan::new().chain(&self.path, &open);
         if !self.dry_run {
-            plan = plan.changing(&self.path);
-            if let Some(data) = data_file(&self.path, &open) {
-                plan = plan.changing(&data);
-            }
+            plan = changing(plan, &self.path, &open);
         }
         let options = ResizeOptions::default()
             .open(open)

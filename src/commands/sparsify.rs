@@ -10,7 +10,7 @@ use crate::args::{ChainArgs, Common, TrustArgs, WorkArgs, exit_codes, format_par
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, shown};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session, data_file};
+use crate::session::{Operation, Session, changing};
 use crate::size::human;
 
 /// Arguments of `sparsify`.
@@ -74,10 +74,7 @@ impl Sparsify {
         let open = self.trust.binding(self.chain.open_options()).format(self.format);
         let mut plan = Plan::new().chain(&self.path, &open);
         if !self.dry_run {
-            plan = plan.changing(&self.path);
-            if let Some(data) = data_file(&self.path, &open) {
-                plan = plan.changing(&data);
-            }
+            plan = changing(plan, &self.path, &open);
         }
         let options = SparsifyOptions::default()
             .open(open)

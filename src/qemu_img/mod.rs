@@ -15,6 +15,7 @@ mod open;
 mod progress;
 mod say;
 pub mod shared;
+mod tuning;
 mod words;
 mod writing;
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::list::{self, Item};
 use super::say::Stop;
+use super::tuning;
 
 /// An image that is opened: the name that the library takes, and the one that messages show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,32 +148,6 @@ pub(super) fn unambiguous(path: &Path) -> PathBuf {
     }
 }
 
-/// Options of the format drivers that change nothing about what is read, or how safely it is written.
-const TUNING: [&str; 22] = [
-    "read-only",
-    "auto-read-only",
-    "node-name",
-    "force-share",
-    "discard",
-    "detect-zeroes",
-    "cache.direct",
-    "cache.no-flush",
-    "cache.writeback",
-    "file.locking",
-    "file.aio",
-    "file.pr-manager",
-    "lazy-refcounts",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "pass-discard-other",
-    "discard-no-unref",
-    "cache-size",
-    "l2-cache-size",
-    "l2-cache-entry-size",
-    "refcount-cache-size",
-    "cache-clean-interval",
-];
-
 /// Turns an option list into the `json:` name that means the same.
 fn from_options(operand: &OsStr) -> Result<Source, Stop> {
     let shown = operand.to_string_lossy().into_owned();
@@ -180,7 +155,7 @@ fn from_options(operand: &OsStr) -> Result<Source, Stop> {
     if let Some(Item { key, value: None }) = items.first() {
         return Err(Stop::error(format!("Cannot find device='{key}' nor node-name='{key}'")));
     }
-    let mut tree = Map::new();
+    let (mut tree, mut tuned) = (Map::new(), Vec::new());
     let driver = items.iter().rev().find(|item| item.key == "driver").map(Item::text);
     for item in &items {
         let text = item.text();
@@ -188,7 +163,9 @@ fn from_options(operand: &OsStr) -> Result<Source, Stop> {
             "backing" if text.is_empty() => {
                 tree.insert("backing".to_owned(), Value::Null);
             }
-            key if ignored(key.rsplit("backing.").next().unwrap_or(key)) => {}
+            key if tuning::is_tuning(key.rsplit("backing.").next().unwrap_or(key)) => {
+                tuned.push((item.key.clone(), text));
+            }
             key => {
                 if !known(key) {
                     let driver = driver.as_deref().unwrap_or("qcow2");
@@ -205,12 +182,9 @@ fn from_options(operand: &OsStr) -> Result<Source, Stop> {
     {
         return Err(Stop::error(format!("Unknown driver '{driver}'")));
     }
+    tuning::check(&tuned, None)?;
     let path = PathBuf::from(format!("json:{}", Value::Object(tree)));
     Ok(Source { path, shown })
-}
-
-fn ignored(key: &str) -> bool {
-    TUNING.contains(&key) || key.starts_with("overlap-check") || key.starts_with("encrypt.")
 }
 
 fn known(key: &str) -> bool {

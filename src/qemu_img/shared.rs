@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use qcow::{Error, ErrorKind};
 
-use super::{list, names, words};
+use super::{list, names, tuning, words};
 use crate::size;
 
 /// A size, as it is read on the command line; `None` if it is none.
@@ -17,6 +17,14 @@ pub fn parse_size(text: &str) -> Option<u64> {
 /// The options of a list, in order.
 pub fn option_list(list: &[u8]) -> Vec<(String, String)> {
     list::split(list).iter().map(|item| (item.key.clone(), item.text())).collect()
+}
+
+/// Checks the values of options that only tune how QEMU does it, of an image of clusters of this size.
+///
+/// # Errors
+/// The lines that are to be printed.
+pub fn check_tuning(options: &[(String, String)], cluster_size: Option<u64>) -> Result<(), String> {
+    tuning::check(options, cluster_size).map_err(|stop| stop.lines().join("\n"))
 }
 
 /// The name that the library takes for an operand; for an option list with `image_opts`.

@@ -80,6 +80,10 @@ fn header(error: &Error) -> Option<String> {
     let choose = |large: &str, invalid: &str| if too_large { large } else { invalid }.to_owned();
     match error.place().structure {
         Some("header") => {}
+        Some("bitmap directory") => {
+            let (name, _) = message.strip_prefix("bitmap '")?.rsplit_once("': ")?;
+            return Some(format!("Bitmap '{name}' doesn't satisfy the constraints"));
+        }
         Some("snapshot table") if too_large => return Some("Snapshot table too large".to_owned()),
         _ => return None,
     }

@@ -3,8 +3,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
-use common::{qcowtool, snapshot_like_qemu};
+use common::{binary, qcowtool, snapshot_like_qemu};
 use fixtures::pattern::Random;
 use fixtures::{Holder, Patch, Scratch, args, needs_qemu, qemu, qemu_img, qemu_io};
 use serde_json::Value;
@@ -279,4 +282,86 @@ fn a_plan_and_a_quiet_run_say_what_is_asked_for() {
     assert!(fs::read(&path).unwrap() == before);
     assert_eq!(qcowtool(args!["sparsify", "-q", "--compact", path]).ok(), "");
     qemu::assert_clean(&path);
+}
+
+#[test]
+fn a_snapshot_is_proven_by_its_place_whatever_its_id_is() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = wiped(&scratch, "vm.qcow2", "cluster_size=64k");
+    qemu_img(&args!["snapshot", "-c", "one", path]);
+    qemu_img(&args!["snapshot", "-c", "two", path]);
+    qemu_io("qcow2", &path, &["write -P 0 12M 1M"]);
+    let content = qemu::raw_of("qcow2", &path);
+    let mut image = Patch::open(&path);
+    // The id of each is one byte, behind the fixed part and the extra data of its entry.
+    let mut entry = usize::try_from(image.u64(64)).unwrap();
+    for id in [0xff, b'1'] {
+        let at = entry + 40 + image.u32(entry + 36) as usize;
+        image.set_u8(at, id);
+        entry = (at + 1 + 3).next_multiple_of(8);
+    }
+    image.save();
+    let outcome = sparsify(&path, &["--compact"]);
+    assert_eq!((&outcome["snapshots-verified"], &outcome["verified"]), (&2.into(), &true.into()));
+    assert!(qemu::raw_of("qcow2", &path) == content);
+    qemu::assert_clean(&path);
+}
+
+#[test]
+fn of_a_strangers_image_the_format_must_be_stated_and_what_it_names_is_not_opened() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = wiped(&scratch, "vm.qcow2", "cluster_size=64k");
+    let content = qemu::raw_of("qcow2", &path);
+    qcowtool(args!["sparsify", "--untrusted", path]).refused_naming(&["must be stated", "-f"]);
+    let small = ["--untrusted", "-f", "qcow2", "--max-virtual-size", "1M"];
+    let refused = [args!["sparsify"], small.map(Into::into).to_vec(), args![path]].concat();
+    qcowtool(refused).refused_naming(&["virtual size"]);
+    // A data file anywhere else is none of its business.
+    let named = scratch.path("named.qcow2");
+    std::fs::create_dir(scratch.path("elsewhere")).unwrap();
+    let data = scratch.path("elsewhere/secret");
+    qemu::create(&named, &format!("data_file={}", data.display()), "4M");
+    qemu_io("qcow2", &named, &["write -P 0 0 1M"]);
+    let before = (space(&data), fs::read(&data).unwrap());
+    qcowtool(args!["sparsify", "--untrusted", "-f", "qcow2", named]).refused_naming(&["secret"]);
+    assert!((space(&data), fs::read(&data).unwrap()) == before);
+    let outcome = sparsify(&path, &["--untrusted", "-f", "qcow2", "--compact"]);
+    assert!(outcome["freed"].as_u64().unwrap() > 4 << 20, "{outcome}");
+    assert!(qemu::raw_of("qcow2", &path) == content);
+    qemu::assert_clean(&path);
+}
+
+#[test]
+fn a_signal_at_any_moment_leaves_a_sound_image_with_the_same_content() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = wiped(&scratch, "vm.qcow2", "cluster_size=4k");
+    let (content, begin) = (qemu::raw_of("qcow2", &path), fs::read(&path).unwrap());
+    let mut stopped = 0;
+    for milliseconds in (0..).map(|step| step * 12) {
+        fs::write(&path, &begin).unwrap();
+        let mut child = Command::new(binary())
+            .args(args!["sparsify", "--compact", path])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_millis(milliseconds));
+        let done = child.try_wait().unwrap().is_some();
+        assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().is_ok());
+        match child.wait().unwrap().code() {
+            // It was too early for the program, or too late.
+            None | Some(0) => {}
+            Some(143) => stopped += 1,
+            other => panic!("{other:?}"),
+        }
+        qemu::assert_clean(&path);
+        assert!(qemu::raw_of("qcow2", &path) == content, "after {milliseconds} ms");
+        if done {
+            break;
+        }
+    }
+    assert!(stopped > 0);
 }

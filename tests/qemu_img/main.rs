@@ -11,3 +11,4 @@ mod differential;
 mod invocations;
 mod on_purpose;
 mod sparse;
+mod zeros;

@@ -78,3 +78,33 @@ fn an_existing_image_that_cannot_have_the_bitmaps_is_not_written_to() {
     beside.ours(&["convert", "--bitmaps", "-n", "-O", "qcow2", "a", "ready"]).refused();
     assert!(fs::read(&ready).unwrap() == before);
 }
+
+#[test]
+fn zeros_that_rebase_copies_take_no_space() {
+    needs_qemu!();
+    let beside = Beside::new();
+    beside.set_up(
+        "qemu-img create -q -f qcow2 old 1M; qemu-io -f qcow2 -c 'write -P 1 0 1M' -c 'write -P 0 256k 256k' old >/dev/null
+         qemu-img create -q -f qcow2 new 1M; qemu-io -f qcow2 -c 'write -P 2 0 1M' new >/dev/null
+         qemu-img create -q -f qcow2 -b old -F qcow2 top",
+    );
+    beside.same("rebase -b new -F qcow2 top");
+    beside.same_content("top", "qcow2");
+    let mapped = beside.ours(&["map", "--output", "json", "top"]).ok();
+    assert!(mapped.contains("\"start\": 262144, \"length\": 262144, \"depth\": 0, \"present\": true, \"zero\": true, \"data\": false"), "{mapped}");
+}
+
+#[test]
+fn an_image_with_errors_in_its_metadata_is_not_changed() {
+    needs_qemu!();
+    let beside = Beside::new();
+    // The refcounts of the header and of all tables are lost.
+    beside.set_up(
+        "qemu-img create -q -f qcow2 a 1M; dd if=/dev/zero of=a bs=1k seek=128 count=1 conv=notrunc status=none
+         qemu-img create -q -f raw b 1M",
+    );
+    let before = fs::read(beside.ours_dir().join("a")).unwrap();
+    let said = beside.ours(&["convert", "-n", "-O", "qcow2", "b", "a"]).refused();
+    assert!(said.contains("errors in its metadata"), "{said}");
+    assert!(fs::read(beside.ours_dir().join("a")).unwrap() == before);
+}

@@ -31,6 +31,8 @@ pub struct ChainBuilder {
     /// A data file without a layer that it could belong to.
     stray: bool,
     snapshot: Option<String>,
+    #[cfg(feature = "ops")]
+    snapshot_index: Option<usize>,
     limits: Limits,
     force_share: bool,
     partial: bool,
@@ -52,6 +54,8 @@ impl Default for ChainBuilder {
             layers: Vec::new(),
             stray: false,
             snapshot: None,
+            #[cfg(feature = "ops")]
+            snapshot_index: None,
             limits: Limits::default(),
             force_share: false,
             partial: false,
@@ -144,6 +148,14 @@ impl ChainBuilder {
         self
     }
 
+    /// As [`snapshot`](Self::snapshot), the one with this place in the table.
+    #[cfg(feature = "ops")]
+    #[must_use]
+    pub(crate) fn snapshot_index(mut self, index: usize) -> Self {
+        self.snapshot_index = Some(index);
+        self
+    }
+
     /// How much the images may demand.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -202,6 +214,11 @@ impl ChainBuilder {
                 .map_err(|error| error.file(name))?;
             let layer = match &self.snapshot {
                 Some(snapshot) if depth == 0 => layer.at_snapshot(snapshot)?,
+                _ => layer,
+            };
+            #[cfg(feature = "ops")]
+            let layer = match self.snapshot_index {
+                Some(index) if depth == 0 => layer.at_snapshot_index(index)?,
                 _ => layer,
             };
             layers.push(layer);

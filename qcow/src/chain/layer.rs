@@ -92,11 +92,20 @@ impl Layer {
     }
 
     /// Switches to the view of an internal snapshot.
-    pub(super) fn at_snapshot(mut self, id_or_name: &str) -> Result<Self> {
+    pub(super) fn at_snapshot(self, id_or_name: &str) -> Result<Self> {
+        self.seen(|image| image.at_snapshot(id_or_name))
+    }
+
+    /// As [`at_snapshot`](Self::at_snapshot), of the snapshot with this place in the table.
+    #[cfg(feature = "ops")]
+    pub(super) fn at_snapshot_index(self, index: usize) -> Result<Self> {
+        self.seen(|image| image.at_snapshot_index(index))
+    }
+
+    fn seen(mut self, view: impl FnOnce(Image) -> Result<Image>) -> Result<Self> {
         self.content = match self.content {
             Content::Qcow2 { image, data } => {
-                let image =
-                    image.at_snapshot(id_or_name).map_err(|error| error.file(&self.path))?;
+                let image = view(*image).map_err(|error| error.file(&self.path))?;
                 Content::Qcow2 { image: Box::new(image), data }
             }
             Content::Raw => {

@@ -23,6 +23,7 @@ const BY_ONE_THREAD: u64 = 1 << 30;
 pub struct WriteOptions {
     table_cache: u64,
     punch: bool,
+    explicit_zeroes: bool,
     trust_refcounts: bool,
     plan: bool,
     backing: Option<Chain>,
@@ -34,6 +35,7 @@ impl Default for WriteOptions {
         Self {
             table_cache: TABLE_CACHE_BYTES,
             punch: true,
+            explicit_zeroes: false,
             trust_refcounts: false,
             plan: false,
             backing: None,
@@ -58,6 +60,28 @@ impl WriteOptions {
     #[must_use]
     pub fn punch(self, punch: bool) -> Self {
         Self { punch, ..self }
+    }
+
+    /// Whether a range that is zeroed says so itself, also where nothing is allocated and it reads as zeros already: so it
+    /// stays zeros whatever the image is backed by one day. It takes L2 tables, and space in an image of version 2 that
+    /// has a backing file. QEMU writes zeros so.
+    ///
+    /// ```
+    /// use qcow::disk::{Disk, RangeKind, WriteOptions};
+    /// use qcow::io::Zeroes;
+    /// use qcow::ops::create::{CreateOptions, create};
+    ///
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let path = directory.path().join("disk.qcow2");
+    /// create(&path, &CreateOptions::default().size(1 << 20))?;
+    /// let disk = Disk::open(&path, &Default::default(), WriteOptions::new().explicit_zeroes(true))?;
+    /// disk.write_zeroes(0, 1 << 16, Zeroes::Unmap)?;
+    /// assert_eq!(disk.ranges(0, 1 << 16)?[0].kind, RangeKind::Zero);
+    /// # Ok::<(), qcow::Error>(())
+    /// ```
+    #[must_use]
+    pub fn explicit_zeroes(self, explicit: bool) -> Self {
+        Self { explicit_zeroes: explicit, ..self }
     }
 
     /// Whether refcounts are believed without having been compared with the references: for an image that is known
@@ -143,8 +167,15 @@ impl Disk {
         format: Format,
         options: WriteOptions,
     ) -> Result<Self> {
-        let WriteOptions { table_cache, punch, trust_refcounts, plan, backing, data_file } =
-            options;
+        let WriteOptions {
+            table_cache,
+            punch,
+            explicit_zeroes,
+            trust_refcounts,
+            plan,
+            backing,
+            data_file,
+        } = options;
         #[cfg(not(feature = "ops"))]
         let _ = trust_refcounts;
         #[cfg(feature = "ops")]
@@ -164,7 +195,7 @@ impl Disk {
                     Some(chain) => Box::new(chain.clone()),
                     None => Box::new(NoBacking),
                 };
-                let options = WriterOptions { cache: table_cache, punch, plan };
+                let options = WriterOptions { cache: table_cache, punch, explicit_zeroes, plan };
                 let writer = Writer::open(storage, data_file, below, options);
                 Kind::Qcow2(Box::new(writer.map_err(|error| error.file(&path))?))
             }

@@ -8,7 +8,7 @@ use super::{
     MAX_BITMAP_GRANULARITY_BITS, MAX_BITMAP_NAME, MAX_BITMAP_TABLE_ENTRIES,
     MIN_BITMAP_GRANULARITY_BITS,
 };
-use crate::{Error, Remedy, Result};
+use crate::{Error, Escaped, Remedy, Result};
 
 const STRUCTURE: &str = "bitmap directory";
 const TABLE: &str = "bitmap table";
@@ -84,9 +84,11 @@ impl BitmapEntry {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) for extra data, flags beyond the first two
     /// and unknown types (trap 97).
     pub fn check(&self, geometry: Geometry, virtual_size: u64) -> Result<()> {
-        self.check_kind()
-            .and_then(|()| self.check_table(geometry, virtual_size))
-            .map_err(|error| error.structure(STRUCTURE).hint(Remedy::Repair))
+        self.check_kind().and_then(|()| self.check_table(geometry, virtual_size)).map_err(|error| {
+            let name = String::from_utf8_lossy(&self.name);
+            let message = format!("bitmap '{}': {}", Escaped(&name), error.message());
+            Error::new(error.kind(), message).structure(STRUCTURE).hint(Remedy::Repair)
+        })
     }
 
     fn check_kind(&self) -> Result<()> {

@@ -122,8 +122,23 @@ impl Image {
     ///
     /// # Errors
     /// As [`find_snapshot`](Self::find_snapshot).
-    pub fn at_snapshot(mut self, wanted: &str) -> Result<Self> {
-        let snapshot = self.find_snapshot(wanted)?;
+    pub fn at_snapshot(self, wanted: &str) -> Result<Self> {
+        let snapshot = self.find_snapshot(wanted)?.clone();
+        self.at(&snapshot)
+    }
+
+    /// The same, of the snapshot with this place in the table: an id may be anything, and need not be the only one.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there are not so many.
+    #[cfg(feature = "ops")]
+    pub(crate) fn at_snapshot_index(self, index: usize) -> Result<Self> {
+        let missing = || Error::new(ErrorKind::NotFound, "there are not so many snapshots");
+        let snapshot = self.snapshots.get(index).ok_or_else(missing)?.clone();
+        self.at(&snapshot)
+    }
+
+    fn at(mut self, snapshot: &Snapshot) -> Result<Self> {
         snapshot.check_l1(self.geometry())?;
         self.l1 =
             L1Table { offset: snapshot.l1_table_offset, entries: u64::from(snapshot.l1_entries) };

@@ -45,6 +45,12 @@ pub struct CommitOptions {
     pub digest: bool,
     /// Do not read back what was written.
     pub no_verify: bool,
+    /// What is zeroed says so itself in the base: see
+    /// [`WriteOptions::explicit_zeroes`](crate::disk::WriteOptions::explicit_zeroes).
+    pub explicit_zeroes: bool,
+    /// Have the kernel copy data where it can, without reading it: only with [`no_verify`](Self::no_verify). There is no
+    /// digest of what was written then, and zeros in data stay data.
+    pub in_kernel: bool,
     /// Worker threads; 0 means one per core, at most 16.
     pub threads: usize,
 }
@@ -56,6 +62,8 @@ setters!(CommitOptions {
     dry_run: bool,
     digest: bool,
     no_verify: bool,
+    explicit_zeroes: bool,
+    in_kernel: bool,
     threads: usize,
 } into {
     base: Option<PathBuf>,
@@ -82,7 +90,8 @@ pub struct CommitOutcome {
     pub data_bytes: u64,
     /// Bytes of the guest's disk that were made zeros.
     pub zero_bytes: u64,
-    /// CRC-32 of what was written, zeros included, in the order of the disk: eight hex digits.
+    /// CRC-32 of what was written, zeros included, in the order of the disk: eight hex digits; empty if the kernel copied it.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub crc32: String,
     /// It was read back from the base, and is the same.
     pub verified: bool,
@@ -176,7 +185,8 @@ impl CommitJob {
         if base_grown > 0 && !options.dry_run {
             grow(&found.base, size, &base_open)?;
         }
-        let write = WriteOptions::new().plan(options.dry_run);
+        let write =
+            WriteOptions::new().plan(options.dry_run).explicit_zeroes(options.explicit_zeroes);
         let disk = Disk::open(&found.base, &base_open, write)?;
         if crate::io::FileStorage::identity_of(&found.base) != Some(found.base_identity) {
             let replaced = std::io::ErrorKind::NotFound.into();
@@ -211,7 +221,9 @@ impl CommitJob {
             options.digest.then(|| crc32_of_start(chain, size, threads, cancel)).transpose()
         };
         let before = whole(&upper.above(&disk.chain()?)?)?;
-        let steps = Overwrite::new(&upper, disk.size().max(size), Holes::Leave)?;
+        let in_kernel = options.in_kernel && options.no_verify && !options.dry_run;
+        let steps =
+            Overwrite::new(&upper, disk.size().max(size), Holes::Leave)?.in_kernel(in_kernel);
         let settings = Settings {
             threads,
             dry_run: options.dry_run,
@@ -254,7 +266,7 @@ impl CommitJob {
             base_grown: self.base_grown,
             data_bytes,
             zero_bytes,
-            crc32,
+            crc32: if in_kernel { String::new() } else { crc32 },
             verified: settings.verify && !options.dry_run,
             disk_crc32,
             other_overlays: self.other_overlays,

@@ -66,6 +66,11 @@ pub struct CopyOptions {
     pub sparse: Option<u64>,
     /// At most so many bytes of data are written in a second; 0 and `None` are no limit.
     pub rate: Option<u64>,
+    /// Write into the existing image although another next to it has it for its backing file.
+    pub shared: bool,
+    /// What is zeroed says so itself in the existing image: see
+    /// [`WriteOptions::explicit_zeroes`].
+    pub explicit_zeroes: bool,
 }
 
 setters!(CopyOptions {
@@ -77,6 +82,8 @@ setters!(CopyOptions {
     threads: usize,
     in_order: bool,
     bitmaps: CarryBitmaps,
+    shared: bool,
+    explicit_zeroes: bool,
 } into {
     dirty_in: Option<Vec<u8>>,
     sparse: Option<u64>,
@@ -161,7 +168,9 @@ impl<'a> CopyJob<'a> {
         options: &CopyOptions,
     ) -> Result<Self> {
         refuse_source(source, path)?;
-        if let Some(identity) = FileStorage::identity_of(path) {
+        if !options.shared
+            && let Some(identity) = FileStorage::identity_of(path)
+        {
             let file = [(path.to_path_buf(), identity)];
             if let Some(user) = users::overlays_of(&file, &[])?.first() {
                 let name = user.to_string_lossy();
@@ -170,7 +179,8 @@ impl<'a> CopyJob<'a> {
             }
         }
         let only = options.dirty_in.as_deref().map(|name| dirty(source, name)).transpose()?;
-        let disk = Disk::open(path, open, WriteOptions::new())?;
+        let write = WriteOptions::new().explicit_zeroes(options.explicit_zeroes);
+        let disk = Disk::open(path, open, write)?;
         if only.is_some() && disk.size() != source.virtual_size() {
             let (here, there) = (disk.size(), source.virtual_size());
             let message = format!("the earlier copy has {here} bytes, and the disk {there}");

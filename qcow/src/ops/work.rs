@@ -5,6 +5,7 @@
 mod crashes;
 pub(in crate::ops) mod crc;
 pub(in crate::ops) mod differences;
+pub(in crate::ops) mod in_kernel;
 mod item;
 pub(in crate::ops) mod offload;
 pub(in crate::ops) mod overwrite;

@@ -1,16 +1,16 @@
 //! Which disks are served, and how they are opened.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nbd::{ChainBackend, Context, DiskBackend, Export};
 use qcow::Error;
-use qcow::chain::{Files, OpenOptions, walk};
+use qcow::chain::OpenOptions;
 use serde::Serialize;
 
 use super::Serve;
 use crate::args::PartArgs;
 use crate::sandbox::Plan;
-use crate::session::{Session, open_disk};
+use crate::session::{Session, changing, open_disk};
 
 /// What is to be served.
 #[derive(Debug)]
@@ -86,10 +86,7 @@ impl<'a> Exports<'a> {
         for (path, _) in &self.images {
             plan = plan.chain(path, &self.open);
             if self.writable {
-                plan = plan.changing(path);
-                if let Some(data) = data_file(path, &self.open) {
-                    plan = plan.changing(&data);
-                }
+                plan = changing(plan, path, &self.open);
             }
         }
         plan
@@ -130,13 +127,4 @@ impl<'a> Exports<'a> {
             })
             .collect()
     }
-}
-
-/// The external data file that the image names, which is changed too. Whatever is wrong with the image,
-/// opening it tells.
-fn data_file(path: &Path, open: &OpenOptions) -> Option<PathBuf> {
-    let found = walk(Files::new(open), path, open).next()?.ok()?;
-    let name = found.header.as_ref()?.data_file_name()?.to_vec();
-    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&name);
-    Some(found.path.parent()?.join(name))
 }

@@ -7,7 +7,7 @@ use qcow::format::Version;
 use qcow::ops::amend::{AmendOptions, amend};
 use qcow::ops::info::{FormatSpecific, Qcow2Info};
 use qcow::ops::resize::{NewSize, ResizeOptions, resize};
-use qcow::{CancelToken, Error, ErrorKind, Silent};
+use qcow::{CancelToken, Error, ErrorKind, Observer, Silent};
 
 use crate::qemu_img::getopt::{Key, Opt, flag, value};
 use crate::qemu_img::list::{self, Item, switch};
@@ -18,6 +18,7 @@ use crate::qemu_img::say::{Stop, print};
 use crate::qemu_img::writing::{self, Target};
 use crate::qemu_img::{arguments, objects, words};
 use crate::sandbox::Plan;
+use crate::session::changing;
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "format"),
@@ -55,7 +56,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     open::target_cache(&given)?;
     let source = opening.source(operand)?;
     let format = open::driver(&given, Key::Format, &source.shown)?;
-    let plan = Plan::new().chain(&source.path, &opening.options(format)).changing(&source.path);
+    let open = opening.options(format);
+    let plan = changing(Plan::new().chain(&source.path, &open), &source.path, &open);
     open::enter(plan.opened_again())?;
     let target = writing::prepare(&source, &opening, format)?;
     let Some(FormatSpecific::Qcow2(now)) = &target.info.format_specific else {
@@ -70,23 +72,36 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     if size.is_some_and(|size| !size.is_multiple_of(512)) {
         return Err(Stop::error("The new size must be a multiple of 512"));
     }
-    if size.is_some() && options.version == Some(Version::V2) && now.compat != "0.10" {
-        return Err(Stop::error(
-            "The size can be changed before the version becomes 0.10, by a call of its own",
-        ));
-    }
+    // The version goes down last, with the size that the disk then has.
+    let downgrade = (size.is_some()
+        && options.version == Some(Version::V2)
+        && now.compat != "0.10")
+        .then(|| {
+            let mut first = options.clone();
+            first.version = None;
+            first
+        });
     let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
-    let done = amend(&source.file(), &options, &progress, &CancelToken::new());
+    let change = |options: &AmendOptions, observer: &dyn Observer| {
+        amend(&source.file(), options, observer, &CancelToken::new()).map(drop)
+    };
+    let resized = |size: u64| {
+        let open = opening.options(Some(Format::Qcow2));
+        let options = ResizeOptions::default().open(open).shrink(true);
+        let size = NewSize::Exactly(size);
+        resize(&source.file(), size, &options, &Silent, &CancelToken::new()).map(drop)
+    };
+    let done = match (&downgrade, size) {
+        (Some(first), Some(size)) => change(first, &Silent)
+            .and_then(|()| resized(size))
+            .and_then(|()| change(&options, &progress)),
+        _ => change(&options, &progress),
+    };
     progress.finish_again(done.is_ok());
     progress.end_line();
-    let done = done.and_then(|_| match size {
-        None => Ok(()),
-        Some(size) => {
-            let open = opening.options(Some(Format::Qcow2));
-            let options = ResizeOptions::default().open(open).shrink(true);
-            let size = NewSize::Exactly(size);
-            resize(&source.file(), size, &options, &Silent, &CancelToken::new()).map(drop)
-        }
+    let done = done.and_then(|()| match size {
+        Some(size) if downgrade.is_none() => resized(size),
+        _ => Ok(()),
     });
     match done {
         Ok(()) => Ok(()),
@@ -177,6 +192,9 @@ fn refused(error: &Error) -> Stop {
     let message = error.message();
     match (error.kind(), error.place().structure) {
         (ErrorKind::Unsupported, Some("snapshot table")) => {
+            Stop::error("Internal snapshots prevent downgrade of image")
+        }
+        (_, _) if message.contains("snapshots of another size") => {
             Stop::error("Internal snapshots prevent downgrade of image")
         }
         (ErrorKind::Unsupported, _) if message.contains("zstd") => Stop::error(

@@ -10,6 +10,7 @@ use crate::qemu_img::open::{self, Opening};
 use crate::qemu_img::say::{Stop, print};
 use crate::qemu_img::{arguments, number, objects, words, writing};
 use crate::sandbox::Plan;
+use crate::session::changing;
 
 const OPTIONS: &[Opt] = &[
     value(Key::Count, b'c', "count"),
@@ -72,7 +73,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     let format = open::driver(&given, Key::Format, &source.shown)?;
     let options = opening.options(format);
     let plan = Plan::new().chain(&source.path, &options);
-    let sandbox = open::enter(if write { plan.changing(&source.path) } else { plan })?;
+    let plan = if write { changing(plan, &source.path, &options) } else { plan };
+    let sandbox = open::enter(plan)?;
     if write {
         writing::prepare(&source, &opening, format)?;
     }

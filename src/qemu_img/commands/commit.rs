@@ -13,6 +13,7 @@ use crate::qemu_img::progress::Progress;
 use crate::qemu_img::say::{Stop, print};
 use crate::qemu_img::{arguments, number, objects, words, writing};
 use crate::sandbox::Plan;
+use crate::session::changing;
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "format"),
@@ -44,12 +45,14 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         .empty(!given.has(Key::Drop))
         .shared(true)
         .change_snapshots(true)
+        .explicit_zeroes(true)
+        .in_kernel(true)
         .no_verify(true);
     let file = source.file();
     let open = opening.options(format);
     let plan = Plan::new().chain(&source.path, &open).changing(&source.path);
     let plan = match base_of(&file, &open.clone().force_share(true), options.base.as_deref()) {
-        Ok(base) => plan.changing(&base),
+        Ok(base) => changing(plan, &base, &Opening::default().options(None)),
         Err(_) => plan,
     };
     let sandbox = open::enter(plan)?;

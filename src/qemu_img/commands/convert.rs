@@ -28,6 +28,7 @@ use crate::qemu_img::progress::Progress;
 use crate::qemu_img::say::{Stop, print, warning};
 use crate::qemu_img::{arguments, number, objects, words};
 use crate::sandbox::{Plan, Sandbox};
+use crate::session::changing;
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "source-format"),
@@ -131,7 +132,7 @@ impl Request {
         let image = self.image(given, target_format)?;
         let flatten = self.flatten_options(given, &image)?;
         let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
-        let mut plan = self.outputs(given, &path, &flatten.target);
+        let mut plan = self.outputs(given, (&path, target_format), &flatten.target);
         for (source, options) in &sources {
             plan = plan.chain(&source.path, options);
         }
@@ -214,6 +215,8 @@ impl Request {
             .bitmaps(bitmaps::wanted(given))
             .sparse(self.sparse)
             .rate(self.rate)
+            .shared(true)
+            .explicit_zeroes(true)
     }
 
     fn copy(&self, job: CopyJob<'_>, chain: &Chain, to: &To<'_>) -> Result<(), Stop> {
@@ -293,9 +296,15 @@ impl Request {
         stop.prepend(format_args!("{target}: error while converting {format}: "))
     }
 
-    fn outputs(&self, given: &Parsed, path: &Path, target: &TargetOptions) -> Plan {
+    fn outputs(
+        &self,
+        given: &Parsed,
+        (path, format): (&Path, Format),
+        target: &TargetOptions,
+    ) -> Plan {
         if given.has(Key::NoCreate) {
-            return Plan::new().reading(path).overwriting(path);
+            let plan = Plan::new().reading(path).overwriting(path);
+            return changing(plan, path, &Opening::default().options(Some(format)));
         }
         overwriting(outputs(path, target), path)
     }

@@ -72,7 +72,7 @@ fn list_json(out: &mut impl Write, entries: Entries<'_>, start: u64) -> Result<(
 /// Lists data alone, and ends where its place cannot be given.
 fn list(out: &mut impl Write, entries: Entries<'_>, chain: &Chain) -> Result<(), Stop> {
     let names: Vec<_> =
-        chain.layers().iter().map(|layer| shown(layer.path().as_os_str())).collect();
+        chain.layers().iter().map(|layer| shown(layer.data_path().as_os_str())).collect();
     writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to").map_err(unprinted)?;
     for entry in entries {
         let MapEntry { start, length, depth, zero, data, offset, .. } =
@@ -80,9 +80,7 @@ fn list(out: &mut impl Write, entries: Entries<'_>, chain: &Chain) -> Result<(),
         if !data || zero {
             continue;
         }
-        let external =
-            chain.layers().get(depth).is_some_and(|layer| layer.data_path() != layer.path());
-        let Some(offset) = offset.filter(|_| !external) else {
+        let Some(offset) = offset else {
             return Err(Stop::error("File contains external, encrypted or compressed clusters."));
         };
         let name = names.get(depth).map_or("", String::as_str);

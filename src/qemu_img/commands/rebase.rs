@@ -14,6 +14,7 @@ use crate::qemu_img::progress::Progress;
 use crate::qemu_img::say::Stop;
 use crate::qemu_img::{arguments, objects, words, writing};
 use crate::sandbox::{Plan, Sandbox};
+use crate::session::changing;
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "format"),
@@ -45,8 +46,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     let source = opening.source(operand)?;
     let format = open::driver(&given, Key::Format, &source.shown)?;
     let backing = given.text(Key::Backing).filter(|name| !name.is_empty());
-    let plan = Plan::new().image(&source.path).changing(&source.path);
     let open = opening.options(None);
+    let plan = changing(Plan::new().image(&source.path), &source.path, &open);
     let mut plan = if unchecked { plan.opened_again() } else { plan.chain(&source.path, &open) };
     if let (Some(name), false) = (&backing, unchecked)
         && let Ok(new) = resolve_name(name.as_ref(), &source.file(), &open.working_directory)

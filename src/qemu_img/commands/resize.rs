@@ -12,6 +12,7 @@ use crate::qemu_img::open::{self, Opening};
 use crate::qemu_img::say::{Stop, print};
 use crate::qemu_img::{arguments, number, objects, words, writing};
 use crate::sandbox::Plan;
+use crate::session::changing;
 
 const OPTIONS: &[Opt] = &[
     value(Key::Format, b'f', "format"),
@@ -55,7 +56,8 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     let opening = Opening::of(&given)?;
     let source = opening.source(operand)?;
     let format = open::driver(&given, Key::Format, &source.shown)?;
-    let plan = Plan::new().chain(&source.path, &opening.options(format)).changing(&source.path);
+    let open = opening.options(format);
+    let plan = changing(Plan::new().chain(&source.path, &open), &source.path, &open);
     open::enter(plan.opened_again())?;
     let target = writing::prepare(&source, &opening, format)?;
     let old = target.info.virtual_size;

@@ -8,6 +8,7 @@
 //! | [`images`] | targets for whole images: read, check, repair, flatten |
 //! | [`qemu`] | whole images, judged by `qemu-img` |
 //! | [`migration`] | targets for domain XML and plans |
+//! | [`mod@sparsify`] | the target for giving back space |
 //! | [`writes`](mod@writes) | the target for sequences of writes to an image |
 //! | [`network`] | targets for both sides of the network block device protocol |
 //!
@@ -21,13 +22,14 @@ pub mod network;
 pub mod place;
 pub mod qemu;
 pub mod reference;
+pub mod sparsify;
 pub mod writes;
 
 /// A target: takes any bytes, panics when something is wrong.
 pub type Target = fn(&[u8]);
 
 /// All targets by name, but the one that needs `qemu-img`.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("header", format::header),
     ("entries", format::entries),
     ("compressed", format::compressed),
@@ -39,6 +41,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("check", images::check),
     ("repair", images::repair),
     ("flatten", images::flatten),
+    ("sparsify", sparsify::sparsify),
     ("writes", writes::writes),
     ("domain", migration::domain),
     ("plan", migration::plan),

@@ -119,8 +119,9 @@ impl Image {
             Some(format) => Some(format),
             None => probe(&path, spec).map_err(|error| refused(&error, false))?,
         };
-        let disk = Disk::open(&path, &spec.open_options(format), WriteOptions::new());
+        let disk = Disk::open(&path, &spec.open_options(format), as_qemu());
         let disk = disk.map_err(|error| refused(&error, true))?;
+        shared::check_tuning(&spec.options, disk.cluster_size())?;
         Ok(Self { opened: Opened::Disk(disk), _temporary: None })
     }
 
@@ -225,6 +226,11 @@ impl Image {
     }
 }
 
+/// How QEMU writes.
+fn as_qemu() -> WriteOptions {
+    WriteOptions::new().explicit_zeroes(true)
+}
+
 /// The format that the first bytes tell.
 fn probe(path: &Path, spec: &Spec) -> qcow::Result<Option<Format>> {
     let chain = Chain::open_alone(path, &spec.open_options(None).force_share(true))?;
@@ -243,6 +249,6 @@ fn over(path: &Path, chain: &Chain) -> qcow::Result<Image> {
         .backing(Some(Backing::new(below, format)));
     create(&name, &options)?;
     let open = OpenOptions::default().format(Some(Format::Qcow2));
-    let disk = Disk::open(&name, &open, WriteOptions::new())?;
+    let disk = Disk::open(&name, &open, as_qemu())?;
     Ok(Image { opened: Opened::Disk(disk), _temporary: Some(temporary) })
 }

@@ -177,12 +177,18 @@ impl Session {
     }
 
     fn reopen(&mut self, given: &Parsed) -> bool {
-        let Some((spec, _)) = &self.image else {
+        let Some((spec, image)) = &self.image else {
             eprintln!("no file open, try 'help open'");
             return false;
         };
+        let wanted = lists(given);
+        let cluster_size = image.disk().ok().and_then(|disk| disk.cluster_size());
+        if let Err(why) = shared::check_tuning(&wanted, cluster_size) {
+            show::complain(&why);
+            return false;
+        }
         let mut spec = spec.clone();
-        for (key, value) in lists(given) {
+        for (key, value) in wanted {
             if key == "read-only" {
                 spec.read_only = value == "on";
             }

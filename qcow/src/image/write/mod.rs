@@ -83,6 +83,8 @@ pub(crate) struct Writer {
     compression: CompressionType,
     /// Give the space of freed clusters back to the file system.
     punch: bool,
+    /// What is zeroed says so itself, also where it reads as zeros already.
+    explicit_zeroes: bool,
     gate: Gate,
     claims: Claims,
     /// One L2 table is made at a time.

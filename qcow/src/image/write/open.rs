@@ -27,6 +27,8 @@ pub(crate) struct WriterOptions {
     pub(crate) cache: u64,
     /// Give the space of freed clusters back to the file system.
     pub(crate) punch: bool,
+    /// What is zeroed says so itself, also where it reads as zeros already.
+    pub(crate) explicit_zeroes: bool,
     /// Nothing will be written: an image that was not closed properly is as good as any, and writing is an error.
     pub(crate) plan: bool,
 }
@@ -81,6 +83,7 @@ impl Writer {
             size: image.virtual_size(),
             compression: header.compression_type,
             punch: options.punch && storage.capabilities().unmap,
+            explicit_zeroes: options.explicit_zeroes,
             storage,
             data,
             below,

@@ -22,7 +22,7 @@ impl Writer {
     /// As [`write_at`](Self::write_at).
     pub(crate) fn write_zeroes(&self, at: u64, len: u64, how: Zeroes) -> Result<()> {
         self.check_range(at, len)?;
-        self.changing(at, len, || self.zero(at, at.plus(len)?, how))
+        self.changing(at, len, || self.zero(at, at.plus(len)?, how, self.explicit_zeroes))
     }
 
     /// Says that the guest does not need `len` bytes from `at` on any more: whole clusters of them read as
@@ -44,7 +44,7 @@ impl Writer {
         if start >= end {
             return Ok(());
         }
-        self.changing(start, end.minus(start)?, || self.zero(start, end, Zeroes::Unmap))
+        self.changing(start, end.minus(start)?, || self.zero(start, end, Zeroes::Unmap, false))
     }
 
     /// Whether [`write_zeroes`](Self::write_zeroes) of this range would write no data.
@@ -92,7 +92,8 @@ impl Writer {
         (first, last)
     }
 
-    fn zero(&self, at: u64, end: u64, how: Zeroes) -> Result<()> {
+    /// With `explicit`, what reads as zeros already gets an entry of its own too.
+    fn zero(&self, at: u64, end: u64, how: Zeroes, explicit: bool) -> Result<()> {
         if self.rules.data_file {
             return self.zero_data_file(at, end, how);
         }
@@ -100,7 +101,8 @@ impl Writer {
         if !self.zeroes_by_entry(how) {
             return self.write_zeros(at, end);
         }
-        self.write_zeros(at, first)?;
+        // Of a range within one unit `first` and `last` are its end.
+        self.zero_edge(at, first, how, explicit)?;
         let bits = self.geometry().cluster_bits();
         let mut now = first;
         while now < last {
@@ -109,19 +111,68 @@ impl Writer {
                 .plus(AT_ONCE)?
                 .min((cluster >> self.geometry().l2_bits()).plus(1)? << self.geometry().l2_bits());
             let stop = last.min(stop << bits);
-            self.zero_entries(now..stop, how)?;
+            self.zero_entries(now..stop, how, explicit)?;
             now = stop;
         }
-        self.write_zeros(last, end)
+        self.zero_edge(last, end, how, explicit)
+    }
+
+    /// Zeroes a part of one unit. Where `explicit` zeros meet a unit that has no data and else reads as zeros, all
+    /// of it becomes zero by its entry.
+    fn zero_edge(&self, at: u64, end: u64, how: Zeroes, explicit: bool) -> Result<()> {
+        if explicit && at < end && self.zeroes_by_entry(how) {
+            let unit = self.geometry().subcluster_size();
+            let start = at & !unit.wrapping_sub(1);
+            let stop = start.plus(unit)?.min(self.size);
+            let cluster = start >> self.geometry().cluster_bits();
+            // So that nobody writes into the unit between the look at it and its new entry.
+            let _claim = self.claims.take(cluster..cluster.plus(1)?);
+            let piece = self.piece(start, stop.minus(start)?)?;
+            if matches!(piece.kind, PieceKind::Below | PieceKind::Zero)
+                && self.reads_as_zeros(start, at)?
+                && self.reads_as_zeros(end, stop)?
+            {
+                return self.zero_claimed(start..stop, how, explicit).map(drop);
+            }
+        }
+        self.write_zeros(at, end)
+    }
+
+    fn reads_as_zeros(&self, at: u64, end: u64) -> Result<bool> {
+        let (mut at, mut bytes) = (at, Vec::new());
+        while at < end {
+            let next = (at | ZEROS.wrapping_sub(1)).plus(1)?.min(end);
+            bytes.resize(to_usize(next.minus(at)?), 0);
+            self.read(&mut bytes, at)?;
+            if !is_zero(&bytes) {
+                return Ok(false);
+            }
+            at = next;
+        }
+        Ok(true)
     }
 
     /// Makes whole subclusters of one L2 table zero by their entries; a range that ends with the disk ends
     /// with a whole one too.
-    fn zero_entries(&self, range: Range<u64>, how: Zeroes) -> Result<()> {
+    fn zero_entries(&self, range: Range<u64>, how: Zeroes, explicit: bool) -> Result<()> {
+        let bits = self.geometry().cluster_bits();
+        let clusters = range.start >> bits..(range.end.minus(1)? >> bits).plus(1)?;
+        let claim = self.claims.take(clusters);
+        let by_data = self.zero_claimed(range, how, explicit)?;
+        drop(claim);
+        by_data.into_iter().try_for_each(|range| self.write_zeros(range.start, range.end))
+    }
+
+    /// As [`zero_entries`](Self::zero_entries), with a claim of the clusters; gives back what no entry can say.
+    fn zero_claimed(
+        &self,
+        range: Range<u64>,
+        how: Zeroes,
+        explicit: bool,
+    ) -> Result<Vec<Range<u64>>> {
         let geometry = self.geometry();
         let bits = geometry.cluster_bits();
         let clusters = range.start >> bits..(range.end.minus(1)? >> bits).plus(1)?;
-        let _claim = self.claims.take(clusters.clone());
         let mut changes = Vec::new();
         let mut by_data = Vec::new();
         for cluster in clusters.clone() {
@@ -132,7 +183,7 @@ impl Writer {
             let whole =
                 !geometry.extended_l2() || touched == u32::MAX || self.ends_disk(guest, touched);
             let from = self.entry(cluster)?;
-            if from.is_empty() && guest >= self.below.len() {
+            if !explicit && from.is_empty() && guest >= self.below.len() {
                 continue;
             }
             match self.zeroed(from, touched, whole, how) {
@@ -148,8 +199,7 @@ impl Writer {
             self.own_table(clusters.start >> geometry.l2_bits())?;
             self.publish(&changes)?;
         }
-        drop(_claim);
-        by_data.into_iter().try_for_each(|range| self.write_zeros(range.start, range.end))
+        Ok(by_data)
     }
 
     /// Whether the touched subclusters are all that the disk has of the cluster at `guest`.
@@ -208,7 +258,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes zeros as data, except where it reads as zeros already.
+    /// Writes zeros as data, except where it reads as zeros already; explicit ones also where only what is below
+    /// does.
     fn write_zeros(&self, at: u64, end: u64) -> Result<()> {
         let mut at = at;
         let mut bytes = Vec::new();
@@ -216,13 +267,31 @@ impl Writer {
             let next = (at | ZEROS.wrapping_sub(1)).plus(1)?.min(end);
             bytes.resize(to_usize(next.minus(at)?), 0);
             self.read(&mut bytes, at)?;
-            if !is_zero(&bytes) {
+            if !is_zero(&bytes) || self.is_left_below(at, next)? {
                 bytes.fill(0);
                 self.write(&bytes, at)?;
             }
             at = next;
         }
         Ok(())
+    }
+}
+
+impl Writer {
+    /// Whether zeros are to be explicit, and a part of this range is decided by a backing file.
+    fn is_left_below(&self, at: u64, end: u64) -> Result<bool> {
+        if !self.explicit_zeroes || self.below.len() == 0 {
+            return Ok(false);
+        }
+        let mut at = at;
+        while at < end {
+            let piece = self.piece(at, end.minus(at)?)?;
+            if piece.kind == PieceKind::Below {
+                return Ok(true);
+            }
+            at = at.plus(piece.len)?;
+        }
+        Ok(false)
     }
 }
 

@@ -184,8 +184,8 @@ fn allocate(
     edit.zero(place, len, how)
 }
 
-/// Makes an external data file as long as the disk that is to be, and zeros what it has behind the end of the disk
-/// that is.
+/// Makes an external data file as long as the disk that is to be. What it has behind the end of the disk that is, is zeroed,
+/// but for one that is a raw disk by itself: there it is somebody's data, and becomes the disk's, as with QEMU.
 fn grow_data_file(
     data: &dyn WriteStorage,
     made: &Made,
@@ -197,7 +197,7 @@ fn grow_data_file(
     }
     let failed = |error| Error::io("could not lengthen the data file", error);
     let there = data.len().min(made.new);
-    if there > made.old {
+    if there > made.old && !raw {
         data.write_zeroes(made.old, there.minus(made.old)?, Zeroes::Unmap).map_err(failed)?;
     }
     if raw || preallocation != Preallocation::Off {

@@ -67,13 +67,9 @@ impl Views {
     ) -> Result<Vec<View>> {
         let mut views = vec![self.of(&self.active(storage)?, cancel)?];
         let image = Image::open(Arc::clone(storage))?;
-        for snapshot in image.snapshots() {
-            let id = format!("snapshot.id={}", String::from_utf8_lossy(&snapshot.id));
-            let chain = Chain::builder().force_share(true).partial(true).snapshot(id).layer(
-                "",
-                Arc::clone(storage),
-                Format::Qcow2,
-            );
+        for index in 0..image.snapshots().len() {
+            let chain = Chain::builder().force_share(true).partial(true).snapshot_index(index);
+            let chain = chain.layer("", Arc::clone(storage), Format::Qcow2);
             views.push(self.of(&chain.open()?, cancel)?);
         }
         Ok(views)

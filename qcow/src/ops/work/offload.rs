@@ -393,7 +393,7 @@ fn method_of(layer: &Layer, target: &OutputFile, system: FileSystem) -> Result<C
 }
 
 /// Trying another way would not help.
-fn is_final(error: Errno) -> bool {
+pub(super) fn is_final(error: Errno) -> bool {
     let error = std::io::Error::from(error);
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
         || error.raw_os_error() == Some(Errno::IO.raw_os_error())

@@ -7,6 +7,7 @@ use crate::chain::{Chain, Layer};
 use crate::exact::{Exact, to_usize};
 use crate::extent::{Extent, ExtentKind, Extents, Reader};
 use crate::io::Buffer;
+use crate::ops::work::in_kernel::InKernel;
 use crate::ops::work::transfer::{ITEM, Steps};
 use crate::ops::work::writes::Writes;
 use crate::{Error, Result};
@@ -33,6 +34,8 @@ pub(in crate::ops) struct Overwrite<'a> {
     holes: Holes,
     /// Only these ranges of the disk, in ascending order.
     only: Option<Arc<[Range<u64>]>>,
+    /// Data is copied by the kernel, where it does that.
+    in_kernel: Option<InKernel>,
     /// Past this nothing below the chain is seen.
     end_of_below: u64,
 }
@@ -47,12 +50,31 @@ impl<'a> Overwrite<'a> {
             )));
         }
         let sizes = chain.layers().iter().map(Layer::virtual_size);
-        Ok(Self { chain, holes, only: None, end_of_below: sizes.min().unwrap_or_default() })
+        let end_of_below = sizes.min().unwrap_or_default();
+        Ok(Self { chain, holes, only: None, in_kernel: None, end_of_below })
     }
 
     /// Copies nothing but these ranges, which are in ascending order.
     pub(in crate::ops) fn only(self, ranges: Vec<Range<u64>>) -> Self {
         Self { only: Some(ranges.into()), ..self }
+    }
+
+    /// Has the kernel copy data, of which there is no digest then, and in which no zeros are looked for.
+    pub(in crate::ops) fn in_kernel(self, wanted: bool) -> Self {
+        Self { in_kernel: wanted.then(InKernel::default), ..self }
+    }
+
+    /// Copies what the kernel takes of these extents, and gives back the others.
+    fn copied(&self, extents: Vec<Extent>, writes: &mut Writes<'_>) -> Result<Vec<Extent>> {
+        let Some(in_kernel) = &self.in_kernel else { return Ok(extents) };
+        let mut others = Vec::new();
+        for extent in extents {
+            match in_kernel.copy(self.chain, &extent, writes.disk())? {
+                true => writes.copied(extent.guest.0, extent.len)?,
+                false => others.push(extent),
+            }
+        }
+        Ok(others)
     }
 
     /// What is to be done about the start of an extent, and how many bytes that is.
@@ -179,7 +201,7 @@ impl Steps for Overwrite<'_> {
         let extents = match item {
             Item::Nothing => return Ok(()),
             Item::Zeros { at, len } => return writes.zeros(at, len),
-            Item::Data(extents) => extents,
+            Item::Data(extents) => self.copied(extents, writes)?,
         };
         let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return Ok(()) };
         let start = first.guest.0;

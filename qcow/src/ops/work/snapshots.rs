@@ -20,13 +20,9 @@ pub(in crate::ops) fn that_would_change(
     changed: &[Range<u64>],
 ) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for snapshot in image.snapshots() {
-        let id = String::from_utf8_lossy(&snapshot.id).into_owned();
-        let chain = Chain::builder().force_share(true).partial(true).snapshot(id).layer(
-            "",
-            storage.clone(),
-            Format::Qcow2,
-        );
+    for (index, snapshot) in image.snapshots().iter().enumerate() {
+        let chain = Chain::builder().force_share(true).partial(true).snapshot_index(index);
+        let chain = chain.layer("", storage.clone(), Format::Qcow2);
         let chain = if image.has_data_file() {
             // Its content does not matter, only what is mapped.
             chain.data_file("", storage.clone())

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::crc::{Crc, hash};
 use super::sequencer;
-use super::writes::{Settings, Writes};
+use super::writes::{Content, Settings, Writes};
 use crate::disk::Disk;
 use crate::exact::{Exact, to_usize};
 use crate::sync::{Mutex, lock};
@@ -161,13 +161,14 @@ impl Sum {
         self.covered = self.covered.plus(len)?;
         for written in writes.into_written() {
             let len = written.range.end.minus(written.range.start)?;
-            match &written.hash {
-                Some(hash) => {
+            match &written.content {
+                Content::Unread => self.data_bytes = self.data_bytes.plus(len)?,
+                Content::Bytes(hash) => {
                     self.data_bytes = self.data_bytes.plus(len)?;
                     self.whole.append(hash);
                     self.part.append(hash);
                 }
-                None => {
+                Content::Zeros => {
                     self.zero_bytes = self.zero_bytes.plus(len)?;
                     self.whole.append_zeros(len);
                     self.part.append_zeros(len);

@@ -42,8 +42,16 @@ pub(in crate::ops) struct Settings<'a> {
 /// A range that was written.
 pub(super) struct Written {
     pub(super) range: Range<u64>,
-    /// Of its bytes; `None` for zeros.
-    pub(super) hash: Option<Hasher>,
+    pub(super) content: Content,
+}
+
+/// What was written there.
+pub(super) enum Content {
+    Zeros,
+    /// Bytes with this digest.
+    Bytes(Hasher),
+    /// Bytes that were not read.
+    Unread,
 }
 
 /// Writes into a disk, and keeps a list of it.
@@ -142,7 +150,7 @@ impl<'a> Writes<'a> {
                 false => self.disk.write_at(bytes, at)?,
             }
         }
-        self.note(at, bytes.len() as u64, Some(hash(bytes)))
+        self.note(at, bytes.len() as u64, Content::Bytes(hash(bytes)))
     }
 
     fn compressed(&self, bytes: &[u8], at: u64, cluster: u64) -> Result<()> {
@@ -167,7 +175,12 @@ impl<'a> Writes<'a> {
             false if self.waits() => self.waiting.push(Waiting::Zeros { at, len }),
             false => self.zeros_now(at, len)?,
         }
-        self.note(at, len, None)
+        self.note(at, len, Content::Zeros)
+    }
+
+    /// `len` bytes from `at` on were written by somebody else, who did not read them.
+    pub(in crate::ops) fn copied(&mut self, at: u64, len: u64) -> Result<()> {
+        self.note(at, len, Content::Unread)
     }
 
     fn zeros_now(&self, at: u64, len: u64) -> Result<()> {
@@ -193,9 +206,9 @@ impl<'a> Writes<'a> {
         Ok(())
     }
 
-    fn note(&mut self, at: u64, len: u64, hash: Option<Hasher>) -> Result<()> {
+    fn note(&mut self, at: u64, len: u64, content: Content) -> Result<()> {
         if len > 0 {
-            self.written.push(Written { range: at..at.plus(len)?, hash });
+            self.written.push(Written { range: at..at.plus(len)?, content });
         }
         Ok(())
     }
