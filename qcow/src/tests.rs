@@ -3,4 +3,4 @@
 mod editing;
 mod metadata;
 mod repairs;
-mod writing;
+pub(crate) mod writing;

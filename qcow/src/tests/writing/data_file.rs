@@ -13,21 +13,21 @@ use crate::io::{Capabilities, MemoryStorage, Storage, WriteStorage, Zeroes};
 
 /// A call on one of the files, in the order of all calls.
 #[derive(Debug, Clone)]
-enum Call {
+pub(crate) enum Call {
     Write(u64, Vec<u8>),
     SetLen(u64),
     Sync,
 }
 
 /// Both files' calls.
-type Calls = Arc<Mutex<Vec<(usize, Call)>>>;
+pub(crate) type Calls = Arc<Mutex<Vec<(usize, Call)>>>;
 
 /// One of the files.
 #[derive(Debug)]
-struct File {
-    number: usize,
-    calls: Calls,
-    memory: MemoryStorage,
+pub(crate) struct File {
+    pub(crate) number: usize,
+    pub(crate) calls: Calls,
+    pub(crate) memory: MemoryStorage,
 }
 
 impl File {
@@ -77,7 +77,7 @@ impl WriteStorage for File {
 }
 
 /// What a crash after `calls` leaves of file `number`, drawn by `seed`.
-fn crashed(start: &[u8], number: usize, calls: &[(usize, Call)], seed: u64) -> Vec<u8> {
+pub(crate) fn crashed(start: &[u8], number: usize, calls: &[(usize, Call)], seed: u64) -> Vec<u8> {
     let storage = SimStorage::new(start.to_vec());
     for (_, call) in calls.iter().filter(|(file, _)| *file == number) {
         match call {
