@@ -3,4 +3,4 @@
 mod editing;
 mod metadata;
 mod repairs;
-pub(crate) mod writing;
+mod writing;

@@ -9,7 +9,7 @@
 mod barriers;
 mod crashes;
 pub(super) mod damaged;
-pub(crate) mod data_file;
+mod data_file;
 mod faults;
 pub(super) mod images;
 mod in_flight;

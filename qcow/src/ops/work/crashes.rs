@@ -18,13 +18,13 @@ use crate::disk::{Disk, WriteOptions};
 use crate::format::{GuestOffset, Version};
 use crate::image::Image;
 use crate::io::sim::SimStorage;
+use crate::io::sim::files::{Calls, File, crashed};
 use crate::io::{MemoryStorage, Storage, Zeroes};
 use crate::ops::backing::{BackingFile, store_backing};
 use crate::ops::check::{CheckOptions, check_storage};
 use crate::ops::create::{Backing, CreateOptions, create};
 use crate::ops::edit::{Opened, change};
 use crate::ops::{Qcow2Options, TargetOptions};
-use crate::tests::writing::data_file::{Calls, File, crashed};
 use crate::{CancelToken, Silent};
 
 /// Random states for each stretch between two syncs.
