@@ -65,13 +65,18 @@ impl Target {
     }
 }
 
-/// FORMAT ROW THREADS IMAGE, where the row is its number; or `many COUNT IMAGE...`. Prints seconds and, in microseconds,
+/// FORMAT ROW THREADS IMAGE, where the row is its number; `operation NAME IMAGE`, or `many IMAGE...`. Prints seconds and, in microseconds,
 /// half of the latencies, 99 % and all but one in a thousand.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     if let [first, rest @ ..] = words
         && first == "many"
     {
         return many(rest);
+    }
+    if let [first, name, image] = words
+        && first == "operation"
+    {
+        return operation(name, Path::new(image));
     }
     let [format, row, threads, image] = words else { return Err("wrong arguments".into()) };
     let row = &ROWS[row.parse::<usize>()?];
@@ -138,6 +143,31 @@ fn requests(target: &Target, row: &Row, next: &AtomicU64, times: &mut Vec<u32>) 
         }
         times.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
     }
+}
+
+/// One operation on a whole image.
+fn operation(name: &str, image: &Path) -> Result<()> {
+    use qcow::ops::bitmap::{BitmapAction, BitmapOptions, change_bitmap};
+    use qcow::ops::resize::{NewSize, ResizeOptions, resize};
+    use qcow::ops::snapshot::{SnapshotOptions, apply, create, delete};
+    use qcow::{CancelToken, Silent};
+
+    let (snapshot, cancel) = (SnapshotOptions::default(), CancelToken::new());
+    match name {
+        "snapshot create" => create(image, "two", &snapshot, &Silent, &cancel).map(drop)?,
+        "snapshot apply" => apply(image, "one", &snapshot, &Silent, &cancel).map(drop)?,
+        "snapshot delete" => delete(image, "one", &snapshot, &Silent, &cancel).map(drop)?,
+        "bitmap add" => {
+            let (add, options) =
+                ([BitmapAction::Add { granularity: None }], BitmapOptions::default());
+            change_bitmap(image, b"b", &add, &options, &Silent, &cancel)?;
+        }
+        _ => {
+            let (size, options) = (NewSize::Exactly(128 << 30), ResizeOptions::default());
+            resize(image, size, &options, &Silent, &cancel)?;
+        }
+    }
+    Ok(())
 }
 
 /// Many disks at once, each with a thread that writes where clusters are to be allocated.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -43,6 +43,7 @@ pub(crate) struct Figures {
 
 /// The figures of each contender on one row; none of what it cannot do.
 pub(crate) fn row(row: &Row, dir: &Path) -> Result<Vec<(Contender, Option<Figures>)>> {
+    clean(dir)?;
     let mut all: Vec<_> = CONTENDERS.iter().map(|contender| (*contender, Vec::new())).collect();
     for _ in 0..ROUNDS {
         for (contender, rounds) in &mut all {
@@ -83,8 +84,8 @@ pub(crate) fn row(row: &Row, dir: &Path) -> Result<Vec<(Contender, Option<Figure
 
 /// One run; with `count` only its syncs.
 fn once(row: &Row, contender: Contender, dir: &Path, count: bool) -> Result<Figures> {
-    let (image, base, trace) = (dir.join("image"), dir.join("base"), dir.join("trace"));
-    prepare(row, matches!(contender, Contender::Raw(_)), &image, &base)?;
+    let trace = dir.join("trace");
+    let image = prepare(row, matches!(contender, Contender::Raw(_)), dir)?;
     let mut words = vec![];
     match contender {
         Contender::Qemu => {
@@ -115,7 +116,8 @@ fn once(row: &Row, contender: Contender, dir: &Path, count: bool) -> Result<Figu
         }
     }
     if count {
-        let strace = args!["strace", "-f", "-o", trace, "-e", "trace=fsync,fdatasync"];
+        let strace =
+            args!["strace", "-f", "--seccomp-bpf", "-o", trace, "-e", "trace=fsync,fdatasync"];
         words.splice(0..0, strace);
     }
     let ran = run(&words)?;
@@ -181,12 +183,36 @@ pub(crate) fn run(words: &[std::ffi::OsString]) -> Result<Ran> {
     })
 }
 
-fn prepare(row: &Row, raw: bool, image: &Path, base: &Path) -> Result<()> {
-    for file in [image, base] {
+/// The image for one run. What a run does not change but for its bytes is made once for a row.
+fn prepare(row: &Row, raw: bool, dir: &Path) -> Result<PathBuf> {
+    let first = dir.join(if raw { "first.raw" } else { "first.qcow2" });
+    if !first.exists() {
+        make(row, raw, &first, &dir.join("base"))?;
+    }
+    if matches!(row.before, Before::Data | Before::Tables) || raw && row.before != Before::Nothing {
+        return Ok(first);
+    }
+    let image = dir.join("image");
+    if raw {
+        File::create(&image)?.set_len(row.size)?;
+    } else {
+        fs::copy(first, &image)?;
+    }
+    Ok(image)
+}
+
+/// Removes what other rows have left.
+fn clean(dir: &Path) -> Result<()> {
+    for name in ["first.raw", "first.qcow2", "image", "base"] {
+        let file = dir.join(name);
         if file.exists() {
             fs::remove_file(file)?;
         }
     }
+    Ok(())
+}
+
+fn make(row: &Row, raw: bool, image: &Path, base: &Path) -> Result<()> {
     let fill = |path: &Path, byte: u8| {
         let file = File::create(path)?;
         let piece = vec![byte; 1 << 20];

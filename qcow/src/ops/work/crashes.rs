@@ -220,13 +220,20 @@ fn a_commit_into_a_base_with_a_data_file_that_crashes_leaves_what_the_guest_read
         let raw = if raw_outside { "on" } else { "off" };
         let options = format!("cluster_size=4k,data_file={},data_file_raw={raw}", data.display());
         fixtures::qemu::create(&path, &options, &kind.size().to_string());
-        fixtures::qemu::qemu_io("qcow2", &path, &["write -P 0xc1 4k 20k"]);
         let chain_of = |image: &[u8], data: &[u8]| {
             let storage = |bytes: &[u8]| Arc::new(MemoryStorage::new(bytes.to_vec()));
             let builder = Chain::builder().layer("base", storage(image), Format::Qcow2);
             builder.data_file("data", storage(data)).open().unwrap()
         };
-        let (image, data) = (std::fs::read(&path).unwrap(), std::fs::read(&data).unwrap());
+        let [image, data] = [path, data].map(|file| {
+            let bytes = std::fs::read(file).unwrap();
+            Arc::new(MemoryStorage::new(bytes))
+        });
+        let write = WriteOptions::new().data_file(data.clone());
+        let disk = Disk::from_storage(image.clone(), Format::Qcow2, write).unwrap();
+        disk.write_at(&[0xc1; 5 * 4096], 4096).unwrap();
+        disk.close().unwrap();
+        let (image, data) = (image.bytes(), data.bytes());
         let overlay = {
             let storage = Arc::new(MemoryStorage::new(kind.image(Some("base"))));
             let write = WriteOptions::new().backing(chain_of(&image, &data));
