@@ -12,8 +12,7 @@ pub(crate) fn head() -> String {
         "# Writing in place\n\nRequests of 4 KiB to a disk of 512 MiB, where the row says nothing else, in memory (tmpfs), where a \
          sync costs next to nothing. {cores} cores; {qemu}, at depth 32; raw is `pread` and `pwrite` on a file. Medians of three \
          rounds in alternation. The machine does other work too: processor time for a request, syncs and bytes are the figures \
-         to compare; requests per second and latencies are those of that hour. Written by `cargo bench -p benches --bench writing \
-         -- --dir /dev/shm --report docs/performance/writing.md`.\n"
+         to compare; requests per second and latencies are those of that hour. Written by `make bench-writing`.\n"
     )
 }
 
