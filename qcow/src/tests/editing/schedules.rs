@@ -140,9 +140,8 @@ fn session(made: &Made, image: &[u8], random: &mut Random, what: &mut String) ->
         }
         .unwrap();
         model[at as usize..(at + len) as usize].fill(value);
-        for sector in at as usize / SECTOR..(at + len) as usize / SECTOR {
-            values[sector].push(value);
-        }
+        let written = &mut values[at as usize / SECTOR..(at + len) as usize / SECTOR];
+        written.iter_mut().for_each(|values| values.push(value));
     }
     disk.close().unwrap();
     let crash = random.below(2) == 0;
