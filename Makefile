@@ -7,8 +7,8 @@ BINARY := $(TARGET)/$(BUILD)/qcowtool
 # Only the whole suite writes what the repository shows.
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
-.PHONY: help demo demo-migration test test-long test-migration iotests clients fuzz coverage loom miri tsan bench bench-pieces bench-peers lint man release \
-  deb rpm package-test static container reproducible crates msrv book soak debug clean
+.PHONY: help demo demo-migration test test-long test-migration iotests clients fuzz coverage loom miri tsan bench bench-pieces bench-writing bench-peers \
+  lint man release deb rpm package-test static container reproducible crates msrv book soak debug clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,10 @@ bench: release ## Measure beside qemu-img (BENCH='--quick' or other options; see
 bench-pieces: ## Measure the pieces of the engine by themselves
 	@scripts/setup build
 	cargo bench --locked -p benches --bench pieces
+
+bench-writing: ## Measure reading and writing in place (BENCH_WRITING='--only E6'; without it docs/performance/writing.md is written)
+	@scripts/setup bench
+	cargo bench --locked -p benches --bench writing -- --dir /dev/shm $(or $(BENCH_WRITING),--report $(CURDIR)/docs/performance/writing.md)
 
 bench-peers: ## Measure other Rust readers of QCOW2 beside ours (PEERS='--dir /dev/shm' or other options)
 	@scripts/setup bench

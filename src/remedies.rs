@@ -130,6 +130,10 @@ fn table(remedy: &Remedy, command: &str) -> &'static [&'static str] {
             "give --bitmaps drop to remove them",
             "remove the bitmaps with `qcowtool bitmap --remove FILE BITMAP`",
         ],
+        Remedy::MarkBitmaps => &[
+            "give --bitmaps mark to have what changes as dirty in them, or --bitmaps drop to remove them",
+            "remove the bitmaps with `qcowtool bitmap --remove FILE BITMAP`",
+        ],
         Remedy::SkipBrokenBitmaps => &[
             "give --skip-broken-bitmaps to leave it out",
             "remove it with `qcowtool bitmap --remove FILE BITMAP`",
@@ -270,6 +274,7 @@ mod tests {
         Remedy::DropSnapshots,
         Remedy::Shrink,
         Remedy::DropBitmaps,
+        Remedy::MarkBitmaps,
         Remedy::SkipBrokenBitmaps,
         Remedy::ListSnapshots,
         Remedy::ConvertFrom("vmdk"),

@@ -1,5 +1,6 @@
 //! The script of `qcowtool io`: one request per line.
 
+use qcow::io::Zeroes;
 use qcow::{Error, Result};
 
 use crate::size;
@@ -13,8 +14,8 @@ pub(crate) enum Step {
     Write { at: u64, len: u64, pattern: u8 },
     /// As `Write`, in compressed clusters.
     Compress { at: u64, len: u64, pattern: u8 },
-    /// Make a range read as zeros; its space may be kept for it.
-    Zero { at: u64, len: u64, keep: bool },
+    /// Make a range read as zeros.
+    Zero { at: u64, len: u64, how: Zeroes },
     /// Discard a range.
     Discard { at: u64, len: u64 },
     /// Make everything durable.
@@ -28,7 +29,8 @@ pub(crate) const FORMS: &str = "\
   read OFFSET LENGTH [BYTE]      read; with BYTE, fail unless every byte is that
   write OFFSET LENGTH BYTE       write LENGTH times BYTE
   compress OFFSET LENGTH BYTE    as write, as compressed clusters
-  zero OFFSET LENGTH [keep]      write zeros; keep: keep the space allocated
+  zero OFFSET LENGTH [keep]      write zeros; keep: keep what is allocated
+  zero OFFSET LENGTH allocate    write zeros, and have all of it allocated
   discard OFFSET LENGTH          discard whole clusters
   flush                          make what was written durable
   map OFFSET LENGTH              list what the parts of the range are";
@@ -54,10 +56,9 @@ impl Step {
             ["compress", at, len, pattern] => {
                 Self::Compress { at: offset(at)?, len: offset(len)?, pattern: byte(pattern)? }
             }
-            ["zero", at, len] => Self::Zero { at: offset(at)?, len: offset(len)?, keep: false },
-            ["zero", at, len, "keep"] => {
-                Self::Zero { at: offset(at)?, len: offset(len)?, keep: true }
-            }
+            ["zero", at, len] => Self::zero(at, len, Zeroes::Unmap)?,
+            ["zero", at, len, "keep"] => Self::zero(at, len, Zeroes::Keep)?,
+            ["zero", at, len, "allocate"] => Self::zero(at, len, Zeroes::Allocate)?,
             ["discard", at, len] => Self::Discard { at: offset(at)?, len: offset(len)? },
             ["map", at, len] => Self::Map { at: offset(at)?, len: offset(len)? },
             _ => {
@@ -67,6 +68,10 @@ impl Step {
             }
         };
         Ok(Some(step))
+    }
+
+    fn zero(at: &str, len: &str, how: Zeroes) -> Result<Self> {
+        Ok(Self::Zero { at: offset(at)?, len: offset(len)?, how })
     }
 }
 
@@ -101,7 +106,13 @@ mod tests {
             Some(Step::Write { at: 65536, len: 16, pattern: 255 })
         );
         assert_eq!(step("read 0 1M"), Some(Step::Read { at: 0, len: 1 << 20, pattern: None }));
-        assert_eq!(step("zero 1 2 keep"), Some(Step::Zero { at: 1, len: 2, keep: true }));
+        for (line, how) in [
+            ("zero 1 2", Zeroes::Unmap),
+            ("zero 1 2 keep", Zeroes::Keep),
+            ("zero 1 2 allocate", Zeroes::Allocate),
+        ] {
+            assert_eq!(step(line), Some(Step::Zero { at: 1, len: 2, how }));
+        }
         for wrong in ["write 0 1", "write 0 1 256", "read x 1", "sync", "zero 0 1 maybe"] {
             assert_eq!(Step::parse(wrong).unwrap_err().kind(), qcow::ErrorKind::Usage, "{wrong}");
         }

@@ -78,13 +78,17 @@ impl<'a> Session<'a> {
 /// As [`Disk::open`].
 pub(crate) fn open_disk(path: &Path, open: &OpenOptions) -> Result<Disk> {
     let disk = Disk::open(path, open, WriteOptions::new())?;
-    if let Some(Repaired { corruptions, leaks, .. }) = disk.repaired() {
-        let path = shown(path);
-        warn_line(format_args!(
-            "'{path}' was not closed properly, and its metadata was repaired: {corruptions} errors, {leaks} leaked clusters"
-        ));
-    }
+    warn_repaired(path, disk.repaired(), false);
     Ok(disk)
+}
+
+/// Warns if the image at `path` had not been closed properly, and so was, or for a plan would be, repaired.
+pub(crate) fn warn_repaired(path: &Path, repaired: Option<Repaired>, plan: bool) {
+    let Some(Repaired { corruptions, leaks, .. }) = repaired else { return };
+    let (path, was) = (shown(path), if plan { "would be" } else { "was" });
+    warn_line(format_args!(
+        "'{path}' was not closed properly, and its metadata {was} repaired: {corruptions} errors, {leaks} leaked clusters"
+    ));
 }
 
 /// A long operation: shows progress, and stops at the first signal. Started before the sandbox is entered.
@@ -109,6 +113,11 @@ impl Operation {
     /// As [`start`](Self::start).
     pub(crate) fn showing(when: When) -> Result<Self> {
         Ok(Self { watch: Watch::start()?, progress: Progress::new(when) })
+    }
+
+    /// What a signal sets.
+    pub(crate) fn token(&self) -> CancelToken {
+        self.watch.token().clone()
     }
 
     /// Runs `work`, ends the display, and tells an operation that a signal stopped from one that failed.

@@ -82,6 +82,9 @@ pub enum Remedy {
     Shrink,
     /// Remove the persistent bitmaps, or allow that they are removed.
     DropBitmaps,
+    /// Allow that what changes becomes dirty in the persistent bitmaps, or that they are removed
+    /// ([`BitmapRule`](crate::ops::snapshot::BitmapRule)).
+    MarkBitmaps,
     /// Leave out the persistent bitmaps that were not stored cleanly, or remove them
     /// ([`CarryBitmaps::Sound`](crate::ops::bitmap::CarryBitmaps::Sound)).
     SkipBrokenBitmaps,
@@ -189,6 +192,7 @@ impl fmt::Display for Remedy {
             Self::DropSnapshots => "remove the snapshots that cannot be read",
             Self::Shrink => "make the guest's partitions and file systems smaller first, then allow it",
             Self::DropBitmaps => "remove the bitmaps, or allow that they are removed",
+            Self::MarkBitmaps => "allow that the bitmaps get what changes as dirty, or that they are removed",
             Self::SkipBrokenBitmaps => "remove the bitmap, or allow that it is left out",
             Self::ListSnapshots => "look which snapshots the image has",
             Self::Decompress(_) => {

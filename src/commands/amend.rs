@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::options::{ImageOptions, Purpose, Request, help, request};
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, warn_repaired};
 use crate::size::human;
 
 /// Arguments of `amend`.
@@ -103,6 +103,7 @@ impl Amend {
         let plan = if self.dry_run { plan } else { plan.changing(&path) };
         Session::start(&self.common, plan.opened_again())?;
         let outcome = operation.run(|observer, cancel| amend(&path, &options, observer, cancel))?;
+        warn_repaired(&path, outcome.repaired, outcome.dry_run);
         match self.common.format() {
             OutputFormat::Json => print_json(&outcome),
             OutputFormat::Human if self.common.verbosity.quiet => Ok(()),

@@ -17,7 +17,7 @@ use crate::args::{Common, WorkArgs, exit_codes, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, warn_repaired};
 
 /// Arguments of `bitmap`.
 #[derive(Debug, Args)]
@@ -193,6 +193,7 @@ impl Bitmap {
         let outcome = operation.run(|observer, cancel| {
             change_bitmap(&self.path, &name, &actions, &options, observer, cancel)
         })?;
+        warn_repaired(&self.path, outcome.repaired, outcome.dry_run);
         match self.common.format() {
             OutputFormat::Json => print_json(&outcome),
             OutputFormat::Human if self.common.verbosity.quiet => Ok(()),

@@ -14,7 +14,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, shown, warn_line};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session, changing};
+use crate::session::{Operation, Session, changing, warn_repaired};
 use crate::size::human;
 
 /// Arguments of `commit`.
@@ -113,11 +113,14 @@ impl Commit {
         let plan = changing(plan, &base, &open.clone().format(None));
         let session = Session::start(&self.common, plan)?;
         self.common.verbosity.opening(&self.path, self.format);
+        let open = open.cancel(operation.token());
         let outcome = operation.run(|observer, cancel| {
             let job = CommitJob::begin(&self.path, &open, &options)?;
             session.all_is_open()?;
             job.run(observer, cancel)
         })?;
+        warn_repaired(&outcome.base, outcome.base_repaired, outcome.dry_run);
+        warn_repaired(&outcome.filename, outcome.overlay_repaired, false);
         if self.common.format() == OutputFormat::Json {
             return print_json(&outcome);
         }

@@ -345,10 +345,10 @@ impl Convert {
                 CopyJob::onto(chain, dst, target, backing, &copy)?
             }
             (None, TargetOptions::Qcow2(_)) if self.no_create => {
-                CopyJob::into(chain, dst, &self.existing(), &copy)?
+                CopyJob::into(chain, dst, &self.existing(cancel), &copy)?
             }
             (None, _) if self.dirty_in.is_some() => {
-                CopyJob::into(chain, dst, &self.existing(), &copy)?
+                CopyJob::into(chain, dst, &self.existing(cancel), &copy)?
             }
             _ => {
                 let options = self.flatten(target);
@@ -363,9 +363,9 @@ impl Convert {
     }
 
     /// How an existing image is opened.
-    fn existing(&self) -> OpenOptions {
+    fn existing(&self, cancel: &CancelToken) -> OpenOptions {
         let open = self.source.trust.binding(self.source.chain.open_options());
-        open.format(self.target_format)
+        open.format(self.target_format).cancel(cancel.clone())
     }
 
     fn flatten(&self, target: TargetOptions) -> FlattenOptions {

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 use qcow::disk::{Disk, RangeKind};
-use qcow::io::Zeroes;
 use qcow::{Error, ErrorKind};
 use serde::Serialize;
 
@@ -152,9 +151,7 @@ fn carry_out(disk: &Disk, line: String, step: Step) -> Result<Done, Error> {
                 disk.write_compressed(&vec![pattern; in_memory(len)], at)?;
             }
         }
-        Step::Zero { at, len, keep } => {
-            disk.write_zeroes(at, len, if keep { Zeroes::Keep } else { Zeroes::Unmap })?;
-        }
+        Step::Zero { at, len, how } => disk.write_zeroes(at, len, how)?,
         Step::Discard { at, len } => disk.discard(at, len)?,
         Step::Flush => disk.flush()?,
         Step::Map { at, len } => {

@@ -17,7 +17,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, shown, warn_line};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session, changing};
+use crate::session::{Operation, Session, changing, warn_repaired};
 use crate::size::human;
 
 /// Arguments of `rebase`.
@@ -143,11 +143,13 @@ impl Rebase {
         let operation = Operation::start(&self.common, &self.work)?;
         let session = Session::start(&self.common, plan)?;
         self.common.verbosity.opening(&self.path, self.format);
+        let open = open.cancel(operation.token());
         let outcome = operation.run(|observer, cancel| {
             let job = RebaseJob::begin(&self.path, &open, &options)?;
             session.all_is_open()?;
             job.run(observer, cancel)
         })?;
+        warn_repaired(&outcome.filename, outcome.repaired, outcome.dry_run);
         if self.common.format() == OutputFormat::Json {
             return print_json(&outcome);
         }

@@ -15,7 +15,7 @@ use crate::args::{
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session, changing};
+use crate::session::{Operation, Session, changing, warn_repaired};
 use crate::size::{self, human};
 
 /// Arguments of `resize`.
@@ -108,6 +108,7 @@ impl Resize {
         Session::start(&self.common, plan)?;
         let outcome = operation
             .run(|observer, cancel| resize(&self.path, size, &options, observer, cancel))?;
+        warn_repaired(&self.path, outcome.repaired, outcome.dry_run);
         match self.common.format() {
             OutputFormat::Json => print_json(&outcome),
             OutputFormat::Human if self.common.verbosity.quiet => Ok(()),

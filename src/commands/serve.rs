@@ -139,15 +139,15 @@ struct Serving {
 impl Serve {
     /// Serves until a signal comes, or the last client goes.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let wanted = Exports::of(&self)?;
         let watch = Watch::start()?;
+        let wanted = Exports::of(&self)?.until(watch.token());
         let until = watch.readable()?;
         let sockets = Sockets::open(&self.socket, &self.listen)?;
         let metrics = self.metrics.map(TextServer::open).transpose()?;
         let options = self.options()?;
         let uris = sockets.uris(&wanted.names(), self.is_encrypted());
         let session = Session::start(&self.common, self.plan(&wanted))?;
-        let exports = wanted.open(&session, &self.part)?;
+        let exports = watch.settle(wanted.open(&session, &self.part))?;
         let shown = exports.iter().map(|(_, shown)| shown.clone()).collect::<Vec<_>>();
         let exports = exports.into_iter().map(|(export, _)| export).collect();
         let failed = |error| Error::io("could not serve", error);

@@ -14,7 +14,7 @@ use crate::args::{Common, WorkArgs, exit_codes, format_parser};
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session};
+use crate::session::{Operation, Session, warn_repaired};
 use crate::size::human;
 
 /// Arguments of `snapshot`.
@@ -97,6 +97,8 @@ struct Action {
 enum Bitmaps {
     /// An image with bitmaps is refused.
     Refuse,
+    /// What changes is dirty in bitmaps that record writes, so that the next backup copies it.
+    Mark,
     /// The bitmaps are removed, and the next backup is a full one.
     Drop,
 }
@@ -122,6 +124,7 @@ impl Snapshot {
         let plan = if self.dry_run { plan } else { plan.changing(&self.path) };
         let bitmaps = match self.bitmaps {
             Bitmaps::Refuse => BitmapRule::Refuse,
+            Bitmaps::Mark => BitmapRule::Mark,
             Bitmaps::Drop => BitmapRule::Drop,
         };
         let options = SnapshotOptions::default()
@@ -138,6 +141,7 @@ impl Snapshot {
         };
         let outcome = operation
             .run(|observer, cancel| work(&self.path, wanted, &options, observer, cancel))?;
+        warn_repaired(&self.path, outcome.repaired, outcome.dry_run);
         match self.common.format() {
             OutputFormat::Json => print_json(&Done { action, outcome: &outcome }),
             OutputFormat::Human if self.common.verbosity.quiet => Ok(()),
@@ -195,6 +199,11 @@ fn text(action: &str, outcome: &SnapshotOutcome) -> String {
         let lost = human(outcome.data_lost);
         let verb = if outcome.dry_run { "would go" } else { "are gone" };
         text.push_str(&format!("{lost} of data that only {of} had {verb}.\n"));
+    }
+    if outcome.bitmaps_marked > 0 {
+        let verb = if outcome.dry_run { "would get" } else { "have" };
+        let marked = outcome.bitmaps_marked;
+        text.push_str(&format!("Bitmaps that {verb} what changed as dirty: {marked}.\n"));
     }
     if outcome.bitmaps_dropped > 0 {
         let verb = if outcome.dry_run { "would be removed" } else { "were removed" };

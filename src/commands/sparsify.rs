@@ -10,7 +10,7 @@ use crate::args::{ChainArgs, Common, TrustArgs, WorkArgs, exit_codes, format_par
 use crate::failure::Failure;
 use crate::output::{OutputFormat, print, print_json, shown};
 use crate::sandbox::Plan;
-use crate::session::{Operation, Session, changing};
+use crate::session::{Operation, Session, changing, warn_repaired};
 use crate::size::human;
 
 /// Arguments of `sparsify`.
@@ -89,6 +89,7 @@ impl Sparsify {
             session.all_is_open()?;
             job.run(observer, cancel)
         })?;
+        warn_repaired(&self.path, outcome.repaired, outcome.dry_run);
         match self.common.format() {
             OutputFormat::Json => print_json(&outcome),
             OutputFormat::Human if self.common.verbosity.quiet => Ok(()),

@@ -55,6 +55,11 @@ const REMEDIES: &[(&str, &str, &str)] = &[
     (
         "DropBitmaps",
         "give --bitmaps drop",
+        "snapshot::a_bitmap_that_was_not_stored_cleanly_does_not_get_another_size",
+    ),
+    (
+        "MarkBitmaps",
+        "give --bitmaps mark",
         "snapshot::bitmaps_are_kept_and_an_image_with_some_is_not_changed_behind_their_backs",
     ),
     (

@@ -109,10 +109,9 @@ fn an_image_that_qemu_did_not_close_is_repaired_and_changed() {
                 let shown = format!("{command:?}");
                 let run = qcowtool(command);
                 assert!(run.succeeded(), "{shown}: {}", run.stderr());
-                if shown.contains("\"io\"") {
-                    let said = run.stderr();
-                    assert!(said.contains("not closed properly"), "{said}");
-                }
+                let said = run.stderr();
+                assert!(said.contains("not closed properly"), "{shown}: {said}");
+                assert!(said.contains("was repaired"), "{shown}: {said}");
             }
             None => {
                 let served = Served::start(&scratch, "", &[&image]);
@@ -129,6 +128,51 @@ fn an_image_that_qemu_did_not_close_is_repaired_and_changed() {
             assert_eq!(header.u64(field::COMPATIBLE) & 1, 1, "its refcounts may still be lazy");
         }
     }
+}
+
+/// What was repaired is a field of each outcome, and of each plan.
+#[test]
+fn an_outcome_has_what_was_repaired_before() {
+    needs_qemu!();
+    for number in 1..commands(Path::new(""), Path::new("")).len() {
+        for plan in [true, false] {
+            let scratch = Scratch::new();
+            let (image, overlay) = chain(&scratch, "lazy_refcounts=on");
+            crashed(&image);
+            let mut command = commands(&image, &overlay).swap_remove(number);
+            let shown = format!("{command:?}, plan {plan}");
+            if plan && shown.contains("\"convert\"") {
+                continue;
+            }
+            command.extend(args!["--output", "json"]);
+            command.extend(plan.then(|| "--dry-run".into()));
+            let run = qcowtool(command);
+            assert!(run.succeeded(), "{shown}: {}", run.stderr());
+            let outcome: serde_json::Value = serde_json::from_str(&run.stdout()).unwrap();
+            let key = if shown.contains("\"commit\"") { "base-repaired" } else { "repaired" };
+            assert!(outcome[key]["corruptions"].as_u64() > Some(0), "{shown}: {outcome}");
+            let would = if plan { "would be repaired" } else { "was repaired" };
+            assert!(run.stderr().contains(would), "{shown}: {}", run.stderr());
+        }
+    }
+    // Of an image that was closed there is nothing to say.
+    let scratch = Scratch::new();
+    let (image, _) = chain(&scratch, "");
+    let run = qcowtool(args!["snapshot", "-c", "two", "--output", "json", image]);
+    let outcome: serde_json::Value = serde_json::from_str(&run.stdout()).unwrap();
+    assert!(outcome.get("repaired").is_none() && run.stderr().is_empty(), "{outcome}");
+}
+
+/// A change that fails after the repair says that the image is not quite as it was.
+#[test]
+fn what_is_refused_after_a_repair_says_that_there_was_one() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let (image, _) = chain(&scratch, "lazy_refcounts=on");
+    crashed(&image);
+    qcowtool(args!["snapshot", "-c", "one", image])
+        .refused_naming(&["has the name 'one'", "was repaired before"]);
+    qemu::assert_clean(&image);
 }
 
 #[test]

@@ -188,7 +188,8 @@ fn bitmaps_are_kept_and_an_image_with_some_is_not_changed_behind_their_backs() {
     qemu_io("qcow2", &path, &["write -P 6 0 64k"]);
     let bitmaps = |path: &Path| qemu::info(path)["format-specific"]["data"]["bitmaps"].clone();
     assert_eq!(bitmaps(&path).as_array().unwrap().len(), 1);
-    refused(&path, &["-a", "one"], &["persistent bitmaps", "give --bitmaps drop to remove them"]);
+    let words = ["persistent bitmaps", "give --bitmaps mark", "--bitmaps drop to remove them"];
+    refused(&path, &["-a", "one"], &words);
     let said = qcowtool(args!["snapshot", "-a", "one", "--bitmaps", "drop", path]).ok();
     assert!(said.contains("Bitmaps that were removed: 1."), "{said}");
     assert!(bitmaps(&path).is_null());
@@ -199,6 +200,63 @@ fn bitmaps_are_kept_and_an_image_with_some_is_not_changed_behind_their_backs() {
     qcowtool(args!["snapshot", "-d", "one", path]).ok();
     qemu::assert_clean(&path);
     assert_eq!(bitmaps(&path)[0]["name"], "weekly");
+}
+
+/// A backup that copies what the bitmap has as dirty is right although the disk went back to a snapshot.
+#[test]
+fn what_a_snapshot_changes_is_dirty_in_bitmaps_that_record_writes() {
+    needs_qemu!();
+    for other_size in [false, true] {
+        let scratch = Scratch::new();
+        let path = scratch.path("disk.qcow2");
+        qemu::create(&path, "", "4M");
+        qemu_io("qcow2", &path, &["write -P 1 0 1M", "write -c -P 2 2M 64k"]);
+        qcowtool(args!["snapshot", "-c", "one", path]).ok();
+        qemu_io("qcow2", &path, &["write -P 6 64k 4k", "write -z 512k 64k", "write -P 7 3M 64k"]);
+        if other_size {
+            qcowtool(args!["resize", "-q", "--shrink", path, "3136k"]).ok();
+        }
+        // The backup, and from here on it is recorded what changes.
+        let backup = scratch.path("backup.raw");
+        fs::write(&backup, qemu::raw_of("qcow2", &path)).unwrap();
+        qcowtool(args!["bitmap", "-q", "--add", "-g", "4k", path, "daily"]).ok();
+        qcowtool(args!["bitmap", "-q", "--add", "--disable", path, "old"]).ok();
+        qemu_io("qcow2", &path, &["write -P 8 128k 4k"]);
+        let apply = args!["snapshot", "-a", "one", "--bitmaps", "mark", path];
+        let said = qcowtool(apply).ok();
+        assert!(said.contains("Bitmaps that have what changed as dirty: 1."), "{said}");
+        qemu::assert_clean(&path);
+        let dirty = qcowtool(args!["bitmap", "--output", "json", path, "daily"]).ok();
+        let dirty: serde_json::Value = serde_json::from_str(&dirty).unwrap();
+        let bytes = dirty.as_array().unwrap().iter().map(|range| range["length"].as_u64().unwrap());
+        // Clusters in which the two states differ, and no others.
+        assert_eq!(bytes.sum::<u64>(), 4 * 65536, "{dirty}");
+        let old = qcowtool(args!["bitmap", "--output", "json", path, "old"]).ok();
+        assert_eq!(old.trim(), "[]", "what is disabled stays as it is");
+        let now = qemu::raw_of("qcow2", &path);
+        fs::File::options().write(true).open(&backup).unwrap().set_len(now.len() as u64).unwrap();
+        let copy = args!["convert", "-q", "-n", "-O", "raw", "--bitmap", "daily", path, backup];
+        qcowtool(copy).ok();
+        assert!(fs::read(&backup).unwrap() == now, "the backup is not the disk");
+        // QEMU believes both, and goes on recording.
+        qemu_io("qcow2", &path, &["write -P 9 1M 4k"]);
+        qemu::assert_clean(&path);
+    }
+}
+
+#[test]
+fn a_bitmap_that_was_not_stored_cleanly_does_not_get_another_size() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = disk(&scratch, "");
+    qcowtool(args!["snapshot", "-c", "one", path]).ok();
+    qcowtool(args!["resize", "-q", path, "2M"]).ok();
+    qemu_img(&args!["bitmap", "--add", path, "daily"]);
+    let mut dying = std::process::Command::new("qemu-io");
+    dying.args(args!["-f", "qcow2", "-c", "write 0 4k", "-c", "flush", "-c", "abort", path]);
+    assert!(!dying.output().unwrap().status.success());
+    let words = ["'daily' was not stored cleanly", "give --bitmaps drop"];
+    refused(&path, &["-a", "one", "--bitmaps", "mark"], &words);
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Backend for DiskBackend {
     }
 
     fn write_zeroes(&self, at: u64, len: u64, how: Zero) -> Result<()> {
-        let zeroes = if how.unmap { Zeroes::Unmap } else { Zeroes::Keep };
+        let zeroes = if how.unmap { Zeroes::Unmap } else { Zeroes::Allocate };
         if how.fast && !self.disk.zeroes_fast(at, len, zeroes)? {
             return Err(Failed::new(Errno::Unsupported, "zeros would have to be written"));
         }

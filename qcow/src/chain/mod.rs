@@ -28,7 +28,7 @@ use crate::format::Incompatible;
 use crate::image::{Purpose, TableCache, Tables};
 use crate::io::{Access, FileStorage, Storage};
 use crate::setters::setters;
-use crate::{Error, ErrorKind, Remedy, Result};
+use crate::{CancelToken, Error, ErrorKind, Remedy, Result};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
@@ -74,6 +74,8 @@ pub struct OpenOptions {
     pub policy: Policy,
     /// How much may be demanded.
     pub limits: Limits,
+    /// Asks the opening of an image for writing to stop: all its metadata is read then, which may take long.
+    pub cancel: CancelToken,
 }
 
 setters!(OpenOptions {
@@ -83,6 +85,7 @@ setters!(OpenOptions {
     working_directory: WorkingDirectory,
     policy: Policy,
     limits: Limits,
+    cancel: CancelToken,
 } into {
     format: Option<Format>,
     snapshot: Option<String>,

@@ -218,6 +218,9 @@ fn drop_dead(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<()> {
 fn plan_refcounts(look: &Look<'_>, scope: Scope, plan: &mut Plan) -> Result<bool> {
     let report = look.checker.report;
     if report.corruptions() == 0 && report.leaks() == 0 && report.check_errors() == 0 {
+        if refcounts::counts_past_end(look)? {
+            refcounts::lower(look, plan)?;
+        }
         return Ok(true);
     }
     refuse_what_is_not_understood(report)?;

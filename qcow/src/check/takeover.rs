@@ -15,7 +15,8 @@ use crate::io::{Storage, WriteStorage};
 use crate::{CancelToken, Error, Observer, Remedy, Result};
 
 /// What an image that had not been closed properly needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct Repaired {
     /// Refcounts, copied flags and entries that were wrong.

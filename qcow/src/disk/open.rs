@@ -7,7 +7,7 @@ use super::{Disk, Files, Kind};
 use crate::chain::{Chain, Format, OpenOptions, open_writable};
 use crate::image::write::{Below, NoBacking, Writer, WriterOptions};
 use crate::io::WriteStorage;
-use crate::{Error, Result};
+use crate::{CancelToken, Error, Result};
 
 /// Bytes of L2 tables that are kept in memory unless [`WriteOptions::table_cache`] says otherwise: enough for
 /// 256 GiB of disk at 64 KiB clusters.
@@ -26,6 +26,7 @@ pub struct WriteOptions {
     explicit_zeroes: bool,
     trust_refcounts: bool,
     plan: bool,
+    cancel: CancelToken,
     backing: Option<Chain>,
     data_file: Option<Arc<dyn WriteStorage>>,
 }
@@ -38,6 +39,7 @@ impl Default for WriteOptions {
             explicit_zeroes: false,
             trust_refcounts: false,
             plan: false,
+            cancel: CancelToken::new(),
             backing: None,
             data_file: None,
         }
@@ -98,6 +100,13 @@ impl WriteOptions {
         Self { plan, ..self }
     }
 
+    /// Asks the opening to stop, which reads all metadata, with [`Interrupted`](crate::ErrorKind::Interrupted). For
+    /// [`Disk::from_storage`]; [`Disk::open`] takes what [`OpenOptions::cancel`](crate::chain::OpenOptions::cancel) has.
+    #[must_use]
+    pub fn cancel(self, cancel: CancelToken) -> Self {
+        Self { cancel, ..self }
+    }
+
     /// What the image is backed by, for [`Disk::from_storage`].
     #[must_use]
     pub fn backing(self, chain: Chain) -> Self {
@@ -122,7 +131,8 @@ impl Disk {
     pub fn open(path: &Path, open: &OpenOptions, write: WriteOptions) -> Result<Self> {
         let opened = open_writable(path, open)?;
         let storage: Arc<dyn WriteStorage> = Arc::new(opened.file);
-        let write = WriteOptions { backing: opened.backing, data_file: opened.data, ..write };
+        let (backing, data_file) = (opened.backing, opened.data);
+        let write = WriteOptions { backing, data_file, cancel: open.cancel.clone(), ..write };
         Self::new(opened.path, storage, opened.format, write)
     }
 
@@ -173,16 +183,17 @@ impl Disk {
             explicit_zeroes,
             trust_refcounts,
             plan,
+            cancel,
             backing,
             data_file,
         } = options;
         #[cfg(not(feature = "ops"))]
-        let _ = trust_refcounts;
+        let _ = (trust_refcounts, cancel);
         #[cfg(feature = "ops")]
         let repaired = match format {
             Format::Raw => None,
             Format::Qcow2 => {
-                let taken = take_over(&storage, trust_refcounts, plan);
+                let taken = take_over(&storage, trust_refcounts, plan, &cancel);
                 taken.map_err(|error| error.file(&path))?
             }
         };
@@ -225,30 +236,36 @@ impl Disk {
             return Err(Error::usage("a raw image has no backing file").file(path));
         }
         let storage: Arc<dyn WriteStorage> = Arc::new(opened.file);
-        let write = WriteOptions { backing, data_file: opened.data, ..write };
+        let (data_file, cancel) = (opened.data, open.cancel.clone());
+        let write = WriteOptions { backing, data_file, cancel, ..write };
         Ok((Self::new(opened.path, storage, opened.format, write)?, opened.backing))
     }
 }
 
-/// Repairs an image that was not closed properly; of any other the refcounts are proven, unless they are trusted.
-/// What is encrypted, or marked corrupt, is refused later.
+/// Repairs an image that was not closed properly, for a plan in memory only; of any other the refcounts are proven, unless
+/// they are trusted. What is encrypted, or marked corrupt, is refused later.
 #[cfg(feature = "ops")]
 fn take_over(
     storage: &Arc<dyn WriteStorage>,
     trust: bool,
     plan: bool,
+    cancel: &CancelToken,
 ) -> Result<Option<crate::check::Repaired>> {
     use crate::check::takeover;
     use crate::format::{CryptMethod, Incompatible};
-    use crate::{CancelToken, Silent, threads};
+    use crate::{Silent, threads};
 
     let header = crate::image::read_header_area(&**storage, crate::image::Purpose::Read)?.header;
     let refused = header.crypt_method != CryptMethod::None
         || header.incompatible.contains(Incompatible::CORRUPT);
-    let skipped = if takeover::is_dirty(&**storage)? { plan } else { trust };
-    if refused || skipped {
+    let dirty = takeover::is_dirty(&**storage)?;
+    if refused || trust && !dirty {
         return Ok(None);
     }
     let count = if storage.len() <= BY_ONE_THREAD { 1 } else { threads::count(0) };
-    threads::within(count, || takeover::take_over(storage, &Silent, &CancelToken::new()))?
+    threads::within(count, || match dirty && plan {
+        true => takeover::plan(&(Arc::clone(storage) as _), &Silent, cancel)
+            .map(|(_, repaired)| Some(repaired)),
+        false => takeover::take_over(storage, &Silent, cancel),
+    })?
 }

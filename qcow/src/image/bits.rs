@@ -106,6 +106,20 @@ impl Bits {
         }
     }
 
+    /// Makes it one for a disk of `size` bytes. What the disk becomes larger by is clean.
+    ///
+    /// # Errors
+    /// As [`table_entries`].
+    pub(crate) fn resize(&mut self, size: u64) -> Result<()> {
+        let entries = to_usize(table_entries(self.geometry, size, self.granularity_bits)?);
+        for index in entries..self.parts.len() {
+            self.replace(index, Part::As(BitmapTableEntry::AllZeros));
+        }
+        self.parts.resize_with(entries, || Part::As(BitmapTableEntry::AllZeros));
+        self.count = size.div_ceil(1 << self.granularity_bits);
+        Ok(())
+    }
+
     /// Sets the bits of a range of the guest's disk.
     ///
     /// # Errors

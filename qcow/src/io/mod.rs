@@ -210,8 +210,10 @@ impl Capabilities {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Zeroes {
-    /// It stays allocated, so that later writes to it need no space.
+    /// What is allocated stays allocated. A QCOW2 image allocates nothing new: what had no space still has none.
     Keep,
+    /// All of it is allocated afterwards, so that later writes to it need no space.
+    Allocate,
     /// It may be given back.
     Unmap,
 }

@@ -12,6 +12,9 @@
     reason = "a simulation that overflows stops a test, as it should"
 )]
 
+#[cfg(test)]
+pub(crate) mod files;
+
 use std::collections::BTreeMap;
 use std::io::{Error, Result};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -41,7 +41,7 @@ pub(super) fn zero(file: &File, range: Range<u64>, how: Zeroes) -> std::io::Resu
     let first = start.checked_next_multiple_of(BLOCK).unwrap_or(end).min(end);
     let last = (end & !BLOCK.wrapping_sub(1)).max(first);
     let ways: &[FallocateFlags] = match how {
-        Zeroes::Keep => &[FallocateFlags::ZERO_RANGE],
+        Zeroes::Keep | Zeroes::Allocate => &[FallocateFlags::ZERO_RANGE],
         Zeroes::Unmap => &[FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE],
     };
     if !any_of(ways, file, first..last)? {

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::edit::{Opened, change};
 use crate::chain::{Format, Policy};
+use crate::check::Repaired;
 use crate::format::Version;
 use crate::io::WriteStorage;
 use crate::setters::setters;
@@ -84,6 +85,9 @@ pub struct AmendOutcome {
     pub file_length: u64,
     /// Whether nothing was written.
     pub dry_run: bool,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// One thing that is different.
@@ -171,5 +175,6 @@ fn work(
         zeros_written: made.zeros_written,
         file_length: changed.file_len,
         dry_run: options.dry_run,
+        repaired: changed.repaired,
     })
 }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::edit::{Opened, change};
 use super::info::BitmapSummary;
 use crate::chain::{Chain, Format};
+use crate::check::Repaired;
 use crate::image::edit::Edit;
 use crate::io::WriteStorage;
 use crate::setters::setters;
@@ -26,7 +27,7 @@ use actions::Directory;
 pub(crate) use actions::set_extension;
 pub(crate) use carry::Carried;
 pub use carry::CarryBitmaps;
-pub(crate) use resize::resize_all;
+pub(crate) use resize::{mark_all, resize_all};
 
 /// What to do with a bitmap.
 #[derive(Debug, Clone)]
@@ -102,6 +103,9 @@ pub struct BitmapOutcome {
     pub changed: bool,
     /// Whether nothing was written.
     pub dry_run: bool,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// Changes the bitmap `name` of the image at `path`: the actions one after the other, all or none of them.
@@ -186,5 +190,6 @@ fn work(
         bitmaps,
         changed: changed.changed,
         dry_run: options.dry_run,
+        repaired: changed.repaired,
     })
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use self::found::Found;
 use super::digest::crc32_of_start;
-use super::edit::{Opened, change};
+use super::edit::{Changed, Opened, change};
 use super::resize::{NewSize, ResizeOptions, resize};
 use super::users;
 use super::work::overwrite::{Holes, Overwrite};
@@ -18,6 +18,7 @@ use super::work::sparse::Sparse;
 use super::work::transfer::{self, Transferred};
 use super::work::writes::Settings;
 use crate::chain::{Chain, Format, Layer, OpenOptions, local_path};
+use crate::check::Repaired;
 use crate::disk::{Disk, WriteOptions};
 use crate::image::Image;
 use crate::io::{Storage, WritableFile, WriteStorage};
@@ -112,6 +113,12 @@ pub struct CommitOutcome {
     pub emptied: bool,
     /// Nothing was written.
     pub dry_run: bool,
+    /// What was, or would be, repaired of the base before, because it had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_repaired: Option<Repaired>,
+    /// What was repaired of the overlay before it was emptied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay_repaired: Option<Repaired>,
 }
 
 /// The image that [`CommitJob::begin`] would write into: by the headers of the chain, and without opening it for writing.
@@ -134,6 +141,7 @@ pub struct CommitJob {
     other_overlays: Vec<PathBuf>,
     changed_snapshots: Vec<String>,
     base_grown: u64,
+    base_repaired: Option<Repaired>,
     /// The overlay, locked for writing, if it is to be emptied.
     emptied: Option<Arc<dyn WriteStorage>>,
 }
@@ -182,8 +190,9 @@ impl CommitJob {
         }
         let base_open = open.clone().format(found.format).snapshot(None);
         let base_grown = size.saturating_sub(before);
+        let mut base_repaired = None;
         if base_grown > 0 && !options.dry_run {
-            grow(&found.base, size, &base_open)?;
+            base_repaired = grow(&found.base, size, &base_open)?;
         }
         let write =
             WriteOptions::new().plan(options.dry_run).explicit_zeroes(options.explicit_zeroes);
@@ -192,6 +201,7 @@ impl CommitJob {
             let replaced = std::io::ErrorKind::NotFound.into();
             return Err(Error::io("another file has taken its place", replaced).file(&found.base));
         }
+        let base_repaired = base_repaired.or(disk.repaired());
         let (overlay, base, options) = (path.to_path_buf(), found.base, options.clone());
         Ok(Self {
             options,
@@ -202,6 +212,7 @@ impl CommitJob {
             other_overlays,
             changed_snapshots,
             base_grown,
+            base_repaired,
             emptied,
         })
     }
@@ -255,8 +266,10 @@ impl CommitJob {
         if !options.dry_run {
             disk.close()?;
         }
+        let mut overlay_repaired = None;
         if let Some(storage) = self.emptied {
-            empty(storage, threads, cancel).map_err(|error| error.file(&overlay))?;
+            let done = empty(storage, threads, cancel).map_err(|error| error.file(&overlay))?;
+            overlay_repaired = done.repaired;
         }
         Ok(CommitOutcome {
             filename: overlay,
@@ -274,6 +287,8 @@ impl CommitJob {
             overlay_bitmaps,
             emptied,
             dry_run: options.dry_run,
+            base_repaired: self.base_repaired,
+            overlay_repaired,
         })
     }
 }
@@ -333,15 +348,16 @@ fn refuse_data_file(upper: &Chain) -> Result<()> {
 }
 
 /// Gives up all that the overlay has, by one switch of its header.
-fn empty(storage: Arc<dyn WriteStorage>, threads: usize, cancel: &CancelToken) -> Result<()> {
+fn empty(storage: Arc<dyn WriteStorage>, threads: usize, cancel: &CancelToken) -> Result<Changed> {
     let opened = Opened::storage(storage);
-    change(&opened, threads, &Silent, cancel, |edit| edit.empty()).map(drop)
+    change(&opened, threads, &Silent, cancel, |edit| edit.empty()).map(|((), changed)| changed)
 }
 
 /// Makes the base as long as the overlay, past which it has nothing that the guest sees.
-fn grow(base: &Path, size: u64, open: &OpenOptions) -> Result<()> {
+fn grow(base: &Path, size: u64, open: &OpenOptions) -> Result<Option<Repaired>> {
     let options = ResizeOptions::default().open(open.clone());
-    resize(base, NewSize::Exactly(size), &options, &Silent, &CancelToken::new()).map(drop)
+    let outcome = resize(base, NewSize::Exactly(size), &options, &Silent, &open.cancel)?;
+    Ok(outcome.repaired)
 }
 
 fn another_content(path: &Path) -> Error {

@@ -22,6 +22,7 @@ use super::work::transfer::{self, Transferred};
 use super::work::writes::Settings;
 use super::{Preallocation, Qcow2Options, begin};
 use crate::chain::{Chain, Format, OpenOptions};
+use crate::check::Repaired;
 use crate::codec::Compressor;
 use crate::disk::{Disk, WriteOptions};
 use crate::extent::Truncation;
@@ -122,6 +123,9 @@ pub struct CopyOutcome {
     /// What could not be kept of a file that was replaced, and what a power cut may undo.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What was repaired of an existing image before, because it had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// A copy whose files are all open and locked: from here on it opens nothing.
@@ -251,6 +255,7 @@ impl<'a> CopyJob<'a> {
     /// then.
     pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<CopyOutcome> {
         let Self { source, path, options, carried, disk, format, only, new } = self;
+        let repaired = disk.repaired();
         let rate = Rate::of(options.rate);
         let settings = Settings {
             threads: options.threads,
@@ -322,6 +327,7 @@ impl<'a> CopyJob<'a> {
             bitmaps: carried.summaries(),
             not_carried_over: losses(&not_carried(active, &carried, options.dirty_in.as_deref())),
             warnings,
+            repaired,
         })
     }
 }

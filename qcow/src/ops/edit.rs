@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::chain::{Format, local_path, probe_format};
-use crate::check::{CheckOptions, CheckOutcome, check_image, in_pool, takeover};
+use crate::check::{CheckOptions, CheckOutcome, Repaired, check_image, in_pool, takeover};
 use crate::image::edit::{Change, Edit};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
 use crate::{CancelToken, Error, Observer, Result, Silent};
@@ -74,6 +74,8 @@ pub(crate) struct Changed {
     pub(crate) freed: u64,
     /// Length of the file afterwards.
     pub(crate) file_len: u64,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    pub(crate) repaired: Option<Repaired>,
 }
 
 /// Makes a change, and carries it out if `opened` can be written to. `threads` as in
@@ -106,47 +108,77 @@ pub(crate) fn change_if<T: Send>(
     judge: impl FnOnce(&Change, &T) -> Result<bool> + Send,
 ) -> Result<(T, Changed)> {
     in_pool(threads, || {
-        let (mut edit, before) = begin(opened, observer, cancel)?;
-        let made = work(&mut edit)?;
-        let change = edit.finish()?;
-        prove(&change, &before, cancel)?;
-        let changed = Changed {
-            changed: !change.is_empty(),
-            freed: change.freed()?,
-            file_len: change.file_len(),
-        };
-        if !judge(&change, &made)? {
-            let file_len = opened.storage.len();
-            return Ok((made, Changed { changed: false, freed: 0, file_len }));
-        }
-        cancel.check()?;
-        if let Some(target) = &opened.target {
-            change.apply(&**target)?;
-        }
-        Ok((made, changed))
+        let Begun { edit, before, repaired } = begin(opened, observer, cancel)?;
+        let made = make(opened, edit, &before, cancel, work, judge);
+        let (made, changed) = made.map_err(|error| match repaired {
+            // Whoever reads that the image is as it was knows that this is not all.
+            Some(_) if opened.target.is_some() => {
+                error.remark(" (the image had not been closed properly, and was repaired before)")
+            }
+            _ => error,
+        })?;
+        Ok((made, Changed { repaired, ..changed }))
     })?
 }
 
-/// The image as a change will find it, for an operation that makes something of it before.
+fn make<T>(
+    opened: &Opened,
+    mut edit: Edit,
+    before: &CheckOutcome,
+    cancel: &CancelToken,
+    work: impl FnOnce(&mut Edit) -> Result<T>,
+    judge: impl FnOnce(&Change, &T) -> Result<bool>,
+) -> Result<(T, Changed)> {
+    let made = work(&mut edit)?;
+    let change = edit.finish()?;
+    prove(&change, before, cancel)?;
+    let changed = Changed {
+        changed: !change.is_empty(),
+        freed: change.freed()?,
+        file_len: change.file_len(),
+        repaired: None,
+    };
+    if !judge(&change, &made)? {
+        let file_len = opened.storage.len();
+        return Ok((made, Changed { changed: false, freed: 0, file_len, repaired: None }));
+    }
+    cancel.check()?;
+    if let Some(target) = &opened.target {
+        change.apply(&**target)?;
+    }
+    Ok((made, changed))
+}
+
+/// The image as a change will find it, for an operation that makes something of it before; and what was, or would be,
+/// repaired for that.
 ///
 /// # Errors
 /// As [`change`].
-pub(crate) fn ready(opened: &Opened, threads: usize, cancel: &CancelToken) -> Result<Opened> {
-    let (edit, _) = in_pool(threads, || begin(opened, &Silent, cancel))??;
-    Ok(Opened { storage: Arc::clone(edit.image().storage()), target: opened.target.clone() })
+pub(crate) fn ready(
+    opened: &Opened,
+    threads: usize,
+    cancel: &CancelToken,
+) -> Result<(Opened, Option<Repaired>)> {
+    let Begun { edit, repaired, .. } = in_pool(threads, || begin(opened, &Silent, cancel))??;
+    let storage = Arc::clone(edit.image().storage());
+    Ok((Opened { storage, target: opened.target.clone() }, repaired))
+}
+
+/// A change that has begun.
+struct Begun {
+    edit: Edit,
+    /// What the check found.
+    before: CheckOutcome,
+    repaired: Option<Repaired>,
 }
 
 /// Opens the image for a change, and checks it.
-fn begin(
-    opened: &Opened,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-) -> Result<(Edit, CheckOutcome)> {
+fn begin(opened: &Opened, observer: &dyn Observer, cancel: &CancelToken) -> Result<Begun> {
     let grows = opened.target.as_ref().is_none_or(|target| target.capabilities().resize);
-    let storage = closed(opened, observer, cancel)?;
+    let (storage, repaired) = closed(opened, observer, cancel)?;
     let edit = Edit::open(Arc::clone(&storage), grows)?;
     let before = takeover::prove(&storage, observer, cancel)?;
-    Ok((edit, before))
+    Ok(Begun { edit, before, repaired })
 }
 
 /// The image, repaired first if it was not closed properly: on the disk, or for a plan in memory.
@@ -154,16 +186,15 @@ fn closed(
     opened: &Opened,
     observer: &dyn Observer,
     cancel: &CancelToken,
-) -> Result<Arc<dyn Storage>> {
+) -> Result<(Arc<dyn Storage>, Option<Repaired>)> {
     let storage = Arc::clone(&opened.storage);
-    if takeover::is_dirty(&*storage)? {
-        let (plan, _) = takeover::plan(&storage, observer, cancel)?;
-        match &opened.target {
-            Some(target) => plan.changes.apply(&**target)?,
-            None => return Ok(plan.result()),
-        }
+    if !takeover::is_dirty(&*storage)? {
+        return Ok((storage, None));
     }
-    Ok(storage)
+    let (plan, repaired) = takeover::plan(&storage, observer, cancel)?;
+    let Some(target) = &opened.target else { return Ok((plan.result(), Some(repaired))) };
+    plan.changes.apply(&**target)?;
+    Ok((storage, Some(repaired)))
 }
 
 /// Checks the image that the change makes, in memory.

@@ -15,6 +15,7 @@ use super::work::sparse::Sparse;
 use super::work::transfer::{self, Transferred};
 use super::work::writes::Settings;
 use crate::chain::{Chain, Format, OpenOptions, resolve_name};
+use crate::check::Repaired;
 use crate::disk::{Disk, WriteOptions};
 use crate::io::MemoryStorage;
 use crate::setters::setters;
@@ -111,6 +112,9 @@ pub struct RebaseOutcome {
     pub changed_snapshots: Vec<String>,
     /// Nothing was written.
     pub dry_run: bool,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// A rebase whose files are all open and locked: from here on it opens nothing. A job that is dropped has
@@ -170,6 +174,7 @@ impl RebaseJob {
     pub fn run(self, observer: &dyn Observer, cancel: &CancelToken) -> Result<RebaseOutcome> {
         let Self { options, path, disk, old, new } = self;
         let named = |error: Error| error.file(&path);
+        let repaired = disk.repaired();
         let changed_snapshots =
             self::snapshots_that_change(&disk, [&old, &new], &options, cancel).map_err(named)?;
         let (size, threads) = (disk.size(), options.threads);
@@ -217,6 +222,7 @@ impl RebaseJob {
             disk_crc32,
             changed_snapshots,
             dry_run: options.dry_run,
+            repaired,
         })
     }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::Preallocation;
 use crate::chain::{Format, OpenOptions, open_file};
+use crate::check::Repaired;
 use crate::format::SECTOR;
 use crate::setters::setters;
 use crate::{CancelToken, Error, Observer, Remedy, Result};
@@ -99,6 +100,9 @@ pub struct ResizeOutcome {
     pub hidden: u64,
     /// Length of the image's file afterwards.
     pub file_size: u64,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// Gives the disk in the image at `path` another size.

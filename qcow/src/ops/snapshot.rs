@@ -11,8 +11,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::bitmap::mark_all;
 use super::edit::{Changed, Opened, change};
 use crate::chain::Format;
+use crate::check::Repaired;
 use crate::exact::{Exact, to_usize};
 use crate::format::{HeaderPatch, MAX_SNAPSHOTS, Snapshot};
 use crate::image::edit::Edit;
@@ -29,6 +31,9 @@ pub enum BitmapRule {
     /// An image with bitmaps is refused.
     #[default]
     Refuse,
+    /// Bitmaps that record writes have as dirty, too, what the two states have in different clusters: the next backup
+    /// copies that, and is right. What was written and is the same may be among it.
+    Mark,
     /// The bitmaps are removed: the next backup is a full one.
     Drop,
 }
@@ -82,10 +87,15 @@ pub struct SnapshotOutcome {
     pub data_lost: u64,
     /// Persistent bitmaps that are gone.
     pub bitmaps_dropped: u64,
+    /// Persistent bitmaps that have what has changed as dirty.
+    pub bitmaps_marked: u64,
     /// Bytes of the file that became free, tables included.
     pub bytes_freed: u64,
     /// Length of the file afterwards.
     pub file_size: u64,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// What an operation says of itself.
@@ -96,6 +106,7 @@ struct Made {
     size: u64,
     lost_clusters: u64,
     bitmaps_dropped: u64,
+    bitmaps_marked: u64,
 }
 
 /// Takes a snapshot of the active image, under `name`.
@@ -198,7 +209,7 @@ pub(crate) fn run_on(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<SnapshotOutcome> {
-    let (outcome, Changed { freed, file_len, .. }) =
+    let (outcome, Changed { freed, file_len, repaired, .. }) =
         change(opened, options.threads, observer, cancel, |edit| {
             refuse_data_file(edit)?;
             let made = match task {
@@ -214,11 +225,13 @@ pub(crate) fn run_on(
                 size: made.size,
                 data_lost: made.lost_clusters.times(edit.geometry().cluster_size())?,
                 bitmaps_dropped: made.bitmaps_dropped,
+                bitmaps_marked: made.bitmaps_marked,
                 bytes_freed: 0,
                 file_size: 0,
+                repaired: None,
             })
         })?;
-    Ok(SnapshotOutcome { bytes_freed: freed, file_size: file_len, ..outcome })
+    Ok(SnapshotOutcome { bytes_freed: freed, file_size: file_len, repaired, ..outcome })
 }
 
 fn refuse_data_file(edit: &Edit) -> Result<()> {
@@ -297,16 +310,12 @@ fn next_id(snapshots: &[Snapshot]) -> u64 {
 
 fn revert(edit: &mut Edit, wanted: &str, options: &SnapshotOptions) -> Result<Made> {
     let snapshot = find(edit, wanted)?.1;
-    let bitmaps_dropped = match options.bitmaps {
-        _ if edit.image().bitmaps().is_empty() => 0,
-        BitmapRule::Drop => edit.drop_bitmaps()?,
-        BitmapRule::Refuse => {
-            return Err(Error::usage(
-                "the image has persistent bitmaps, which would say too little of what has changed",
-            )
-            .hint(Remedy::DropBitmaps));
-        }
-    };
+    let has_bitmaps = !edit.image().bitmaps().is_empty();
+    if has_bitmaps && options.bitmaps == BitmapRule::Refuse {
+        let message =
+            "the image has persistent bitmaps, which would say too little of what has changed";
+        return Err(Error::usage(message).hint(Remedy::MarkBitmaps));
+    }
     let geometry = edit.geometry();
     let size = snapshot.disk_size.unwrap_or(edit.image().virtual_size());
     let entries = to_usize(geometry.new_l1_entries(size)?);
@@ -316,6 +325,13 @@ fn revert(edit: &mut Edit, wanted: &str, options: &SnapshotOptions) -> Result<Ma
         l1.resize(entries, 0);
     }
     let old = edit.active_l1()?;
+    let (mut bitmaps_dropped, mut bitmaps_marked) = (0, 0);
+    if has_bitmaps && options.bitmaps == BitmapRule::Drop {
+        bitmaps_dropped = edit.drop_bitmaps()?;
+    } else if has_bitmaps {
+        let changed = edit.differences(&old, &l1)?;
+        bitmaps_marked = mark_all(edit, &changed, size)?;
+    }
     edit.lower_all(&old)?;
     edit.raise_all(&l1)?;
     let lost_clusters = edit.unreferenced(&old)?;
@@ -323,7 +339,7 @@ fn revert(edit: &mut Edit, wanted: &str, options: &SnapshotOptions) -> Result<Ma
     edit.replace_l1(&l1)?;
     edit.set_header(&HeaderPatch::size(size))?;
     let Snapshot { id, name, .. } = snapshot;
-    Ok(Made { id, name, size, lost_clusters, bitmaps_dropped })
+    Ok(Made { id, name, size, lost_clusters, bitmaps_dropped, bitmaps_marked })
 }
 
 fn remove(edit: &mut Edit, wanted: &str) -> Result<Made> {
@@ -341,7 +357,7 @@ fn remove(edit: &mut Edit, wanted: &str) -> Result<Made> {
     edit.set_snapshots(&snapshots)?;
     let Snapshot { id, name, .. } = snapshot;
     let size = edit.image().virtual_size();
-    Ok(Made { id, name, size, lost_clusters, bitmaps_dropped: 0 })
+    Ok(Made { id, name, size, lost_clusters, ..Made::default() })
 }
 
 /// The one snapshot that is meant, and its index.

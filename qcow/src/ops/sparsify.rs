@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use super::edit::{Changed, Opened, change_if, ready};
 use crate::chain::{Chain, Format, OpenOptions, open_file, open_writable_alone};
+use crate::check::Repaired;
 use crate::format::Autoclear;
 use crate::image::Image;
 use crate::io::{FileStorage, Storage, WriteStorage};
@@ -93,6 +94,9 @@ pub struct SparsifyOutcome {
     pub snapshots_verified: u64,
     /// The disk was read again, and is the same.
     pub verified: bool,
+    /// What was, or would be, repaired before, because the image had not been closed properly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repaired: Option<Repaired>,
 }
 
 /// Gives back what the image at `path` does not need. The image must not be in use.
@@ -239,7 +243,7 @@ pub(crate) fn sparsify_on(
 ) -> Result<SparsifyOutcome> {
     let threads = options.threads;
     // Before anything is made of what its tables say.
-    let opened = &ready(&files.image, threads, cancel)?;
+    let (opened, repaired) = &ready(&files.image, threads, cancel)?;
     let image = Image::open(Arc::clone(&opened.storage))?;
     if options.compact && image.has_data_file() {
         return Err(Error::unsupported(
@@ -283,6 +287,7 @@ pub(crate) fn sparsify_on(
         crc32,
         snapshots_verified: made.snapshots,
         verified: !options.no_verify && !options.dry_run,
+        repaired: *repaired,
     })
 }
 

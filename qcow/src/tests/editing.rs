@@ -9,5 +9,6 @@
 mod faults;
 pub(super) mod model;
 mod resize;
+mod schedules;
 mod snapshots;
 mod sparsify;

@@ -19,3 +19,4 @@ mod queue;
 mod steps;
 mod takeover;
 mod threads;
+mod traps;

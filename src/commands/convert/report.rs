@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::left_out::Lacking;
 use crate::losses::{report_not_carried, warn_truncated};
 use crate::output::{OutputFormat, print, print_json, shown, warn};
+use crate::session::warn_repaired;
 use crate::size::human;
 
 impl Convert {
@@ -51,6 +52,7 @@ impl Convert {
                 warn_truncated(&outcome.truncated);
                 report_not_carried(&self.common.verbosity, src, &outcome.not_carried_over);
                 warn(&outcome.warnings);
+                warn_repaired(dst, outcome.repaired, false);
                 match (json, quiet) {
                     (true, _) => print_json(&Lacking { outcome: &outcome, left_out }),
                     (false, true) => Ok(()),

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use nbd::{ChainBackend, Context, DiskBackend, Export};
-use qcow::Error;
 use qcow::chain::OpenOptions;
+use qcow::{CancelToken, Error};
 use serde::Serialize;
 
 use super::Serve;
@@ -73,6 +73,11 @@ impl<'a> Exports<'a> {
             writable,
             contexts: depth.into_iter().chain(bitmaps).collect(),
         })
+    }
+
+    /// The same, until `cancel` is set: opening a disk for writing reads all its metadata.
+    pub(super) fn until(self, cancel: &CancelToken) -> Self {
+        Self { open: self.open.cancel(cancel.clone()), ..self }
     }
 
     /// What clients call them.

@@ -85,6 +85,23 @@ fn needs_block(checker: &Checker<'_>, index: u64, end: u64) -> Result<bool> {
     }
 }
 
+/// Whether clusters past the last one in use, and past the end of the file, have refcounts. A crash leaves them that cuts
+/// off what was allocated; they become leaks when the file grows. For an image that is sound otherwise.
+pub(super) fn counts_past_end(look: &Look<'_>) -> Result<bool> {
+    let checker = look.checker;
+    let (clusters, width) = (checker.references.clusters(), checker.stored.width());
+    for index in checker.stored.locate(clusters).0..checker.stored.table().len() as u64 {
+        checker.cancel.check()?;
+        let RefcountBlock::At(offset) = checker.stored.block(index) else { continue };
+        let first = index.times(checker.stored.per_block())?;
+        let from = clusters.max(first).minus(first)?;
+        if width.find(&checker.stored.read_block(offset)?, from, false).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Raises what is too low to the number of references.
 pub(super) fn raise(look: &Look<'_>, plan: &mut Plan) -> Result<()> {
     adjust(look, plan, Action::RaiseRefcount, |stored, references| stored < references)
@@ -102,15 +119,14 @@ fn adjust(
     wrong: impl Fn(u64, u64) -> bool,
 ) -> Result<()> {
     let checker = look.checker;
-    // What lies past the last cluster in use may have refcounts too, but QEMU does not look there.
-    let clusters = checker.references.clusters();
     let width = checker.stored.width();
     plan.changes.barrier();
-    for index in 0..checker.stored.blocks_for(clusters) {
+    // What lies past the last cluster in use may have refcounts too, which no check looks at.
+    for index in 0..checker.stored.table().len() as u64 {
         checker.cancel.check()?;
         let RefcountBlock::At(offset) = checker.stored.block(index) else { continue };
         let first = index.times(checker.stored.per_block())?;
-        let count = checker.stored.per_block().min(clusters.minus(first)?);
+        let count = checker.stored.per_block();
         let old = checker.stored.read_block(offset)?;
         let mut new = old.clone();
         for at in 0..count {

@@ -101,7 +101,7 @@ impl Change {
             match how {
                 // Behind the old end all is zeros, and nothing is allocated.
                 Zeroes::Unmap => target.write_zeroes(host.0, there.minus(host.0)?, *how),
-                Zeroes::Keep => target.write_zeroes(host.0, *len, *how),
+                Zeroes::Keep | Zeroes::Allocate => target.write_zeroes(host.0, *len, *how),
             }
             .map_err(|error| failed(error).host_offset(host.0))?;
         }

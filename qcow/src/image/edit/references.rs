@@ -51,6 +51,43 @@ impl Edit {
         Ok(())
     }
 
+    /// The guest ranges, in ascending order, whose entries under two L1 tables differ in more than their flags. What has
+    /// the same entries has the same content, because a cluster that two tables share is never written to.
+    ///
+    /// # Errors
+    /// As [`read_l2`](Self::read_l2).
+    pub(crate) fn differences(&self, one: &[u64], other: &[u64]) -> Result<Vec<Range<u64>>> {
+        let geometry = self.geometry();
+        let width = to_usize(geometry.l2_entry_size());
+        let of = |l1: &[u64], index: usize| {
+            let table = L1Entry(l1.get(index).copied().unwrap_or_default()).offset();
+            let none = vec![0; to_usize(geometry.cluster_size())];
+            (table, move |edit: &Self| if table.0 == 0 { Ok(none) } else { edit.read_l2(table) })
+        };
+        let mut found: Vec<Range<u64>> = Vec::new();
+        for index in 0..one.len().max(other.len()) {
+            let ((one, one_bytes), (other, other_bytes)) = (of(one, index), of(other, index));
+            if one == other {
+                continue;
+            }
+            let (one, other) = (one_bytes(self)?, other_bytes(self)?);
+            let mut at =
+                (index as u64).times(geometry.l2_entries())?.times(geometry.cluster_size())?;
+            for (one, other) in one.chunks_exact(width).zip(other.chunks_exact(width)) {
+                let end = at.plus(geometry.cluster_size())?;
+                let plain = |bytes| RawL2Entry::read(bytes).with_copied(false);
+                if plain(one) != plain(other) {
+                    match found.last_mut() {
+                        Some(last) if last.end == at => last.end = end,
+                        _ => found.push(at..end),
+                    }
+                }
+                at = end;
+            }
+        }
+        Ok(found)
+    }
+
     /// How many guest clusters have data under these entries of an L1 table.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// Bytes of a slice, or the cluster size if that is less.
 const SLICE: u64 = 4096;
 
+/// Bytes of clusters that were dropped, for which a commit is made although nobody asks for it.
+const QUARANTINE: u64 = 64 << 20;
+
 /// Which slice: index of the L1 entry, and number of the slice in its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
@@ -69,6 +72,8 @@ pub(super) struct Map {
     dirty: BTreeSet<Key>,
     new_tables: BTreeSet<u64>,
     drops: Vec<u64>,
+    /// So many references are dropped in a group at most: their places cannot be used again before it is committed.
+    most_drops: usize,
     group: u64,
     committed: u64,
 }
@@ -103,6 +108,7 @@ impl Map {
             dirty: BTreeSet::new(),
             new_tables: BTreeSet::new(),
             drops: Vec::new(),
+            most_drops: to_usize(QUARANTINE >> geometry.cluster_bits()),
             group: 1,
             committed: 0,
         }
@@ -192,7 +198,7 @@ impl Map {
 
     /// Whether so much has changed that it should be committed before more does.
     pub(super) fn is_full(&self) -> bool {
-        self.dirty.len() > self.most >> 2
+        self.dirty.len() > self.most >> 2 || self.drops.len() > self.most_drops
     }
 
     /// Makes entry of guest cluster `cluster` say `entry`. False if its slice is missing.

@@ -70,7 +70,12 @@ impl Writer {
     /// writing raise. Parts of the range may have been written.
     pub(crate) fn write_at(&self, buf: &[u8], at: u64) -> Result<()> {
         self.check_range(at, buf.len() as u64)?;
-        self.changing(at, buf.len() as u64, || self.write(buf, at))
+        self.in_pieces(at..at.plus(buf.len() as u64)?, |piece| {
+            let len = piece.end.minus(piece.start)?;
+            let from = to_usize(piece.start.minus(at)?);
+            let bytes = buf.get(from..from.plus(to_usize(len))?).unwrap_or_default();
+            self.changing(piece.start, len, || self.write(bytes, piece.start))
+        })
     }
 
     /// Runs a request that changes something within a range.
@@ -459,8 +464,9 @@ impl Writer {
         let from = self.entry(cluster)?;
         let len = bytes.len() as u64;
         let host = self.with_space(|space| space.allocate_bytes(len))?;
-        let written = put(&*self.storage, bytes, host.0).and_then(|()| {
-            let word = CompressedSpan::encode(host, len, bits)?;
+        // Its place is named by fewer bits than others are.
+        let written = CompressedSpan::encode(host, len, bits).and_then(|word| {
+            put(&*self.storage, bytes, host.0)?;
             let to = RawL2Entry { word, bitmap: 0 };
             self.publish(&[Change { cluster, from, to, drops: true }])
         });

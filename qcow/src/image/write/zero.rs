@@ -1,19 +1,20 @@
 //! Zeroing and discarding, by entries where that is possible.
 
+mod data;
+
 use std::ops::Range;
 
 use super::store::Change;
 use super::{Below, PieceKind, Writer};
-use crate::codec::is_zero;
 use crate::exact::{Exact, to_usize};
-use crate::format::{RawL2Entry, Version};
+use crate::format::{HostOffset, L2Entry, RawL2Entry, Version};
 use crate::io::Zeroes;
 use crate::{Error, Result};
 
-/// Zeros are written, where they must be, in pieces of this many bytes.
-const ZEROS: u64 = 64 << 10;
 /// Entries that are changed at once.
 const AT_ONCE: u64 = 256;
+/// Clusters of a long request that are done at once: half a MiB of entries.
+const PIECE: u64 = 1 << 16;
 
 impl Writer {
     /// Makes `len` bytes from `at` on read as zeros.
@@ -22,7 +23,11 @@ impl Writer {
     /// As [`write_at`](Self::write_at).
     pub(crate) fn write_zeroes(&self, at: u64, len: u64, how: Zeroes) -> Result<()> {
         self.check_range(at, len)?;
-        self.changing(at, len, || self.zero(at, at.plus(len)?, how, self.explicit_zeroes))
+        self.in_pieces(at..at.plus(len)?, |piece| {
+            self.changing(piece.start, piece.end.minus(piece.start)?, || {
+                self.zero(piece.start, piece.end, how, self.explicit_zeroes)
+            })
+        })
     }
 
     /// Says that the guest does not need `len` bytes from `at` on any more: whole clusters of them read as
@@ -44,7 +49,32 @@ impl Writer {
         if start >= end {
             return Ok(());
         }
-        self.changing(start, end.minus(start)?, || self.zero(start, end, Zeroes::Unmap, false))
+        self.in_pieces(start..end, |piece| {
+            self.changing(piece.start, piece.end.minus(piece.start)?, || {
+                self.zero(piece.start, piece.end, Zeroes::Unmap, false)
+            })
+        })
+    }
+
+    /// Calls `each` with parts of a range, one after the other, each of which is a request of its own: what a request
+    /// keeps in memory until it has ended is bounded, and others get their turn (W-16).
+    pub(super) fn in_pieces(
+        &self,
+        range: Range<u64>,
+        mut each: impl FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let most = PIECE << self.geometry().cluster_bits();
+        let mut at = range.start;
+        // A request for nothing is one too.
+        loop {
+            let end = (at & !most.wrapping_sub(1)).checked_add(most);
+            let end = end.map_or(range.end, |end| end.min(range.end));
+            each(at..end)?;
+            if end == range.end {
+                return Ok(());
+            }
+            at = end;
+        }
     }
 
     /// Whether [`write_zeroes`](Self::write_zeroes) of this range would write no data.
@@ -60,6 +90,14 @@ impl Writer {
                 fast(&piece.kind) || piece.kind == PieceKind::Below && *at >= self.below.len()
             }))
         };
+        if how == Zeroes::Allocate {
+            // Of what reads as zeros it is not known here whether it has a place.
+            let (first, last) = self.by_entries(at, end);
+            let own = |kind: &PieceKind| matches!(kind, PieceKind::Data { own: true, .. });
+            return Ok(self.zeroes_by_entry(how)
+                && (first, last) == (at, end)
+                && all(at, end, own)?);
+        }
         if self.rules.data_file {
             return all(at, end, |kind| matches!(kind, PieceKind::Data { .. } | PieceKind::Zero));
         }
@@ -99,7 +137,7 @@ impl Writer {
         }
         let (first, last) = self.by_entries(at, end);
         if !self.zeroes_by_entry(how) {
-            return self.write_zeros(at, end);
+            return self.write_zeros(at, end, how);
         }
         // Of a range within one unit `first` and `last` are its end.
         self.zero_edge(at, first, how, explicit)?;
@@ -117,41 +155,6 @@ impl Writer {
         self.zero_edge(last, end, how, explicit)
     }
 
-    /// Zeroes a part of one unit. Where `explicit` zeros meet a unit that has no data and else reads as zeros, all
-    /// of it becomes zero by its entry.
-    fn zero_edge(&self, at: u64, end: u64, how: Zeroes, explicit: bool) -> Result<()> {
-        if explicit && at < end && self.zeroes_by_entry(how) {
-            let unit = self.geometry().subcluster_size();
-            let start = at & !unit.wrapping_sub(1);
-            let stop = start.plus(unit)?.min(self.size);
-            let cluster = start >> self.geometry().cluster_bits();
-            // So that nobody writes into the unit between the look at it and its new entry.
-            let _claim = self.claims.take(cluster..cluster.plus(1)?);
-            let piece = self.piece(start, stop.minus(start)?)?;
-            if matches!(piece.kind, PieceKind::Below | PieceKind::Zero)
-                && self.reads_as_zeros(start, at)?
-                && self.reads_as_zeros(end, stop)?
-            {
-                return self.zero_claimed(start..stop, how, explicit).map(drop);
-            }
-        }
-        self.write_zeros(at, end)
-    }
-
-    fn reads_as_zeros(&self, at: u64, end: u64) -> Result<bool> {
-        let (mut at, mut bytes) = (at, Vec::new());
-        while at < end {
-            let next = (at | ZEROS.wrapping_sub(1)).plus(1)?.min(end);
-            bytes.resize(to_usize(next.minus(at)?), 0);
-            self.read(&mut bytes, at)?;
-            if !is_zero(&bytes) {
-                return Ok(false);
-            }
-            at = next;
-        }
-        Ok(true)
-    }
-
     /// Makes whole subclusters of one L2 table zero by their entries; a range that ends with the disk ends
     /// with a whole one too.
     fn zero_entries(&self, range: Range<u64>, how: Zeroes, explicit: bool) -> Result<()> {
@@ -160,7 +163,7 @@ impl Writer {
         let claim = self.claims.take(clusters);
         let by_data = self.zero_claimed(range, how, explicit)?;
         drop(claim);
-        by_data.into_iter().try_for_each(|range| self.write_zeros(range.start, range.end))
+        by_data.into_iter().try_for_each(|range| self.write_zeros(range.start, range.end, how))
     }
 
     /// As [`zero_entries`](Self::zero_entries), with a claim of the clusters; gives back what no entry can say.
@@ -174,6 +177,7 @@ impl Writer {
         let bits = geometry.cluster_bits();
         let clusters = range.start >> bits..(range.end.minus(1)? >> bits).plus(1)?;
         let mut changes = Vec::new();
+        let mut without_place = Vec::new();
         let mut by_data = Vec::new();
         for cluster in clusters.clone() {
             let guest = cluster << bits;
@@ -183,6 +187,14 @@ impl Writer {
             let whole =
                 !geometry.extended_l2() || touched == u32::MAX || self.ends_disk(guest, touched);
             let from = self.entry(cluster)?;
+            if how == Zeroes::Allocate && !has_place(from) {
+                // Of what it shares with others, parts would have to be copied.
+                match whole || from.allocated_subclusters() == 0 && !from.is_compressed() {
+                    true => without_place.push((cluster, from, touched)),
+                    false => by_data.push(within),
+                }
+                continue;
+            }
             if !explicit && from.is_empty() && guest >= self.below.len() {
                 continue;
             }
@@ -195,11 +207,50 @@ impl Writer {
                 None => by_data.push(within),
             }
         }
-        if !changes.is_empty() {
+        if !changes.is_empty() || !without_place.is_empty() {
             self.own_table(clusters.start >> geometry.l2_bits())?;
+        }
+        if !changes.is_empty() {
             self.publish(&changes)?;
         }
+        self.give_places(&without_place)?;
         Ok(by_data)
+    }
+
+    /// Gives clusters that are claimed places that are kept for them, and has their `touched` subclusters zero.
+    fn give_places(&self, clusters: &[(u64, RawL2Entry, u32)]) -> Result<()> {
+        let size = self.geometry().cluster_size();
+        let mut rest = clusters;
+        while !rest.is_empty() {
+            let hosts = self.with_space(|space| space.allocate(rest.len() as u64))?;
+            let len = hosts.end.minus(hosts.start)?;
+            let (now, later) = rest.split_at_checked(to_usize(len)).unwrap_or((rest, &[]));
+            let place = hosts.start.times(size)?;
+            let reserved = self.storage.write_zeroes(place, len.times(size)?, Zeroes::Allocate);
+            let reserved = reserved.map_err(|error| Error::io("could not reserve space", error));
+            let given = reserved.and_then(|()| {
+                let places = hosts.clone().zip(now);
+                let changes = places.map(|(host, (cluster, from, touched))| {
+                    let host = HostOffset(host.times(size)?);
+                    let (word, _) = L2Entry::Data { host, copied: true }.encode(&self.rules)?;
+                    let to = match self.geometry().extended_l2() {
+                        false => RawL2Entry { word: word | RawL2Entry::ZEROS.word, bitmap: 0 },
+                        true => {
+                            let zero = from.zero_subclusters() | u64::from(*touched);
+                            RawL2Entry { word, bitmap: zero << 32 }
+                        }
+                    };
+                    Ok(Change { cluster: *cluster, from: *from, to, drops: true })
+                });
+                self.publish(&changes.collect::<Result<Vec<_>>>()?)
+            });
+            if given.is_err() {
+                self.give_back(hosts)?;
+            }
+            given?;
+            rest = later;
+        }
+        Ok(())
     }
 
     /// Whether the touched subclusters are all that the disk has of the cluster at `guest`.
@@ -218,8 +269,7 @@ impl Writer {
         how: Zeroes,
     ) -> Option<(RawL2Entry, bool)> {
         let extended = self.geometry().extended_l2();
-        let kept = from.is_copied() && !from.is_compressed() && from.offset().0 != 0;
-        let keep = kept && how == Zeroes::Keep;
+        let keep = has_place(from) && how != Zeroes::Unmap;
         let all = u64::from(u32::MAX) << 32;
         match (whole, extended) {
             (true, _) if self.rules.version == Version::V2 => Some((RawL2Entry::default(), true)),
@@ -237,62 +287,11 @@ impl Writer {
             }
         }
     }
-
-    /// In a data file every cluster has its place; zeros are written there, whatever else is asked for,
-    /// because a raw one is also read by itself.
-    fn zero_data_file(&self, at: u64, end: u64, how: Zeroes) -> Result<()> {
-        let mut at = at;
-        while at < end {
-            let piece = self.piece(at, end.minus(at)?)?;
-            match piece.kind {
-                super::lookup::Kind::Data { host, .. } => {
-                    self.data()
-                        .write_zeroes(host.0, piece.len, how)
-                        .map_err(|error| Error::io("could not write zeros", error))?;
-                }
-                super::lookup::Kind::Zero => {}
-                _ => self.write_zeros(at, at.plus(piece.len)?)?,
-            }
-            at = at.plus(piece.len)?;
-        }
-        Ok(())
-    }
-
-    /// Writes zeros as data, except where it reads as zeros already; explicit ones also where only what is below
-    /// does.
-    fn write_zeros(&self, at: u64, end: u64) -> Result<()> {
-        let mut at = at;
-        let mut bytes = Vec::new();
-        while at < end {
-            let next = (at | ZEROS.wrapping_sub(1)).plus(1)?.min(end);
-            bytes.resize(to_usize(next.minus(at)?), 0);
-            self.read(&mut bytes, at)?;
-            if !is_zero(&bytes) || self.is_left_below(at, next)? {
-                bytes.fill(0);
-                self.write(&bytes, at)?;
-            }
-            at = next;
-        }
-        Ok(())
-    }
 }
 
-impl Writer {
-    /// Whether zeros are to be explicit, and a part of this range is decided by a backing file.
-    fn is_left_below(&self, at: u64, end: u64) -> Result<bool> {
-        if !self.explicit_zeroes || self.below.len() == 0 {
-            return Ok(false);
-        }
-        let mut at = at;
-        while at < end {
-            let piece = self.piece(at, end.minus(at)?)?;
-            if piece.kind == PieceKind::Below {
-                return Ok(true);
-            }
-            at = at.plus(piece.len)?;
-        }
-        Ok(false)
-    }
+/// Whether the entry has a place that nothing else uses.
+fn has_place(entry: RawL2Entry) -> bool {
+    entry.is_copied() && !entry.is_compressed() && entry.offset().0 != 0
 }
 
 /// Nothing.

@@ -1,5 +1,8 @@
 //! The directory of bitmaps while it is changed.
 
+use std::ops::Range;
+
+use crate::exact::Exact;
 use crate::format::{
     Autoclear, BitmapEntry, BitmapFlags, BitmapsExtension, Extension, HeaderArea, HostOffset,
     MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAP_GRANULARITY_BITS, MAX_BITMAP_NAME, MAX_BITMAPS,
@@ -10,7 +13,7 @@ use crate::image::edit::Edit;
 use crate::image::first_cluster::editable;
 use crate::image::{BitmapInfo, Image};
 use crate::ops::info::BitmapSummary;
-use crate::{Error, ErrorKind, Escaped, Result};
+use crate::{Error, ErrorKind, Escaped, Remedy, Result};
 
 use super::BitmapAction;
 
@@ -47,6 +50,42 @@ impl Directory {
     /// The bitmaps' entries, to be changed.
     pub(super) fn entries(&mut self) -> impl Iterator<Item = &mut BitmapEntry> {
         self.items.iter_mut().map(|item| &mut item.entry)
+    }
+
+    /// Checks that all are such as can get another size.
+    pub(super) fn check_closed(&mut self) -> Result<()> {
+        match self.entries().find(|entry| entry.flags.contains(BitmapFlags::IN_USE)) {
+            None => Ok(()),
+            Some(entry) => {
+                let name = shown(&entry.name);
+                Err(Error::usage(format!(
+                    "the bitmap '{name}' was not stored cleanly, and cannot get another size"
+                ))
+                .hint(Remedy::DropBitmaps))
+            }
+        }
+    }
+
+    /// Sets bits in those that record writes, for a disk that gets `size` bytes. Gives how many that are.
+    pub(super) fn mark(&mut self, image: &Image, ranges: &[Range<u64>], size: u64) -> Result<u64> {
+        let mut marked = 0u64;
+        for item in &mut self.items {
+            let flags = item.entry.flags;
+            let records = flags.contains(BitmapFlags::AUTO) && !flags.contains(BitmapFlags::IN_USE);
+            if !records && size == image.virtual_size() {
+                continue;
+            }
+            let bits = item.bits(image)?;
+            bits.resize(size)?;
+            if records {
+                for range in ranges {
+                    bits.set(&**image.storage(), range.clone())?;
+                }
+                marked = marked.plus(1)?;
+            }
+            self.changed = true;
+        }
+        Ok(marked)
     }
 
     pub(super) fn summaries(&self) -> Vec<BitmapSummary> {

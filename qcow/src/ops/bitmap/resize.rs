@@ -1,11 +1,29 @@
-//! Bitmaps of a disk that gets another size.
+//! Bitmaps of a disk that changes without a write: it gets another size, or the content of a snapshot.
 
-use super::actions::{Directory, shown};
+use std::ops::Range;
+
+use super::actions::Directory;
 use crate::exact::{Exact, to_usize};
-use crate::format::{BitmapFlags, BitmapTableEntry, encode_table};
+use crate::format::{BitmapTableEntry, encode_table};
 use crate::image::bits::table_entries;
 use crate::image::edit::Edit;
-use crate::{Error, Remedy, Result};
+use crate::{Error, Result};
+
+/// Has all bitmaps sized for a disk of `size` bytes, and the bits of these ranges set in those that record writes. Gives
+/// how many that are. One that was not stored cleanly stays as it is: nobody believes it.
+///
+/// # Errors
+/// [`Usage`](crate::ErrorKind::Usage) if the size is another one and a bitmap was not stored cleanly,
+/// [`Limit`](crate::ErrorKind::Limit) if one would be too large.
+pub(crate) fn mark_all(edit: &mut Edit, ranges: &[Range<u64>], size: u64) -> Result<u64> {
+    let mut directory = Directory::read(edit.image())?;
+    if size != edit.image().virtual_size() {
+        directory.check_closed()?;
+    }
+    let marked = directory.mark(edit.image(), ranges, size)?;
+    directory.store(edit)?;
+    Ok(marked)
+}
 
 /// Has all bitmaps sized for a disk of `size` bytes. What the disk becomes larger by is not marked.
 ///
@@ -14,14 +32,8 @@ use crate::{Error, Remedy, Result};
 /// too large.
 pub(crate) fn resize_all(edit: &mut Edit, size: u64) -> Result<()> {
     let mut directory = Directory::read(edit.image())?;
+    directory.check_closed()?;
     for entry in directory.entries() {
-        if entry.flags.contains(BitmapFlags::IN_USE) {
-            let name = shown(&entry.name);
-            return Err(Error::usage(format!(
-                "the bitmap '{name}' was not stored cleanly, and cannot get another size"
-            ))
-            .hint(Remedy::DropBitmaps));
-        }
         let geometry = edit.geometry();
         let needed = table_entries(geometry, size, entry.granularity_bits.into())?;
         if needed == u64::from(entry.table_entries) {

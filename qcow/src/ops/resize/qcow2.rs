@@ -75,6 +75,7 @@ pub(crate) fn resize_in(
         data_lost: made.lost,
         hidden: made.hidden,
         file_size: changed.file_len,
+        repaired: changed.repaired,
     })
 }
 

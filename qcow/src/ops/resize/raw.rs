@@ -42,6 +42,7 @@ pub(super) fn resize(path: &Path, size: NewSize, options: &ResizeOptions) -> Res
         data_lost: lost,
         hidden: 0,
         file_size: new,
+        repaired: None,
     })
 }
 

@@ -57,5 +57,6 @@ pub(super) fn sparsify(
         crc32,
         snapshots_verified: 0,
         verified,
+        repaired: None,
     })
 }

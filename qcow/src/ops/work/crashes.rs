@@ -18,10 +18,12 @@ use crate::disk::{Disk, WriteOptions};
 use crate::format::{GuestOffset, Version};
 use crate::image::Image;
 use crate::io::sim::SimStorage;
+use crate::io::sim::files::{Calls, File, crashed};
 use crate::io::{MemoryStorage, Storage, Zeroes};
 use crate::ops::backing::{BackingFile, store_backing};
 use crate::ops::check::{CheckOptions, check_storage};
 use crate::ops::create::{Backing, CreateOptions, create};
+use crate::ops::edit::{Opened, change};
 use crate::ops::{Qcow2Options, TargetOptions};
 use crate::{CancelToken, Silent};
 
@@ -204,5 +206,80 @@ fn a_commit_that_crashes_leaves_what_the_guest_reads_through_the_overlay() {
         let after = content(&over(&sim.bytes(), None));
         assert!(after[..before.len()] == before, "the base has all");
         assert!(after[before.len()..].iter().all(|byte| *byte == 0xc1), "and keeps its end");
+    }
+}
+
+/// The base is two files, and the overlay is emptied: three files that a crash stops at different moments (W-24, W-39).
+#[test]
+fn a_commit_into_a_base_with_a_data_file_that_crashes_leaves_what_the_guest_reads() {
+    fixtures::needs_qemu!();
+    let kind = &KINDS[1];
+    for raw_outside in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, data) = (dir.path().join("base.qcow2"), dir.path().join("data.raw"));
+        let raw = if raw_outside { "on" } else { "off" };
+        let options = format!("cluster_size=4k,data_file={},data_file_raw={raw}", data.display());
+        fixtures::qemu::create(&path, &options, &kind.size().to_string());
+        let chain_of = |image: &[u8], data: &[u8]| {
+            let storage = |bytes: &[u8]| Arc::new(MemoryStorage::new(bytes.to_vec()));
+            let builder = Chain::builder().layer("base", storage(image), Format::Qcow2);
+            builder.data_file("data", storage(data)).open().unwrap()
+        };
+        let [image, data] = [path, data].map(|file| {
+            let bytes = std::fs::read(file).unwrap();
+            Arc::new(MemoryStorage::new(bytes))
+        });
+        let write = WriteOptions::new().data_file(data.clone());
+        let disk = Disk::from_storage(image.clone(), Format::Qcow2, write).unwrap();
+        disk.write_at(&[0xc1; 5 * 4096], 4096).unwrap();
+        disk.close().unwrap();
+        let (image, data) = (image.bytes(), data.bytes());
+        let overlay = {
+            let storage = Arc::new(MemoryStorage::new(kind.image(Some("base"))));
+            let write = WriteOptions::new().backing(chain_of(&image, &data));
+            let disk = Disk::from_storage(storage.clone(), Format::Qcow2, write).unwrap();
+            kind.scribble(&disk);
+            disk.close().unwrap();
+            storage.bytes()
+        };
+        let before = content(&over(&overlay, Some(&chain_of(&image, &data))));
+        let start = [image, data, overlay];
+        let calls = Calls::default();
+        let file = |number: usize| {
+            let memory = MemoryStorage::new(start[number].clone());
+            Arc::new(File { number, calls: Arc::clone(&calls), memory })
+        };
+        let write = WriteOptions::new().data_file(file(1));
+        let disk = Disk::from_storage(file(0), Format::Qcow2, write).unwrap();
+        let cancel = CancelToken::new();
+        let upper = over(&start[2], None);
+        let steps = Overwrite::new(&upper, disk.size(), Holes::Leave).unwrap();
+        let settings = Settings { zeros_by_entry: true, ..settings(&cancel, &disk, false) };
+        transfer::run(&steps, &disk, settings).unwrap();
+        disk.close().unwrap();
+        let opened = Opened::storage(file(2));
+        change(&opened, 1, &Silent, &cancel, |edit| edit.empty()).unwrap();
+        let calls = calls.lock().unwrap().clone();
+        let mut emptied = 0;
+        for cut in 0..=calls.len() {
+            for draw in 0..6 {
+                let what = format!("raw {raw}, after {cut} of {} calls, draw {draw}", calls.len());
+                let [image, data, overlay] = [0, 1, 2].map(|number| {
+                    crashed(&start[number], number, &calls[..cut], draw * (7 + number as u64))
+                });
+                sound(&image, &what);
+                sound(&overlay, &what);
+                let base = chain_of(&image, &data);
+                assert!(content(&over(&overlay, Some(&base))) == before, "{what}");
+                let holds = content(&base) == before;
+                emptied +=
+                    u32::from(holds && content(&over(&overlay, None)).iter().all(|b| *b == 0));
+                if raw_outside {
+                    let shown = data.iter().copied().chain(std::iter::repeat(0)).take(before.len());
+                    assert!(content(&base).into_iter().eq(shown), "{what}: the data file");
+                }
+            }
+        }
+        assert!(emptied > 0, "raw {raw}: the overlay is emptied in the end");
     }
 }

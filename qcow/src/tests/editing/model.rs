@@ -27,7 +27,7 @@ pub(super) type Work<'a> = &'a dyn Fn(&Opened) -> Result<()>;
 pub(super) struct Seen {
     size: u64,
     content: Vec<u8>,
-    snapshots: Vec<(Vec<u8>, Vec<u8>, Vec<u8>)>,
+    pub(super) snapshots: Vec<(Vec<u8>, Vec<u8>, Vec<u8>)>,
 }
 
 pub(super) fn seen(made: &Made, image: &[u8]) -> Seen {

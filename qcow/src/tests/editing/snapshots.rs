@@ -8,7 +8,8 @@ use crate::ErrorKind;
 use crate::image::Image;
 use crate::io::MemoryStorage;
 use crate::io::sim::SimStorage;
-use crate::ops::snapshot::Task;
+use crate::ops::snapshot::{BitmapRule, SnapshotOptions, Task, run_on};
+use crate::{CancelToken, Silent};
 
 const DATE: (u32, u32) = (1_700_000_000, 5);
 
@@ -59,6 +60,15 @@ fn a_crash_while_a_snapshot_is_taken_applied_or_deleted_leaves_the_old_image_or_
             let error = task(&opened(&storage), Task::Apply("a")).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
             assert_eq!(storage.calls(), 0);
+            let marked = crash(&made, &image, "apply and mark bitmaps", &|o| {
+                let options = SnapshotOptions::default().threads(1).bitmaps(BitmapRule::Mark);
+                run_on(o, Task::Apply("a"), &options, &Silent, &CancelToken::new()).map(|_| ())
+            });
+            let dirty = made.dirty(&marked).expect("it can be believed");
+            let sectors = first.chunks(512).zip(third.chunks(512)).zip(dirty);
+            for (sector, ((now, before), dirty)) in sectors.enumerate() {
+                assert!(now == before || dirty, "sector {sector} is not dirty");
+            }
             crash(&made, &image, "drop bitmaps", &|o| {
                 edited(o, |edit| edit.drop_bitmaps().map(|_| ())).map(|_| ())
             })

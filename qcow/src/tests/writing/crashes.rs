@@ -7,6 +7,7 @@ use fixtures::pattern::Random;
 
 use super::images::{KINDS, Made, leaks};
 use super::operations::Request;
+use crate::image::{Image, Refcounts};
 use crate::io::sim::{Crash, Event, SimStorage};
 use crate::io::{MemoryStorage, Storage};
 
@@ -47,7 +48,56 @@ fn a_crash_leaves_what_was_flushed_or_something_newer_in_every_kind_of_image() {
     }
 }
 
+/// With clusters of 512 bytes and refcounts of 64 bits a block covers 32 KiB of the file.
+#[test]
+fn a_crash_while_refcounts_get_new_blocks_leaves_what_was_flushed() {
+    fixtures::needs_qemu!();
+    for kind in KINDS.into_iter().filter(|kind| kind.name.contains("wide refcounts")) {
+        let made = kind.make();
+        let blocks = |image: &[u8]| {
+            let image = Image::open(Arc::new(MemoryStorage::new(image.to_vec()))).unwrap();
+            let refcounts = Refcounts::read(&image).unwrap();
+            refcounts.table().iter().filter(|entry| **entry != 0).count()
+        };
+        let image = run(
+            &made,
+            0,
+            (0..24).map(|number: u64| match number % 4 {
+                3 => Request::Flush,
+                _ => {
+                    let at = number * 6144 % (kind.size() - 6144);
+                    Request::Write { at, len: 6144, value: number as u8 + 1 }
+                }
+            }),
+        );
+        assert!(blocks(&image) > blocks(&made.image), "{}: no new blocks", kind.name);
+    }
+}
+
+/// What is written in place needs no commit, so that only the mark's own sync makes the mark durable before.
+#[test]
+fn a_crash_after_the_first_write_in_place_never_leaves_a_bitmap_that_lacks_it() {
+    fixtures::needs_qemu!();
+    let made = KINDS.into_iter().find(|kind| kind.bitmap).unwrap().make();
+    let requests = [
+        Request::Write { at: 8192, len: 4096, value: 1 },
+        Request::Flush,
+        Request::Write { at: 16384, len: 512, value: 2 },
+    ];
+    run(&made, 0, requests.into_iter());
+}
+
 fn one_run(made: &Made, seed: u64, requests: u32) {
+    let mut random = Random::new(seed ^ 0xc0ffee);
+    let requests = (0..requests).map(|number| {
+        let request = Request::random(made, &mut random, 512, (number % 250 + 1) as u8);
+        if random.below(5) == 0 { Request::Flush } else { request }
+    });
+    run(made, seed, requests);
+}
+
+/// Runs the requests, and judges all crashes on the way. Gives the image afterwards.
+fn run(made: &Made, seed: u64, requests: impl Iterator<Item = Request>) -> Vec<u8> {
     let storage = Arc::new(SimStorage::new(made.image.clone()));
     let disk = made.open(storage.clone());
     let mut history = History {
@@ -57,12 +107,7 @@ fn one_run(made: &Made, seed: u64, requests: u32) {
         ran: Vec::new(),
         what: format!("{}, seed {seed}", made.kind.name),
     };
-    let mut random = Random::new(seed ^ 0xc0ffee);
-    for number in 0..requests {
-        let mut request = Request::random(made, &mut random, 512, (number % 250 + 1) as u8);
-        if random.below(5) == 0 {
-            request = Request::Flush;
-        }
+    for request in requests {
         let before = syncs(&storage);
         request.run(&disk).unwrap();
         history.ran.push(Ran { request, before, after: syncs(&storage) });
@@ -76,6 +121,7 @@ fn one_run(made: &Made, seed: u64, requests: u32) {
             history.judge(&crash, number % SAMPLE == 0);
         }
     }
+    storage.bytes()
 }
 
 impl History<'_> {

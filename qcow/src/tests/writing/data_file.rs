@@ -1,6 +1,6 @@
 //! Images with an external data file: two files that a crash stops at different moments (W-24).
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use fixtures::{pattern::Random, qemu};
 
@@ -8,91 +8,8 @@ use super::images::leaks;
 use crate::chain::{Chain, Format};
 use crate::disk::{Disk, WriteOptions};
 use crate::format::GuestOffset;
-use crate::io::sim::SimStorage;
-use crate::io::{Capabilities, MemoryStorage, Storage, WriteStorage, Zeroes};
-
-/// A call on one of the files, in the order of all calls.
-#[derive(Debug, Clone)]
-enum Call {
-    Write(u64, Vec<u8>),
-    SetLen(u64),
-    Sync,
-}
-
-/// Both files' calls.
-type Calls = Arc<Mutex<Vec<(usize, Call)>>>;
-
-/// One of the files.
-#[derive(Debug)]
-struct File {
-    number: usize,
-    calls: Calls,
-    memory: MemoryStorage,
-}
-
-impl File {
-    fn call(&self, call: Call) {
-        self.calls.lock().unwrap().push((self.number, call));
-    }
-}
-
-impl Storage for File {
-    fn len(&self) -> u64 {
-        self.memory.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
-        self.memory.read_at(buf, offset)
-    }
-}
-
-impl WriteStorage for File {
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-        self.call(Call::Write(offset, bytes.to_vec()));
-        self.memory.write_at(bytes, offset)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64, _: Zeroes) -> std::io::Result<()> {
-        self.write_at(&vec![0; len as usize], offset)
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> std::io::Result<()> {
-        let len = self.len().saturating_sub(offset).min(len);
-        self.write_at(&vec![0; len as usize], offset)
-    }
-
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.call(Call::SetLen(len));
-        self.memory.set_len(len)
-    }
-
-    fn sync(&self) -> std::io::Result<()> {
-        self.call(Call::Sync);
-        Ok(())
-    }
-}
-
-/// What a crash after `calls` leaves of file `number`, drawn by `seed`.
-fn crashed(start: &[u8], number: usize, calls: &[(usize, Call)], seed: u64) -> Vec<u8> {
-    let storage = SimStorage::new(start.to_vec());
-    for (_, call) in calls.iter().filter(|(file, _)| *file == number) {
-        match call {
-            Call::Write(offset, bytes) => storage.write_at(bytes, *offset),
-            Call::SetLen(len) => storage.set_len(*len),
-            Call::Sync => storage.sync(),
-        }
-        .unwrap();
-    }
-    match seed {
-        // The process alone dies.
-        0 => storage.bytes(),
-        seed => storage.crash(seed).bytes,
-    }
-}
+use crate::io::sim::files::{Calls, File, crashed};
+use crate::io::{MemoryStorage, Zeroes};
 
 fn content(image: &[u8], data: &[u8]) -> Vec<u8> {
     let image = Arc::new(MemoryStorage::new(image.to_vec()));

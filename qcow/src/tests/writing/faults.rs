@@ -77,6 +77,22 @@ fn a_failed_write_is_said_and_leaves_the_disk_as_it_was_or_as_it_was_to_be() {
     }
 }
 
+/// W-81: a write that fails may be in the file all the same, and a backup must copy it.
+#[test]
+fn what_a_failed_write_has_written_in_place_is_marked_in_the_bitmap() {
+    fixtures::needs_qemu!();
+    let made = KINDS.into_iter().find(|kind| kind.bitmap).unwrap().make();
+    let storage = Arc::new(SimStorage::new(made.image.clone()));
+    let disk = made.open(storage.clone());
+    disk.write_at(&[7; 512], 16384).unwrap();
+    storage.fail(Failure { call: storage.calls(), errno: EIO, written: 512, for_good: false });
+    disk.write_at(&[9; 4096], 8192).unwrap_err();
+    disk.close().unwrap();
+    let image = storage.bytes();
+    assert_eq!(made.content(&image, None)[8192..8704], [9; 512], "it was written");
+    assert!(made.dirty(&image).expect("stored cleanly")[16], "the bitmap lacks it");
+}
+
 #[test]
 fn after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read() {
     fixtures::needs_qemu!();

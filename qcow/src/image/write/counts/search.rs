@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Counts, Got, Need, keep, no_block, sectors_of};
 use crate::Result;
-use crate::exact::Exact;
+use crate::exact::{Exact, to_usize};
 
 impl Counts {
     /// The first cluster from `from` on that is free. Behind what the table reaches all are.
@@ -37,7 +37,11 @@ impl Counts {
             if let Some(host) = self.block_host(index) {
                 let block = self.blocks.get(&index).ok_or(Need::Block(index, host))?;
                 let before = self.before.as_ref().and_then(|before| before.get(&index));
-                let used = |bytes: &Vec<u8>| self.width.find(bytes, at, false);
+                // No further than is asked for: a block has refcounts of many clusters, and one is wanted most often.
+                let end = at.plus(until.minus(cluster)?)?.times(self.width.bits().into())?;
+                let end = to_usize(end.div_ceil(8));
+                let used =
+                    |bytes: &Vec<u8>| self.width.find(bytes.get(..end).unwrap_or(bytes), at, false);
                 let used = [used(&block.bytes), before.and_then(used)];
                 if let Some(used) = used.into_iter().flatten().min() {
                     return Ok(cluster.minus(at)?.plus(used)?.min(until));

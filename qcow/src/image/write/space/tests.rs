@@ -215,3 +215,37 @@ fn a_refcount_table_that_cannot_become_longer_is_not_written_past_its_place() {
         }
     }
 }
+
+/// W-72: the last place that the table, or an entry, can name ends the file with an error; nothing is given out behind it
+/// or anew from the beginning.
+#[test]
+fn w_72_behind_the_last_cluster_that_can_be_named_there_is_an_error_and_no_wrap() {
+    // The longest refcount table ends before the longest offset, and the other way round.
+    for (cluster_bits, last) in [(16, (1 << 33) - 1), (21, (1 << 35) - 1)] {
+        let geometry = Geometry::new(cluster_bits, false).unwrap();
+        let width = RefcountWidth::new(6).unwrap();
+        let per_block = width.entries_per_block(geometry);
+        let entries = (1 << 20).min((last + 1) / per_block + 4);
+        let counts =
+            Counts::new(geometry, width, vec![1 << 40; to_usize(entries)], HostOffset(1 << 30));
+        let mut space = Space::new(counts.unwrap(), geometry, last, None);
+        space.low_water_mark = last - 1;
+        // All blocks but the ones behind the last place say that nothing is used.
+        let mut ask = |most: u64| loop {
+            match space.allocate(most) {
+                Ok(row) => return Ok(row),
+                Err(Need::Failed(error)) => return Err(error),
+                Err(Need::Block(index, host)) => {
+                    assert!(index >= last / per_block, "it looks in block {index}");
+                    space.counts.loaded(index, host, vec![0; to_usize(geometry.cluster_size())]);
+                }
+            }
+        };
+        assert_eq!(ask(1).unwrap(), last - 1..last, "{cluster_bits}");
+        assert_eq!(ask(1).unwrap(), last..last + 1, "{cluster_bits}");
+        for most in [1, 5] {
+            assert_eq!(ask(most).unwrap_err().kind(), ErrorKind::Limit, "{cluster_bits}");
+        }
+        assert_eq!(space.low_water_mark, last + 1);
+    }
+}
