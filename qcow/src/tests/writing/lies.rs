@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::super::editing::model::{edited, opened, task};
 use super::damaged::{counted, set_count};
 use super::images::KINDS;
-use crate::ErrorKind;
 use crate::chain::Format;
 use crate::disk::{Disk, WriteOptions};
 use crate::io::sim::SimStorage;
 use crate::ops::snapshot::Task;
+use crate::{CancelToken, ErrorKind};
 
 /// At most so many clusters of one image are lied about, spread evenly.
 const MOST: usize = 40;
@@ -76,4 +76,18 @@ fn an_image_with_leaks_is_written_to() {
     assert_eq!(disk.repaired(), None);
     disk.write_at(&[1; 512], 0).unwrap();
     disk.close().unwrap();
+}
+
+/// The proof of an image that nobody waits for any more ends, and the image is as it was.
+#[test]
+fn the_proof_stops_when_it_is_cancelled() {
+    fixtures::needs_qemu!();
+    let made = KINDS.iter().find(|kind| kind.name == "version 2").unwrap().make();
+    let storage = Arc::new(SimStorage::new(made.image.clone()));
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    let options = WriteOptions::new().cancel(cancel);
+    let error = Disk::from_storage(storage.clone(), Format::Qcow2, options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
+    assert_eq!(storage.calls(), 0, "something was written");
 }
