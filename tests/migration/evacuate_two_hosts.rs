@@ -40,6 +40,18 @@ impl World<'_> {
             Some(trial.guest.name.clone())
         })
     }
+
+    /// Waits until a guest that is still on A has a disk on C for what is going to be copied.
+    fn prepared(&self, running: &mut Running) -> String {
+        wait_for(60, "a target on C", || {
+            running.still_runs();
+            let target = |trial: &&Trial<'_>| {
+                trial.guest.state(&self.rig.a).is_some()
+                    && self.rig.c().run(["test", "-e", &trial.disk()]).succeeded()
+            };
+            self.trials.iter().find(target).map(|trial| trial.guest.name.clone())
+        })
+    }
 }
 
 #[test]
@@ -98,9 +110,9 @@ fn whatever_breaks_every_guest_is_on_one_host_and_in_the_end_all_have_arrived() 
     assert_eq!(ran.code(), Some(130), "{ran}");
     world.all_whole();
 
-    // C has no room any more, which was there when the copies began.
+    // C has no room any more, which was there when the guest was planned.
     let mut running = world.start(&["--resume"]);
-    let name = world.under_way(&mut running);
+    let name = world.prepared(&mut running);
     fill(&rig);
     let ran = running.end();
     assert_eq!(ran.code(), Some(6), "{ran}");
