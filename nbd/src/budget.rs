@@ -1,6 +1,6 @@
 //! Bounds for memory: payloads of all connections together, and requests of each.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +13,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A payload up to this long is always allowed once per connection, however much others hold: a client that does
 /// not read its replies does not stop those of others.
 pub(crate) const OWN: usize = 1 << 20;
+/// A payload from this length on starts at a page boundary: see `qcow`'s own buffers for what that is worth.
+const LONG: usize = 32 << 10;
+const PAGE: usize = 4096;
 /// How long a longer one waits for others before it is refused.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often who waits looks whether its connection is still there.
@@ -76,8 +79,11 @@ impl Budget {
     /// more than reading into it.
     pub(crate) fn buffer(self: &Arc<Self>, len: usize) -> Buffer {
         let mut bytes = lock(&self.buffers).pop().unwrap_or_default();
-        bytes.resize(len, 0);
-        Buffer { bytes, budget: Some(Arc::clone(self)) }
+        let room = if len < LONG { 0 } else { PAGE };
+        bytes.resize(len.saturating_add(room), 0);
+        let skipped = if len < LONG { 0 } else { bytes.as_ptr().align_offset(PAGE).min(room) };
+        let range = skipped..skipped.saturating_add(len);
+        Buffer { bytes, range, budget: Some(Arc::clone(self)) }
     }
 }
 
@@ -85,6 +91,8 @@ impl Budget {
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
     bytes: Vec<u8>,
+    /// Where the payload is in it.
+    range: Range<usize>,
     budget: Option<Arc<Budget>>,
 }
 
@@ -92,20 +100,20 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.get(self.range.clone()).unwrap_or_default()
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        self.bytes.get_mut(self.range.clone()).unwrap_or_default()
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         const KEPT: usize = 32;
-        let fits = (1..=OWN).contains(&self.bytes.capacity());
+        let fits = (1..=OWN.saturating_add(PAGE)).contains(&self.bytes.capacity());
         if let Some(budget) = self.budget.as_ref().filter(|_| fits) {
             let mut buffers = lock(&budget.buffers);
             if buffers.len() < KEPT {
@@ -155,6 +163,17 @@ mod tests {
         drop(own);
         drop(held);
         assert_eq!(*lock(&budget.free), OWN);
+    }
+
+    #[test]
+    fn long_payloads_start_at_a_page_boundary_whatever_was_kept() {
+        let budget = Arc::new(Budget::new(OWN));
+        for len in [1, 100, LONG, OWN, LONG - 1, OWN, 5 << 20, 0] {
+            let mut buffer = budget.buffer(len);
+            assert_eq!(buffer.len(), len);
+            assert_eq!(buffer.iter_mut().len(), len);
+            assert!(len < LONG || buffer.as_ptr().align_offset(PAGE) == 0, "{len}");
+        }
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! Page-aligned scratch memory straight from the kernel, for bulk reads and writes.
+//!
+//! The alignment is not only for direct I/O: large blocks of `malloc` start 16 bytes into a page, and to such addresses the
+//! kernel copies four times as slowly on some processors (AMD with fast short `rep movsb`: 1 GiB in 1.02 s instead of 0.23 s).
 
 use memmap2::MmapMut;
 

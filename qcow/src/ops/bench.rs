@@ -10,6 +10,7 @@ use crate::chain::{Chain, OpenOptions};
 use crate::disk::{Disk, WriteOptions};
 use crate::exact::Exact;
 use crate::format::GuestOffset;
+use crate::io::Buffer;
 use crate::setters::setters;
 use crate::sync::{Mutex, lock};
 use crate::threads;
@@ -134,7 +135,9 @@ impl BenchJob {
         };
         let worker = || -> Result<()> {
             let len = usize::try_from(options.size).map_err(|_| Error::limit("a long request"))?;
-            let mut bytes = vec![options.write.unwrap_or_default(); len];
+            let mut buffer = Buffer::new(len)?;
+            let bytes = buffer.first(len)?;
+            bytes.fill(options.write.unwrap_or_default());
             loop {
                 cancel.check()?;
                 let number = next.fetch_add(1, Relaxed);
@@ -144,9 +147,9 @@ impl BenchJob {
                 let at = options.offset.plus(number.times(step)?)?;
                 let at = at.checked_rem(size).unwrap_or(at);
                 match &target {
-                    Target::Read(chain) => chain.read_at(&mut bytes, GuestOffset(at))?,
+                    Target::Read(chain) => chain.read_at(bytes, GuestOffset(at))?,
                     Target::Write(disk) => {
-                        disk.write_at(&bytes, at)?;
+                        disk.write_at(bytes, at)?;
                         let sent = number.plus(1)?;
                         if options.flush_interval > 0
                             && sent.checked_rem(options.flush_interval) == Some(0)

@@ -8,7 +8,7 @@ use crate::chain::data_file_path;
 use crate::exact::{Exact, to_usize};
 use crate::format::Autoclear;
 use crate::image::{Purpose, read_header_area};
-use crate::io::{FileStorage, Storage, read_padded};
+use crate::io::{Buffer, FileStorage, Storage, read_padded};
 use crate::ops::edit::Opened;
 use crate::{CancelToken, Error, ErrorKind, Result};
 
@@ -79,7 +79,7 @@ fn first_difference(
     cancel: &CancelToken,
 ) -> Result<Option<u64>> {
     let mut at = 0;
-    let (mut left, mut right) = (Vec::new(), Vec::new());
+    let (mut left, mut right) = (Buffer::new(to_usize(PIECE))?, Buffer::new(to_usize(PIECE))?);
     loop {
         cancel.check()?;
         // Where both have holes there is nothing to compare.
@@ -95,11 +95,10 @@ fn first_difference(
         if len == 0 {
             return Ok(None);
         }
-        left.resize(len, 0);
-        right.resize(len, 0);
-        read_padded(one, &mut left, at)?;
-        read_padded(other, &mut right, at)?;
-        if let Some(skip) = left.iter().zip(&right).position(|(left, right)| left != right) {
+        let (left, right) = (left.first(len)?, right.first(len)?);
+        read_padded(one, left, at)?;
+        read_padded(other, right, at)?;
+        if let Some(skip) = left.iter().zip(&*right).position(|(left, right)| left != right) {
             return at.plus(skip as u64).map(Some);
         }
         at = at.plus(len as u64)?;

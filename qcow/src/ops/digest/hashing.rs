@@ -2,7 +2,9 @@
 
 use super::tree::{self, LEAF, Leaf, TreeHash};
 use crate::chain::Chain;
+use crate::exact::to_usize;
 use crate::format::GuestOffset;
+use crate::io::Buffer;
 use crate::ops::work::pipeline::{self, Job};
 use crate::{CancelToken, Observer, Result};
 
@@ -61,14 +63,14 @@ pub fn tree_hash(
 /// As [`tree_hash`].
 pub fn leaves(chain: &Chain, indexes: &[u64], cancel: &CancelToken) -> Result<Vec<Leaf>> {
     let mut reader = chain.reader();
-    let mut bytes = vec![0; usize::try_from(LEAF).unwrap_or_default()];
+    let mut buffer = Buffer::new(to_usize(LEAF))?;
     let found = indexes
         .iter()
         .map(|&index| {
             cancel.check()?;
             let start = index.saturating_mul(LEAF).min(chain.virtual_size());
             let len = chain.virtual_size().saturating_sub(start).min(LEAF);
-            let part = bytes.get_mut(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+            let part = buffer.first(to_usize(len))?;
             reader.read_at(part, GuestOffset(start))?;
             Ok(Leaf { index, hash: tree::hash_leaf(part) })
         })

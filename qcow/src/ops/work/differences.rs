@@ -8,6 +8,7 @@ use crate::disk::{Disk, RangeKind};
 use crate::exact::{Exact, to_usize};
 use crate::extent::Reader;
 use crate::format::GuestOffset;
+use crate::io::Buffer;
 use crate::ops::work::pieces::{Pieces, Work};
 use crate::ops::work::transfer::{ITEM, Steps};
 use crate::ops::work::writes::Writes;
@@ -87,13 +88,8 @@ impl<'a> Differences<'a> {
     /// Compares a range that the image leaves to its backing file.
     fn compare(&self, sides: &mut Sides, range: Range<u64>, writes: &mut Writes<'_>) -> Result<()> {
         let len = to_usize(range.end.minus(range.start)?);
-        let Sides { old, new, bytes } = sides;
-        let [old_bytes, new_bytes] = bytes;
-        let (Some(old_bytes), Some(new_bytes)) =
-            (old_bytes.get_mut(..len), new_bytes.get_mut(..len))
-        else {
-            return Err(Error::internal("a range is longer than an item"));
-        };
+        let Sides { old, new, bytes: [old_bytes, new_bytes] } = sides;
+        let (old_bytes, new_bytes) = (old_bytes.first(len)?, new_bytes.first(len)?);
         read(old, old_bytes, range.start)?;
         read(new, new_bytes, range.start)?;
         let mut differing: Option<Range<usize>> = None;
@@ -141,7 +137,7 @@ fn read(reader: &mut Reader, buf: &mut [u8], at: u64) -> Result<()> {
 pub(in crate::ops) struct Sides {
     old: Reader,
     new: Reader,
-    bytes: [Vec<u8>; 2],
+    bytes: [Buffer; 2],
 }
 
 impl<'a> Steps for Differences<'a> {
@@ -159,8 +155,8 @@ impl<'a> Steps for Differences<'a> {
     }
 
     fn worker(&self) -> Result<Sides> {
-        let buffer = || vec![0; to_usize(ITEM)];
-        Ok(Sides { old: self.old.reader(), new: self.new.reader(), bytes: [buffer(), buffer()] })
+        let buffer = || Buffer::new(to_usize(ITEM));
+        Ok(Sides { old: self.old.reader(), new: self.new.reader(), bytes: [buffer()?, buffer()?] })
     }
 
     fn carry_out(&self, sides: &mut Sides, work: Work, writes: &mut Writes<'_>) -> Result<()> {

@@ -13,6 +13,7 @@ use super::sequencer;
 use super::writes::{Content, Settings, Writes};
 use crate::disk::Disk;
 use crate::exact::{Exact, to_usize};
+use crate::io::Buffer;
 use crate::sync::{Mutex, lock};
 use crate::{Error, Observer, Result};
 
@@ -188,12 +189,12 @@ fn verify(disk: &Disk, sum: &Sum, settings: Settings<'_>) -> Result<()> {
     let pieces = Mutex::new(Pieces { ranges: sum.ranges.iter(), rest: 0..0, number: 0 });
     let cancel = settings.cancel;
     let crc = sequencer::run(settings.threads, Crc::new(), 0, &crate::Silent, |sequencer| {
-        let mut buffer = vec![0; to_usize(ITEM)];
+        let mut buffer = Buffer::new(to_usize(ITEM))?;
         loop {
             cancel.check()?;
             let Some((number, piece)) = lock(&pieces).next()? else { return Ok(()) };
             let len = to_usize(piece.end.minus(piece.start)?);
-            let bytes = buffer.get_mut(..len).unwrap_or_default();
+            let bytes = buffer.first(len)?;
             disk.read_at(bytes, piece.start)?;
             let hash = hash(bytes);
             let append = |crc: &mut Crc| {
