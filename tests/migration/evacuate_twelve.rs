@@ -262,15 +262,14 @@ fn twelve_guests(attempts: &[(Fault, &'static str)]) {
     for &(fault, phase) in attempts {
         let (hit, ran) = world.attempt(&words, fault, phase);
         words = vec!["--resume"];
+        match &hit {
+            Some(hit) => eprintln!("{fault:?} in {phase} of {}: {ran}", hit.guest),
+            None => eprintln!("{fault:?} not in {phase}: {ran}"),
+        }
         world.all_whole(fault == Fault::ToolKilled);
-        let arrived = world.arrived.len();
-        match hit {
-            Some(hit) => {
-                let guest = &hit.guest;
-                eprintln!("{fault:?} in {phase} of {guest}: {:?}; {arrived} arrived", ran.code());
-                world.is_told(&hit, &ran);
-            }
-            None => eprintln!("{fault:?} not in {phase}; {arrived} arrived"),
+        eprintln!("{} arrived", world.arrived.len());
+        if let Some(hit) = hit {
+            world.is_told(&hit, &ran);
         }
     }
     let ran = evacuate(&rig, &["--resume"]).output().unwrap();

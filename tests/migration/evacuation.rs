@@ -1,6 +1,8 @@
 //! What tests of evacuations onto two hosts share.
 
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -103,14 +105,18 @@ pub(crate) fn alone(trial: &mut Trial<'_>, runs: bool) {
 #[track_caller]
 pub(crate) fn place<'r>(rig: &'r Rig, trial: &Trial<'_>, states: &[&str]) -> &'r Host {
     let guest = &trial.guest;
+    let known = || rig.all().into_iter().filter_map(|host| Some((host, guest.state(host)?)));
+    let mut seen = Vec::new();
     // Where a migration has just failed, libvirt takes a moment to forget the guest.
-    wait_for(60, &format!("end of the uncertainty about {}", guest.name), || {
-        let known: Vec<_> =
-            rig.all().into_iter().filter(|host| guest.state(host).is_some()).collect();
-        let [only] = known[..] else { return None };
-        let state = guest.state(only)?;
-        (state == "running" || states.contains(&&*state)).then_some(only)
-    })
+    for _ in 0..600 {
+        seen = known().collect();
+        match &seen[..] {
+            [(only, state)] if state == "running" || states.contains(&&**state) => return only,
+            _ => sleep(Duration::from_millis(100)),
+        }
+    }
+    let seen: Vec<_> = seen.iter().map(|(host, state)| (host.name(), state)).collect();
+    panic!("{} is not on one host and well: {seen:?}", guest.name)
 }
 
 /// The guest is on one host, goes on if it runs, and all that its disks hold is right: every sector is recomputed. Where it is.

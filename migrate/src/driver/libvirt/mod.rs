@@ -178,21 +178,26 @@ impl Connection {
         outcome.map_err(|failure| told(&failure).on(&self.hostname()))
     }
 
+    /// Asks what changes nothing if it is asked twice: once more, over a new connection, if this one turns out to be broken. Where
+    /// a cable was out for a while, libvirt learns that only from the next question.
+    pub(crate) fn ask<T>(&self, ask: impl Fn(&Connect) -> Outcome<T>) -> Result<T> {
+        let connect = self.connect()?;
+        match ask(&connect) {
+            Err(_) if !matches!(connect.is_alive(), Ok(true)) => self.say(ask(&self.connect()?)),
+            outcome => self.say(outcome),
+        }
+    }
+
     fn lookup(&self, uuid: &str) -> Result<Domain> {
-        self.say(self.connect()?.lookup_domain_by_uuid_string(uuid))
+        self.ask(|connect| connect.lookup_domain_by_uuid_string(uuid))
     }
 
     /// What `ask` says of the domain; `None` if it is not there, or goes away meanwhile.
-    fn of_domain<T>(
-        &self,
-        uuid: &str,
-        ask: impl FnOnce(&Domain) -> Outcome<T>,
-    ) -> Result<Option<T>> {
-        let connect = self.connect()?;
-        self.say(unless(
-            code::NO_DOMAIN,
-            connect.lookup_domain_by_uuid_string(uuid).and_then(|domain| ask(&domain)),
-        ))
+    fn of_domain<T>(&self, uuid: &str, ask: impl Fn(&Domain) -> Outcome<T>) -> Result<Option<T>> {
+        self.ask(|connect| {
+            let domain = connect.lookup_domain_by_uuid_string(uuid);
+            unless(code::NO_DOMAIN, domain.and_then(|domain| ask(&domain)))
+        })
     }
 
     /// Which files the host's domains use, running or not.
@@ -386,20 +391,16 @@ impl Hypervisor for Connection {
     }
 
     fn domain(&self, name_or_uuid: &str) -> Result<Option<DomainFacts>> {
-        let connect = self.connect()?;
-        let by_uuid = match Uuid::try_parse(name_or_uuid).is_ok() {
-            true => self
-                .say(unless(code::NO_DOMAIN, connect.lookup_domain_by_uuid_string(name_or_uuid)))?,
-            false => None,
-        };
-        let found = match by_uuid {
-            Some(domain) => Some(domain),
-            None => {
-                self.say(unless(code::NO_DOMAIN, connect.lookup_domain_by_name(name_or_uuid)))?
+        let find = |connect: &Connect| {
+            if Uuid::try_parse(name_or_uuid).is_ok() {
+                let by_uuid = connect.lookup_domain_by_uuid_string(name_or_uuid);
+                if let Some(domain) = unless(code::NO_DOMAIN, by_uuid)? {
+                    return Ok(domain);
+                }
             }
+            connect.lookup_domain_by_name(name_or_uuid)
         };
-        let Some(domain) = found else { return Ok(None) };
-        let facts = || {
+        let facts = |domain: Domain| {
             let persistent = domain.is_persistent()?;
             // With passwords, or the guest would arrive without them.
             let secure = sys::VIR_DOMAIN_XML_SECURE;
@@ -418,7 +419,7 @@ impl Hypervisor for Connection {
                 saved: supported(domain.has_managed_save(0))?,
             })
         };
-        self.say(unless(code::NO_DOMAIN, facts()))
+        self.ask(|connect| unless(code::NO_DOMAIN, find(connect).and_then(facts)))
     }
 
     fn state(&self, uuid: &str) -> Result<Option<DomainState>> {
