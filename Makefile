@@ -8,7 +8,7 @@ BINARY := $(TARGET)/$(BUILD)/qcowtool
 WHOLE := $(if $(findstring --quick,$(BENCH))$(findstring --only,$(BENCH)),,--report docs/performance)
 
 .PHONY: help demo demo-migration test test-long test-migration iotests clients fuzz coverage loom miri tsan bench bench-pieces bench-writing bench-peers \
-  lint man release deb rpm package-test static container reproducible crates msrv book soak debug clean
+  lint man release deb rpm package-test static container reproducible crates api msrv book soak debug clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -114,6 +114,10 @@ container: static ## Make an image of the static program, an OCI archive
 reproducible: ## Build the last commit twice in two folders, and compare the bytes
 	@scripts/setup static
 	@scripts/reproducible
+
+api: ## List the public interface of the libraries anew, in docs/api
+	@scripts/setup build
+	@scripts/api write
 
 crates: ## Make the packages of the crates, each compiled from its package alone
 	@scripts/setup build

@@ -22,6 +22,7 @@ mod bitmaps;
 mod claims;
 mod commit;
 pub(in crate::image) mod counts;
+mod fill;
 mod gate;
 mod lookup;
 mod open;

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::claims::Claim;
+use super::fill::{Around, Change, Place};
 use super::gate::Pass;
 use super::lookup::{Kind, Piece};
-use super::store::{Around, Change, Place, Target};
+use super::store::Target;
 use super::{Writer, put};
 use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;

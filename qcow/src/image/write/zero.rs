@@ -4,7 +4,7 @@ mod data;
 
 use std::ops::Range;
 
-use super::store::Change;
+use super::fill::Change;
 use super::{Below, PieceKind, Writer};
 use crate::exact::{Exact, to_usize};
 use crate::format::{HostOffset, L2Entry, RawL2Entry, Version};
