@@ -207,7 +207,7 @@ impl NewImage {
         if preallocation == Preallocation::Metadata {
             return Err(Stop::error("Unsupported preallocation mode: metadata"));
         }
-        Ok(RawOptions::default().preallocation(preallocation))
+        Ok(RawOptions::default().preallocation(preallocation).first_block(true))
     }
 
     fn preallocation(&self) -> Result<Preallocation, Stop> {

@@ -202,6 +202,16 @@ fn the_upper_layers_of_a_cut_chain_are_read_together() {
 /// `base.raw`, `PAT` a raw file of 4708 bytes.
 const NAMES: &[&str] = &[
     r#"{"driver":"raw",PAT}"#,
+    r#"{'driver':'raw','file':{'driver':'file','filename':'@/pat.raw'}}"#,
+    r#"{'driver':"raw",'file.filename':'@/pat.raw',"offset":'512'}"#,
+    r#"{'driver':'raw','file.filename':'@/it\'s "quoted".raw'}"#,
+    r#"{"driver":"raw","file.filename":"@/it\'s \"quoted\".raw"}"#,
+    r#"{"driver":"raw","file.filename":"@/it's \"quoted\".raw"}"#,
+    r#"{"driver":"raw",'file.filename':'@/it\u0027s \u0022quoted\".raw'}"#,
+    r#"{'driver':'raw","file.filename":"@/pat.raw"}"#,
+    r#"{"driver":'raw","file.filename":"@/pat.raw'}"#,
+    r#"{"driver":"raw",'file.filename':'@/pat.raw}"#,
+    r#"{"driver":"raw",'file.filename':'@/pat.raw\'}"#,
     r#"{"driver":"raw",PAT,"offset":512}"#,
     r#"{"driver":"raw",PAT,"offset":"512"}"#,
     r#"{"driver":"raw",PAT,"offset":100}"#,
@@ -259,6 +269,7 @@ fn json_names_are_read_exactly_where_qemu_reads_them() {
     let path = |name: &str| scratch.path(name);
     let pattern: Vec<u8> = (0..4708).map(|at| (at / 100 + 1) as u8).collect();
     scratch.file("pat.raw", &pattern);
+    scratch.file(r#"it's "quoted".raw"#, &pattern);
     scratch.file("base.raw", &fixtures::pattern::noise(7, MIB));
     let base = path("base.raw");
     for name in ["ov.qcow2", "mid.qcow2"] {

@@ -130,6 +130,45 @@ fn a_smaller_disk_is_asked_for_and_what_goes_is_said() {
     holder.finish("quit\n");
 }
 
+/// Places of the refcount blocks.
+fn refcount_blocks(image: &Path) -> Vec<usize> {
+    let image = Patch::open(image);
+    let table = image.u64(48) as usize;
+    let entries = image.u32(56) as usize * 512 / 8;
+    let places = (0..entries).map(|entry| image.u64(table + entry * 8) as usize);
+    places.filter(|place| *place != 0).collect()
+}
+
+#[test]
+fn refcount_blocks_that_count_nothing_are_given_up_when_a_disk_shrinks() {
+    needs_qemu!();
+    for order in [(0..12).collect::<Vec<u64>>(), (0..12).rev().collect()] {
+        let scratch = Scratch::new();
+        let path = scratch.path("disk.qcow2");
+        qemu::create(&path, "cluster_size=512,refcount_bits=64", "3M");
+        for at in order {
+            qemu_io("qcow2", &path, &[&format!("write -P 7 {}k 256k", at * 256)]);
+        }
+        let before = refcount_blocks(&path).len();
+        for size in ["1M", "100k", "512"] {
+            let content = qemu::raw_of("qcow2", &path);
+            let theirs = scratch.path("theirs.qcow2");
+            fs::copy(&path, &theirs).unwrap();
+            qemu_img(&args!["resize", "-q", "--shrink", theirs, size]);
+            qcowtool(args!["resize", "--shrink", path, size]).ok();
+            qemu::assert_clean(&path);
+            let after = qemu::raw_of("qcow2", &path);
+            assert!(after == of_len(content, after.len()), "{size}");
+            let bytes = fs::read(&path).unwrap();
+            let counts = |place: &usize| bytes[*place..*place + 512].iter().any(|byte| *byte != 0);
+            assert!(refcount_blocks(&path).iter().all(counts), "{size}");
+            let theirs = fs::metadata(&theirs).unwrap().len();
+            assert!(bytes.len() as u64 <= theirs, "{size}: {}, {theirs}", bytes.len());
+        }
+        assert!(refcount_blocks(&path).len() < before);
+    }
+}
+
 #[test]
 fn snapshots_and_bitmaps_keep_what_they_are_for() {
     needs_qemu!();

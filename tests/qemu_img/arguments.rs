@@ -107,6 +107,13 @@ fn names_are_files_protocols_and_trees_of_options() {
         beside.both(&["map", "--output", "json", "--image-opts", list]).ok();
         beside.both(&["compare", "--image-opts", list, "driver=qcow2,file.filename=a"]).ok();
     }
+    // A file that does not end with a sector is read to the end of it.
+    beside.set_up("qemu-img create -q -f raw r 1M; truncate -s 1048575 r; qemu-io -f raw -c 'write 960k 64k' r >/dev/null; truncate -s 1048575 r");
+    for direct in ["on", "off"] {
+        let list = format!("driver=raw,file.filename=r,cache.direct={direct}");
+        beside.both(&["map", "--output", "json", "--image-opts", &list]).ok();
+        beside.both(&["map", "--image-opts", &list]).ok();
+    }
     let secret = ["--object", "secret,id=s0,data=abc"];
     beside.both(&[&["info"], &secret[..], &["a"]].concat()).ok();
 }

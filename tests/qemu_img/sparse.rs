@@ -25,6 +25,18 @@ fn allocated(beside: &Beside, name: &str, format: &str) -> [Vec<serde_json::Valu
 }
 
 #[test]
+fn a_new_raw_file_begins_with_a_block_of_data() {
+    needs_qemu!();
+    let beside = Beside::new();
+    for words in ["new 512", "new 3k", "new 8G", "-o preallocation=falloc new 1M"] {
+        beside.same(&format!("create -q -f raw {words}"));
+        let [ours, theirs] = allocated(&beside, "new", "raw");
+        assert_eq!(ours, theirs, "{words}");
+        assert_eq!(ours[0]["data"], true, "{words}");
+    }
+}
+
+#[test]
 fn zeros_are_left_out_in_the_blocks_that_qemu_leaves_out() {
     needs_qemu!();
     let beside = Beside::new();

@@ -2,6 +2,7 @@
 //!
 //! Manual: QEMU's `json:` pseudo-protocol; the members are those of `BlockdevOptions`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -15,13 +16,48 @@ use crate::{Error, Escaped, Result};
 
 /// Understands what follows `json:`.
 pub(super) fn parse(json: &[u8]) -> Result<ImageName> {
-    let Options(options) = serde_json::from_slice(json).map_err(|error| {
+    let Options(options) = serde_json::from_slice(&in_double_quotes(json)).map_err(|error| {
         Error::corrupt(format!(
             "the json: name cannot be understood: {}",
             Escaped(&error.to_string())
         ))
     })?;
     interpret(options)
+}
+
+/// JSON as QEMU reads it, with double quotes only: QEMU takes text in single quotes too, and `\'` in either.
+///
+/// ```
+/// let json = br#"{'a': "it's", 'b': 'say "x"', 'c': 'd\'e'}"#;
+/// let standard = br#"{"a": "it's", "b": "say \"x\"", "c": "d'e"}"#;
+/// assert_eq!(*qcow::chain::in_double_quotes(json), *standard);
+/// ```
+pub fn in_double_quotes(json: &[u8]) -> Cow<'_, [u8]> {
+    if !json.contains(&b'\'') {
+        return Cow::Borrowed(json);
+    }
+    let mut double = Vec::with_capacity(json.len());
+    let mut within = None;
+    let mut bytes = json.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match (within, byte) {
+            (None, b'\'' | b'"') => {
+                within = Some(byte);
+                double.push(b'"');
+            }
+            (Some(quote), _) if quote == byte => {
+                within = None;
+                double.push(b'"');
+            }
+            (Some(_), b'"') => double.extend(br#"\""#),
+            (Some(_), b'\\') => match bytes.next() {
+                Some(b'\'') => double.push(b'\''),
+                next => double.extend([byte].into_iter().chain(next)),
+            },
+            _ => double.push(byte),
+        }
+    }
+    Cow::Owned(double)
 }
 
 /// `{"driver": "qcow2", "file": {"driver": "file", "filename": "..."}}`, or the same with dots.

@@ -38,6 +38,7 @@ pub use foreign::Foreign;
 pub use format::Format;
 #[cfg(feature = "ops")]
 pub use joined::Joined;
+pub use json::in_double_quotes;
 pub use layer::Layer;
 use name::ImageName;
 pub use name::WorkingDirectory;

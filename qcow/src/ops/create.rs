@@ -18,6 +18,9 @@ use crate::layout::{NewImage, Placer, Sink};
 use crate::setters::setters;
 use crate::{CancelToken, Error, Remedy, Result};
 
+/// See [`RawOptions::first_block`].
+const FIRST_BLOCK: u64 = 4096;
+
 /// What to create.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -211,6 +214,9 @@ fn create_raw(
     }
     let output = begin(path, options.replace)?;
     preallocate_raw(&output, size, raw.preallocation, cancel)?;
+    if raw.first_block {
+        write_zeros(&output, 0, size.min(FIRST_BLOCK), cancel)?;
+    }
     let warnings = output.publish()?;
     Ok(CreateOutcome { warnings, ..outcome(path, Format::Raw, size, size) })
 }

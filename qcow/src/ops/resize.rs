@@ -1,7 +1,8 @@
 //! Changes the size of a disk in place, both ways.
 //!
 //! In a QCOW2 image that is one switch of the header's sector, with two barriers: size, L1 table, refcounts and
-//! what else changes are there at once, or not at all. What the disk becomes larger by reads as zeros, whatever
+//! what else changes are there at once, or not at all. A second one, when a disk became smaller, moves the new
+//! tables to places that are free since the first, so that the file becomes shorter. What the disk becomes larger by reads as zeros, whatever
 //! a longer backing file has there, or the image behind its end.
 
 mod edge;

@@ -80,10 +80,14 @@ impl From<RawOptions> for TargetOptions {
 pub struct RawOptions {
     /// [`Preallocation::Metadata`] is refused.
     pub preallocation: Preallocation,
+    /// [`create`](super::create::create) writes zeros to the first 4 KiB, as QEMU does, instead of leaving a hole. Programs find
+    /// the alignment that `O_DIRECT` needs by reads there, and some file systems let any read of a hole pass.
+    pub first_block: bool,
 }
 
 setters!(RawOptions {
     preallocation: Preallocation,
+    first_block: bool,
 } into {});
 
 /// Options of a new QCOW2 image; the defaults are QEMU's.

@@ -35,6 +35,17 @@ pub(crate) enum Command {
     Sleep(u64),
 }
 
+impl Command {
+    /// Where the request ends in the state of the machine, if that is what it is for.
+    pub(crate) fn end_in_state(&self) -> Option<u64> {
+        match self {
+            Self::Read(read) if read.state => Some(read.at.saturating_add(read.len)),
+            Self::Write(write) if write.state => Some(write.at.saturating_add(write.len)),
+            _ => None,
+        }
+    }
+}
+
 struct Known {
     names: &'static [&'static str],
     flags: Flags,
@@ -157,15 +168,7 @@ fn pattern(text: &str) -> Result<u8, String> {
     number.ok_or_else(|| format!("{text} is not a valid pattern byte"))
 }
 
-fn not_here(given: &Parsed) -> Result<(), String> {
-    if given.has('b') {
-        return Err("the state of the machine is not reached by this program".to_owned());
-    }
-    Ok(())
-}
-
 fn read(given: &Parsed) -> Result<Read, String> {
-    not_here(given)?;
     let (at, len) = range(given)?;
     let verify = match given.value('P') {
         None => None,
@@ -179,11 +182,10 @@ fn read(given: &Parsed) -> Result<Read, String> {
         }
     };
     let (dump, quiet) = (given.has('v'), given.has('q'));
-    Ok(Read { at, len, verify, dump, quiet, copy_up: false, name: "read" })
+    Ok(Read { at, len, verify, dump, quiet, copy_up: false, state: given.has('b'), name: "read" })
 }
 
 fn write(given: &Parsed) -> Result<Write, String> {
-    not_here(given)?;
     if [given.has('z'), given.has('P'), given.has('s')].iter().filter(|&&is| is).count() > 1 {
         return Err("Only one of -z, -P, and -s can be specified at the same time".to_owned());
     }
@@ -214,7 +216,8 @@ fn write(given: &Parsed) -> Result<Write, String> {
             }
         }
     }
-    Ok(Write { at, len, what, durable: given.has('f'), quiet: given.has('q'), name: "write" })
+    let (durable, quiet, state) = (given.has('f'), given.has('q'), given.has('b'));
+    Ok(Write { at, len, what, durable, state, quiet, name: "write" })
 }
 
 fn alloc(given: &Parsed) -> Result<Command, String> {

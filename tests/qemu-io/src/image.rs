@@ -79,6 +79,8 @@ impl Spec {
 #[derive(Debug)]
 pub(crate) struct Image {
     opened: Opened,
+    /// Where on the disk the bytes begin that requests are for.
+    start: u64,
     /// Where an image of its own is, while it is needed.
     _temporary: Option<TempDir>,
 }
@@ -113,7 +115,7 @@ impl Image {
             if spec.snapshot {
                 return over(&path, &chain).map_err(|error| error.to_string());
             }
-            return Ok(Self { opened: Opened::Chain(chain), _temporary: None });
+            return Ok(Self { opened: Opened::Chain(chain), start: 0, _temporary: None });
         }
         let format = match spec.format {
             Some(format) => Some(format),
@@ -122,7 +124,7 @@ impl Image {
         let disk = Disk::open(&path, &spec.open_options(format), as_qemu());
         let disk = disk.map_err(|error| refused(&error, true))?;
         shared::check_tuning(&spec.options, disk.cluster_size())?;
-        Ok(Self { opened: Opened::Disk(disk), _temporary: None })
+        Ok(Self { opened: Opened::Disk(disk), start: 0, _temporary: None })
     }
 
     /// Whether it can be written to.
@@ -148,14 +150,25 @@ impl Image {
 
     /// Whether `len` bytes from `at` on are on the disk.
     pub(crate) fn holds(&self, at: u64, len: u64) -> bool {
-        at.checked_add(len).is_some_and(|end| end <= self.size())
+        let end = self.place(at).checked_add(len);
+        end.is_some_and(|end| end <= self.size())
     }
 
     pub(crate) fn read(&self, buf: &mut [u8], at: u64) -> qcow::Result<()> {
         match &self.opened {
-            Opened::Disk(disk) => disk.read_at(buf, at),
-            Opened::Chain(chain) => chain.read_at(buf, GuestOffset(at)),
+            Opened::Disk(disk) => disk.read_at(buf, self.place(at)),
+            Opened::Chain(chain) => chain.read_at(buf, GuestOffset(self.place(at))),
         }
+    }
+
+    /// The image, whose requests are for what begins at `start`.
+    pub(crate) fn from(self, start: u64) -> Self {
+        Self { start, ..self }
+    }
+
+    /// Where on the disk the byte at `at` is.
+    pub(crate) fn place(&self, at: u64) -> u64 {
+        self.start.saturating_add(at)
     }
 
     /// Writes to the image what it reads from below, in whole clusters around the range.
@@ -250,5 +263,5 @@ fn over(path: &Path, chain: &Chain) -> qcow::Result<Image> {
     create(&name, &options)?;
     let open = OpenOptions::default().format(Some(Format::Qcow2));
     let disk = Disk::open(&name, &open, as_qemu())?;
-    Ok(Image { opened: Opened::Disk(disk), _temporary: Some(temporary) })
+    Ok(Image { opened: Opened::Disk(disk), start: 0, _temporary: Some(temporary) })
 }

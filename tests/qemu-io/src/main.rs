@@ -13,6 +13,7 @@ mod image;
 mod requests;
 mod session;
 mod show;
+mod state;
 
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;

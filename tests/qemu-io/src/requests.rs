@@ -30,6 +30,8 @@ pub(crate) struct Read {
     pub(crate) verify: Option<(u8, u64, u64)>,
     pub(crate) dump: bool,
     pub(crate) copy_up: bool,
+    /// It is the state of the machine that is read.
+    pub(crate) state: bool,
     pub(crate) quiet: bool,
     /// The command, in whose words failures are told.
     pub(crate) name: &'static str,
@@ -43,6 +45,8 @@ pub(crate) struct Write {
     pub(crate) what: What,
     /// Flushes before it is done.
     pub(crate) durable: bool,
+    /// It is the state of the machine that is written.
+    pub(crate) state: bool,
     pub(crate) quiet: bool,
     pub(crate) name: &'static str,
 }
@@ -139,19 +143,20 @@ impl Write {
 
     fn write(&self, image: &Image) -> qcow::Result<()> {
         let disk = image.disk()?;
+        let first = image.place(self.at);
         match &self.what {
-            What::Zeroes(how) => disk.write_zeroes(self.at, self.len, *how)?,
-            What::Discard => disk.discard(self.at, self.len)?,
+            What::Zeroes(how) => disk.write_zeroes(first, self.len, *how)?,
+            What::Discard => disk.discard(first, self.len)?,
             What::Bytes(bytes) => {
-                for (at, len) in parts(self.at, self.len) {
-                    disk.write_at(&repeated(bytes, at - self.at, len), at)?;
+                for (at, len) in parts(first, self.len) {
+                    disk.write_at(&repeated(bytes, at - first, len), at)?;
                 }
             }
             What::Compressed(bytes) => {
                 let unit = disk.cluster_size().unwrap_or(PART);
                 for start in (0..self.len).step_by(unit as usize) {
                     let len = unit.min(self.len - start) as usize;
-                    disk.write_compressed(&repeated(bytes, start, len), self.at + start)?;
+                    disk.write_compressed(&repeated(bytes, start, len), first + start)?;
                 }
             }
         }

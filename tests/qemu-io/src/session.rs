@@ -16,6 +16,7 @@ use crate::flags::Parsed;
 use crate::image::{Image, Spec};
 use crate::requests::{Outcome, Read};
 use crate::show;
+use crate::state::{Stretched, stretch};
 
 /// What comes after a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,13 +31,15 @@ pub(crate) struct Session {
     /// How images are opened unless the command says otherwise.
     defaults: Spec,
     image: Option<(Spec, Arc<Image>)>,
+    /// While requests are for the state of the machine.
+    stretched: Option<Stretched>,
     /// Requests under way, in the order in which they were given.
     beside: Vec<JoinHandle<Outcome>>,
 }
 
 impl Session {
     pub(crate) fn new(defaults: Spec) -> Self {
-        Self { defaults, image: None, beside: Vec::new() }
+        Self { defaults, image: None, stretched: None, beside: Vec::new() }
     }
 
     /// Opens the image.
@@ -52,14 +55,43 @@ impl Session {
     /// Closes the image, once all requests are done. Whether all went well.
     pub(crate) fn close(&mut self) -> bool {
         let done = self.wait();
-        let Some((_, image)) = self.image.take() else { return done };
-        match Arc::into_inner(image).map(Image::close) {
+        let Some((spec, image)) = self.image.take() else { return done };
+        let closed = match Arc::into_inner(image).map(Image::close) {
             Some(Err(error)) => {
                 show::complain(&shared::failed(&error));
                 false
             }
             _ => done,
+        };
+        let undone = self.stretched.take().map(|stretched| stretched.undo(&spec.file()?));
+        undone.is_none_or(|undone| undone.map_err(|why| show::complain(&why)).is_ok()) && closed
+    }
+
+    /// Has requests go to the state of the machine, as far as `end` of it, or to the disk.
+    fn turn(&mut self, end: Option<u64>) -> bool {
+        let Some((spec, image)) = &self.image else { return true };
+        if match end {
+            Some(end) => self.stretched.is_some() && image.holds(0, end),
+            None => self.stretched.is_none(),
+        } {
+            return true;
         }
+        let spec = spec.clone();
+        let closed = self.close();
+        let turned = self.reopened(&spec, end).map_err(|why| show::complain(&why));
+        if turned.is_err() && self.image.is_none() {
+            // What comes next is for the disk.
+            let _ = self.open(spec);
+        }
+        closed && turned.is_ok()
+    }
+
+    fn reopened(&mut self, spec: &Spec, end: Option<u64>) -> Result<(), String> {
+        self.stretched = end.map(|end| stretch(&spec.file()?, end)).transpose()?;
+        let start = self.stretched.as_ref().map_or(0, |stretched| stretched.start);
+        let image = Image::open(spec)?.from(start);
+        self.image = Some((spec.clone(), Arc::new(image)));
+        Ok(())
     }
 
     /// Waits for the requests under way, and tells of them in the order in which they were given.
@@ -85,6 +117,9 @@ impl Session {
                 return Next::Failed;
             }
         };
+        if !self.turn(command.end_in_state()) {
+            return Next::Failed;
+        }
         let succeeded = match command {
             Command::Quit => return Next::Quit,
             Command::Abort => abort(),

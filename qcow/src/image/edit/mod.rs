@@ -21,6 +21,7 @@
 //! | refcounts | [`raise`](Edit::raise), [`lower`](Edit::lower); for all that an L1 table leads to [`raise_all`](Edit::raise_all), [`lower_all`](Edit::lower_all) |
 //! | flags | [`with_true_flags`](Edit::with_true_flags), when all refcounts are what they will be |
 //! | all refcounts | [`set_width`](Edit::set_width) |
+//! | fewer refcount blocks | [`trim_counts`](Edit::trim_counts) |
 //! | a shorter file | [`survey`](Edit::survey), then [`vacate`](Edit::vacate) |
 //! | header | [`set_header`](Edit::set_header), [`set_l1`](Edit::set_l1), [`replace_l1`](Edit::replace_l1); what is not a table's place, also extensions: [`set_area`](Edit::set_area) |
 //! | after it | [`then`](Edit::then), for what lies in other sectors |
@@ -33,6 +34,7 @@ mod area;
 mod bitmaps;
 mod change;
 mod compact;
+mod counts;
 mod flags;
 mod references;
 mod release;
@@ -72,6 +74,8 @@ pub(crate) struct Edit {
     sector: Vec<u8>,
     /// The rest of the first cluster, if that changes too.
     area: Option<HeaderArea>,
+    /// Refcount blocks that count nothing are given up, and the end of their table with them.
+    trims_counts: bool,
     /// Refcounts get this width.
     width: Option<RefcountWidth>,
     /// Ranges that are zeroed before anything is written.
@@ -108,6 +112,7 @@ impl Edit {
             staged: Staged::new(storage),
             sector,
             area: None,
+            trims_counts: false,
             width: None,
             zeroed: Vec::new(),
             later: Vec::new(),
@@ -388,34 +393,6 @@ impl Edit {
             self.set_header(&patch)?;
         }
         Ok(())
-    }
-
-    /// Gives every refcount block that changed, and their table, a place that is free in the old image.
-    fn move_counts(&mut self) -> Result<()> {
-        if self.space.counts.is_clean() {
-            return Ok(());
-        }
-        if !self.space.counts.has_moved() {
-            self.space.move_table()?;
-        }
-        // Each block moves once; the old place's refcount may be in one that had not changed so far.
-        loop {
-            let changed = self.space.counts.changed_in_place();
-            if changed.is_empty() {
-                break;
-            }
-            for (index, old) in changed {
-                let new = self.allocate(1)?;
-                self.space.counts.move_block(index, new)?;
-                let old = old.0 >> self.geometry().cluster_bits();
-                self.lower(old..old.plus(1)?)?;
-            }
-        }
-        let table = self.space.counts.table_clusters()?;
-        let first = self.host(table.start)?;
-        let clusters = u32::try_from(table.end.minus(table.start)?)
-            .map_err(|_| Error::internal("the refcount table passes 32 bits"))?;
-        self.set_header(&HeaderPatch::refcount_table(first, clusters))
     }
 
     /// Where the last cluster in use of the new state ends.

@@ -6,6 +6,8 @@
 
 #[cfg(feature = "ops")]
 mod before;
+#[cfg(feature = "ops")]
+mod places;
 mod search;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

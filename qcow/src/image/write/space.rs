@@ -196,7 +196,8 @@ impl Space {
         Ok(false)
     }
 
-    fn make_wanted_table(&mut self) -> Got<()> {
+    /// Gives the refcount table its place, if it is to have another.
+    pub(in crate::image) fn make_wanted_table(&mut self) -> Got<()> {
         while let Some(clusters) = self.wanted_table {
             self.counts.lengthen(clusters)?;
             // If that does not reach the place found either, a longer one is wanted now.

@@ -8,12 +8,13 @@ use super::{NewSize, ResizeOptions, ResizeOutcome, check, check_sectors};
 use crate::chain::{Chain, open_writable};
 use crate::exact::{Exact, to_usize};
 use crate::format::{Autoclear, HeaderPatch, HostOffset, Version};
-use crate::image::edit::{Edit, Remap};
+use crate::image::edit::{Change, Edit, Remap};
 use crate::io::{WriteStorage, Zeroes};
 use crate::ops::Preallocation;
 use crate::ops::bitmap::resize_all;
-use crate::ops::edit::{Opened, change};
-use crate::{CancelToken, Error, Observer, Remedy, Result};
+use crate::ops::edit::{Opened, change_if};
+use crate::sync::{Mutex, lock};
+use crate::{CancelToken, Error, Observer, Remedy, Result, Silent};
 
 /// What a new size makes of the tables.
 #[derive(Debug, Default)]
@@ -54,19 +55,42 @@ pub(crate) fn resize_in(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<ResizeOutcome> {
-    let (made, changed) = change(opened, options.threads, observer, cancel, |edit| {
-        let made = make(edit, &old, size, options)?;
-        // The bytes behind the old end are none of the old disk's.
-        if let (Some(data), false) = (data, options.dry_run) {
-            grow_data_file(data, &made, is_raw_outside(edit), options.preallocation)?;
-        }
-        Ok(made)
-    })?;
+    let planned = Mutex::new(None);
+    let len = opened.storage.len();
+    let (made, changed) = change_if(
+        opened,
+        options.threads,
+        observer,
+        cancel,
+        |edit| {
+            let made = make(edit, &old, size, options)?;
+            // The bytes behind the old end are none of the old disk's.
+            if let (Some(data), false) = (data, options.dry_run) {
+                grow_data_file(data, &made, is_raw_outside(edit), options.preallocation)?;
+            }
+            Ok(made)
+        },
+        |change, _| {
+            *lock(&planned) = Some(change.result());
+            Ok(true)
+        },
+    )?;
     if let (Some(data), false) = (data, options.dry_run)
         && made.new < made.old
         && made.new < data.len()
     {
         data.set_len(made.new).map_err(|error| Error::io("could not cut the data file", error))?;
+    }
+    let mut file_size = changed.file_len;
+    if made.new < made.old && file_size > len {
+        let storage = match &opened.target {
+            Some(target) => Some(Arc::clone(target) as _),
+            None => lock(&planned).take(),
+        };
+        let again = storage.map(|storage| Opened { storage, target: opened.target.clone() });
+        let shorter = again.map(|again| shorten(&again, len, options.threads, cancel));
+        // The disk has its new size, and an image is no worse for being long.
+        file_size = shorter.and_then(Result::ok).unwrap_or(file_size);
     }
     Ok(ResizeOutcome {
         size_before: made.old,
@@ -74,9 +98,22 @@ pub(crate) fn resize_in(
         dry_run: options.dry_run,
         data_lost: made.lost,
         hidden: made.hidden,
-        file_size: changed.file_len,
+        file_size,
         repaired: changed.repaired,
     })
+}
+
+/// Moves what lies behind the `old` end of the file, which are tables that found no other free place, to where the disk
+/// was that is gone, and cuts the file. Gives its length.
+fn shorten(opened: &Opened, old: u64, threads: usize, cancel: &CancelToken) -> Result<u64> {
+    let len = opened.storage.len();
+    let vacate = |edit: &mut Edit| {
+        edit.trim_counts();
+        edit.vacate(edit.geometry().clusters_for(old), cancel)
+    };
+    let shorter = |change: &Change, _: &u64| Ok(change.file_len() < len);
+    let (_, changed) = change_if(opened, threads, &Silent, cancel, vacate, shorter)?;
+    Ok(changed.file_len)
 }
 
 /// Whether the external data file is to read as the disk.
@@ -114,6 +151,8 @@ fn make(edit: &mut Edit, old: &Old, size: NewSize, options: &ResizeOptions) -> R
     Edge { old, before, new }.clean(edit, &mut l1)?;
     if new > before {
         made.hidden = fill(edit, &mut l1, before, new, old.below(), options.preallocation)?;
+    } else {
+        edit.trim_counts();
     }
     edit.replace_l1(&l1)?;
     edit.set_header(&HeaderPatch::size(new))?;

@@ -58,13 +58,6 @@ impl Counts {
         Ok((clusters.start.plus(count)?..clusters.end, free))
     }
 
-    /// The blocks that differ from what is on disk, and lie where they do there.
-    pub(in crate::image) fn changed_in_place(&self) -> Vec<(u64, HostOffset)> {
-        let block = |index: &u64| Some((*index, self.blocks.get(index)?));
-        let blocks = self.dirty_blocks.iter().filter_map(block);
-        blocks.filter(|(_, block)| !block.fresh).map(|(index, block)| (index, block.host)).collect()
-    }
-
     /// The blocks that lie in cluster `from` or behind it, on disk as here: their indices and clusters.
     pub(in crate::image) fn blocks_from(&self, from: u64) -> Vec<(u64, u64)> {
         let bits = self.geometry.cluster_bits();
