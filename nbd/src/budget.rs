@@ -81,7 +81,7 @@ impl Budget {
         let mut bytes = lock(&self.buffers).pop().unwrap_or_default();
         let room = if len < LONG { 0 } else { PAGE };
         bytes.resize(len.saturating_add(room), 0);
-        let skipped = if len < LONG { 0 } else { bytes.as_ptr().align_offset(PAGE).min(room) };
+        let skipped = bytes.as_ptr().align_offset(PAGE).min(room);
         let range = skipped..skipped.saturating_add(len);
         Buffer { bytes, range, budget: Some(Arc::clone(self)) }
     }

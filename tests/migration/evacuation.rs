@@ -1,13 +1,11 @@
 //! What tests of evacuations onto two hosts share.
 
 use std::process::Command;
-use std::thread::sleep;
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::trial::{Trial, Way, binary};
-use rig::{Disk, Host, Kind, Ran, Rig, host::IMAGES, wait_for};
+use rig::{Disk, Host, Kind, Ran, Rig, host::IMAGES, wait_for, wait_until};
 
 /// Bytes of each guest's second disk, all of which have this value.
 const DATA: (usize, u8) = (48 << 20, 90);
@@ -106,17 +104,17 @@ pub(crate) fn alone(trial: &mut Trial<'_>, runs: bool) {
 pub(crate) fn place<'r>(rig: &'r Rig, trial: &Trial<'_>, states: &[&str]) -> &'r Host {
     let guest = &trial.guest;
     let known = || rig.all().into_iter().filter_map(|host| Some((host, guest.state(host)?)));
-    let mut seen = Vec::new();
     // Where a migration has just failed, libvirt takes a moment to forget the guest.
-    for _ in 0..600 {
-        seen = known().collect();
+    wait_until(60, || {
+        let seen: Vec<_> = known().collect();
         match &seen[..] {
-            [(only, state)] if state == "running" || states.contains(&&**state) => return only,
-            _ => sleep(Duration::from_millis(100)),
+            [(only, state)] if state == "running" || states.contains(&&**state) => Ok(*only),
+            _ => {
+                let seen: Vec<_> = seen.iter().map(|(host, state)| (host.name(), state)).collect();
+                Err(format!("{} is not on one host and well: {seen:?}", guest.name))
+            }
         }
-    }
-    let seen: Vec<_> = seen.iter().map(|(host, state)| (host.name(), state)).collect();
-    panic!("{} is not on one host and well: {seen:?}", guest.name)
+    })
 }
 
 /// The guest is on one host, goes on if it runs, and all that its disks hold is right: every sector is recomputed. Where it is.

@@ -39,12 +39,20 @@ macro_rules! needs_rig {
 /// Waits until `done` gives something; says what was waited for if that takes more than `seconds`.
 #[track_caller]
 pub fn wait_for<T>(seconds: u64, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    wait_until(seconds, || done().ok_or_else(|| format!("no {what}")))
+}
+
+/// The same where `done` says what is still wrong.
+#[track_caller]
+pub fn wait_until<T>(seconds: u64, mut done: impl FnMut() -> Result<T, String>) -> T {
     let end = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
     loop {
-        if let Some(value) = done() {
-            return value;
+        match done() {
+            Ok(value) => return value,
+            Err(wrong) => {
+                assert!(std::time::Instant::now() < end, "{wrong} within {seconds} seconds");
+            }
         }
-        assert!(std::time::Instant::now() < end, "no {what} within {seconds} seconds");
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
 }
