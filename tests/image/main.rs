@@ -23,6 +23,7 @@ mod flatten_safety;
 mod flatten_streams;
 mod flatten_ways;
 mod foreign_formats;
+mod given_back;
 mod in_place;
 mod kept;
 mod losses;

@@ -348,6 +348,17 @@ impl Disk {
         self.named(result)
     }
 
+    /// Passes on the result of the work that was done on the disk; after an error what was not flushed is given up, and with
+    /// it the space that the file grew by for it. Nothing can be written then. No other request may be in flight.
+    #[cfg(feature = "ops")]
+    pub(crate) fn or_give_up<T>(&self, done: Result<T>) -> Result<T> {
+        if let (Err(_), Kind::Qcow2(writer)) = (&done, &self.image) {
+            // If it fails, the file stays as long as it is, and what it has at its end is free.
+            let _ = writer.give_up();
+        }
+        done
+    }
+
     /// Flushes, and frees what is not used any more. Locks are released when the disk is dropped.
     ///
     /// # Errors

@@ -162,21 +162,36 @@ impl Update {
     /// [`Io`](crate::ErrorKind::Io) and its kin, with the host offset; the table above says what the storage
     /// holds then.
     pub(crate) fn apply(&self, target: &dyn WriteStorage) -> Result<()> {
+        self.apply_counted(target, &mut 0)
+    }
+
+    /// As [`apply`](Self::apply), and counts in `written` the phases that are written, whether they are durable or not.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn apply_counted(
+        &self,
+        target: &dyn WriteStorage,
+        written: &mut usize,
+    ) -> Result<()> {
         for phase in self.phases.iter().filter(|phase| !phase.is_empty()) {
-            for write in phase {
-                match write {
-                    Write::Bytes { offset, bytes } => put(target, bytes, *offset)?,
-                    Write::Pieces(placed) => {
-                        for piece in placed.within(placed.range.clone())? {
-                            let (offset, bytes) = piece?;
-                            put(target, &bytes, offset)?;
-                        }
-                    }
-                }
-            }
+            phase.iter().try_for_each(|write| write.carry_out(target))?;
+            *written = written.plus(1)?;
             target.sync().map_err(|error| Error::io("could not sync", error))?;
         }
         Ok(())
+    }
+}
+
+impl Write {
+    fn carry_out(&self, target: &dyn WriteStorage) -> Result<()> {
+        match self {
+            Write::Bytes { offset, bytes } => put(target, bytes, *offset),
+            Write::Pieces(placed) => placed.within(placed.range.clone())?.try_for_each(|piece| {
+                let (offset, bytes) = piece?;
+                put(target, &bytes, offset)
+            }),
+        }
     }
 }
 

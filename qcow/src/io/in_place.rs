@@ -54,6 +54,14 @@ impl WritableFile {
         FileStorage::from_file(file).map(Self)
     }
 
+    /// Where a file ends, as the system says; 0 of a device, which does not grow.
+    fn end_on_disk(&self) -> u64 {
+        match self.0.kind() {
+            OpenedAs::File => self.0.file().metadata().map_or(0, |metadata| metadata.len()),
+            OpenedAs::BlockDevice => 0,
+        }
+    }
+
     /// The file as one that is only read.
     pub fn reading(&self) -> &FileStorage {
         &self.0
@@ -98,9 +106,11 @@ impl WriteStorage for WritableFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         let end = zero::end_of(offset, bytes.len() as u64)?;
-        self.0.file().write_all_at(bytes, offset)?;
-        self.0.reaches(end);
-        Ok(())
+        let written = self.0.file().write_all_at(bytes, offset);
+        // Of what did not fit, some may have been written.
+        let reached = if written.is_ok() { end } else { self.end_on_disk() };
+        self.0.reaches(reached);
+        written
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, how: Zeroes) -> std::io::Result<()> {

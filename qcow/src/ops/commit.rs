@@ -247,11 +247,16 @@ impl CommitJob {
             observer,
             cancel,
         };
-        let Transferred { data_bytes, zero_bytes, crc32 } = transfer::run(&steps, &disk, settings)?;
-        upper.check_unchanged()?;
+        let copied = transfer::run(&steps, &disk, settings).and_then(|copied| {
+            upper.check_unchanged()?;
+            if !options.dry_run {
+                disk.flush()?;
+            }
+            Ok(copied)
+        });
+        let Transferred { data_bytes, zero_bytes, crc32 } = disk.or_give_up(copied)?;
         let mut disk_crc32 = None;
         if !options.dry_run {
-            disk.flush()?;
             disk_crc32 = whole(&disk.chain()?)?;
             if disk_crc32 != before {
                 return Err(another_content(&base));

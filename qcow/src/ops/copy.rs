@@ -299,7 +299,7 @@ impl<'a> CopyJob<'a> {
             }
         };
         let Transferred { data_bytes, zero_bytes, crc32 } =
-            done.map_err(|error| partly(error, &path, new.is_none()))?;
+            disk.or_give_up(done).map_err(|error| partly(error, &path, new.is_none()))?;
         source.check_unchanged()?;
         let virtual_size = disk.size();
         let storage = disk.storage();

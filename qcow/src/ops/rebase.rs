@@ -195,12 +195,18 @@ impl RebaseJob {
             observer,
             cancel,
         };
-        let Transferred { data_bytes, zero_bytes, crc32 } = transfer::run(&steps, &disk, settings)?;
-        old.check_unchanged()?;
-        new.check_unchanged()?;
+        let copied = transfer::run(&steps, &disk, settings).and_then(|copied| {
+            old.check_unchanged()?;
+            new.check_unchanged()?;
+            if !options.dry_run {
+                cancel.check()?;
+                disk.flush()?;
+            }
+            Ok(copied)
+        });
+        let Transferred { data_bytes, zero_bytes, crc32 } = disk.or_give_up(copied)?;
         let mut disk_crc32 = None;
         if !options.dry_run {
-            disk.flush()?;
             disk_crc32 = whole(disk.chain()?)?;
             if disk_crc32 != before {
                 let lost = std::io::Error::other("the digests differ");

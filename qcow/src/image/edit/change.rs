@@ -63,14 +63,21 @@ impl Change {
     /// Carries the change out: writes the new state, switches the header, gives back what is free.
     ///
     /// # Errors
-    /// [`Io`](crate::ErrorKind::Io) and its kin. If the header was not written yet, the image is the old one; if
-    /// writing or syncing it failed, it is the old or the new one.
+    /// [`Io`](crate::ErrorKind::Io) and its kin. If the header was not written yet, the image is the old one, and if
+    /// writing failed as long as before; if writing or syncing it failed, it is the old or the new one.
     pub(crate) fn apply(&self, target: &dyn WriteStorage) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
-        self.zero(target)?;
-        self.staged.apply(target)?;
+        let (before, mut written) = (target.len(), 0);
+        let applied =
+            self.zero(target).and_then(|()| self.staged.apply_counted(target, &mut written));
+        if written == 0 && applied.is_err() && target.capabilities().resize {
+            // What the first phase writes nothing refers to yet; where it is the header itself, the file has not grown. After a
+            // sync that failed nothing is written any more, and the length stays.
+            let _ = if target.len() > before { target.set_len(before) } else { Ok(()) };
+        }
+        applied?;
         // The image is what it is to be; that space is not given back hurts nothing.
         let end = self.file_len();
         for (offset, len) in self.freed.iter().filter(|(offset, _)| *offset < end) {

@@ -99,6 +99,18 @@ impl Staged {
     pub(crate) fn apply(&self, target: &dyn WriteStorage) -> Result<()> {
         self.update.apply(target)
     }
+
+    /// As [`Update::apply_counted`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn apply_counted(
+        &self,
+        target: &dyn WriteStorage,
+        written: &mut usize,
+    ) -> Result<()> {
+        self.update.apply_counted(target, written)
+    }
 }
 
 /// A storage with changes that are only in memory.

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use super::lookup::Kind;
 use super::{Writer, put};
-use crate::Result;
 use crate::exact::{Exact, to_usize};
 use crate::format::{HostOffset, L2Entry, RawL2Entry};
 use crate::io::read_padded;
+use crate::{Error, Result};
 
 /// Host clusters that take the data of guest clusters.
 #[derive(Debug, Clone, Copy)]
@@ -27,9 +27,9 @@ pub(super) struct Place {
 pub(super) struct Around {
     /// The data with what is filled in.
     pub(super) filled: Range<u64>,
-    /// The bytes before the data and behind it; empty if they need not be written.
-    pub(super) head: Vec<u8>,
-    pub(super) tail: Vec<u8>,
+    /// What of it has to be written, the data with it: where the place reads as zeros, and so does the guest's disk, it is
+    /// filled in already.
+    pub(super) written: Range<u64>,
 }
 
 /// An entry to be changed.
@@ -80,13 +80,46 @@ impl Writer {
             };
         let start = range.start & !unit(old.first()).wrapping_sub(1);
         let end = range.end.next_multiple_of(unit(old.last()));
-        let old_bytes = |range: Range<u64>| match place.zeros && self.is_zero(range.clone())? {
-            true => Ok(Vec::new()),
-            false => self.old_bytes(range),
-        };
-        let head = old_bytes(start..range.start)?;
-        let tail = old_bytes(range.end..end)?;
-        Ok(Around { filled: start..end, head, tail })
+        let there = |range: Range<u64>| Ok::<_, Error>(place.zeros && self.is_zero(range)?);
+        let written_start = if there(start..range.start)? { range.start } else { start };
+        let written_end = if there(range.end..end)? { range.end } else { end };
+        Ok(Around { filled: start..end, written: written_start..written_end })
+    }
+
+    /// Writes the guest's bytes that are in `written`, and around `range`, to `place`.
+    pub(super) fn put_around(
+        &self,
+        range: &Range<u64>,
+        written: &Range<u64>,
+        place: Place,
+    ) -> Result<()> {
+        for part in [written.start..range.start, range.end..written.end] {
+            if !part.is_empty() {
+                let mut scratch = self.scratch.take()?;
+                let bytes = scratch.first(part.end.minus(part.start)?)?;
+                self.old_bytes(bytes, part.start)?;
+                put(self.data(), bytes, self.place_of(place, part.start)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data`, which is at `range`, and the guest's bytes that are in `written` and around it, to `place` as one.
+    pub(super) fn put_joined(
+        &self,
+        data: &[u8],
+        range: &Range<u64>,
+        written: &Range<u64>,
+        place: Place,
+    ) -> Result<()> {
+        let mut scratch = self.scratch.take()?;
+        let bytes = scratch.first(written.end.minus(written.start)?)?;
+        let (head, rest) = bytes.split_at_mut(to_usize(range.start.minus(written.start)?));
+        let (middle, tail) = rest.split_at_mut(data.len());
+        self.old_bytes(head, written.start)?;
+        middle.copy_from_slice(data);
+        self.old_bytes(tail, range.end)?;
+        put(self.data(), bytes, self.place_of(place, written.start)?)
     }
 
     /// What the entries of guest clusters become, whose bytes `filled` are at `place` now or will be. Copies what else
@@ -128,24 +161,24 @@ impl Writer {
         Ok(true)
     }
 
-    /// The guest's bytes as they were, and zeros past the end of the disk.
-    fn old_bytes(&self, range: Range<u64>) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; to_usize(range.end.minus(range.start)?)];
-        let there = self.size.clamp(range.start, range.end).minus(range.start)?;
-        if let Some(there) = bytes.get_mut(..to_usize(there)) {
-            self.read(there, range.start)?;
-        }
-        Ok(bytes)
+    /// Fills `bytes` with the guest's from `at` on, as they were, and with zeros past the end of the disk.
+    fn old_bytes(&self, bytes: &mut [u8], at: u64) -> Result<()> {
+        let end = at.plus(bytes.len() as u64)?;
+        let there = self.size.clamp(at, end).minus(at)?;
+        let (there, past) = bytes.split_at_mut(to_usize(there));
+        past.fill(0);
+        self.read(there, at)
     }
 
     /// Copies the allocated subclusters of a shared cluster that are not written to.
     fn copy_subclusters(&self, entry: RawL2Entry, written: u32, host: HostOffset) -> Result<()> {
         let size = self.geometry().subcluster_size();
         let rest = entry.allocated_subclusters() & !u64::from(written);
+        let mut scratch = self.scratch.take()?;
+        let bytes = scratch.first(size)?;
         for index in (0..32u64).filter(|index| rest >> index & 1 == 1) {
-            let mut bytes = vec![0; to_usize(size)];
-            read_padded(self.data(), &mut bytes, entry.offset().0.plus(index.times(size)?)?)?;
-            put(self.data(), &bytes, host.0.plus(index.times(size)?)?)?;
+            read_padded(self.data(), bytes, entry.offset().0.plus(index.times(size)?)?)?;
+            put(self.data(), bytes, host.0.plus(index.times(size)?)?)?;
         }
         Ok(())
     }

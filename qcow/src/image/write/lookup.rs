@@ -196,12 +196,13 @@ impl Writer {
         let mut decoded = self.take_decoder(span)?;
         if decoded.span != Some(span) {
             decoded.span = None;
-            let mut input = vec![0; to_usize(span.len)];
-            read_padded(&*self.storage, &mut input, span.host.0)?;
+            let mut scratch = self.scratch.take()?;
+            let input = scratch.first(span.len)?;
+            read_padded(&*self.storage, input, span.host.0)?;
             decoded.bytes.resize(to_usize(geometry.cluster_size()), 0);
             decoded
                 .decompressor
-                .decompress(&input, &mut decoded.bytes)
+                .decompress(input, &mut decoded.bytes)
                 .map_err(|error| error.host_offset(span.host).guest_offset(at))?;
             decoded.span = Some(span);
         }

@@ -24,9 +24,12 @@ mod commit;
 pub(in crate::image) mod counts;
 mod fill;
 mod gate;
+#[cfg(feature = "ops")]
+mod give_up;
 mod lookup;
 mod open;
 mod prepared;
+mod scratch;
 mod slices;
 pub(in crate::image) mod space;
 mod store;
@@ -82,6 +85,9 @@ pub(crate) struct Writer {
     rules: EntryRules,
     size: u64,
     compression: CompressionType,
+    /// Length of the file, in bytes, when it was opened.
+    #[cfg(feature = "ops")]
+    len_at_open: u64,
     /// Give the space of freed clusters back to the file system.
     punch: bool,
     /// What is zeroed says so itself, also where it reads as zeros already.
@@ -104,6 +110,8 @@ pub(crate) struct Writer {
     /// The first failed barrier: after it nothing can be made durable any more.
     poison: OnceLock<(ErrorKind, String)>,
     decoders: Mutex<Vec<Decoded>>,
+    /// For a cluster, for what is written as one, or for the longest compressed cluster.
+    scratch: scratch::Pool,
 }
 
 /// A codec context, and the cluster that it decoded last.

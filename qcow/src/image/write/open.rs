@@ -9,8 +9,10 @@ use super::claims::Claims;
 use super::commit::Commits;
 use super::counts::Counts;
 use super::gate::Gate;
+use super::scratch::Pool;
 use super::slices::Map;
 use super::space::Space;
+use super::store::JOINED;
 use super::{Below, Put, Writer};
 use crate::exact::{Exact, to_usize};
 use crate::format::{
@@ -82,6 +84,8 @@ impl Writer {
             rules: image.rules(),
             size: image.virtual_size(),
             compression: header.compression_type,
+            #[cfg(feature = "ops")]
+            len_at_open: storage.len(),
             punch: options.punch && storage.capabilities().unmap,
             explicit_zeroes: options.explicit_zeroes,
             storage,
@@ -103,6 +107,7 @@ impl Writer {
                 false => OnceLock::new(),
             },
             decoders: Mutex::default(),
+            scratch: Pool::new((geometry.cluster_size() << 1).max(JOINED)),
         })
     }
 }

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 
+use super::Writer;
 use super::claims::Claim;
 use super::fill::{Around, Change, Place};
 use super::gate::Pass;
 use super::lookup::{Kind, Piece};
 use super::store::Target;
-use super::{Writer, put};
 use crate::exact::{Exact, to_usize};
 use crate::format::HostOffset;
 use crate::{Error, Result};
@@ -203,12 +203,8 @@ impl Prepared<'_> {
         old: &[crate::format::RawL2Entry],
     ) -> Result<Vec<Change>> {
         let writer = self.writer;
-        let Around { filled, head, tail } = writer.around(range, place, old)?;
-        for (bytes, from) in [(head, filled.start), (tail, range.end)] {
-            if !bytes.is_empty() {
-                put(writer.data(), &bytes, writer.place_of(place, from)?)?;
-            }
-        }
+        let Around { filled, written } = writer.around(range, place, old)?;
+        writer.put_around(range, &written, place)?;
         writer.changes(&filled, place, old)
     }
 

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// A request allocates at most this many bytes at once, so that others get their turn.
 const AT_ONCE: u64 = 4 << 20;
 /// Up to this length data and what is filled in around it are written as one.
-const JOINED: u64 = 256 << 10;
+pub(super) const JOINED: u64 = 256 << 10;
 
 /// Where the data of a cluster that is written to goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,19 +190,12 @@ impl Writer {
     /// written, and makes the mapping lead there. `old` are the entries of the guest clusters.
     fn fill(&self, buf: &[u8], range: Range<u64>, place: Place, old: &[RawL2Entry]) -> Result<()> {
         let data = buf.get(..to_usize(range.end.minus(range.start)?)).unwrap_or_default();
-        let Around { filled, head, tail } = self.around(&range, place, old)?;
-        let at = |offset: u64| self.place_of(place, offset);
-        let start = if head.is_empty() { range.start } else { filled.start };
-        if head.is_empty() && tail.is_empty() {
-            put(self.data(), data, at(start)?)?;
-        } else if filled.end.minus(start)? <= JOINED {
-            put(self.data(), &[&head, data, &tail].concat(), at(start)?)?;
+        let Around { filled, written } = self.around(&range, place, old)?;
+        if written != range && written.end.minus(written.start)? <= JOINED {
+            self.put_joined(data, &range, &written, place)?;
         } else {
-            for (bytes, from) in [(&*head, start), (data, range.start), (&*tail, range.end)] {
-                if !bytes.is_empty() {
-                    put(self.data(), bytes, at(from)?)?;
-                }
-            }
+            self.put_around(&range, &written, place)?;
+            put(self.data(), data, self.place_of(place, range.start)?)?;
         }
         self.publish(&self.changes(&filled, place, old)?)
     }

@@ -93,6 +93,61 @@ fn what_a_failed_write_has_written_in_place_is_marked_in_the_bitmap() {
     assert!(made.dirty(&image).expect("stored cleanly")[16], "the bitmap lacks it");
 }
 
+/// With a call that fails at each place, before or within the commit that follows.
+#[test]
+fn giving_up_keeps_what_was_flushed_and_leaves_the_file_no_longer_than_that() {
+    fixtures::needs_qemu!();
+    let mut shortened = 0;
+    for kind in KINDS {
+        let made = kind.make();
+        for call in 0..16 {
+            let storage = Arc::new(SimStorage::new(made.image.clone()));
+            let disk = made.open(storage.clone());
+            let mut random = Random::new(call + 1000);
+            let mut next = |value| Request::random(&made, &mut random, 512, value);
+            let mut model = made.content(&made.image, None);
+            for value in 1..6 {
+                let request = next(value);
+                request.run(&disk).unwrap();
+                if let Some((range, value)) = request.effect(&made) {
+                    model[range].fill(value);
+                }
+            }
+            disk.flush().unwrap();
+            // The last cluster may be there in part.
+            let len = storage.bytes().len().next_multiple_of(kind.cluster as usize);
+            let (errno, call) = (ENOSPC, storage.calls() + call);
+            storage.fail(Failure { call, errno, written: 100, for_good: false });
+            let later = (6..14).map(next).filter(|request| !matches!(request, Request::Flush));
+            let later: Vec<_> = later.collect();
+            let failed = later.iter().any(|request| request.run(&disk).is_err());
+            let commits = !failed && call % 2 == 0;
+            if commits && disk.flush().is_ok() {
+                continue;
+            }
+            let before = storage.bytes().len();
+            let interrupted: crate::Result<()> = Err(crate::Error::interrupted());
+            disk.or_give_up(interrupted).unwrap_err();
+            disk.write_at(&[1; 512], 0).unwrap_err();
+            drop(disk);
+            let image = storage.bytes();
+            let what = format!("{}, call {call}", kind.name);
+            // If nothing has failed until then, the call that shortens the file may.
+            assert!(!failed || image.len() <= len, "{what}: {} bytes, {len} before", image.len());
+            shortened += usize::from(image.len() < before);
+            leaks(&image, &what);
+            let effects: Vec<_> =
+                later.iter().filter_map(|request| request.effect(&made)).collect();
+            for (at, byte) in made.content(&image, None).iter().enumerate() {
+                let written =
+                    effects.iter().any(|(range, value)| range.contains(&at) && value == byte);
+                assert!(model[at] == *byte || written, "{what}: byte {at:#x}");
+            }
+        }
+    }
+    assert!(shortened > 60, "only {shortened} files became shorter");
+}
+
 #[test]
 fn after_a_failed_sync_nothing_is_written_any_more_and_all_can_be_read() {
     fixtures::needs_qemu!();
