@@ -38,7 +38,7 @@ iotests: ## Run QEMU's own tests of qemu-img with this program in its place (IOT
 	@scripts/setup test
 	@scripts/iotests $(IOTESTS)
 
-clients: ## Run programs that call qemu-img on this one: libvirt, oslo.utils, libguestfs (CLIENTS='oslo'; see scripts/clients)
+clients: ## Run programs that call qemu-img on this one: libvirt, virt-install, oslo.utils, libguestfs (CLIENTS='oslo'; see scripts/clients)
 	@scripts/setup test
 	@scripts/clients $(CLIENTS)
 

@@ -1,44 +1,12 @@
 """A session of libvirt makes, clones, copies and resizes volumes, and says what they are."""
 
-import json
 import os
 import subprocess
-import time
 import xml.etree.ElementTree as tree
 
-here = os.getcwd()
-pool = os.path.join(here, "pool")
-os.environ.update(
-    HOME=here, XDG_RUNTIME_DIR=here, XDG_CONFIG_HOME=f"{here}/config", XDG_CACHE_HOME=f"{here}/cache"
-)
-os.environ["PATH"] += ":/usr/sbin:/sbin"
-os.mkdir(pool)
-daemon = subprocess.Popen(["libvirtd"], stdout=open("daemon.log", "w"), stderr=subprocess.STDOUT)
+from session import calls, image, pool, session, virsh
 
-
-def virsh(*words):
-    done = subprocess.run(["virsh", "-q", "-c", "qemu:///session", *words], capture_output=True, text=True)
-    assert done.returncode == 0, (words, done.stderr)
-    return done.stdout
-
-
-def image(name):
-    """What QEMU's own program, or else ours, says of a volume."""
-    program = "/usr/bin/qemu-img" if os.path.exists("/usr/bin/qemu-img") else "qemu-img"
-    path = os.path.join(pool, name)
-    found = json.loads(subprocess.check_output([program, "info", "--output", "json", path]))
-    if found["format"] == "qcow2":
-        subprocess.run([program, "check", "-q", path], check=True)
-    return found
-
-
-try:
-    for _ in range(100):
-        if os.path.exists("libvirt/libvirt-sock"):
-            break
-        time.sleep(0.1)
-    virsh("pool-define-as", "p", "dir", "--target", pool)
-    virsh("pool-start", "p")
+with session():
     create = ["vol-create-as", "p"]
     virsh(*create, "base.qcow2", "64M", "--format", "qcow2")
     virsh(*create, "disk.raw", "16M", "--format", "raw")
@@ -71,10 +39,6 @@ try:
     raw = subprocess.check_output(["qemu-img", "convert", "-O", "raw", "downloaded", "content"])
     with open("content", "rb") as content:
         assert content.read(5) == b"guest" and raw == b""
-finally:
-    daemon.terminate()
-    daemon.wait()
 
-with open(os.environ["QEMU_IMG_CALLS"]) as calls:
-    commands = [line.split()[0] for line in calls]
+commands = calls()
 assert all(command in commands for command in ["create", "convert"]), commands
