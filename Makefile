@@ -74,8 +74,9 @@ bench-writing: ## Measure reading and writing in place (BENCH_WRITING='--only E6
 	@scripts/setup bench
 	cargo bench --locked -p benches --bench writing -- --dir /dev/shm $(or $(BENCH_WRITING),--report $(CURDIR)/docs/performance/writing.md)
 
-bench-peers: ## Measure other Rust readers of QCOW2 beside ours (PEERS='--dir /dev/shm' or other options)
+bench-peers: ## Measure other Rust libraries for QCOW2 beside ours (PEERS='--writing --dir /dev/shm' or other options)
 	@scripts/setup bench
+	cargo build --release --locked --manifest-path benches/peers/Cargo.toml --target-dir $(TARGET)/peers -p imago-sync
 	cargo run --release --locked --manifest-path benches/peers/Cargo.toml --target-dir $(TARGET)/peers -- \
 	  --report docs/performance/peers.md $(PEERS)
 

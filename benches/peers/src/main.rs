@@ -1,7 +1,8 @@
 //! The other Rust libraries that read QCOW2, beside ours: the whole disk from its first byte to its last,
-//! and blocks of 4 KiB at random, through the CRC-32 of all, which must be the same for every reader.
+//! and blocks of 4 KiB at random, through the CRC-32 of all, which must be the same for every reader. With `--writing`, as writers.
 
 mod readers;
+mod writing;
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -14,16 +15,20 @@ use clap::{Parser, Subcommand};
 use wait4::Wait4;
 
 use crate::readers::Reader;
+use crate::writing::writers::Writer;
 
 /// Any failure: there is one way to deal with it, which is to say so and stop.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 #[derive(Debug, Parser)]
-#[command(about = "Reads whole disks with qcow, imago and qcow2-rs, in alternation")]
+#[command(about = "Reads and writes disks with qcow, imago and qcow2-rs, in alternation")]
 struct Cli {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Where the disks are made; they take two and a half times --data
+    /// Measure writing in place instead
+    #[arg(long)]
+    writing: bool,
+    /// Where the disks are made; they take two and a half times --data, with --writing 3.5 GiB
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
     /// Data on the disks, in MiB
@@ -35,7 +40,7 @@ struct Cli {
     /// Blocks of 4 KiB in a pass of random reads
     #[arg(long, default_value_t = 100_000)]
     reads: u64,
-    /// Write the report into this file
+    /// Write the report into this file, of which the part of what is not measured remains
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 }
@@ -48,6 +53,9 @@ enum Part {
     /// Read blocks of one disk at random, and print their CRC-32 and the nanoseconds that it took
     #[command(hide = true)]
     Random { reader: Reader, path: PathBuf, reads: u64 },
+    /// Carry out the requests of a row
+    #[command(hide = true)]
+    Write { writer: Writer, row: usize, path: PathBuf },
     /// Make the fragmented chain: the memory that this takes would count in the figures of all readers
     #[command(hide = true)]
     Chain { dir: PathBuf, bytes: u64 },
@@ -70,6 +78,7 @@ fn main() -> ExitCode {
         Some(Part::Random { reader, path, reads }) => reader
             .read_at_random(path, *reads)
             .map(|pass| println!("{:08x} {}", pass.digest, pass.time.as_nanos())),
+        Some(Part::Write { writer, row, path }) => writing::write(*writer, *row, path),
         Some(Part::Chain { dir, bytes }) => {
             fixtures::big::big_chain(dir, 4, *bytes);
             Ok(())
@@ -88,18 +97,33 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     let dir = tempfile::Builder::new().prefix("qcowtool-peers.").tempdir_in(&cli.dir)?;
     eprintln!("making the disks in {} ...", dir.path().display());
+    let text = if cli.writing { writing::run(dir.path())? } else { reading(cli, dir.path())? };
+    print!("{text}");
+    match &cli.report {
+        Some(path) => save(path, &text, cli.writing),
+        None => Ok(()),
+    }
+}
+
+/// Writes one part of the report: that of the readers is before that of the writers.
+fn save(path: &Path, text: &str, writing: bool) -> Result<()> {
+    let old = if path.exists() { std::fs::read_to_string(path)? } else { String::new() };
+    let (readers, writers) = old.split_at(old.find(writing::HEADING).unwrap_or(old.len()));
+    let (readers, writers) = if writing { (readers, text) } else { (text, writers) };
+    let parts = [readers.trim_end(), writers.trim_end()];
+    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    Ok(std::fs::write(path, parts.join("\n\n") + "\n")?)
+}
+
+/// Measures all readers on all disks; their part of the report.
+fn reading(cli: &Cli, dir: &Path) -> Result<String> {
     let (mut rows, mut random) = (Vec::new(), Vec::new());
-    for (disk, path) in disks(dir.path(), cli.data << 20)? {
+    for (disk, path) in disks(dir, cli.data << 20)? {
         eprintln!("{disk} ...");
         rows.extend(measured(&disk, &path, cli.runs)?);
         random.extend(measured_at_random(&disk, &path, cli)?);
     }
-    let text = report(&rows, &random, cli)?;
-    print!("{text}");
-    if let Some(path) = &cli.report {
-        std::fs::write(path, text)?;
-    }
-    Ok(())
+    report(&rows, &random, cli)
 }
 
 /// A fragmented chain, the same disk as one image, and the same compressed.
@@ -238,7 +262,7 @@ fn report(rows: &[Row], random: &[Row], cli: &Cli) -> Result<String> {
     let cores = std::thread::available_parallelism()?;
     let date = Command::new("date").args(["-u", "+%Y-%m-%d"]).output()?.stdout;
     let mut text = format!(
-        "# Readers in Rust\n\n\
+        "# Readers and writers in Rust\n\n\
          The whole disk read from start to end in pieces of 2 MiB, and its CRC-32 computed, which was the same for all: qcow (this \
          project), imago {} and qcow2-rs {}. {cores} cores, {} MiB of data, median of {}, warm cache, {}. Written by \
          `make bench-peers`.\n\n\
@@ -288,7 +312,7 @@ fn report(rows: &[Row], random: &[Row], cli: &Cli) -> Result<String> {
 }
 
 /// The version of a crate that this program was built with.
-fn version(name: &str) -> &'static str {
+pub(crate) fn version(name: &str) -> &'static str {
     let lock = include_str!("../Cargo.lock");
     let entry = lock.split_once(&format!("name = \"{name}\"\nversion = \""));
     entry.and_then(|(_, rest)| rest.split('"').next()).unwrap_or("of unknown version")

@@ -153,7 +153,7 @@ async fn random_qcow2_rs_uring(path: &Path, count: u64) -> Result<Pass> {
     random_qcow2_rs!(device.map_err(|error| format!("{error}"))?, count)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().build()?)
 }
 
