@@ -106,7 +106,7 @@ impl Image {
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
         refuse_past_any_file("L1 table", l1.offset, l1.entries.saturating_mul(8))?;
         if purpose == Purpose::Check {
-            area.data_file()?;
+            area.has_data_file()?;
             refuse_past_any_file("refcount table", header.refcount_table_offset, 0)?;
         }
         let (snapshots, snapshot_table_len) = snapshots::read(&*storage, header)?;
