@@ -36,6 +36,7 @@ pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
 pub(crate) use refcounts::{RefcountBlock, Refcounts};
+pub(crate) use snapshots::{Overlong, read_cut as read_cut_snapshots};
 pub(crate) use tables::{Run, RunKind, TableWindow, check_identity, push_run};
 
 /// Bytes that [`Header::peek`] needs.
