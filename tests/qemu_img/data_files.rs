@@ -86,6 +86,12 @@ fn what_is_written_goes_to_the_data_file_that_an_option_names() {
     assert!(written.out.contains("Run completed"), "{written:?}");
     assert_untouched(&beside);
     assert_ne!(fs::read(beside.ours_dir().join("other")).unwrap()[65536], 1);
+    // What is written would change what is read.
+    for target in [&["-O", "qcow2", "other", JSON][..], &["-O", "qcow2", "recorded", "image"]] {
+        beside.both(&[&["convert", "-n", "-f", "raw"], target].concat()).refused();
+    }
+    beside.ours(&["convert", "-n", "-U", "-f", "qcow2", "-O", "qcow2", "image", JSON]).refused();
+    assert_untouched(&beside);
     // The base would be opened by its own name, and what is written go to the data file of its header.
     let top = "driver=qcow2,file.filename=top,backing.driver=qcow2,backing.file.filename=image,backing.data-file.filename=other";
     let refused = beside.ours(&["commit", "--image-opts", top]).refused();

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(feature = "ops")]
 use crate::format::HeaderArea;
 use crate::image::{Purpose, TableCache, Tables};
-use crate::io::{Access, FileStorage, Storage};
+use crate::io::{Access, FileStorage, Identity, Storage};
 use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Remedy, Result};
 
@@ -284,11 +284,17 @@ impl Chain {
     /// Whether `path` is, under whatever name, one of the files that the chain is read from. It does not look into
     /// chains that a [`Joined`] layer is made of.
     pub fn contains_file(&self, path: &Path) -> bool {
-        FileStorage::identity_of(path).is_some_and(|identity| {
-            let storages =
-                self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
-            storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
-        })
+        let json = path.as_os_str().as_encoded_bytes().starts_with(b"json:");
+        let named = if json { local_path(path).ok() } else { None };
+        let identity = FileStorage::identity_of(named.as_deref().unwrap_or(path));
+        identity.is_some_and(|identity| self.reads_from(identity))
+    }
+
+    /// Whether this is one of the files that the chain is read from.
+    pub(crate) fn reads_from(&self, identity: Identity) -> bool {
+        let storages =
+            self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
+        storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
     }
 }
 
