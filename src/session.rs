@@ -1,8 +1,6 @@
 //! What the commands that read images share: the sandbox around the opening of images, and long operations
 //! with progress that a signal stops.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use qcow::chain::{Chain, Files, OpenOptions, walk};
@@ -158,18 +156,17 @@ impl Operation {
     }
 }
 
-/// The image at `path` is changed in place, with the external data file that it names.
+/// The image at `path` is changed in place, with its external data file.
 pub(crate) fn changing(plan: Plan, path: &Path, open: &OpenOptions) -> Plan {
     let plan = plan.changing(path);
     match data_file(path, open) {
-        Some(data) => plan.changing(&data),
+        // A path, whatever it looks like.
+        Some(data) => plan.changing(&Path::new(".").join(data)),
         None => plan,
     }
 }
 
-/// The external data file that the image at `path` names. Whatever is wrong with the image, opening it tells.
+/// The external data file of the image at `path`. Whatever is wrong with the image, opening it tells.
 fn data_file(path: &Path, open: &OpenOptions) -> Option<PathBuf> {
-    let found = walk(Files::new(open), path, open).next()?.ok()?;
-    let name = found.header.as_ref()?.data_file_name()?.to_vec();
-    Some(found.path.parent()?.join(OsStr::from_bytes(&name)))
+    walk(Files::new(open), path, open).next()?.ok()?.data_file()
 }

@@ -10,6 +10,7 @@
 mod bitmaps;
 mod clusters;
 mod counters;
+mod laid_over;
 mod refcounts;
 mod references;
 mod repair;
@@ -38,7 +39,7 @@ use stored::Stored;
 use tables::L2Table;
 
 pub use repair::{Action, RepairOptions, RepairOutcome, Scope, Step};
-pub(crate) use repair::{cluster_size, make_plan};
+pub(crate) use repair::{cluster_size, make_plan, make_plan_asked_for};
 pub use report::{Finding, FindingKind as Kind, Numbers, Severity, Structure};
 pub use takeover::Repaired;
 

@@ -23,6 +23,28 @@ impl Source {
         qcow::chain::local_path(&self.path).unwrap_or_else(|_| self.path.clone())
     }
 
+    /// The name by which it is changed in place: its file, and all that is said where that says where a data file is.
+    pub(super) fn to_change(&self) -> PathBuf {
+        let places = self.keys().iter().any(|key| is_data_file(key));
+        if places { self.path.clone() } else { self.file() }
+    }
+
+    /// Whether it says where the image's external data file is.
+    pub(super) fn states_data_file(&self) -> bool {
+        self.keys().iter().any(|key| key.starts_with("data-file."))
+    }
+
+    /// What a tree of options says something of, with dots between the levels.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let tree = self.tree().unwrap_or_default();
+        flattened(&tree).into_iter().map(|(key, _)| key).collect()
+    }
+
+    fn tree(&self) -> Option<Map<String, Value>> {
+        let json = self.path.as_os_str().as_bytes().strip_prefix(b"json:")?;
+        serde_json::from_slice(json).ok()
+    }
+
     /// Whether it is a tree of options, and not a plain name.
     pub(super) fn is_tree(&self) -> bool {
         self.path.as_os_str().as_bytes().starts_with(b"json:")
@@ -31,17 +53,25 @@ impl Source {
     /// The name that `info` shows: of a `json:` name that says no more than which file and format, the
     /// file's.
     pub(super) fn canonical(&self) -> PathBuf {
-        let bytes = self.path.as_os_str().as_bytes();
-        let Some(json) = bytes.strip_prefix(b"json:") else { return self.file() };
-        let Ok(Value::Object(tree)) = serde_json::from_slice(json) else {
-            return self.path.clone();
-        };
-        let flat = flattened(&tree);
-        let plain = flat.iter().all(|(key, _)| {
+        if !self.is_tree() {
+            return self.file();
+        }
+        let Some(tree) = self.tree() else { return self.path.clone() };
+        // A data file is not opened, and so not part of what is shown.
+        let plain = flattened(&tree).iter().all(|(key, _)| {
             matches!(key.as_str(), "driver" | "file.driver" | "file.filename" | "filename")
+                || key.starts_with(DATA_FILE)
         });
         if plain { self.file() } else { self.path.clone() }
     }
+}
+
+/// How options about an image's external data file begin.
+const DATA_FILE: &str = "data-file";
+
+/// Whether an option is about the external data file of an image, or of one below it.
+fn is_data_file(key: &str) -> bool {
+    key.rsplit("backing.").next().is_some_and(|key| key.starts_with(DATA_FILE))
 }
 
 fn flattened(tree: &Map<String, Value>) -> Vec<(String, &Value)> {
@@ -67,8 +97,14 @@ pub(super) fn source(operand: &OsStr, image_opts: bool) -> Result<Source, Stop> 
     let shown = operand.to_string_lossy().into_owned();
     if image_opts {
         return from_options(operand).map_err(|stop| {
-            let bare = stop.lines().first().is_some_and(|line| line.starts_with("Cannot find"));
-            if bare { stop } else { stop.prepend(format_args!("Could not open '{shown}': ")) }
+            let whole = |line: &String| {
+                ["Cannot find", "Could not"].iter().any(|start| line.starts_with(start))
+            };
+            if stop.lines().first().is_some_and(whole) {
+                stop
+            } else {
+                stop.prepend(format_args!("Could not open '{shown}': "))
+            }
         });
     }
     match protocol(operand.as_bytes()) {
@@ -139,8 +175,16 @@ fn from_options(operand: &OsStr) -> Result<Source, Stop> {
             key if tuning::is_tuning(key.rsplit("backing.").next().unwrap_or(key)) => {
                 tuned.push((item.key.clone(), text));
             }
+            DATA_FILE => {
+                let why = format!("Cannot find device='{text}' nor node-name='{text}'");
+                return Err(Stop::error(format!("Could not open '{shown}': {why}")));
+            }
+            key if key.strip_prefix("data-file.").is_some_and(tuning::is_for_files) => {
+                tuned.push((item.key.clone(), text));
+            }
             key => {
-                if !known(key) {
+                let raw = driver.as_deref() == Some("raw") && key.starts_with(DATA_FILE);
+                if raw || !known(key) {
                     let driver = driver.as_deref().unwrap_or("qcow2");
                     return Err(Stop::error(format!(
                         "Block format '{driver}' does not support the option '{key}'"

@@ -47,6 +47,14 @@ pub(super) fn is_tuning(key: &str) -> bool {
     KNOWN.contains(&key) || key.starts_with("overlap-check") || key.starts_with("encrypt.")
 }
 
+/// Whether this key is one of those of the driver for files.
+pub(super) fn is_for_files(key: &str) -> bool {
+    KNOWN.contains(&format!("file.{key}").as_str())
+        || matches!(key, "read-only" | "auto-read-only" | "node-name" | "force-share")
+        || matches!(key, "discard" | "detect-zeroes")
+        || key.starts_with("cache.") && KNOWN.contains(&key)
+}
+
 /// Checks the values of the options for one image, of clusters of this size if that is known.
 ///
 /// # Errors

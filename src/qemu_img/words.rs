@@ -20,10 +20,15 @@ pub(super) fn why(error: &Error, top: &Path) -> String {
         let prefix = if recorded { "Could not open backing file: " } else { "" };
         return format!("{prefix}Unknown driver '{driver}'");
     }
-    let below = error.place().file.as_deref().is_some_and(|file| file != top)
+    let below = error.place().file.as_deref().is_some_and(|file| !is_same(file, top))
         && error.place().structure != Some("data file");
     let prefix = if below { "Could not open backing file: " } else { "" };
     format!("{prefix}{}", reason(error, top))
+}
+
+/// Whether `name`, which may be a `json:` name, means this file.
+pub(super) fn is_same(name: &Path, file: &Path) -> bool {
+    name == file || qcow::chain::local_path(name).is_ok_and(|path| path == file)
 }
 
 /// As [`not_opened`], where the image was to be written to.
@@ -65,6 +70,12 @@ pub(super) fn reason(error: &Error, top: &Path) -> String {
         ErrorKind::InUse => r#"Failed to get shared "write" lock"#.to_owned(),
         ErrorKind::Denied if error.message().starts_with("neither") => {
             format!("'file' driver requires '{file}' to be a regular file")
+        }
+        ErrorKind::Usage if error.message().starts_with("the image has no external data file") => {
+            "'data-file' can only be set for images with an external data file".to_owned()
+        }
+        ErrorKind::Corrupt if error.message().ends_with("data file but does not name it") => {
+            "'data-file' is required for this image".to_owned()
         }
         ErrorKind::Encrypted => "Parameter 'encrypt.key-secret' is required for cipher".to_owned(),
         _ => header(error).unwrap_or_else(|| error.message().to_owned()),

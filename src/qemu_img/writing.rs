@@ -52,6 +52,16 @@ pub(super) fn prepare(
     if found == Format::Raw && format.is_none() && !source.is_tree() {
         open::warn_of_probed_raw(&source.file());
     }
+    if let Some(FormatSpecific::Qcow2(qcow2)) = &image.format_specific {
+        let stated = source.states_data_file();
+        match (qcow2.data_file_raw, &qcow2.data_file) {
+            (None, _) if stated => {
+                return refuse("'data-file' can only be set for images with an external data file");
+            }
+            (Some(_), None) if !stated => return refuse("'data-file' is required for this image"),
+            _ => {}
+        }
+    }
     if let Some(FormatSpecific::Qcow2(qcow2)) = &image.format_specific
         && qcow2.corrupt == Some(true)
     {

@@ -203,6 +203,80 @@ fn trap_81_a_snapshot_table_without_disk_sizes_is_completed() {
 }
 
 #[test]
+fn extra_data_of_snapshots_that_keeps_images_from_being_opened_is_left_out() {
+    needs_qemu!();
+    for (version, extra) in [("1.1", 2000), ("1.1", 1025), ("0.10", 20_000)] {
+        let scratch = Scratch::new();
+        let path = scratch.path("image.qcow2");
+        qemu::create(&path, &format!("compat={version}"), "1M");
+        qemu_io("qcow2", &path, &["write -P 1 0 64k"]);
+        qemu_img(&args!["snapshot", "-c", "one", path]);
+        qemu_io("qcow2", &path, &["write -P 2 0 128k"]);
+        qemu_img(&args!["snapshot", "-c", "two", path]);
+        let before = content(&path);
+        let mut image = Patch::open(&path);
+        let (at, end) = (image.snapshot_table(), image.end());
+        image.resize(to(end));
+        // Both entries have 24 bytes that are known, an id of one byte and a name of three.
+        let (first, second) =
+            (image.bytes[at..at + 72].to_vec(), image.bytes[at + 72..at + 144].to_vec());
+        let mut longer = first[..64].to_vec();
+        longer.resize(40 + extra, b'x');
+        longer.extend(&first[64..68]);
+        longer.resize(longer.len().next_multiple_of(8), 0);
+        let table = [longer, second].concat();
+        image.set(at, &table).set_u32(at + 36, u32::try_from(extra).unwrap()).save();
+        let theirs_path = scratch.path("theirs.qcow2");
+        std::fs::copy(&path, &theirs_path).unwrap();
+        for what in ["leaks", "all"] {
+            let dry = qcowtool(args!["check", "-r", what, "--dry-run", path]);
+            assert_eq!(dry.code(), if what == "all" { Some(2) } else { Some(1) });
+            assert_eq!(std::fs::read(&path).unwrap(), image.bytes, "a plan writes nothing");
+        }
+        qcowtool(args!["check", path]).refused_naming(&["extra data", "check -r all"]);
+        let done = repair("all", &path).json();
+        assert_eq!(done["corruptions-fixed"], 1);
+        assert_eq!(done["steps"][0]["action"], "cut-extra-data");
+        assert_eq!(
+            (&done["steps"][0]["from"], &done["steps"][0]["to"]),
+            (&extra.into(), &1024.into())
+        );
+        assert_eq!(theirs(&path).code, Some(0));
+        assert_eq!(content(&path), before);
+        // What is left is what QEMU leaves, and what it says is what is said under its name.
+        let copy = scratch.file("copy.qcow2", &image.bytes);
+        let said = qcowtool(args!["qemu-img", "check", "-q", "-r", "all", copy]).stderr();
+        let theirs_said =
+            Command::new("qemu-img").args(["check", "-q", "-r", "all"]).arg(&theirs_path).output();
+        assert_eq!(said.as_bytes(), theirs_said.unwrap().stderr);
+        let table = |path: &Path| {
+            let image = Patch::open(path);
+            image.bytes[image.snapshot_table()..][..40 + 1024 + 8 + 72].to_vec()
+        };
+        assert_eq!(table(&path), table(&theirs_path), "{version} {extra}");
+    }
+}
+
+#[test]
+fn a_snapshot_table_that_is_too_long_is_not_cut() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let path = scratch.path("image.qcow2");
+    qemu::create(&path, "", "1M");
+    qemu_img(&args!["snapshot", "-c", "one", path]);
+    let mut image = Patch::open(&path);
+    image.set_u32(field::SNAPSHOTS, 65_537).save();
+    // QEMU keeps 65536 entries, of which all but one are empty, and gives up what the others have.
+    qcowtool(args!["check", "-r", "all", path]).refused_naming(&["snapshots", "expected at most"]);
+    // A length that is wrong itself: behind it is no snapshot, and what QEMU leaves has no name.
+    let at = image.snapshot_table();
+    image.set_u32(field::SNAPSHOTS, 1).set_u32(at + 36, 0x1_0000).save();
+    qcowtool(args!["check", "-r", "all", path])
+        .refused_naming(&["no snapshot", "removes the snapshots"]);
+    assert_eq!(std::fs::read(&path).unwrap(), image.bytes);
+}
+
+#[test]
 fn data_in_a_cluster_of_metadata_gets_one_of_its_own() {
     needs_qemu!();
     let rows: &[Row] = &[

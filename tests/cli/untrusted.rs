@@ -1,6 +1,7 @@
 //! Images from others: with `--untrusted` nothing is guessed, nothing else is opened, and no small file
 //! stands for endless work. What QEMU itself writes is read as ever.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -14,7 +15,7 @@ use fixtures::{Patch, Scratch, args, crc32_hex, needs_qemu, qemu, qemu_img, qemu
 const QCOW2: [&str; 3] = ["--untrusted", "-f", "qcow2"];
 
 /// Every command that opens an image to look at it or to read it.
-fn readers(image: &Path, target: &Path) -> Vec<Vec<std::ffi::OsString>> {
+fn readers(image: &Path, target: &Path) -> Vec<Vec<OsString>> {
     let options = QCOW2.map(Into::into).to_vec();
     let mut all: Vec<_> = ["info", "map", "measure", "checksum"]
         .into_iter()
@@ -104,6 +105,44 @@ fn backing_and_data_files_are_refused_unopened_or_stay_below_a_directory() {
     fs::remove_file(fifo.with_file_name("data")).unwrap();
     symlink(&fifo, fifo.with_file_name("data")).unwrap();
     all_refuse(&image, &["data file"]);
+}
+
+#[test]
+fn a_data_file_that_a_backing_name_tells_of_is_bound_as_a_recorded_one_is() {
+    needs_qemu!();
+    let scratch = Scratch::new();
+    let (inside, outside) = (scratch.subdir("inside"), scratch.subdir("outside"));
+    let (base, secret, near) = (inside.join("base"), outside.join("secret"), inside.join("near"));
+    qemu::create(&base, &format!("data_file={}", inside.join("data").display()), "1M");
+    qemu_io("qcow2", &base, &["write -P 1 0 64k"]);
+    for file in [&secret, &near] {
+        fs::write(file, vec![7; 1 << 20]).unwrap();
+    }
+    let over = |data: &Path| {
+        let [base, data] = [&base, data].map(|path| path.display());
+        let name = format!(
+            r#"json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{base}"}},"data-file":{{"driver":"file","filename":"{data}"}}}}"#
+        );
+        let image = inside.join("overlay.qcow2");
+        qemu_img(&args![
+            "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", name, image, "1M"
+        ]);
+        image
+    };
+    let sum = |image: &Path, more: &[&str]| {
+        qcowtool([&args!["checksum", "--output", "json", image][..], &args_of(more)].concat())
+    };
+    let bound = ["--untrusted", "-f", "qcow2", "--allow-dir", inside.to_str().unwrap()];
+    let image = over(&near);
+    let read = sum(&image, &bound).json()["crc32"].clone();
+    assert_eq!(read, sum(&over(&secret), &[]).json()["crc32"]);
+    assert_ne!(read, sum(&base, &[]).json()["crc32"]);
+    let refused = qcowtool([&args!["checksum", over(&secret)][..], &args_of(&bound)].concat());
+    refused.refused_naming(&["outside the allowed directories"]);
+}
+
+fn args_of(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
 }
 
 #[test]

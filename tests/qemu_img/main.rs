@@ -7,6 +7,7 @@ mod beside;
 mod bitmaps;
 mod clients;
 mod copies;
+mod data_files;
 mod differential;
 mod invocations;
 mod on_purpose;

@@ -100,6 +100,11 @@ impl SourceFiles {
         let images = info(&read_from, &options).map_err(|error| error.message().to_owned())?;
         let image = images.first().ok_or("it could not be read")?;
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+        let mut qcow2 = qcow2(image);
+        if let (Some(qcow2), Some(path)) = (&mut qcow2, found.data_file()) {
+            // The name above may say where it is, whatever the header says.
+            qcow2.data_file.get_or_insert_with(|| text(&path));
+        }
         Ok(LayerFacts {
             path: found.path.clone(),
             deleted,
@@ -111,7 +116,7 @@ impl SourceFiles {
                 _ => FormatFrom::Xml,
             },
             virtual_size: image.virtual_size,
-            qcow2: qcow2(image),
+            qcow2,
             backing: image.backing_filename.as_ref().map(text),
             backing_format: image.backing_filename_format.clone(),
             read_from,

@@ -1,18 +1,21 @@
-//! `json:` names: which file, which range of it, in which format, and over which backing file.
+//! `json:` names: which file, which range of it, in which format, with which data file and over which backing file.
 //!
 //! Manual: QEMU's `json:` pseudo-protocol; the members are those of `BlockdevOptions`.
 
+mod members;
+
 use std::borrow::Cow;
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use members::Options;
 use serde_json::Value;
 
 use super::Format;
 use super::name::{Below, ImageName, Members, Start, Window, is_network, network};
 use crate::{Error, Escaped, Result};
+
+/// What a node's external data file is called among its options.
+const DATA_FILE: &str = "data-file";
 
 /// Understands what follows `json:`.
 pub(super) fn parse(json: &[u8]) -> Result<ImageName> {
@@ -62,49 +65,63 @@ pub fn in_double_quotes(json: &[u8]) -> Cow<'_, [u8]> {
 
 /// `{"driver": "qcow2", "file": {"driver": "file", "filename": "..."}}`, or the same with dots.
 fn interpret(options: Members) -> Result<ImageName> {
-    let (below, mut node) = take_backing(options)?;
-    let mut driver = None;
-    let mut windows = Vec::new();
-    let mut only = None;
-    let mut outermost = true;
+    let (below, rest) = take_backing(options)?;
+    let (data_file, rest) = take_data_file(rest)?;
+    let (file, own) = children(rest, "file");
+    let driver = text(&own, "driver")?.map(str::to_owned);
+    let (mut windows, mut only) = (Vec::new(), None);
+    let plain_file = file.is_empty();
+    let path = if plain_file {
+        file_node(&own, driver.as_deref(), true)?
+    } else {
+        refuse_network(driver.as_deref())?;
+        windows.extend(window(&own)?);
+        only = belongs_to(&own);
+        check_keys(&own, |key| matches!(key, "driver" | "offset" | "size") || for_qcow2(key))?;
+        file_below(file, &mut windows)?
+    };
+    if data_file.is_some() {
+        if plain_file || only == Some(Format::Raw) {
+            return Err(Error::unsupported("only the qcow2 driver has an external data file"));
+        }
+        only = Some(Format::Qcow2);
+    }
+    Ok(ImageName {
+        path,
+        start: Start::Process,
+        driver: driver.filter(|_| !plain_file),
+        plain_file,
+        only,
+        windows,
+        below,
+        data_file,
+    })
+}
+
+/// The file of a node below a format driver, which raw drivers may restrict to a range.
+fn file_below(mut node: Members, windows: &mut Vec<Window>) -> Result<PathBuf> {
     loop {
         let (file, own) = children(node, "file");
-        let own_driver = text(&own, "driver")?.map(str::to_owned);
+        let driver = text(&own, "driver")?;
         if file.is_empty() {
-            let path = file_node(&own, own_driver.as_deref(), outermost)?;
-            let plain_file = outermost;
-            return Ok(ImageName {
-                path,
-                start: Start::Process,
-                driver,
-                plain_file,
-                only,
-                windows,
-                below,
-            });
+            return file_node(&own, driver, false);
         }
-        let name = own_driver.as_deref();
-        if name.is_some_and(is_network) {
-            return Err(network(name.unwrap_or_default()));
-        }
-        if !outermost && name != Some("raw") {
-            let found = name.unwrap_or("none");
+        refuse_network(driver)?;
+        if driver != Some("raw") {
+            let found = driver.unwrap_or("none");
             return Err(Error::unsupported(format!(
                 "the json: name puts the driver '{}' below another; only raw is read there",
                 Escaped(found)
             )));
         }
-        let range = window(&own)?;
-        if outermost {
-            only = belongs_to(&own);
-        }
-        windows.extend(range);
-        let known =
-            |key: &str| matches!(key, "driver" | "offset" | "size") || outermost && for_qcow2(key);
-        check_keys(&own, known)?;
-        driver = if outermost { own_driver } else { driver };
-        (node, outermost) = (file, false);
+        windows.extend(window(&own)?);
+        check_keys(&own, |key| matches!(key, "driver" | "offset" | "size"))?;
+        node = file;
     }
+}
+
+fn refuse_network(driver: Option<&str>) -> Result<()> {
+    driver.filter(|name| is_network(name)).map_or(Ok(()), |name| Err(network(name)))
 }
 
 /// Reads options of a backing file: a whole name if they name a file, else changes to what is recorded.
@@ -112,21 +129,36 @@ pub(super) fn overlay(
     options: &Members,
     recorded: impl Fn() -> Result<ImageName>,
 ) -> Result<ImageName> {
-    let (below, own) = take_backing(options.clone())?;
+    let (below, rest) = take_backing(options.clone())?;
+    let (data_file, own) = take_data_file(rest)?;
     if own.iter().any(|(key, _)| key == "filename" || key == "file" || key.starts_with("file.")) {
         return interpret(options.clone());
     }
     let recorded = recorded()?;
     check_keys(&own, |key| matches!(key, "driver" | "offset" | "size") || for_qcow2(key))?;
-    if !recorded.windows.is_empty() || recorded.below != Below::Recorded {
+    let more = !recorded.windows.is_empty() || recorded.data_file.is_some();
+    if more || recorded.below != Below::Recorded {
         return Err(Error::unsupported(
             "the json: name changes options of a backing file whose own name is a json: name",
         ));
     }
     let driver = text(&own, "driver")?.map(str::to_owned);
     let windows: Vec<_> = window(&own)?.into_iter().collect();
-    let only = belongs_to(&own);
-    Ok(ImageName { driver: driver.or(recorded.driver), only, windows, below, ..recorded })
+    let only = match (&data_file, belongs_to(&own)) {
+        (Some(_), Some(Format::Raw)) => {
+            return Err(Error::unsupported("only the qcow2 driver has an external data file"));
+        }
+        (Some(_), _) => Some(Format::Qcow2),
+        (None, only) => only,
+    };
+    Ok(ImageName {
+        driver: driver.or(recorded.driver),
+        only,
+        windows,
+        below,
+        data_file,
+        ..recorded
+    })
 }
 
 /// Whether options state the format driver themselves.
@@ -154,6 +186,27 @@ fn take_backing(options: Members) -> Result<(Below, Members)> {
         };
     }
     Ok((below, rest))
+}
+
+/// Takes out where the external data file is: a file, which raw drivers may be above of.
+fn take_data_file(options: Members) -> Result<(Option<PathBuf>, Members)> {
+    let (node, mut rest) = children(options, DATA_FILE);
+    let by_name = rest.iter().position(|(key, _)| key == DATA_FILE);
+    if by_name.is_some_and(|at| !rest.remove(at).1.is_null()) {
+        return Err(Error::unsupported("the json: name refers to a data file by a node's name"));
+    }
+    if node.is_empty() {
+        return Ok((None, rest));
+    }
+    let mut windows = Vec::new();
+    let path = file_below(node, &mut windows)?;
+    if windows.iter().any(|window| *window != Window { offset: 0, size: None }) {
+        return Err(Error::unsupported(
+            "the json: name means a range of a data file, not a whole one",
+        )
+        .hint("copy that range into a file of its own"));
+    }
+    Ok((Some(path), rest))
 }
 
 /// Splits members into those below `parent`, without its name, and the others.
@@ -193,7 +246,7 @@ fn check_keys(own: &Members, known: impl Fn(&str) -> bool) -> Result<()> {
                 "the json: name has the option '{}', which is not supported",
                 Escaped(key)
             ))
-            .hint("supported are driver, file.driver, file.filename, offset, size and backing"));
+            .hint("supported are driver, file.driver, file.filename, offset, size, backing and data-file"));
         }
     }
     Ok(())
@@ -301,106 +354,4 @@ fn for_qcow2(key: &str) -> bool {
             | "pass-discard-other"
             | "overlap-check"
     )
-}
-
-/// The members of a JSON object, nested ones with dotted keys. A key that comes twice is an error,
-/// as in QEMU: two readers could take it in two ways. serde_json bounds the nesting.
-struct Options(Members);
-
-impl<'de> Deserialize<'de> for Options {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(OptionsVisitor)
-    }
-}
-
-struct OptionsVisitor;
-
-impl<'de> Visitor<'de> for OptionsVisitor {
-    type Value = Options;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(
-        self,
-        mut members: A,
-    ) -> std::result::Result<Options, A::Error> {
-        let mut options: Members = Vec::new();
-        while let Some(key) = members.next_key::<String>()? {
-            let found = match members.next_value::<Member>()? {
-                Member::Nested(Options(nested)) => nested
-                    .into_iter()
-                    .map(|(inner, value)| (format!("{key}.{inner}"), value))
-                    .collect(),
-                Member::Plain(value) => vec![(key, value)],
-            };
-            for (key, value) in found {
-                if options.iter().any(|(known, _)| *known == key) {
-                    return Err(A::Error::custom(format!("the key '{key}' comes twice")));
-                }
-                options.push((key, value));
-            }
-        }
-        Ok(Options(options))
-    }
-}
-
-/// The value of a member. Read by hand: a derived reader needs a procedural macro, which a program that only reads
-/// images should not have to build.
-enum Member {
-    Nested(Options),
-    Plain(Value),
-}
-
-impl<'de> Deserialize<'de> for Member {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_any(MemberVisitor)
-    }
-}
-
-struct MemberVisitor;
-
-impl<'de> Visitor<'de> for MemberVisitor {
-    type Value = Member;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, members: A) -> std::result::Result<Member, A::Error> {
-        OptionsVisitor.visit_map(members).map(Member::Nested)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> std::result::Result<Member, A::Error> {
-        let mut list = Vec::new();
-        while let Some(value) = values.next_element()? {
-            list.push(value);
-        }
-        Ok(Member::Plain(Value::Array(list)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(text.into()))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(value.into()))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(number.into()))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(number.into()))
-    }
-
-    fn visit_f64<E>(self, number: f64) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(number.into()))
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Member, E> {
-        Ok(Member::Plain(Value::Null))
-    }
 }

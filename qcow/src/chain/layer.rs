@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::name::ImageName;
 use super::policy::Policy;
-use super::{Format, lock_for_reading};
+use super::{Format, data_file, lock_for_reading};
 use crate::format::{CryptMethod, HostOffset, whole_sectors};
 use crate::image::{Faults, Image, Run, RunKind, TableWindow, Tables, is_damage, push_run};
 use crate::io::{FileStorage, Storage};
@@ -17,6 +16,8 @@ pub struct Layer {
     path: PathBuf,
     storage: Arc<dyn Storage>,
     content: Content,
+    /// Where the name by which it was opened says that the data file is.
+    data_stated: Option<PathBuf>,
     /// Whether its data may be holes of the file, once that was asked.
     mostly_holes: OnceLock<bool>,
 }
@@ -43,17 +44,20 @@ impl Layer {
                 Content::Qcow2 { image: Box::new(image), data: None }
             }
         };
-        Ok(Self { path, storage, content, mostly_holes: OnceLock::new() })
+        Ok(Self { path, storage, content, data_stated: None, mostly_holes: OnceLock::new() })
+    }
+
+    /// The data file is here, whatever the header calls it.
+    pub(super) fn with_data_in(self, data_stated: Option<PathBuf>) -> Self {
+        Self { data_stated, ..self }
     }
 
     /// Makes the guest's data readable: refuses encryption, opens the data file.
     pub(super) fn ready_for_data(self, policy: &Policy, force_share: bool) -> Result<Self> {
-        let name = self.data_file_name().map_err(|error| error.file(&self.path))?;
-        let data = match name {
-            // Never a protocol, whatever it looks like (trap 113).
-            Some(name) => {
-                let path = ImageName::data_file(name).beside(&self.path);
-                let file = policy.data_file.open(&path)?;
+        let place = self.data_file_place().map_err(|error| error.file(&self.path))?;
+        let data = match place {
+            Some(path) => {
+                let file = policy.data_file.open(&path).map_err(data_file::named)?;
                 if !force_share {
                     lock_for_reading(&file, Format::Raw).map_err(|error| error.file(&path))?;
                 }
@@ -67,7 +71,7 @@ impl Layer {
 
     /// As [`ready_for_data`](Self::ready_for_data), with a data file that is open already.
     pub(super) fn ready_with(mut self, given: Option<(PathBuf, Arc<dyn Storage>)>) -> Result<Self> {
-        let needed = self.data_file_name().map_err(|error| error.file(&self.path))?.is_some();
+        let needed = self.needs_data_file().map_err(|error| error.file(&self.path))?;
         match (&mut self.content, given) {
             (Content::Qcow2 { data, .. }, Some((path, storage))) if needed => {
                 *data = Some(DataFile { path, storage });
@@ -84,11 +88,18 @@ impl Layer {
         Ok(self)
     }
 
-    /// The name of the external data file, if the guest's data is in one and can be read.
-    fn data_file_name(&self) -> Result<Option<&[u8]>> {
+    /// Where the external data file is, if the guest's data is in one and can be read.
+    fn data_file_place(&self) -> Result<Option<PathBuf>> {
         let Some(image) = self.image() else { return Ok(None) };
         refuse_encryption(image)?;
-        image.area().data_file()
+        data_file::place(image.area(), &self.path, self.data_stated.as_deref())
+    }
+
+    /// Whether the guest's data is in an external data file, and can be read.
+    fn needs_data_file(&self) -> Result<bool> {
+        let Some(image) = self.image() else { return Ok(false) };
+        refuse_encryption(image)?;
+        image.area().has_data_file()
     }
 
     /// Switches to the view of an internal snapshot.

@@ -4,6 +4,7 @@
 //! pinned by its open descriptors: renaming or deleting a layer afterwards changes nothing.
 
 mod builder;
+mod data_file;
 mod decoder;
 mod foreign;
 mod format;
@@ -24,9 +25,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::format::Incompatible;
+#[cfg(feature = "ops")]
+use crate::format::HeaderArea;
 use crate::image::{Purpose, TableCache, Tables};
-use crate::io::{Access, FileStorage, Storage};
+use crate::io::{Access, FileStorage, Identity, Storage};
 use crate::setters::setters;
 use crate::{CancelToken, Error, ErrorKind, Remedy, Result};
 
@@ -282,11 +284,17 @@ impl Chain {
     /// Whether `path` is, under whatever name, one of the files that the chain is read from. It does not look into
     /// chains that a [`Joined`] layer is made of.
     pub fn contains_file(&self, path: &Path) -> bool {
-        FileStorage::identity_of(path).is_some_and(|identity| {
-            let storages =
-                self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
-            storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
-        })
+        let json = path.as_os_str().as_encoded_bytes().starts_with(b"json:");
+        let named = if json { local_path(path).ok() } else { None };
+        let identity = FileStorage::identity_of(named.as_deref().unwrap_or(path));
+        identity.is_some_and(|identity| self.reads_from(identity))
+    }
+
+    /// Whether this is one of the files that the chain is read from.
+    pub(crate) fn reads_from(&self, identity: Identity) -> bool {
+        let storages =
+            self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
+        storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
     }
 }
 
@@ -322,7 +330,7 @@ pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> 
     let area =
         crate::image::read_header_area(&file, Purpose::Check).map_err(|error| error.file(path))?;
     let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
-    let mut active = LayerFound::active(name.path, file, area);
+    let mut active = LayerFound::active(&name, file, area);
     check_data_file(&active, options)?;
     let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
     for lower in walk.by_ref() {
@@ -335,11 +343,8 @@ pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> 
 /// Opens the layer's external data file, if it has one, and forgets it again.
 fn check_data_file(layer: &LayerFound<FileStorage>, options: &OpenOptions) -> Result<()> {
     let Some(area) = &layer.header else { return Ok(()) };
-    let needed = area.header.incompatible.contains(Incompatible::DATA_FILE);
-    let Some(name) = area.data_file_name().filter(|name| needed && !name.is_empty()) else {
-        return Ok(());
-    };
-    let path = ImageName::data_file(name).beside(&layer.path);
+    let place = data_file::place(area, &layer.path, layer.data_file.as_deref());
+    let Some(path) = place.map_err(|error| error.file(&layer.path))? else { return Ok(()) };
     match options.policy.data_file.open(&path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -368,6 +373,7 @@ pub(crate) fn probe_format(
     format: Option<Format>,
 ) -> Result<Format> {
     let name = ImageName::from_user(path)?;
+    let only = name.only;
     if !name.windows.is_empty() {
         return Err(Error::unsupported("the json: name means a range of a file, not a whole one")
             .file(path)
@@ -379,7 +385,18 @@ pub(crate) fn probe_format(
         (None, None) if name.plain_file => Ok(Format::Raw),
         (None, None) => Format::probe_named(file, path),
     }
+    .and_then(|format| check_only(only, format))
     .map_err(|error: Error| error.file(path))
+}
+
+/// Checks that a name has no options that another format driver alone knows.
+fn check_only(only: Option<Format>, format: Format) -> Result<Format> {
+    match only.filter(|only| *only != format) {
+        None => Ok(format),
+        Some(only) => Err(Error::usage(format!(
+            "the json: name has options of the {only} driver, and this is a {format} image"
+        ))),
+    }
 }
 
 /// The file that `name`, as it stands in the header of the image at `holder`, means: a path, `file:` or
@@ -404,7 +421,13 @@ pub fn resolve_name(
     holder: &Path,
     working_directory: &WorkingDirectory,
 ) -> Result<PathBuf> {
-    header_name(name)?.resolve(holder, working_directory)
+    let name = header_name(name)?;
+    if name.data_file.is_some() {
+        return Err(Error::unsupported(
+            "the name means more than a file: it says where a data file is",
+        ));
+    }
+    name.resolve(holder, working_directory)
 }
 
 /// The file that `name`, as the header of the image at `image` has it for its data file, means.
@@ -414,6 +437,16 @@ pub fn resolve_name(
 #[cfg(feature = "ops")]
 pub(crate) fn data_file_path(name: &[u8], image: &Path) -> Result<PathBuf> {
     Ok(ImageName::data_file(name).beside(&local_path(image)?))
+}
+
+/// The data file of the image that a person calls `image`, which has this header; `None` if it has none.
+///
+/// # Errors
+/// As [`data_file::place`].
+#[cfg(feature = "ops")]
+pub(crate) fn data_file_of(area: &HeaderArea, image: &Path) -> Result<Option<PathBuf>> {
+    let name = ImageName::from_user(image)?;
+    data_file::place(area, &name.path, name.data_file.as_deref())
 }
 
 /// Whether `name`, as it stands in a header, means another file in every working directory of the process

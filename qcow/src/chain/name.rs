@@ -30,6 +30,9 @@ pub(crate) struct ImageName {
     pub(crate) windows: Vec<Window>,
     /// What a `json:` name says of the backing file.
     pub(crate) below: Below,
+    /// Where a `json:` name says that the external data file is, whatever the header calls it; a relative path
+    /// starts in the working directory of the process.
+    pub(crate) data_file: Option<PathBuf>,
 }
 
 /// Where a relative path starts.
@@ -88,21 +91,15 @@ impl ImageName {
 
     /// The path, where the image at `holder` has the name (trap 102).
     pub(crate) fn resolve(&self, holder: &Path, directory: &WorkingDirectory) -> Result<PathBuf> {
-        let from = match (self.start, directory) {
-            _ if self.path.is_absolute() => None,
-            (Start::Holder, _) => holder.parent(),
-            (Start::Process, WorkingDirectory::Own) => None,
-            (Start::Process, WorkingDirectory::At(directory)) => Some(directory.as_path()),
-            (Start::Process, WorkingDirectory::Unknown) => {
-                return Err(Error::unsupported(format!(
-                    "the name '{}' is relative behind json: or file:, and the working directory of the \
-                     process that opens the image is not known",
-                    Escaped(&self.path.to_string_lossy())
-                ))
-                .hint("record an absolute name in the image, or a plain relative one"));
-            }
-        };
-        Ok(from.map_or_else(|| self.path.clone(), |directory| directory.join(&self.path)))
+        match self.start {
+            Start::Holder => Ok(self.beside(holder)),
+            Start::Process => in_directory(&self.path, directory),
+        }
+    }
+
+    /// Where it says that the external data file is.
+    pub(crate) fn data_file_in(&self, directory: &WorkingDirectory) -> Result<Option<PathBuf>> {
+        self.data_file.as_deref().map(|path| in_directory(path, directory)).transpose()
     }
 
     /// As [`resolve`](Self::resolve), for a plain name: relative to the directory of `holder`.
@@ -113,6 +110,7 @@ impl ImageName {
     /// Whether the name means another file in every working directory.
     pub(crate) fn depends_on_process(&self) -> bool {
         self.start == Start::Process && self.path.is_relative()
+            || self.data_file.as_ref().is_some_and(|path| path.is_relative())
     }
 
     pub(super) fn plain(path: &[u8], start: Start) -> Self {
@@ -124,7 +122,23 @@ impl ImageName {
             only: None,
             windows: Vec::new(),
             below: Below::Recorded,
+            data_file: None,
         }
+    }
+}
+
+/// A path of the process that opens the image.
+fn in_directory(path: &Path, directory: &WorkingDirectory) -> Result<PathBuf> {
+    match directory {
+        _ if path.is_absolute() => Ok(path.to_path_buf()),
+        WorkingDirectory::Own => Ok(path.to_path_buf()),
+        WorkingDirectory::At(directory) => Ok(directory.join(path)),
+        WorkingDirectory::Unknown => Err(Error::unsupported(format!(
+            "the name '{}' is relative behind json: or file:, and the working directory of the process that \
+             opens the image is not known",
+            Escaped(&path.to_string_lossy())
+        ))
+        .hint("record an absolute name in the image, or a plain relative one")),
     }
 }
 
@@ -274,6 +288,41 @@ mod tests {
             r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"/x"},"backing":null}"#,
         );
         assert_eq!(alone.below, Below::Nothing);
+    }
+
+    #[test]
+    fn json_names_tell_where_the_data_file_is() {
+        let parsed = |data: &str| {
+            let json = format!(r#"json:{{"driver":"qcow2","file.filename":"/x",{data}}}"#);
+            ImageName::from_header(json.as_bytes())
+        };
+        for data in [
+            r#""data-file":{"driver":"file","filename":"d"}"#,
+            r#""data-file.filename":"d","data-file.locking":"off""#,
+            r#""data-file":{"driver":"raw","file":{"filename":"d"}}"#,
+        ] {
+            let name = parsed(data).unwrap();
+            assert_eq!(name.data_file.as_deref(), Some(Path::new("d")), "{data}");
+            assert_eq!(name.only, Some(Format::Qcow2));
+            assert!(name.depends_on_process() && name.path == Path::new("/x"));
+            let at = WorkingDirectory::At("/work".into());
+            assert_eq!(name.data_file_in(&at).unwrap(), Some("/work/d".into()));
+            assert!(name.data_file_in(&WorkingDirectory::Unknown).is_err());
+        }
+        assert_eq!(parsed(r#""data-file":null"#).unwrap().data_file, None);
+        for data in [
+            r#""data-file":"node""#,
+            r#""data-file":{"driver":"file"}"#,
+            r#""data-file":{"filename":"d","size":512}"#,
+            r#""data-file":{"driver":"raw","size":512,"file":{"filename":"d"}}"#,
+            r#""data-file":{"driver":"qcow2","file":{"filename":"d"}}"#,
+            r#""data-file":{"driver":"nbd","host":"h"}"#,
+            r#""data-file.filename":"d","offset":512"#,
+        ] {
+            assert!(parsed(data).is_err(), "{data}");
+        }
+        let file = br#"json:{"driver":"file","filename":"/x","data-file.filename":"d"}"#;
+        assert!(ImageName::from_header(file).is_err());
     }
 
     #[test]

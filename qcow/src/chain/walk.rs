@@ -14,7 +14,8 @@ use super::name::{Below, ImageName, Window};
 use super::stated::Statements;
 use super::view::{Range, View};
 use super::{
-    FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning, lock_for_reading,
+    FilePolicy, Format, FormatSource, Layer, MAX_DEPTH, OpenOptions, Warning, check_only,
+    lock_for_reading,
 };
 use crate::format::HeaderArea;
 use crate::image::{Purpose, read_header_area};
@@ -113,6 +114,32 @@ pub struct LayerFound<F> {
     /// It records a backing file, and the name by which it was opened says to leave that out.
     pub backing_left_out: bool,
     pub(super) windows: Vec<Window>,
+    /// Where the name by which it was opened says that the data file is.
+    pub(super) data_file: Option<PathBuf>,
+}
+
+impl<F> LayerFound<F> {
+    /// Where its external data file is: where the name by which it was opened says, or else its header, relative
+    /// names joined to where they start. `None` if neither names one. Whether the image has its data there is
+    /// another matter, which opening it tells.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    /// use qcow::chain::{Files, OpenOptions, walk};
+    ///
+    /// let options = OpenOptions::default();
+    /// let name = Path::new(
+    ///     r#"json:{"driver": "qcow2", "file.filename": "a.qcow2", "data-file.filename": "/srv/a.raw"}"#,
+    /// );
+    /// for layer in walk(Files::new(&options), name, &options).flatten() {
+    ///     println!("{}: {:?}", layer.path.display(), layer.data_file());
+    /// }
+    /// ```
+    pub fn data_file(&self) -> Option<PathBuf> {
+        let recorded = || self.header.as_ref()?.data_file_name().filter(|name| !name.is_empty());
+        let beside = |name| ImageName::data_file(name).beside(&self.path);
+        self.data_file.clone().or_else(|| recorded().map(beside))
+    }
 }
 
 impl<F: Storage> LayerFound<F> {
@@ -125,6 +152,12 @@ impl<F: Storage> LayerFound<F> {
             Some(area) => Ok(area.header.virtual_size()),
             None => Range::of(&self.windows, self.file.len()).map(|range| range.size),
         }
+    }
+
+    /// Whether the name by which it was opened says where its external data file is.
+    #[cfg(feature = "ops")]
+    pub(crate) fn states_data_file(&self) -> bool {
+        self.data_file.is_some()
     }
 
     /// Whether it is a range of its file, not the whole of it.
@@ -149,16 +182,16 @@ impl<F: Storage + 'static> LayerFound<F> {
             let range = Range::of(&self.windows, storage.len());
             Arc::new(View::new(storage, range.map_err(|error| error.file(&self.path))?))
         };
-        Layer::new(self.path, storage, self.format)
+        Ok(Layer::new(self.path, storage, self.format)?.with_data_in(self.data_file))
     }
 }
 
 impl<F> LayerFound<F> {
-    /// A QCOW2 image that is open already.
-    pub(super) fn active(path: PathBuf, file: F, header: HeaderArea) -> Self {
+    /// A QCOW2 image that is open already, by this name.
+    pub(super) fn active(name: &ImageName, file: F, header: HeaderArea) -> Self {
         Self {
             depth: 0,
-            path,
+            path: name.path.clone(),
             format: Format::Qcow2,
             format_source: FormatSource::Stated,
             header: Some(header),
@@ -166,6 +199,7 @@ impl<F> LayerFound<F> {
             depends_on_process: false,
             backing_left_out: false,
             windows: Vec::new(),
+            data_file: name.data_file.clone(),
         }
     }
 }
@@ -259,6 +293,7 @@ struct Next {
     only: Option<Format>,
     windows: Vec<Window>,
     below: Below,
+    data_file: Option<PathBuf>,
 }
 
 impl Next {
@@ -281,6 +316,7 @@ impl Next {
             only: name.only,
             windows: name.windows,
             below: name.below,
+            data_file: name.data_file,
         })
     }
 
@@ -350,11 +386,7 @@ impl<O: Open> Walk<'_, O> {
             Some(known) => known,
             None => (Format::probe_named(&file, &next.path)?, FormatSource::Probed),
         };
-        if let Some(only) = next.only.filter(|only| *only != format) {
-            return Err(Error::usage(format!(
-                "the json: name has options of the {only} driver, and this is a {format} image"
-            )));
-        }
+        check_only(next.only, format)?;
         let view = match next.windows.as_slice() {
             [] => None,
             windows => Some(View::new(&file, Range::of(windows, file.len())?)),
@@ -376,6 +408,7 @@ impl<O: Open> Walk<'_, O> {
             depends_on_process: next.depends_on_process,
             backing_left_out: false,
             windows: std::mem::take(&mut next.windows),
+            data_file: next.data_file.take(),
         })
     }
 
@@ -454,6 +487,7 @@ impl<O: Open> Walk<'_, O> {
             by: Some(layer.path.clone()),
             format,
             depends_on_process: name.depends_on_process(),
+            data_file: name.data_file_in(&self.options.working_directory)?,
             only: name.only,
             windows: name.windows,
             below: name.below,

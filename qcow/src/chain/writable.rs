@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::name::ImageName;
 use super::walk::{Files, LayerFound, Walk};
-use super::{Chain, Format, OpenOptions, Policy, TABLE_CACHE_BYTES, Walked, layer_of, open_file};
-use crate::format::{HeaderArea, Incompatible};
+use super::{
+    Chain, Format, OpenOptions, Policy, TABLE_CACHE_BYTES, Walked, data_file, layer_of, open_file,
+};
+use crate::format::HeaderArea;
 use crate::image::read_header_area;
 use crate::io::{Storage, WritableFile, WriteStorage};
 use crate::{Error, Remedy, Result};
@@ -64,17 +66,18 @@ fn open(path: &Path, options: &OpenOptions, with_backing: bool) -> Result<Writab
         let replaced = std::io::ErrorKind::NotFound.into();
         return Err(Error::io("another file has taken its place", replaced));
     }
-    let mut opened = Writable { path: name.path, format, file, data: None, backing: None };
+    let path = name.path.clone();
+    let mut opened = Writable { path, format, file, data: None, backing: None };
     if format == Format::Raw {
         return Ok(opened);
     }
     let area = read_header_area(&opened.file, crate::image::Purpose::Read)?;
     options.limits.check_size(area.header.virtual_size())?;
-    opened.data = open_data_file(&opened.path, &area, &options.policy)?;
+    opened.data = open_data_file(&name, &area, &options.policy)?;
     if !with_backing {
         return Ok(opened);
     }
-    let mut active = LayerFound::active(opened.path.clone(), looked, area);
+    let mut active = LayerFound::active(&name, looked, area);
     let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
     let mut layers = Vec::new();
     for found in walk.by_ref() {
@@ -102,20 +105,14 @@ fn open(path: &Path, options: &OpenOptions, with_backing: bool) -> Result<Writab
 }
 
 fn open_data_file(
-    path: &Path,
+    image: &ImageName,
     area: &HeaderArea,
     policy: &Policy,
 ) -> Result<Option<Arc<dyn WriteStorage>>> {
-    if !area.header.incompatible.contains(Incompatible::DATA_FILE) {
-        return Ok(None);
-    }
-    let name = area.data_file_name().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| {
-        Error::corrupt("the image has an external data file but does not name it")
-    })?;
-    let path = ImageName::data_file(name).beside(path);
-    let allowed = policy.data_file.open(&path)?;
-    let file = WritableFile::open(&path).map_err(|error| error.file(&path))?;
+    let place = data_file::place(area, &image.path, image.data_file.as_deref())?;
+    let Some(path) = place else { return Ok(None) };
+    let allowed = policy.data_file.open(&path).map_err(data_file::named)?;
+    let file = WritableFile::open(&path).map_err(|error| data_file::named(error.file(&path)))?;
     if file.identity() != Some(allowed.identity()) {
         let replaced = std::io::ErrorKind::NotFound.into();
         return Err(Error::io("another file has taken its place", replaced).file(&path));

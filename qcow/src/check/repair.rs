@@ -5,7 +5,8 @@
 //! disk in phases, each durable before the next, so that a crash leaves the old or the new state
 //! of each entry and at worst leaks:
 //!
-//! 1. bitmaps that stand in the way are dropped; data that lies in metadata, and a snapshot table
+//! 1. bitmaps that stand in the way are dropped; extra data of snapshots that is too much is left out of a new
+//!    table; data that lies in metadata, and a snapshot table
 //!    that lacks something, get clusters behind the end of the file, and are then named there;
 //! 2. entries that lead nowhere are dropped, copied flags that lie are cleared;
 //! 3. refcounts are raised, or written anew at the end of the file, and the header then switched;
@@ -22,6 +23,7 @@
 
 mod bitmaps;
 mod entries;
+mod extra;
 mod moves;
 mod plan;
 mod refcounts;
@@ -162,6 +164,25 @@ pub(crate) fn make_plan(
         }
     }
     let before = before.ok_or_else(|| Error::internal("the image was not checked"))?;
+    Ok((before, plan))
+}
+
+/// As [`make_plan`], where the user asked for a repair: what keeps an image from being opened may be left out, and
+/// the plan says so.
+pub(crate) fn make_plan_asked_for(
+    storage: &Arc<dyn Storage>,
+    options: &RepairOptions,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(CheckOutcome, Plan)> {
+    let begun = match options.scope {
+        Scope::All => extra::cut(storage, options, cancel)?,
+        Scope::Leaks => None,
+    };
+    let Some((before, mut plan)) = begun else {
+        return make_plan(storage, options, observer, cancel);
+    };
+    make_whole(&mut plan, &mut Some(before.clone()), options, observer, cancel)?;
     Ok((before, plan))
 }
 

@@ -61,6 +61,8 @@ pub enum FindingKind {
     SharedRefcountBlock,
     /// A snapshot table entry lacks what its version asks for, or names an impossible L1 table.
     Snapshot,
+    /// A snapshot table entry has more extra data than QEMU reads.
+    SnapshotExtra,
     /// A bitmap's table is broken.
     Bitmap,
     /// The refcount of a cluster cannot be read.

@@ -134,6 +134,12 @@ enum Kind {
 }
 
 impl Disk {
+    /// Which file its external data file is, if it has one in a file.
+    #[cfg(feature = "ops")]
+    pub(crate) fn data_file(&self) -> Option<crate::io::Identity> {
+        self.files.data_file.as_ref()?.identity()
+    }
+
     /// What the image is stored in.
     pub(crate) fn storage(&self) -> Arc<dyn WriteStorage> {
         self.files.storage.clone()

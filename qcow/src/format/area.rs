@@ -205,17 +205,27 @@ impl HeaderArea {
         self.extensions.data_file_name()
     }
 
-    /// The name of the external data file; `None` if the guest's data is in the image. QEMU opens no
-    /// image that needs a data file and does not name one, or the other way round.
+    /// Whether the guest's data is in an external file. QEMU opens no image that has a raw data file, and no data
+    /// file.
     ///
     /// # Errors
     /// [`Corrupt`](crate::ErrorKind::Corrupt) for such an image.
+    pub(crate) fn has_data_file(&self) -> Result<bool> {
+        let external = self.header.incompatible.contains(Incompatible::DATA_FILE);
+        if !external && self.header.autoclear.contains(Autoclear::DATA_FILE_RAW) {
+            let message = "the bit for a raw data file is set, but there is none";
+            return Err(Error::corrupt(message).structure(STRUCTURE));
+        }
+        Ok(external)
+    }
+
+    /// The name of the external data file; `None` if the guest's data is in the image. QEMU opens no
+    /// image that needs a data file and does not name one, unless it is told where that is.
+    ///
+    /// # Errors
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) for such an image, and as [`has_data_file`](Self::has_data_file).
     pub(crate) fn data_file(&self) -> Result<Option<&[u8]>> {
-        if !self.header.incompatible.contains(Incompatible::DATA_FILE) {
-            if self.header.autoclear.contains(Autoclear::DATA_FILE_RAW) {
-                let message = "the bit for a raw data file is set, but there is none";
-                return Err(Error::corrupt(message).structure(STRUCTURE));
-            }
+        if !self.has_data_file()? {
             return Ok(None);
         }
         match self.data_file_name() {

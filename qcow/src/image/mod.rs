@@ -36,6 +36,7 @@ pub(crate) use cache::{TableCache, Tables};
 pub use dirty::{Bitmap, DirtyRanges};
 pub(crate) use fault::{Fault, Faults, is_damage, tolerate};
 pub(crate) use refcounts::{RefcountBlock, Refcounts};
+pub(crate) use snapshots::{Overlong, read_cut as read_cut_snapshots};
 pub(crate) use tables::{Run, RunKind, TableWindow, check_identity, push_run};
 
 /// Bytes that [`Header::peek`] needs.
@@ -106,7 +107,7 @@ impl Image {
         let l1 = L1Table { offset: header.l1_table_offset, entries: u64::from(header.l1_entries) };
         refuse_past_any_file("L1 table", l1.offset, l1.entries.saturating_mul(8))?;
         if purpose == Purpose::Check {
-            area.data_file()?;
+            area.has_data_file()?;
             refuse_past_any_file("refcount table", header.refcount_table_offset, 0)?;
         }
         let (snapshots, snapshot_table_len) = snapshots::read(&*storage, header)?;

@@ -1,7 +1,9 @@
 //! Reads the snapshot table. Counts and lengths come from the image, so memory is taken only for
 //! what has really been read (traps 80 to 82, 144).
 
-use crate::format::{Header, HostOffset, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot};
+use crate::format::{
+    Header, HostOffset, MAX_SNAPSHOT_EXTRA, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, Snapshot,
+};
 use crate::io::{Storage, read_padded};
 use crate::{Error, Remedy, Result};
 
@@ -44,7 +46,7 @@ pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<(Vec<Snapsh
 fn read_entry(storage: &dyn Storage, header: &Header, at: u64) -> Result<(Snapshot, u64, u64)> {
     let mut fixed = [0; FIXED];
     read_padded(storage, &mut fixed, at)?;
-    let len = Snapshot::entry_len(&fixed)?;
+    let len = Snapshot::entry_len(&fixed).map_err(|error| error.hint(Remedy::Repair))?;
     if len > LONGEST {
         return Err(damaged(format!("the entry claims {len} bytes, expected at most {LONGEST}")));
     }
@@ -55,10 +57,80 @@ fn read_entry(storage: &dyn Storage, header: &Header, at: u64) -> Result<(Snapsh
     Ok((snapshot, consumed as u64, padding))
 }
 
+/// An entry of the table with more extra data than is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overlong {
+    pub(crate) index: u64,
+    pub(crate) offset: HostOffset,
+    /// Bytes of extra data.
+    pub(crate) extra: u32,
+}
+
+/// The snapshots of a table, without what is beyond the extra data that is read; adds to `overlong` which have more.
+///
+/// # Errors
+/// As reading the table, if anything else is wrong with it.
+pub(crate) fn read_cut(
+    storage: &dyn Storage,
+    header: &Header,
+    overlong: &mut Vec<Overlong>,
+) -> Result<Vec<Snapshot>> {
+    let mut snapshots = Vec::new();
+    if header.snapshot_count > MAX_SNAPSHOTS {
+        return Err(damaged(format!("{} snapshots", header.snapshot_count)));
+    }
+    let (mut at, mut total) = (header.snapshots_offset, 0_u64);
+    for index in 0..u64::from(header.snapshot_count) {
+        let mut fixed = [0; FIXED];
+        read_padded(storage, &mut fixed, at.0)?;
+        let extra = extra_len(&fixed);
+        let beyond = u64::from(extra.saturating_sub(MAX_SNAPSHOT_EXTRA));
+        let (snapshot, len) = if beyond == 0 {
+            let (snapshot, len, _) = read_entry(storage, header, at.0)?;
+            (snapshot, len)
+        } else {
+            overlong.push(Overlong { index, offset: at, extra });
+            read_overlong(storage, header, (at, fixed), beyond)?
+        };
+        total = total.saturating_add(snapshot.to_bytes()?.len() as u64);
+        at = at.checked_add(len)?;
+        if total > MAX_SNAPSHOT_TABLE_BYTES || at.0 > storage.len().next_multiple_of(8) {
+            return Err(damaged("the table is too long".to_owned()).index(index));
+        }
+        snapshots.push(snapshot);
+    }
+    Ok(snapshots)
+}
+
+/// An entry without so much of its extra data, and the length that it has with that.
+fn read_overlong(
+    storage: &dyn Storage,
+    header: &Header,
+    (at, mut fixed): (HostOffset, [u8; FIXED]),
+    beyond: u64,
+) -> Result<(Snapshot, u64)> {
+    if let Some(len) = fixed.last_chunk_mut() {
+        *len = MAX_SNAPSHOT_EXTRA.to_be_bytes();
+    }
+    let kept = (FIXED as u64).saturating_add(u64::from(MAX_SNAPSHOT_EXTRA));
+    let mut bytes = vec![0; Snapshot::entry_len(&fixed)?];
+    let (front, back) = bytes.split_at_mut(usize::try_from(kept).unwrap_or(FIXED));
+    read_padded(storage, front, at.0)?;
+    read_padded(storage, back, at.checked_add(kept.saturating_add(beyond))?.0)?;
+    front.split_at_mut(FIXED).0.copy_from_slice(&fixed);
+    let (snapshot, _) = Snapshot::parse(&bytes, header.version)?;
+    let used = snapshot.id.len().saturating_add(snapshot.name.len()) as u64;
+    let len = kept.saturating_add(beyond).saturating_add(used).next_multiple_of(8);
+    Ok((snapshot, len))
+}
+
+fn extra_len(fixed: &[u8; FIXED]) -> u32 {
+    fixed.last_chunk().copied().map_or(0, u32::from_be_bytes)
+}
+
 /// Zero to seven bytes up to the next multiple of eight.
 fn padding(fixed: &[u8; FIXED], names: usize) -> u64 {
-    let extra = fixed.last_chunk().copied().map_or(0, u32::from_be_bytes);
-    let used = u64::from(extra).saturating_add(names as u64);
+    let used = u64::from(extra_len(fixed)).saturating_add(names as u64);
     used.next_multiple_of(8).saturating_sub(used)
 }
 

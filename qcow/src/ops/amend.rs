@@ -32,7 +32,8 @@ pub struct AmendOptions {
     pub lazy_refcounts: Option<bool>,
     /// Width of the refcounts in bits, a power of two from 1 to 64; other than 16 only in version 3.
     pub refcount_bits: Option<u32>,
-    /// Another name for the external data file, for an image that has one. The file is not touched.
+    /// Another name for the external data file, for an image that has one. The file is not touched. Without a name,
+    /// which is only taken with `unchecked`, the image can only be opened by a `json:` name that says where it is.
     pub data_file: Option<PathBuf>,
     /// `false`: the data file is not kept valid as a raw image any more. `true` only if it is already.
     pub data_file_raw: Option<bool>,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::edit::Opened;
 use crate::chain::{Format, probe_format};
-use crate::check::{cluster_size, in_pool, make_plan};
+use crate::check::{cluster_size, in_pool, make_plan_asked_for};
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
 pub use crate::check::{
@@ -45,7 +45,7 @@ pub fn repair(
         if format != Format::Qcow2 {
             return Err(Error::unsupported(format!("{format} images have nothing to repair")));
         }
-        let (before, plan) = make_plan(&opened.storage, options, observer, cancel)?;
+        let (before, plan) = make_plan_asked_for(&opened.storage, options, observer, cancel)?;
         let mut outcome = RepairOutcome {
             check: before.clone(),
             before,

@@ -185,6 +185,10 @@ impl<'a> CopyJob<'a> {
         let only = options.dirty_in.as_deref().map(|name| dirty(source, name)).transpose()?;
         let write = WriteOptions::new().explicit_zeroes(options.explicit_zeroes);
         let disk = Disk::open(path, open, write)?;
+        if disk.data_file().is_some_and(|data_file| source.reads_from(data_file)) {
+            let message = "the target's data file is one of the images being read";
+            return Err(Error::usage(message).file(path));
+        }
         if only.is_some() && disk.size() != source.virtual_size() {
             let (here, there) = (disk.size(), source.virtual_size());
             let message = format!("the earlier copy has {here} bytes, and the disk {there}");

@@ -13,9 +13,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{Format, local_path, probe_format};
+use crate::chain::{Format, data_file_of, local_path, probe_format};
 use crate::check::{CheckOptions, CheckOutcome, Repaired, check_image, in_pool, takeover};
 use crate::image::edit::{Change, Edit};
+use crate::image::{Purpose, read_header_area};
 use crate::io::{Access, FileStorage, Storage, WritableFile, WriteStorage};
 use crate::{CancelToken, Error, Observer, Result, Silent};
 
@@ -59,7 +60,11 @@ impl Opened {
         what: &str,
     ) -> Result<()> {
         match probe_format(&*self.storage, path, stated)? {
-            Format::Qcow2 => Ok(()),
+            // QEMU opens no image whose data file it could not find either.
+            Format::Qcow2 => {
+                let area = read_header_area(&*self.storage, Purpose::Read)?;
+                data_file_of(&area, path).map(drop)
+            }
             format => Err(Error::unsupported(format!("{format} images have no {what}"))),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::chain::{Chain, Format, OpenOptions};
 use crate::check::{
     CheckOptions, CheckOutcome, Finding, Kind as FindingKind, RepairOptions, Scope, Severity,
-    check_image, make_plan,
+    check_image, make_plan, make_plan_asked_for,
 };
 use crate::image::Image;
 use crate::io::sim::{Crash, Event, Failure, SimStorage};
@@ -329,6 +329,88 @@ fn with_an_incomplete_snapshot() -> Vec<u8> {
 #[test]
 fn a_crash_while_a_snapshot_table_is_completed_leaves_the_old_or_the_new_one() {
     survives_crashes(&with_an_incomplete_snapshot());
+}
+
+/// As `image`, where the first snapshot has 1500 bytes of extra data: a new table behind the end, counted as it should be.
+fn with_too_much_extra_data(mut image: Vec<u8>) -> Vec<u8> {
+    let (cluster, old) = (1usize << u32_at(&image, 20), u64_at(&image, 64) as usize);
+    let extra = u32_at(&image, old + 36) as usize;
+    let first = &image[old..old + 40 + extra];
+    let (fixed, known) = first.split_at(40);
+    let mut table = [&fixed[..36], &1500u32.to_be_bytes(), known].concat();
+    table.resize(40 + 1500, b'x');
+    // The names of the first, and all of the second.
+    let rest = old + 40 + extra;
+    let len = |at: usize| usize::from(u16::from_be_bytes([image[old + at], image[old + at + 1]]));
+    let names = len(12) + len(14);
+    table.extend(&image[rest..rest + names]);
+    table.resize(table.len().next_multiple_of(8), 0);
+    let second = old + (40 + extra + names).next_multiple_of(8);
+    table.extend(&image[second..second + 100]);
+    table.resize(table.len().next_multiple_of(cluster), 0);
+    let (at, block) = (image.len(), places(&image).2);
+    for number in (at..at + table.len()).step_by(cluster).map(|at| at / cluster) {
+        set(&mut image, block + 2 * number, &[0, 1]);
+    }
+    set(&mut image, block + 2 * (old / cluster), &[0, 0]);
+    set(&mut image, at, &table);
+    set(&mut image, 64, &(at as u64).to_be_bytes());
+    image
+}
+
+/// Repairs everything in `storage`, as a user asks for it, and says what was to be done.
+fn repair_as_asked(storage: &SimStorage) -> Result<Vec<crate::check::Action>> {
+    let base: Arc<dyn Storage> = Arc::new(MemoryStorage::new(storage.bytes()));
+    let options = RepairOptions::new(Scope::All);
+    let (_, plan) = make_plan_asked_for(&base, &options, &Silent, &CancelToken::new())?;
+    plan.changes.apply(storage)?;
+    Ok(plan.steps.iter().map(|step| step.action).collect())
+}
+
+#[test]
+fn a_crash_while_extra_data_of_a_snapshot_is_left_out_leaves_the_old_or_the_new_table() {
+    let sound = kept("snapshots-v3.qcow2");
+    let content = crc(&sound);
+    let image = with_too_much_extra_data(sound);
+    assert_eq!(
+        Image::open(Arc::new(MemoryStorage::new(image.clone()))).unwrap_err().kind(),
+        ErrorKind::Limit
+    );
+    let storage = SimStorage::new(image.clone());
+    let steps = repair_as_asked(&storage).unwrap();
+    assert_eq!(steps.first(), Some(&crate::check::Action::CutExtraData));
+    let (mut old, mut new) = (0, 0);
+    for Crash { bytes: left, moment } in storage.crashes(0x5eed, DRAWN) {
+        match Image::open(Arc::new(MemoryStorage::new(left.clone()))) {
+            Ok(_) => {
+                new += 1;
+                assert!(dangling(&checked(&left)).is_empty(), "{moment}: {:#?}", checked(&left));
+                assert_eq!(crc(&left), content, "{moment}");
+            }
+            Err(_) => old += 1,
+        }
+        let again = SimStorage::new(left);
+        repair_as_asked(&again).unwrap();
+        let whole = checked(&again.bytes());
+        assert_eq!((whole.corruptions, whole.leaks, whole.check_errors), (0, 0, 0), "{moment}");
+        assert_eq!(crc(&again.bytes()), content, "{moment}");
+    }
+    assert!(old > 0 && new > 0);
+}
+
+/// Who only opens an image for writing did not ask for anything to be left out.
+#[test]
+fn extra_data_is_left_out_only_where_a_repair_is_asked_for() {
+    let mut image = with_too_much_extra_data(kept("snapshots-v3.qcow2"));
+    set(&mut image, 72, &1u64.to_be_bytes());
+    let base: Arc<dyn Storage> = Arc::new(MemoryStorage::new(image.clone()));
+    let refused = crate::check::takeover::plan(&base, &Silent, &CancelToken::new());
+    assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::Limit);
+    // A length that is wrong itself: what follows is no snapshot.
+    let table = u64_at(&image, 64) as usize;
+    set(&mut image, table + 36, &2500u32.to_be_bytes());
+    let refused = repair_as_asked(&SimStorage::new(image)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
 }
 
 #[test]

@@ -83,13 +83,13 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         });
     let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 1);
     let change = |options: &AmendOptions, observer: &dyn Observer| {
-        amend(&source.file(), options, observer, &CancelToken::new()).map(drop)
+        amend(&source.to_change(), options, observer, &CancelToken::new()).map(drop)
     };
     let resized = |size: u64| {
         let open = opening.options(Some(Format::Qcow2));
         let options = ResizeOptions::default().open(open).shrink(true);
         let size = NewSize::Exactly(size);
-        resize(&source.file(), size, &options, &Silent, &CancelToken::new()).map(drop)
+        resize(&source.to_change(), size, &options, &Silent, &CancelToken::new()).map(drop)
     };
     let done = match (&downgrade, size) {
         (Some(first), Some(size)) => change(first, &Silent)
@@ -161,14 +161,14 @@ fn wanted(items: &[Item], target: &Target, now: &Qcow2Info) -> Result<AmendOptio
             "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
         ));
     }
-    if stays_old && now.data_file.is_some() {
+    if stays_old && now.data_file_raw.is_some() {
         return Err(Stop::error("Cannot downgrade an image with a data file"));
     }
     if stays_old && now.extended_l2 == Some(true) {
         return Err(Stop::error("Cannot downgrade an image with incompatible features 0x10 set"));
     }
     if let Some(name) = image.get("data_file") {
-        if now.data_file.is_none() {
+        if now.data_file_raw.is_none() {
             return Err(Stop::error(
                 "data-file can only be set for images that use an external data file",
             ));

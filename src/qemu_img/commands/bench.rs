@@ -89,7 +89,9 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         .flush_interval(flush);
     let job =
         BenchJob::begin(&source.path, &options, &bench).map_err(|error| match error.kind() {
-            ErrorKind::Usage => Stop::error(words::plain(&error)),
+            ErrorKind::Usage if error.place().structure != Some("data file") => {
+                Stop::error(words::plain(&error))
+            }
             _ => writing::not_opened(&source, &error)
                 .unwrap_or_else(|| words::not_opened(&source.shown, &source.file(), &error)),
         })?;

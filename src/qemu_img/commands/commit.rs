@@ -48,7 +48,7 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         .explicit_zeroes(true)
         .in_kernel(true)
         .no_verify(true);
-    let file = source.file();
+    let file = source.to_change();
     let open = opening.options(format);
     let plan = Plan::new().chain(&source.path, &open).changing(&source.path);
     let plan = match base_of(&file, &open.clone().force_share(true), options.base.as_deref()) {

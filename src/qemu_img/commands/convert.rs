@@ -4,7 +4,7 @@ mod bitmaps;
 mod target;
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qcow::chain::{Chain, Format, Joined, OpenOptions};
@@ -127,7 +127,7 @@ impl Request {
         }
         let (path, target_format) = match given.has(Key::TargetImageOpts) {
             true => target::existing(&self.target)?,
-            false => (names::target(&self.target)?, new::format(&self.format)?),
+            false => self.named_target(given)?,
         };
         let image = self.image(given, target_format)?;
         let flatten = self.flatten_options(given, &image)?;
@@ -154,6 +154,17 @@ impl Request {
         progress.finish_again(result.is_ok());
         progress.end_line();
         result
+    }
+
+    /// The target that is not given as an option list.
+    fn named_target(&self, given: &Parsed) -> Result<(PathBuf, Format), Stop> {
+        let format = new::format(&self.format)?;
+        if given.has(Key::NoCreate)
+            && let Some(found) = target::by_tree(&self.target, format)?
+        {
+            return Ok(found);
+        }
+        Ok((names::target(&self.target)?, format))
     }
 
     fn flatten(&self, chain: &Chain, options: &FlattenOptions, to: &To<'_>) -> Result<(), Stop> {

@@ -81,7 +81,7 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
     };
     let options =
         ChangeBackingOptions::default().unchecked(true).open(opening.options(Some(Format::Qcow2)));
-    match change_backing(&source.file(), backing.as_ref(), &options) {
+    match change_backing(&source.to_change(), backing.as_ref(), &options) {
         Ok(_) => Ok(()),
         Err(error) => {
             Err(writing::not_opened(&source, &error).unwrap_or_else(|| not_changed(&shown, &error)))
@@ -121,14 +121,14 @@ fn safely(
         .no_verify(true);
     let open = Opening::default().options(Some(Format::Qcow2));
     let progress = Progress::start(given.has(Key::Progress) && !given.has(Key::Quiet), 2);
-    let done = RebaseJob::begin(&source.file(), &open, &options).and_then(|job| {
+    let done = RebaseJob::begin(&source.to_change(), &open, &options).and_then(|job| {
         sandbox.all_is_open()?;
         job.run(&progress, &CancelToken::new())
     });
     progress.finish_again(done.is_ok());
     progress.end_line();
     let Err(error) = done else { return Ok(()) };
-    let own = error.place().file.as_deref().is_none_or(|file| file == source.file());
+    let own = error.place().file.as_deref().is_none_or(|file| words::is_same(file, &source.file()));
     if !own && (error.kind() == ErrorKind::InUse || error.message().starts_with("could not open")) {
         let top = error.place().file.clone().unwrap_or_default();
         let why = words::reason(&error, &top);

@@ -88,7 +88,7 @@ pub(in crate::qemu_img) fn run(words: &[OsString]) -> Result<(), Stop> {
         .shrink(true)
         .preallocation(preallocation);
     let done =
-        resize(&source.file(), NewSize::Exactly(new), &options, &Silent, &CancelToken::new());
+        resize(&source.to_change(), NewSize::Exactly(new), &options, &Silent, &CancelToken::new());
     match done {
         Ok(_) if given.has(Key::Quiet) => Ok(()),
         Ok(_) => print("Image resized.\n"),

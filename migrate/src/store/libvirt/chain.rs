@@ -137,8 +137,7 @@ pub(super) fn walk(
             (Err(broken), None) => return Err(Error::refused(broken.error.to_string())),
         };
         let virtual_size = found.virtual_size()?;
-        if found.header.as_ref().is_some_and(|header| header.extensions.data_file_name().is_some())
-        {
+        if found.data_file().is_some() {
             let path = found.path.display();
             return Err(Error::refused(format!("{path}: it has an external data file")));
         }

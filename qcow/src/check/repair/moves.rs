@@ -103,10 +103,24 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
             .structure(Structure::SnapshotTable.as_str())
             .hint(Remedy::Salvage));
     }
-    let mut table = Vec::new();
-    for snapshot in snapshots {
+    let complete = |snapshot: &Snapshot| {
         let mut snapshot = snapshot.clone();
         snapshot.disk_size.get_or_insert(header.virtual_size());
+        snapshot
+    };
+    let completed: Vec<_> = snapshots.iter().map(complete).collect();
+    replace_table(checker, &completed, plan)
+}
+
+/// Writes a table of these snapshots behind everything, and then has the header name it.
+pub(super) fn replace_table(
+    checker: &Checker<'_>,
+    snapshots: &[Snapshot],
+    plan: &mut Plan,
+) -> Result<()> {
+    let header = checker.image.header();
+    let mut table = Vec::new();
+    for snapshot in snapshots {
         table.extend(snapshot.to_bytes()?);
     }
     let offset = append(checker, plan, table, 1)?;
@@ -136,7 +150,7 @@ pub(super) fn complete_snapshots(look: &Look<'_>, scope: Scope, plan: &mut Plan)
 
 /// Whether an entry looks like one that a program wrote: it can be told from others, and leads to
 /// an L1 table in the file.
-fn is_plausible(checker: &Checker<'_>, snapshot: &Snapshot) -> bool {
+pub(super) fn is_plausible(checker: &Checker<'_>, snapshot: &Snapshot) -> bool {
     let len = u64::from(snapshot.l1_entries) << 3;
     !snapshot.id.is_empty()
         && snapshot.l1_entries > 0

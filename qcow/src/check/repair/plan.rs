@@ -19,7 +19,10 @@ pub enum Action {
     DropBitmaps,
     /// Guest data that is in a metadata cluster is copied to one of its own.
     MoveData,
-    /// The snapshot table is written anew at the end of the file, with its entries completed.
+    /// Extra data of a snapshot that nobody reads, because it is too much, is left out of the new table.
+    CutExtraData,
+    /// The snapshot table is written anew at the end of the file, with its entries completed, or without what is
+    /// too much.
     WriteSnapshots,
     /// The header is made to name the new snapshot table.
     SwitchSnapshots,
@@ -47,7 +50,8 @@ impl Action {
         match self {
             Self::DropBitmaps => "drop the persistent bitmaps, which cannot be trusted",
             Self::MoveData => "move data out of a cluster of metadata",
-            Self::WriteSnapshots => "write a completed snapshot table at the end of the file",
+            Self::CutExtraData => "leave out what a snapshot has of extra data beyond 1024 bytes",
+            Self::WriteSnapshots => "write a corrected snapshot table at the end of the file",
             Self::SwitchSnapshots => "switch to the new snapshot table",
             Self::DropEntry => "drop an entry that points to no cluster of the file",
             Self::ClearCopied => "clear the copied flag",

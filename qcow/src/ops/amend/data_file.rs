@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::AmendOptions;
-use crate::chain::data_file_path;
+use crate::chain::{data_file_of, data_file_path};
 use crate::exact::{Exact, to_usize};
 use crate::format::Autoclear;
 use crate::image::{Purpose, read_header_area};
@@ -27,7 +27,7 @@ pub(super) fn check(
         return Ok(());
     };
     let area = read_header_area(&*opened.storage, Purpose::Read)?;
-    let Some(old_name) = area.data_file()? else { return Ok(()) };
+    let Some(old_path) = data_file_of(&area, image)? else { return Ok(()) };
     let open = |path: &PathBuf| {
         let file = options.policy.data_file.open(path);
         file.map_err(|error| error.file(path).structure("data file"))
@@ -40,7 +40,7 @@ pub(super) fn check(
             .structure("data file")
             .hint("name a copy of the old data file, or insist on this file")
     };
-    match open(&data_file_path(old_name, image)?) {
+    match open(&old_path) {
         Ok(old) if old.identity() == new.identity() => Ok(()),
         Ok(old) => {
             if old.len() != new.len() {

@@ -176,19 +176,13 @@ impl Plan {
                 return Err(Error::usage("the image has no external data file"));
             }
             let name = name.as_os_str().as_bytes();
-            if name.is_empty() || name.contains(&0) || name.len() > MAX_DATA_FILE_NAME {
+            let empty = name.is_empty() && !options.unchecked;
+            if empty || name.contains(&0) || name.len() > MAX_DATA_FILE_NAME {
                 return Err(Error::usage(format!(
                     "a data file's name has 1 to {MAX_DATA_FILE_NAME} bytes"
                 )));
             }
-            let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
-            let old = self.area.data_file_name().map(text).unwrap_or_default();
-            self.note("data_file", old, text(name));
-            let is_name = |extension: &&mut Extension| matches!(extension, Extension::DataFile(_));
-            match self.area.extensions.0.iter_mut().rfind(is_name) {
-                Some(extension) => *extension = Extension::DataFile(name.to_vec()),
-                None => return Err(Error::internal("a data file without a name")),
-            }
+            self.name_data_file(name);
         }
         let raw = self.area.header.autoclear.contains(Autoclear::DATA_FILE_RAW);
         match options.data_file_raw {
@@ -203,6 +197,23 @@ impl Plan {
             _ => {}
         }
         Ok(())
+    }
+
+    fn name_data_file(&mut self, name: &[u8]) {
+        let text = |name: &[u8]| String::from_utf8_lossy(name).into_owned();
+        let old = self.area.data_file_name().map(text).unwrap_or_default();
+        self.note("data_file", old, text(name));
+        let is_name = |extension: &Extension| matches!(extension, Extension::DataFile(_));
+        let extensions = &mut self.area.extensions.0;
+        if name.is_empty() {
+            extensions.retain(|extension| !is_name(extension));
+            return;
+        }
+        let new = Extension::DataFile(name.to_vec());
+        match extensions.iter_mut().rfind(|extension| is_name(extension)) {
+            Some(extension) => *extension = new,
+            None => extensions.push(new),
+        }
     }
 
     pub(super) fn carry_out(self, edit: &mut Edit, cancel: &CancelToken) -> Result<Made> {

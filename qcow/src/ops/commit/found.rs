@@ -43,6 +43,12 @@ impl Found {
         let (Some(base), Some(overlay)) = (layers.get(depth), layers.first()) else {
             return Err(Error::internal("the base is not in its chain"));
         };
+        if base.states_data_file() {
+            return Err(Error::unsupported(
+                "the base is named with another data file than its header has",
+            )
+            .file(&base.path));
+        }
         if base.is_part_of_file() {
             return Err(
                 Error::unsupported("the base is named as a range of a file").file(&base.path)

@@ -22,7 +22,14 @@ fn is_flag(finding: &Finding) -> bool {
 pub(in crate::qemu_img) fn repairs(outcome: &RepairOutcome) -> Vec<String> {
     let found = outcome.before.findings.iter();
     let found = found.filter(|found| found.severity != Severity::Note && !is_flag(found));
-    let mut lines: Vec<String> = found.map(line).collect();
+    let found = found.filter(|found| found.kind != Kind::SnapshotExtra);
+    let cut = outcome.steps.iter().filter(|step| step.action == Action::CutExtraData);
+    let cut = cut.map(|Step { index, from, to, .. }| {
+        format!(
+            "Discarding too much extra metadata in snapshot table entry {index} ({from} > {to})"
+        )
+    });
+    let mut lines: Vec<String> = cut.chain(found.map(line)).collect();
     let refcounts = |cluster: u64| {
         outcome.before.findings.iter().find_map(|finding| match finding.numbers {
             Some(Numbers::Refcount { refcount, references }) if finding.index == Some(cluster) => {
@@ -34,7 +41,12 @@ pub(in crate::qemu_img) fn repairs(outcome: &RepairOutcome) -> Vec<String> {
     if outcome.steps.iter().any(|step| step.action == Action::WriteRefcounts) {
         lines.push("Rebuilding refcount structure".to_owned());
     }
+    // The old place of a table that was moved was in use before.
+    let moved = outcome.steps.iter().any(|step| step.action == Action::CutExtraData);
     for step in &outcome.steps {
+        if moved && refcounts(step.index).is_none() {
+            continue;
+        }
         if matches!(step.action, Action::RaiseRefcount | Action::LowerRefcount) {
             let (index, from, to) = (step.index, step.from, step.to);
             lines.push(format!("Repairing cluster {index} refcount={from} reference={to}"));
