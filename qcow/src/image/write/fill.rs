@@ -95,7 +95,7 @@ impl Writer {
     ) -> Result<()> {
         for part in [written.start..range.start, range.end..written.end] {
             if !part.is_empty() {
-                let mut scratch = self.scratch.take()?;
+                let mut scratch = self.scratch.take();
                 let bytes = scratch.first(part.end.minus(part.start)?)?;
                 self.old_bytes(bytes, part.start)?;
                 put(self.data(), bytes, self.place_of(place, part.start)?)?;
@@ -112,7 +112,7 @@ impl Writer {
         written: &Range<u64>,
         place: Place,
     ) -> Result<()> {
-        let mut scratch = self.scratch.take()?;
+        let mut scratch = self.scratch.take();
         let bytes = scratch.first(written.end.minus(written.start)?)?;
         let (head, rest) = bytes.split_at_mut(to_usize(range.start.minus(written.start)?));
         let (middle, tail) = rest.split_at_mut(data.len());
@@ -174,7 +174,7 @@ impl Writer {
     fn copy_subclusters(&self, entry: RawL2Entry, written: u32, host: HostOffset) -> Result<()> {
         let size = self.geometry().subcluster_size();
         let rest = entry.allocated_subclusters() & !u64::from(written);
-        let mut scratch = self.scratch.take()?;
+        let mut scratch = self.scratch.take();
         let bytes = scratch.first(size)?;
         for index in (0..32u64).filter(|index| rest >> index & 1 == 1) {
             read_padded(self.data(), bytes, entry.offset().0.plus(index.times(size)?)?)?;

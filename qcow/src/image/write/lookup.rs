@@ -196,7 +196,7 @@ impl Writer {
         let mut decoded = self.take_decoder(span)?;
         if decoded.span != Some(span) {
             decoded.span = None;
-            let mut scratch = self.scratch.take()?;
+            let mut scratch = self.scratch.take();
             let input = scratch.first(span.len)?;
             read_padded(&*self.storage, input, span.host.0)?;
             decoded.bytes.resize(to_usize(geometry.cluster_size()), 0);

@@ -107,7 +107,7 @@ impl Writer {
                 false => OnceLock::new(),
             },
             decoders: Mutex::default(),
-            scratch: Pool::new((geometry.cluster_size() << 1).max(JOINED)),
+            scratch: Pool::new((geometry.cluster_size() << 1).max(JOINED))?,
         })
     }
 }

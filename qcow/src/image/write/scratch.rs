@@ -3,18 +3,28 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::Result;
-use crate::exact::to_usize;
-use crate::io::Buffer;
+use crate::exact::{Exact, to_usize};
+use crate::{Error, Result};
 
 /// Bytes that are kept while nobody uses them, or one piece of memory if that is more.
 const KEPT: usize = 4 << 20;
+/// To addresses that are no multiple of it some processors copy four times as slowly in the kernel.
+const PAGE: usize = 4096;
 
 /// Pieces of memory of one length.
 #[derive(Debug)]
 pub(super) struct Pool {
+    /// With what is left over before the page boundary.
     len: usize,
-    free: Mutex<Vec<Buffer>>,
+    free: Mutex<Vec<Memory>>,
+}
+
+/// Bytes of which those from `start` on are used, which is at a page boundary. What is allocated as zeros is not
+/// touched, and takes no memory until it is.
+#[derive(Debug)]
+struct Memory {
+    bytes: Vec<u8>,
+    start: usize,
 }
 
 /// A piece of memory: starts at a page boundary, and has whatever the last user left in it.
@@ -22,27 +32,39 @@ pub(super) struct Pool {
 pub(super) struct Scratch<'a> {
     pool: &'a Pool,
     /// There until it goes back.
-    buffer: Option<Buffer>,
+    memory: Option<Memory>,
 }
 
 impl Pool {
     /// Pieces of `len` bytes; none is there yet.
-    pub(super) fn new(len: u64) -> Self {
-        Self { len: to_usize(len), free: Mutex::default() }
+    ///
+    /// # Errors
+    /// [`Internal`](crate::ErrorKind::Internal) if nothing can be that long.
+    pub(super) fn new(len: u64) -> Result<Self> {
+        Ok(Self { len: to_usize(len).plus(PAGE)?, free: Mutex::default() })
     }
 
     /// A piece that nobody else has, until it is dropped.
-    ///
-    /// # Errors
-    /// [`Io`](crate::ErrorKind::Io) if there is no memory.
-    pub(super) fn take(&self) -> Result<Scratch<'_>> {
+    pub(super) fn take(&self) -> Scratch<'_> {
         let kept = self.free().pop();
-        let buffer = kept.map_or_else(|| Buffer::new(self.len), Ok)?;
-        Ok(Scratch { pool: self, buffer: Some(buffer) })
+        Scratch { pool: self, memory: Some(kept.unwrap_or_else(|| Memory::new(self.len))) }
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<Buffer>> {
+    fn free(&self) -> MutexGuard<'_, Vec<Memory>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory {
+    fn new(len: usize) -> Self {
+        let bytes = vec![0; len];
+        let start = bytes.as_ptr().align_offset(PAGE);
+        // Where that cannot be told, any place will do.
+        Self { bytes, start: if start < PAGE { start } else { 0 } }
+    }
+
+    fn first(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.bytes.get_mut(self.start..)?.get_mut(..len)
     }
 }
 
@@ -52,10 +74,8 @@ impl Scratch<'_> {
     /// # Errors
     /// [`Limit`](crate::ErrorKind::Limit) if it is not that long.
     pub(super) fn first(&mut self, len: u64) -> Result<&mut [u8]> {
-        match &mut self.buffer {
-            Some(buffer) => buffer.first(to_usize(len)),
-            None => Ok(&mut []),
-        }
+        let bytes = self.memory.as_mut().and_then(|memory| memory.first(to_usize(len)));
+        bytes.ok_or_else(|| Error::limit("a piece is longer than its memory"))
     }
 }
 
@@ -64,7 +84,7 @@ impl Drop for Scratch<'_> {
         let mut free = self.pool.free();
         let most = KEPT.checked_div(self.pool.len).unwrap_or(1).max(1);
         if free.len() < most {
-            free.extend(self.buffer.take());
+            free.extend(self.memory.take());
         }
     }
 }
