@@ -17,6 +17,7 @@ fn on_a_full_disk(system: &Mounted, image: &Path, guest: &Path, command: Vec<OsS
     let refused = qcowtool(command.clone());
     let what = format!("{command:?}: {}", refused.stderr());
     assert!(refused.stderr().contains("No space left"), "{what}");
+    assert!(refused.stderr().contains("free some space, then try again"), "{what}");
     let after = state();
     // The tables of what was overwritten can have become longer.
     let used = after.1.saturating_sub(before.1);

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use crate::exact::{Exact, to_usize};
 use crate::format::{HeaderPatch, SECTOR};
 use crate::io::WriteStorage;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
+
+use super::write::put;
 
 pub(crate) use staged::Staged;
 
@@ -193,16 +195,6 @@ impl Write {
             }),
         }
     }
-}
-
-fn put(target: &dyn WriteStorage, bytes: &[u8], offset: u64) -> Result<()> {
-    target.write_at(bytes, offset).map_err(|error| {
-        let error = Error::io("could not write", error).host_offset(offset);
-        match error.kind() {
-            ErrorKind::NoSpace => error.hint("free some space, then try again"),
-            _ => error,
-        }
-    })
 }
 
 /// The parts of `new`, which goes where `old` is, that differ, cut at the borders of sectors.

@@ -7,6 +7,7 @@ use super::flags::bytes_of;
 use crate::exact::Exact;
 use crate::format::{Geometry, HostOffset};
 use crate::image::update::Staged;
+use crate::image::write::no_space;
 use crate::io::{Storage, WriteStorage, Zeroes};
 use crate::{Error, Result};
 
@@ -98,7 +99,7 @@ impl Change {
     }
 
     fn zero(&self, target: &dyn WriteStorage) -> Result<()> {
-        let failed = |error| Error::io("could not reserve space", error);
+        let failed = |error| no_space(Error::io("could not reserve space", error));
         let end = self.zeroed_end();
         if target.capabilities().resize && end > target.len() {
             target.set_len(end).map_err(failed)?;

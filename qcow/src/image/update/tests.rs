@@ -2,6 +2,7 @@
 #![allow(clippy::arithmetic_side_effects, reason = "a test that overflows fails, as it should")]
 
 use super::*;
+use crate::ErrorKind;
 use crate::io::sim::{Crash, Event, SimStorage};
 use crate::io::{MemoryStorage, read_padded};
 

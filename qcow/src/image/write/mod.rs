@@ -250,10 +250,21 @@ impl Writer {
 }
 
 /// Writes all of `bytes`.
-fn put(storage: &dyn WriteStorage, bytes: &[u8], offset: u64) -> Result<()> {
+///
+/// # Errors
+/// [`Io`](crate::ErrorKind::Io) and its kin, with the host offset.
+pub(in crate::image) fn put(storage: &dyn WriteStorage, bytes: &[u8], offset: u64) -> Result<()> {
     storage
         .write_at(bytes, offset)
-        .map_err(|error| Error::io("could not write", error).host_offset(offset))
+        .map_err(|error| no_space(Error::io("could not write", error).host_offset(offset)))
+}
+
+/// Says what to do where there is no space.
+pub(in crate::image) fn no_space(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NoSpace => error.hint("free some space, then try again"),
+        _ => error,
+    }
 }
 
 /// Adds the `dirty` sectors of `bytes`, which lie at `offset`, to `puts`, neighbours as one.
