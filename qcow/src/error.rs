@@ -72,8 +72,12 @@ impl ErrorKind {
         }
     }
 
-    /// What an operating system's error means to a caller, by its number.
+    /// What an operating system's error means to a caller, by its number; one that an error of this crate was made
+    /// into, as by a [`Storage`](crate::io::Storage) that has others below it, means what that did.
     fn of_io(error: &io::Error) -> Self {
+        if let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            return inner.kind();
+        }
         match error.kind() {
             io::ErrorKind::NotFound => Self::NotFound,
             io::ErrorKind::AlreadyExists => Self::Exists,
@@ -198,9 +202,13 @@ impl Error {
     /// The operating system failed while doing `what`, for example `"could not open"`. The kind
     /// follows from the system's error number: [`NotFound`](ErrorKind::NotFound),
     /// [`Exists`](ErrorKind::Exists), [`InUse`](ErrorKind::InUse),
-    /// [`NoSpace`](ErrorKind::NoSpace), or else [`Io`](ErrorKind::Io).
+    /// [`NoSpace`](ErrorKind::NoSpace), or else [`Io`](ErrorKind::Io); from this crate's error if one was made into
+    /// `source`. That the caller cancelled is no failure of the system's, and is given back as it was.
     pub fn io(what: impl Into<String>, source: io::Error) -> Self {
-        Self::new(ErrorKind::of_io(&source), what).caused_by(source)
+        match (ErrorKind::of_io(&source), source) {
+            (ErrorKind::Interrupted, _) => Self::interrupted(),
+            (kind, source) => Self::new(kind, what).caused_by(source),
+        }
     }
 
     /// Keeps the cause, which [`source`](std::error::Error::source) gives back; unless one is kept
@@ -429,6 +437,17 @@ mod tests {
         assert_ne!(error.kind(), io::ErrorKind::Interrupted);
         let system = Error::io("could not read", io::ErrorKind::Interrupted.into());
         assert_ne!(io::Error::from(system).kind(), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn an_error_that_came_through_a_storage_keeps_its_kind() {
+        let through = |error: Error| Error::io("could not read", io::Error::from(error));
+        let corrupt = through(Error::corrupt("found 5").file("base"));
+        assert_eq!(corrupt.kind(), ErrorKind::Corrupt);
+        assert_eq!(corrupt.to_string(), "could not read: base: found 5");
+        let cancelled = through(through(Error::interrupted()));
+        assert_eq!(cancelled.kind(), ErrorKind::Interrupted);
+        assert_eq!(cancelled.to_string(), "interrupted");
     }
 
     #[test]

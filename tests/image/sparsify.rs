@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -345,17 +346,18 @@ fn a_signal_at_any_moment_leaves_a_sound_image_with_the_same_content() {
         let mut child = Command::new(binary())
             .args(args!["sparsify", "--compact", path])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         sleep(Duration::from_millis(milliseconds));
         let done = child.try_wait().unwrap().is_some();
         assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().is_ok());
-        match child.wait().unwrap().code() {
-            // It was too early for the program, or too late.
-            None | Some(0) => {}
-            Some(143) => stopped += 1,
-            other => panic!("{other:?}"),
+        let ended = child.wait_with_output().unwrap();
+        match (ended.status.code(), ended.status.signal()) {
+            // It was too late, or too early for the program.
+            (Some(0), _) | (_, Some(15)) => {}
+            (Some(143), _) => stopped += 1,
+            _ => panic!("after {milliseconds} ms: {ended:?}"),
         }
         qemu::assert_clean(&path);
         assert!(qemu::raw_of("qcow2", &path) == content, "after {milliseconds} ms");

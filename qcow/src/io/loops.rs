@@ -6,6 +6,8 @@ use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// Where the kernel lists block devices.
 const SYS_BLOCK: &str = "/sys/block";
 /// The longest line that is read there; a path is shorter.
@@ -77,14 +79,19 @@ fn one(place: PathBuf) -> Result<Option<LoopDevice>> {
     let name = place.file_name().filter(|name| name.as_bytes().starts_with(b"loop"));
     let Some(path) = name.map(|name| Path::new("/dev").join(name)) else { return Ok(None) };
     match line(&place.join("loop/backing_file")) {
-        // It is not attached.
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if is_detached(&error) => Ok(None),
         Err(error) => Err(error),
         Ok(file) => {
             let backing_file = PathBuf::from(OsString::from_vec(file));
             Ok(Some(LoopDevice { path, backing_file, place }))
         }
     }
+}
+
+/// Whether the kernel says that there is no file: the device is not attached, or was detached between opening and
+/// reading what says so.
+fn is_detached(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
 /// The number of a device that is written as `7:0`.
@@ -112,6 +119,12 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn a_device_that_is_detached_meanwhile_is_not_attached() {
+        assert!(is_detached(&Errno::NODEV.into()) && is_detached(&Errno::NOENT.into()));
+        assert!(!is_detached(&Errno::ACCESS.into()));
+    }
 
     #[test]
     fn devices_with_a_file_are_found_and_their_partitions() {

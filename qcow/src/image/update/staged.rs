@@ -236,7 +236,7 @@ impl Storage for View {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
         let left = self.len().checked_sub(offset).map_or(0, to_usize).min(buf.len());
         let buf = buf.get_mut(..left).unwrap_or_default();
-        self.read(buf, offset).map_err(|error| std::io::Error::other(error.to_string()))?;
+        self.read(buf, offset).map_err(std::io::Error::from)?;
         Ok(buf.len())
     }
 

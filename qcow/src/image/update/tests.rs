@@ -54,6 +54,36 @@ fn a_staged_update_reads_as_it_will_be_written() {
     assert_eq!(result.next_data(25_000).unwrap(), Some(28_672), "the page of the last write");
 }
 
+/// As many pieces, whose maker the caller has stopped.
+#[derive(Debug)]
+struct Stopped;
+
+impl Pieces for Stopped {
+    fn start(&self) -> u64 {
+        Numbered.start()
+    }
+
+    fn piece_len(&self) -> u64 {
+        Numbered.piece_len()
+    }
+
+    fn count(&self) -> u64 {
+        Numbered.count()
+    }
+
+    fn piece(&self, _: u64) -> Result<Vec<u8>> {
+        Err(Error::interrupted())
+    }
+}
+
+#[test]
+fn that_the_caller_cancelled_is_still_known_when_the_result_is_read() {
+    let mut staged = Staged::new(Arc::new(MemoryStorage::new(noise())));
+    staged.write_pieces(Arc::new(Stopped)).unwrap();
+    let error = read_padded(&*staged.result(), &mut [0; 10], 30_000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
+}
+
 #[test]
 fn each_phase_is_durable_before_the_next_one_begins() {
     let mut update = Update::default();
