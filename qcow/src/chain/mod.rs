@@ -13,24 +13,24 @@ mod joined;
 mod json;
 mod layer;
 mod name;
+mod open;
+mod options;
 mod parse;
 mod policy;
+mod resolve;
 mod stated;
 mod view;
 mod walk;
 mod warning;
 mod writable;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(feature = "ops")]
-use crate::format::HeaderArea;
-use crate::image::{Purpose, TableCache, Tables};
-use crate::io::{Access, FileStorage, Identity, Storage};
-use crate::setters::setters;
-use crate::{CancelToken, Error, ErrorKind, Remedy, Result};
+use crate::Result;
+use crate::image::{TableCache, Tables};
+use crate::io::{FileStorage, Identity};
 
 pub use builder::ChainBuilder;
 pub(crate) use decoder::Decoder;
@@ -42,57 +42,25 @@ pub use format::Format;
 pub use joined::Joined;
 pub use json::in_double_quotes;
 pub use layer::Layer;
-use name::ImageName;
 pub use name::WorkingDirectory;
 #[cfg(feature = "serde")]
 pub(crate) use name::{path_text, path_texts};
+pub use open::check_backing;
+use open::lock_for_reading;
+pub(crate) use open::{layer_of, open_active_layer, open_file};
+pub use options::OpenOptions;
 pub use policy::{FilePolicy, Limits, MAX_DEPTH, Policy};
+use resolve::check_only;
+#[cfg(feature = "ops")]
+pub(crate) use resolve::{data_file_of, data_file_path};
+pub use resolve::{depends_on_process, local_path, resolve_name};
+pub(crate) use resolve::{full_name, probe_format};
 pub use stated::{BackingFormats, FormatSource};
 pub use walk::{Broken, Files, LayerFound, Open, Walk, walk};
 pub use warning::Warning;
 pub(crate) use writable::open_writable;
 #[cfg(feature = "ops")]
 pub(crate) use writable::open_writable_alone;
-
-/// How to open an image and its backing chain.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct OpenOptions {
-    /// Format of the active layer; `None` looks at its first bytes ([`Format::probe`]).
-    pub format: Option<Format>,
-    /// Formats of backing files that no header records; without one such a file is refused.
-    pub backing_formats: BackingFormats,
-    /// Internal snapshot (id, then name) whose view to read instead of the current state.
-    pub snapshot: Option<String>,
-    /// Read images that another process may be changing (`qemu-img -U`): what is read may be
-    /// neither the old nor the new state.
-    pub force_share: bool,
-    /// Files to open in place of others: wherever the chain comes to the first path, the second is
-    /// opened, whatever `policy` says. For a base that was deleted while a process holds it open: its
-    /// name, and `/proc/PID/fd/N`.
-    pub overrides: Vec<(PathBuf, PathBuf)>,
-    /// Where relative names behind `json:` and `file:` start.
-    pub working_directory: WorkingDirectory,
-    /// What may be opened.
-    pub policy: Policy,
-    /// How much may be demanded.
-    pub limits: Limits,
-    /// Asks the opening of an image for writing to stop: all its metadata is read then, which may take long.
-    pub cancel: CancelToken,
-}
-
-setters!(OpenOptions {
-    backing_formats: BackingFormats,
-    force_share: bool,
-    overrides: Vec<(PathBuf, PathBuf)>,
-    working_directory: WorkingDirectory,
-    policy: Policy,
-    limits: Limits,
-    cancel: CancelToken,
-} into {
-    format: Option<Format>,
-    snapshot: Option<String>,
-});
 
 /// Bytes of L1 and L2 tables that a chain caches for random reads, all layers and readers together;
 /// about three percent more go to its index. At 64 KiB clusters they map 128 GiB of disk. No memory
@@ -296,208 +264,6 @@ impl Chain {
             self.0.layers.iter().flat_map(|layer| [layer.storage(), layer.data_storage()]);
         storages.filter_map(|storage| storage.identity()).any(|own| own == identity)
     }
-}
-
-/// Opens the one image that `path` names, without looking further than its format.
-pub(crate) fn open_file(
-    path: &Path,
-    format: Option<Format>,
-    policy: &Policy,
-) -> Result<(FileStorage, Format)> {
-    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
-    let stated = format.is_some() || name.driver.is_some();
-    policy.check_stated(stated).map_err(|error| error.file(path))?;
-    let file = policy.open_active(&name.path)?;
-    let format = probe_format(&file, path, format)?;
-    policy.check_format(&file, format).map_err(|error| error.file(path))?;
-    Ok((file, format))
-}
-
-/// Opens what the image at `path` needs, its data file and what it is backed by, down to the end of the
-/// chain, and forgets it again: an image whose backing file or data file is lost is not sound, whatever its own tables say. Neither those tables
-/// nor any data is read. Gives back the image's own file, so that whoever opens it again can tell
-/// afterwards whether it is still the one that was looked at.
-///
-/// # Errors
-/// What keeps the backing chain from being opened: as [`Chain::open`]. A name, a format or a file that
-/// is not for this crate to open ([`Unsupported`](crate::ErrorKind::Unsupported),
-/// [`Denied`](crate::ErrorKind::Denied)) says nothing about whether it is there.
-pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> {
-    let (file, format) = open_file(path, options.format, &options.policy)?;
-    if format != Format::Qcow2 {
-        return Ok(file);
-    }
-    let area =
-        crate::image::read_header_area(&file, Purpose::Check).map_err(|error| error.file(path))?;
-    let name = ImageName::from_user(path).map_err(|error| error.file(path))?;
-    let mut active = LayerFound::active(&name, file, area);
-    check_data_file(&active, options)?;
-    let mut walk = Walk::below_layer(Files::new(options), &mut active, &name.below, options);
-    for lower in walk.by_ref() {
-        check_data_file(&lower.map_err(|broken| broken.error)?, options)?;
-    }
-    walk.check_used().map_err(|error| error.file(path))?;
-    Ok(active.file)
-}
-
-/// Opens the layer's external data file, if it has one, and forgets it again.
-fn check_data_file(layer: &LayerFound<FileStorage>, options: &OpenOptions) -> Result<()> {
-    let Some(area) = &layer.header else { return Ok(()) };
-    let place = data_file::place(area, &layer.path, layer.data_file.as_deref());
-    let Some(path) = place.map_err(|error| error.file(&layer.path))? else { return Ok(()) };
-    match options.policy.data_file.open(&path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            Err(error.file(&path).structure("data file").hint(Remedy::RestoreBacking))
-        }
-        Err(error) => Err(error.file(&path)),
-    }
-}
-
-/// The file that a name given by a person means: a path, `file:` or `json:`. Looks at no file.
-///
-/// # Errors
-/// As [`resolve_name`].
-pub fn local_path(path: &Path) -> Result<PathBuf> {
-    Ok(ImageName::from_user(path).map_err(|error| error.file(path))?.path)
-}
-
-/// The format of `file`, which was opened whole by the name `path`.
-///
-/// # Errors
-/// As those of [`Format::probe`]; [`Unsupported`](crate::ErrorKind::Unsupported) if the name means a range
-/// of the file: what is said of the whole file would be wrong.
-pub(crate) fn probe_format(
-    file: &dyn Storage,
-    path: &Path,
-    format: Option<Format>,
-) -> Result<Format> {
-    let name = ImageName::from_user(path)?;
-    let only = name.only;
-    if !name.windows.is_empty() {
-        return Err(Error::unsupported("the json: name means a range of a file, not a whole one")
-            .file(path)
-            .hint("copy that range into a file of its own"));
-    }
-    match (format, name.driver) {
-        (Some(format), _) => Ok(format),
-        (None, Some(driver)) => driver.parse(),
-        (None, None) if name.plain_file => Ok(Format::Raw),
-        (None, None) => Format::probe_named(file, path),
-    }
-    .and_then(|format| check_only(only, format))
-    .map_err(|error: Error| error.file(path))
-}
-
-/// Checks that a name has no options that another format driver alone knows.
-fn check_only(only: Option<Format>, format: Format) -> Result<Format> {
-    match only.filter(|only| *only != format) {
-        None => Ok(format),
-        Some(only) => Err(Error::usage(format!(
-            "the json: name has options of the {only} driver, and this is a {format} image"
-        ))),
-    }
-}
-
-/// The file that `name`, as it stands in the header of the image at `holder`, means: a path, `file:` or
-/// `json:`. Plain relative names start in the holder's directory; relative ones behind `file:` and `json:`
-/// in `working_directory`, that of the process that opens the image. Looks at no file.
-///
-/// ```
-/// use std::path::Path;
-/// use qcow::chain::{WorkingDirectory, resolve_name};
-/// let (holder, cwd) = (Path::new("/images/top.qcow2"), WorkingDirectory::At("/work".into()));
-/// assert_eq!(resolve_name(Path::new("base.raw"), holder, &cwd)?, Path::new("/images/base.raw"));
-/// assert_eq!(resolve_name(Path::new("file:base.raw"), holder, &cwd)?, Path::new("/work/base.raw"));
-/// # Ok::<(), qcow::Error>(())
-/// ```
-///
-/// # Errors
-/// [`Unsupported`](crate::ErrorKind::Unsupported) or [`Denied`](crate::ErrorKind::Denied) if it is the
-/// name of something that is not a local file; [`Corrupt`](crate::ErrorKind::Corrupt) if it is not
-/// understood.
-pub fn resolve_name(
-    name: &Path,
-    holder: &Path,
-    working_directory: &WorkingDirectory,
-) -> Result<PathBuf> {
-    let name = header_name(name)?;
-    if name.data_file.is_some() {
-        return Err(Error::unsupported(
-            "the name means more than a file: it says where a data file is",
-        ));
-    }
-    name.resolve(holder, working_directory)
-}
-
-/// The file that `name`, as the header of the image at `image` has it for its data file, means.
-///
-/// # Errors
-/// As [`local_path`].
-#[cfg(feature = "ops")]
-pub(crate) fn data_file_path(name: &[u8], image: &Path) -> Result<PathBuf> {
-    Ok(ImageName::data_file(name).beside(&local_path(image)?))
-}
-
-/// The data file of the image that a person calls `image`, which has this header; `None` if it has none.
-///
-/// # Errors
-/// As [`data_file::place`].
-#[cfg(feature = "ops")]
-pub(crate) fn data_file_of(area: &HeaderArea, image: &Path) -> Result<Option<PathBuf>> {
-    let name = ImageName::from_user(image)?;
-    data_file::place(area, &name.path, name.data_file.as_deref())
-}
-
-/// Whether `name`, as it stands in a header, means another file in every working directory of the process
-/// that opens the image: a relative name behind `file:` or `json:`.
-pub fn depends_on_process(name: &Path) -> bool {
-    header_name(name).is_ok_and(|name| name.depends_on_process())
-}
-
-fn header_name(name: &Path) -> Result<ImageName> {
-    use std::os::unix::ffi::OsStrExt;
-    ImageName::from_header(name.as_os_str().as_bytes())
-}
-
-/// How QEMU shows a backing file's name in full: names with a protocol as they are, relative ones
-/// with the directory of the image at `holder`.
-pub(crate) fn full_name(name: &Path, holder: &Path) -> PathBuf {
-    ImageName::shown(name).map_or_else(|| name.to_path_buf(), |name| name.beside(holder))
-}
-
-/// Takes QEMU's locks of a reader. A reader of a QCOW2 image relies on its tables, so that no other process may write
-/// to it; other processes may write to raw bytes meanwhile, as in QEMU, unless they keep them to themselves
-/// by an exclusive lock.
-fn lock_for_reading(file: &FileStorage, format: Format) -> Result<()> {
-    let forbids = match format {
-        Format::Qcow2 => Access::WRITE | Access::RESIZE,
-        Format::Raw => Access::empty(),
-    };
-    file.lock(Access::READ, forbids).map_err(|error| error.hint(Remedy::ShareRead))
-}
-
-/// Opens the active layer, without data files and without what is below it.
-pub(crate) fn open_active_layer(path: &Path, options: &OpenOptions) -> Result<Layer> {
-    let found = walk(Files::new(options), path, options).next();
-    let found = found.ok_or_else(|| Error::usage("no image given"))?;
-    layer_of(found.map_err(|broken| broken.error)?, options)
-}
-
-/// The layer that was found, within the limits of `options`.
-pub(crate) fn layer_of(found: LayerFound<FileStorage>, options: &OpenOptions) -> Result<Layer> {
-    let OpenOptions { policy, limits, .. } = options;
-    let active = found.depth == 0;
-    let layer = found.into_layer()?;
-    let check = || {
-        if active {
-            limits.check_size(layer.virtual_size())?;
-            layer.image().map_or(Ok(()), |image| policy.check_names(image))?;
-        }
-        limits.check(&layer)
-    };
-    check().map_err(|error| error.file(layer.path()))?;
-    Ok(layer)
 }
 
 impl Walked {
