@@ -6,7 +6,7 @@ use migrate::audit::{Report, Survey};
 use qcow::chain::Chain;
 use qcow::io::Replace;
 use qcow::ops::map::MapOptions;
-use qcow::{Error, Result};
+use qcow::{CancelToken, Error, Result};
 
 /// There is none.
 pub(crate) enum PictureFile {}
@@ -22,7 +22,7 @@ impl PictureFile {
             .hint("build it with the cargo feature 'pictures'"))
     }
 
-    pub(crate) fn map(&self, _: &Path, _: &Chain, _: &MapOptions) -> Result<()> {
+    pub(crate) fn map(&self, _: &Path, _: &Chain, _: &MapOptions, _: &CancelToken) -> Result<()> {
         match *self {}
     }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qcow::chain::{Format, OpenOptions, resolve_name};
-use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create, create_until};
-use qcow::ops::{Preallocation, Qcow2Options, TargetOptions};
+use qcow::ops::create::{Backing, CreateOptions, CreateOutcome, create_until};
+use qcow::ops::{Qcow2Options, TargetOptions};
 use qcow::{Error, Result};
 
 use crate::args::{ChainArgs, Common, ReplaceArgs, TrustArgs, exit_codes, format_parser, required};
@@ -104,25 +104,22 @@ impl Create {
             return self.run_like(source, &path);
         }
         let (options, given) = self.options(&items)?;
-        let outcome = if takes_long(&options.target) {
-            let operation = Operation::showing(When::Never)?;
-            Session::start(&self.common, plan(&path, &options))?;
-            operation.run(|_, cancel| create_until(&path, &options, cancel))?
-        } else {
-            Session::start(&self.common, plan(&path, &options))?;
-            create(&path, &options)?
-        };
+        let operation = Operation::showing(When::Never)?;
+        Session::start(&self.common, plan(&path, &options))?;
+        let outcome = operation.run(|_, cancel| create_until(&path, &options, cancel))?;
         self.print(&path, &options, given, &outcome)
     }
 
     /// Makes an empty target for `source` and proves it.
     fn run_like(&self, source: &Path, path: &Path) -> Result<(), Failure> {
+        // It is done sooner than anybody would stop it, but a signal does not leave half of it.
+        let operation = Operation::showing(When::Never)?;
         Session::start(&self.common, Plan::new().image(source).making(path))?;
         self.common.verbosity.opening(source, self.format);
         let open = self.open_options().format(self.format);
         let mut plan = migrate::target::plan(source, &open)?;
         plan.create.replace = self.replace.replace();
-        let (outcome, _proof) = migrate::target::prepare(&plan, path)?;
+        let (outcome, _proof) = operation.run(|_, _| migrate::target::prepare(&plan, path))?;
         report_not_carried(&self.common.verbosity, source, &outcome.not_carried_over);
         self.print(path, &plan.create, ImageOptions::of(&plan.create.target), &outcome)
     }
@@ -243,14 +240,5 @@ pub(crate) fn outputs(path: &Path, target: &TargetOptions) -> Plan {
             plan.making(&path.parent().map_or_else(|| name.clone(), |parent| parent.join(name)))
         }
         _ => plan,
-    }
-}
-
-/// Only writing zeros to a whole disk takes long enough for a user to interrupt it.
-fn takes_long(target: &TargetOptions) -> bool {
-    match target {
-        TargetOptions::Qcow2(qcow2) => qcow2.preallocation == Preallocation::Full,
-        TargetOptions::Raw(raw) => raw.preallocation == Preallocation::Full,
-        _ => true,
     }
 }

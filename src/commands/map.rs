@@ -16,8 +16,9 @@ use crate::left_out::warn_left_out;
 use crate::losses::warn_truncated;
 use crate::output::{OutputFormat, shown};
 use crate::picture::PictureFile;
+use crate::progress::When;
 use crate::sandbox::Plan;
-use crate::session::Session;
+use crate::session::{Operation, Session};
 use crate::size;
 
 /// Arguments of `map`.
@@ -87,13 +88,15 @@ impl MapCommand {
             Some(picture) => plan.making_late(picture),
             None => plan,
         };
+        // What is printed may end anywhere; a picture is there as a whole or not at all.
+        let operation = picture.is_some().then(|| Operation::showing(When::Never)).transpose()?;
         let session = Session::start(&self.common, plan)?;
         let chain = session.open_chain(&self.path, &open, &self.part)?;
         session.all_is_open()?;
         warn_left_out(&chain, self.common.format())?;
         let options = MapOptions::default().start(self.start_offset).max_length(self.max_length);
-        if let Some(picture) = picture {
-            return Ok(picture.map(&self.path, &chain, &options)?);
+        if let Some((picture, operation)) = picture.zip(operation) {
+            return operation.run(|_, cancel| picture.map(&self.path, &chain, &options, cancel));
         }
         let entries = map(&chain, &options);
         match self.common.format() {

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use migrate::audit::{Report, Survey};
-use qcow::Result;
 use qcow::chain::Chain;
 use qcow::io::Replace;
 use qcow::ops::begin;
 use qcow::ops::map::{MapOptions, map};
+use qcow::{CancelToken, Result};
 
 use super::{Bands, Caption, Graph, Kind, Picture, Tally, draw};
 use crate::losses::warn_truncated;
@@ -34,12 +34,19 @@ impl<'a> PictureFile<'a> {
     /// Draws where the parts of the disk of the image `name` come from.
     ///
     /// # Errors
-    /// What reading tables raises, and as [`begin`].
-    pub(crate) fn map(&self, name: &Path, chain: &Chain, options: &MapOptions) -> Result<()> {
+    /// `Interrupted`; what reading tables raises, and as [`begin`].
+    pub(crate) fn map(
+        &self,
+        name: &Path,
+        chain: &Chain,
+        options: &MapOptions,
+        cancel: &CancelToken,
+    ) -> Result<()> {
         let rest = chain.virtual_size().saturating_sub(options.start);
         let length = options.max_length.unwrap_or(u64::MAX).min(rest);
         let mut tally = Tally::new(options.start, length, chain.layers().len());
         for entry in map(chain, options) {
+            cancel.check()?;
             tally.add(&entry?);
         }
         warn_truncated(&chain.truncations()?);

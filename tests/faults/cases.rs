@@ -161,7 +161,16 @@ pub(crate) const CHANGES: [Case; 2] = [
 /// Those that give back space: free places, and then the end of the file.
 pub(crate) const SPARSIFIERS: [Case; 2] = [
     repairing("sparsify", "sparsify --threads 1 image", "wiped"),
-    repairing("sparsify --compact", "sparsify --threads 1 --compact image", "wiped"),
+    repairing("sparsify --compact", "sparsify --threads 1 --compact image", "gappy"),
+];
+
+/// Those that work in place, and leave the disk as it is.
+pub(crate) const IN_PLACE: [Case; 4] = [
+    repairing("snapshot -c", "snapshot -c s image", "sound"),
+    repairing("snapshot -d", "snapshot -d t image", "wiped"),
+    // To no backing file: an empty name.
+    repairing("rebase", "rebase --threads 1 -b  image", "over"),
+    repairing("bitmap --merge", "bitmap --threads 1 --merge other image b", "marked"),
 ];
 
 /// Writes into a file that exists.
@@ -173,8 +182,8 @@ pub(crate) const OVERWRITER: Case = Case {
 /// The case of this name.
 pub(crate) fn by_name(name: &str) -> &'static Case {
     static OTHERS: [Case; 1] = [OVERWRITER];
-    static CASES: [&[Case]; 7] =
-        [&MAKERS, &READERS, &REPAIRS, &CHANGES, &SPARSIFIERS, &SHARERS, &OTHERS];
+    static CASES: [&[Case]; 8] =
+        [&MAKERS, &READERS, &REPAIRS, &CHANGES, &SPARSIFIERS, &IN_PLACE, &SHARERS, &OTHERS];
     let mut cases = CASES.iter().copied().flatten();
     cases.find(|case| case.name == name).unwrap_or_else(|| panic!("no case '{name}'"))
 }

@@ -17,5 +17,6 @@ mod migrations;
 mod place;
 mod repairs;
 mod rescues;
+mod signals;
 mod stories;
 mod tracer;

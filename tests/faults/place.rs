@@ -59,6 +59,10 @@ impl Place {
             &["write -c -P 7 8k 4k".to_owned(), write("32k 12k"), "write -z 68k 4k".to_owned()],
         );
         fs::write(src.join("same.raw"), qemu::raw_of("qcow2", &top)).unwrap();
+        // As `top`, wherever it is copied.
+        let over = src.join("over");
+        qemu::overlay(&over, src.join("base").to_str().unwrap(), "qcow2", "cluster_size=4k", "");
+        qemu::qemu_io("qcow2", &over, &[write("32k 12k"), "write -z 68k 4k".to_owned()]);
         let marked = src.join("marked");
         fs::copy(&top, &marked).unwrap();
         qemu::qemu_img(&args!["bitmap", "--add", marked, "b"]);
@@ -244,6 +248,7 @@ fn damaged(src: &Path) {
     corrupt.save_as(src.join("corrupt"));
     scattered(src);
     wiped(src);
+    gappy(src);
     let mut uncounted = sound.clone();
     uncounted.set(usize::try_from(table).unwrap(), &[0; 8]);
     uncounted.save_as(src.join("uncounted"));
@@ -267,6 +272,19 @@ fn wiped(src: &Path) {
     qemu::qemu_img(&args!["snapshot", "-d", "s", path]);
     qemu::qemu_img(&args!["snapshot", "-c", "t", path]);
     qemu::qemu_io("qcow2", &path, &["write -P 8 244k 4k"]);
+}
+
+/// More free places before data and compressed clusters at the end than all tables take: they can move there.
+fn gappy(src: &Path) {
+    let path = src.join("gappy");
+    let content = src.join("content");
+    let write = |at: &str| format!("write -s {} {at}", content.display());
+    qemu::create(&path, "cluster_size=4k", "512k");
+    qemu::qemu_io("qcow2", &path, &[write("0 32k")]);
+    qemu::qemu_img(&args!["snapshot", "-c", "t", path]);
+    let then =
+        ["write -P 7 32k 160k", &write("192k 60k"), "write -c -P 5 300k 8k", "discard 32k 160k"];
+    qemu::qemu_io("qcow2", &path, &then);
 }
 
 /// Clusters of one sector: refcounts too low, leaks and lying flags in tables that are far from each other.

@@ -153,6 +153,8 @@ pub(crate) enum Fate {
     Killed,
     /// Something else happens just before it.
     Meanwhile,
+    /// The process is asked to stop just before it, by this signal.
+    Signalled(Signal),
 }
 
 /// When the process is to be disturbed, and how.
@@ -384,6 +386,7 @@ impl Tracer<'_> {
             Some(Fate::Short) => changed.rdx = registers.rdx.div_ceil(2),
             Some(Fate::Fails(_) | Fate::Killed) => changed.orig_rax = u64::MAX,
             Some(Fate::Meanwhile) => (self.world.meanwhile)(),
+            Some(Fate::Signalled(signal)) => drop(kill(self.main, signal)),
             None => {}
         }
         if fate.is_some() {

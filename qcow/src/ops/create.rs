@@ -115,7 +115,7 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<CreateOutcome> {
     create_until(path, options, &CancelToken::new())
 }
 
-/// [`create`] that can be stopped: writing zeros to a whole disk takes its time.
+/// [`create`] that can be stopped: reserving space for a whole disk, or writing zeros to it, takes its time.
 ///
 /// # Errors
 /// As [`create`], and [`Interrupted`](crate::ErrorKind::Interrupted); nothing is left then.
@@ -217,6 +217,7 @@ fn create_raw(
     if raw.first_block {
         write_zeros(&output, 0, size.min(FIRST_BLOCK), cancel)?;
     }
+    cancel.check()?;
     let warnings = output.publish()?;
     Ok(CreateOutcome { warnings, ..outcome(path, Format::Raw, size, size) })
 }
@@ -275,6 +276,7 @@ fn create_qcow2(
     let file_length =
         NewImage { placer, output: &output, cut: true }
             .finish(&mut sink, reserve, |finished| qcow2.header_area(size, finished, backing))?;
+    cancel.check()?;
     let warnings = target::publish(output, data_file)?;
     Ok(CreateOutcome { warnings, ..outcome(path, Format::Qcow2, size, file_length) })
 }
@@ -348,6 +350,7 @@ pub(super) struct ReserveSink<'a> {
 
 impl Sink for ReserveSink<'_> {
     fn metadata(&mut self, offset: HostOffset, bytes: &[u8]) -> Result<()> {
+        self.cancel.check()?;
         target::write_table(self.output, offset, bytes)
     }
 
