@@ -170,7 +170,7 @@ pub(crate) const IN_PLACE: [Case; 4] = [
     repairing("snapshot -d", "snapshot -d t image", "wiped"),
     // To no backing file: an empty name.
     repairing("rebase", "rebase --threads 1 -b  image", "over"),
-    repairing("bitmap --merge", "bitmap --threads 1 --merge other image b", "marked"),
+    repairing("bitmap --merge", "bitmap --threads 1 --merge b image other", "merged"),
 ];
 
 /// Writes into a file that exists.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fixtures::needs_qemu;
 use fixtures::pattern::Random;
 
-use super::cases::{Case, MAKERS, MANY_THREADS, REPAIRS, SPARSIFIERS};
+use super::cases::{CHANGES, Case, IN_PLACE, MAKERS, MANY_THREADS, REPAIRS, SPARSIFIERS};
 use super::place::{Golden, Place, Room, on_a_sample, on_threads, without_temporary};
 use super::repairs;
 use super::tracer::{Disturbance, Fate, can_trace};
@@ -63,7 +63,8 @@ fn killed_at_any_call_on_files_a_target_is_whole_or_as_it_was() {
         return;
     }
     let place = Place::new();
-    let cases: Vec<_> = MAKERS.iter().chain(&REPAIRS).chain(&SPARSIFIERS).collect();
+    let changing = REPAIRS.iter().chain(&CHANGES).chain(&SPARSIFIERS).chain(&IN_PLACE);
+    let cases: Vec<_> = MAKERS.iter().chain(changing).collect();
     let golden: Vec<_> = cases.iter().map(|case| (*case, Golden::of(&place, case))).collect();
     let mut points = Vec::new();
     for (case, golden) in &golden {
@@ -92,7 +93,7 @@ fn killed_at_any_moment_a_target_is_whole_or_as_it_was() {
     let (variable, usual) = MOMENTS;
     let wanted = std::env::var(variable).map_or(usual, |number| number.parse().expect("a number"));
     let place = Place::new();
-    let cases: Vec<_> = MANY_THREADS.iter().chain(&REPAIRS).collect();
+    let cases: Vec<_> = MANY_THREADS.iter().chain(&REPAIRS).chain(&IN_PLACE).collect();
     let golden: Vec<_> = cases.iter().map(|case| (*case, Golden::of(&place, case))).collect();
     let mut random = Random::new(0xdead);
     let mut below = |limit: usize| usize::try_from(random.below(limit as u64)).unwrap();

@@ -63,6 +63,11 @@ impl Place {
         let over = src.join("over");
         qemu::overlay(&over, src.join("base").to_str().unwrap(), "qcow2", "cluster_size=4k", "");
         qemu::qemu_io("qcow2", &over, &[write("32k 12k"), "write -z 68k 4k".to_owned()]);
+        let merged = src.join("merged");
+        fs::copy(&over, &merged).unwrap();
+        qemu::qemu_img(&args!["bitmap", "--add", merged, "b"]);
+        qemu::qemu_io("qcow2", &merged, &["write -P 4 8k 8k"]);
+        qemu::qemu_img(&args!["bitmap", "--add", merged, "other"]);
         let marked = src.join("marked");
         fs::copy(&top, &marked).unwrap();
         qemu::qemu_img(&args!["bitmap", "--add", marked, "b"]);
