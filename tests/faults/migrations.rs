@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use super::inject::{fates, must_be_survived};
 use super::place::{Place, Room, is_one_error, on_a_sample};
 use super::stories::{
-    DISK, End, Golden, STORIES, Story, begun, done_again, hosts, place, settle, traced,
-    without_litter,
+    DISK, End, Golden, STORIES, Story, begun, done_again, end_state, hosts, place, settle, traced,
+    transactions, without_litter,
 };
 use super::tracer::{Call, Disturbance, Fate, Traced, can_trace};
 
@@ -205,4 +205,67 @@ fn whenever_the_disk_goes_away_during_a_migration_all_or_nothing_moves() {
         points.len(),
         golden.len()
     );
+}
+
+/// What a run that was asked to stop leaves: all, or nothing, and nothing that is still to be ended if it began it.
+fn stopped(
+    story: &Story,
+    golden: &Golden,
+    room: &Room,
+    run: &Traced,
+    end: End,
+) -> Result<(), String> {
+    let said = |words: &&str| run.stderr.contains(words);
+    match run.ended {
+        Ok(0) => return end_state(story, golden, room),
+        Ok(143) if is_told(run) && ["interrupted", "stopped as asked"].iter().any(said) => {}
+        // Nothing was begun; or what is old enough is removed, one after the other, each as the journal has it.
+        Err(Signal::SIGTERM) if run.stderr.is_empty() || story.aged => {}
+        _ => return Err("did not say that it was stopped".to_owned()),
+    }
+    let begins = story.line.starts_with("migrate") || story.line.starts_with("prepare");
+    if begins && transactions(room)?.iter().any(|one| one["state"] == "open") {
+        return Err("was not rolled back".to_owned());
+    }
+    match settle(story, golden, room, end)? {
+        true => Ok(()),
+        false => done_again(story, golden, room),
+    }
+}
+
+#[test]
+fn stopped_at_any_call_of_a_migration_it_is_rolled_back_or_done() {
+    needs_qemu!();
+    if !can_trace() {
+        return;
+    }
+    let place = place();
+    let golden = golden(&place);
+    let mut points = Vec::new();
+    for (story, golden) in &golden {
+        // Between two calls that change something a few moments stand for all.
+        let wanted = |call: &&Call| {
+            call.changes_files() || call.name.ends_with("sync") || call.nth.is_multiple_of(8)
+        };
+        for call in golden.calls.iter().filter(on_disk).filter(wanted) {
+            let end = if points.len().is_multiple_of(2) { End::Rollback } else { End::Resume };
+            points.push((*story, golden, call, end));
+        }
+    }
+    let codes = Mutex::new(BTreeMap::new());
+    on_a_sample("signals to migrations", &points, |(story, golden, call, end)| {
+        let room = begun(&place, story);
+        let when = Disturbance::AtCall(call.name, call.nth, Fate::Signalled(Signal::SIGTERM));
+        let run = traced(&room, story.line, when);
+        *codes.lock().unwrap().entry(run.ended).or_insert(0) += 1;
+        stopped(story, golden, &room, &run, *end).map_err(|error| {
+            let (nth, name) = (call.nth, call.name);
+            format!(
+                "{}: {nth} {name}, {end:?}: {error}: {:?} {}",
+                story.name, run.ended, run.stderr
+            )
+        })
+    });
+    let codes = codes.into_inner().unwrap();
+    println!("asked to stop at {} calls of {} commands: {codes:?}", points.len(), golden.len());
 }
