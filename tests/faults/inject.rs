@@ -210,9 +210,11 @@ fn whatever_call_fails_a_repair_leaves_leaks_at_worst() {
 fn whatever_call_fails_while_space_is_given_back_the_disk_is_as_it_was() {
     needs_qemu!();
     if can_trace() {
-        // As above; where holes are not found, none are made; and how much space it takes is only told.
+        // As above; where holes are not found, none are made; and how much space it takes is only told. What is proven is
+        // read again and again, so that one read in three stands for its neighbours.
         every_call_fails(&Place::new(), &SPARSIFIERS, |call| {
-            !["fallocate", "ftruncate", "lseek", "statx"].contains(&call.name)
+            let one_of_many = call.name != "pread64" || call.nth.is_multiple_of(3);
+            one_of_many && !["fallocate", "ftruncate", "lseek", "statx"].contains(&call.name)
         });
     }
 }
