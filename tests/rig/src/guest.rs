@@ -183,13 +183,19 @@ impl<'a> Guest<'a> {
         serial.lines().find(|l| l.contains("BAD ") || l.contains("ERROR")).map(Into::into)
     }
 
-    /// Waits until it has reported `number` writes on a host, and found nothing wrong.
+    /// Waits until it has reported `number` writes on a host, and found nothing wrong: as long as it goes on writing,
+    /// however slowly a busy machine lets it.
     #[track_caller]
     pub fn wait_writes(&self, host: &Host, number: u32) {
-        wait_for(40, &format!("write {number} of {} on {}", self.name, host.name()), || {
-            assert_eq!(self.complaint(host), None, "{} on {}", self.name, host.name());
-            (self.writes(host) >= number).then_some(())
-        });
+        let mut writes = self.writes(host);
+        while writes < number {
+            let what = format!("write after {writes} of {} on {}", self.name, host.name());
+            writes = wait_for(40, &what, || {
+                assert_eq!(self.complaint(host), None, "{} on {}", self.name, host.name());
+                Some(self.writes(host)).filter(|now| *now > writes)
+            });
+        }
+        assert_eq!(self.complaint(host), None, "{} on {}", self.name, host.name());
     }
 
     /// Waits for 100 writes more than it has reported on a host.
