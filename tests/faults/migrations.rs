@@ -57,6 +57,11 @@ fn judge(
     } else if !FAILURES.contains(&code) || !is_told(run) {
         return Err("is not reported as one error".to_owned());
     }
+    ends_well(story, golden, room, end)
+}
+
+/// Whether what was begun can be ended, and all of it can be done after all if nothing was.
+fn ends_well(story: &Story, golden: &Golden, room: &Room, end: End) -> Result<(), String> {
     match settle(story, golden, room, end)? {
         true => Ok(()),
         false => done_again(story, golden, room),
@@ -154,13 +159,9 @@ fn killed_at_any_call_of_a_migration_all_or_nothing_moves() {
         let killed = Disturbance::AtCall(call.name, call.nth, Fate::Killed);
         let run = traced(&room, story.line, killed);
         let result = match run.ended {
-            Err(Signal::SIGKILL) => settle(story, golden, &room, *end),
+            Err(Signal::SIGKILL) => ends_well(story, golden, &room, *end),
             other => Err(format!("was not killed: {other:?}, {}", run.stderr)),
         };
-        let result = result.and_then(|done| match done {
-            true => Ok(()),
-            false => done_again(story, golden, &room),
-        });
         result.map_err(|error| {
             format!("{}: {} {}, {end:?}: {error}", story.name, call.nth, call.name)
         })
@@ -189,12 +190,8 @@ fn whenever_the_disk_goes_away_during_a_migration_all_or_nothing_moves() {
         let known = run.ended.is_ok_and(|code| code == 0 || FAILURES.contains(&code));
         let result = match known && (run.ended == Ok(0) || is_told(&run)) {
             false => Err("is not reported as one error".to_owned()),
-            true => settle(story, golden, &room, End::Rollback),
+            true => ends_well(story, golden, &room, End::Rollback),
         };
-        let result = result.and_then(|done| match done {
-            true => Ok(()),
-            false => done_again(story, golden, &room),
-        });
         result.map_err(|error| {
             let (nth, name) = (call.nth, call.name);
             format!("{}: {nth} {name}: {error}: {:?} {}", story.name, run.ended, run.stderr)
@@ -227,10 +224,7 @@ fn stopped(
     if begins && transactions(room)?.iter().any(|one| one["state"] == "open") {
         return Err("was not rolled back".to_owned());
     }
-    match settle(story, golden, room, end)? {
-        true => Ok(()),
-        false => done_again(story, golden, room),
-    }
+    ends_well(story, golden, room, end)
 }
 
 #[test]
