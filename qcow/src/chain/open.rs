@@ -30,7 +30,7 @@ pub(crate) fn open_file(
 /// afterwards whether it is still the one that was looked at.
 ///
 /// # Errors
-/// What keeps the backing chain from being opened: as [`Chain::open`]. A name, a format or a file that
+/// What keeps the backing chain from being opened: as [`Chain::open`](super::Chain::open). A name, a format or a file that
 /// is not for this crate to open ([`Unsupported`](crate::ErrorKind::Unsupported),
 /// [`Denied`](crate::ErrorKind::Denied)) says nothing about whether it is there.
 pub fn check_backing(path: &Path, options: &OpenOptions) -> Result<FileStorage> {

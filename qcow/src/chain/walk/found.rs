@@ -64,7 +64,7 @@ impl<F: Storage> LayerFound<F> {
     /// Size of the layer's disk in bytes, a multiple of 512.
     ///
     /// # Errors
-    /// [`Corrupt`](ErrorKind::Corrupt) if its name asks for a range that the file does not have.
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) if its name asks for a range that the file does not have.
     pub fn virtual_size(&self) -> Result<u64> {
         match &self.header {
             Some(area) => Ok(area.header.virtual_size()),

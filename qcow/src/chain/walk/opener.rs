@@ -14,7 +14,7 @@ pub trait Open {
     /// Opens the file that is called `path`. `depth` 0 is the active layer.
     ///
     /// # Errors
-    /// Why it could not be opened; [`Io`](ErrorKind::Io) with the system's own error where there is one, so
+    /// Why it could not be opened; [`Io`](crate::ErrorKind::Io) with the system's own error where there is one, so
     /// that a file that is gone can be told from others.
     fn open(&self, path: &Path, depth: usize) -> Result<Self::File>;
 
