@@ -7,11 +7,13 @@ use rig::{Disk, Rig};
 fn what_libvirt_refuses_is_refused_before_anything_is_made() {
     needs_migration!();
     let rig = Rig::shared();
+    // This machine has one place for such memory, whatever the host: its name is this process's alone.
+    let memory = format!("qcowtool-rig-{}", std::process::id());
+    let shmem = format!(
+        "<shmem name='{memory}' role='peer'><model type='ivshmem-plain'/><size unit='M'>1</size></shmem>"
+    );
     let devices = [
-        (
-            "shmem",
-            "<shmem name='s' role='peer'><model type='ivshmem-plain'/><size unit='M'>1</size></shmem>",
-        ),
+        ("shmem", shmem.as_str()),
         ("sound", "<sound model='virtio'/>"),
         (
             "crypto",
@@ -38,4 +40,5 @@ fn what_libvirt_refuses_is_refused_before_anything_is_made() {
         rig.a.virsh(["destroy", &trial.guest.name]).ok();
         trial.migrate(&[]).ok();
     }
+    let _ = std::fs::remove_file(std::path::Path::new("/dev/shm").join(memory));
 }
