@@ -59,7 +59,7 @@ impl Place {
             &["write -c -P 7 8k 4k".to_owned(), write("32k 12k"), "write -z 68k 4k".to_owned()],
         );
         fs::write(src.join("same.raw"), qemu::raw_of("qcow2", &top)).unwrap();
-        // As `top`, wherever it is copied.
+        // They find their backing file wherever they are copied.
         let over = src.join("over");
         qemu::overlay(&over, src.join("base").to_str().unwrap(), "qcow2", "cluster_size=4k", "");
         qemu::qemu_io("qcow2", &over, &[write("32k 12k"), "write -z 68k 4k".to_owned()]);
